@@ -1,0 +1,1 @@
+"""Algorithms, each a record of pure functions over arrays."""

@@ -1,0 +1,244 @@
+"""IMPALA: an actor-critic that learns off-policy from many actors by V-trace.
+
+Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
+
+Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); the gradient's norm is
+clipped on Atari too; lambda is Remark 2's and is 1 in the paper's experiments. Rows whose action the environment
+threw away (they close an episode) are no transitions: they neither learn nor let anything across.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, pmean
+from agents.networks import ActorCritic, LSTMState, stack_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's Atari settings (table G.1) by default."""
+
+    torso: Literal["mlp", "nature", "residual"] = "nature"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    lstm_size: int = 0  # 0: feed-forward
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+
+    unroll_length: int = 20  # T
+    batch_size: int = 32  # B, sequences in one update
+    discount: float = 0.99  # gamma
+    rho_bar: float = 1.0
+    c_bar: float = 1.0
+    lambda_: float = 1.0
+    baseline_cost: float = 0.5
+    entropy_cost: float = 0.01
+
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    learning_rate: float = 6e-4
+    epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
+    rmsprop_decay: float = 0.99
+    max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many steps; 0: constant
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step; empty where the config has no use for it."""
+
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
+    lstm: LSTMState | tuple[()]
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    baseline_cost: Any
+    entropy_cost: Any
+
+
+class State(NamedTuple):
+    params: Any
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class VTrace(NamedTuple):
+    targets: chex.Array  # v_s, [T, B]
+    advantages: chex.Array  # rho_s (r_s + gamma_s v_{s+1} - V(x_s)), [T, B]
+    rhos: chex.Array  # min(rho-bar, pi / mu), [T, B]
+
+
+def vtrace(
+    values: chex.Array,
+    rewards: chex.Array,
+    discounts: chex.Array,
+    log_ratios: chex.Array,
+    live: chex.Array,
+    rho_bar: float = 1.0,
+    c_bar: float = 1.0,
+    lambda_: float = 1.0,
+) -> VTrace:
+    """V-trace targets (section 4.1, eq. 1 and Remark 1) and policy-gradient advantages (section 4.2).
+
+    Args:
+      values: V(x_0) .. V(x_T), float32 [T+1, B].
+      rewards: r_s, which arrived with x_{s+1}, [T, B].
+      discounts: gamma_s, 0 where x_{s+1} is terminal, [T, B].
+      log_ratios: log pi(a_s | x_s) - log mu(a_s | x_s), [T, B].
+      live: 1 where row s is a transition, 0 where its action was thrown away, [T, B].
+      rho_bar, c_bar, lambda_: truncation levels, and lambda in c_i = lambda min(c_bar, ratio) (Remark 2).
+
+    Returns:
+      VTrace; no gradient passes through it. A dead row's target is its own value, its advantage 0.
+    """
+    ratios = live * jnp.exp(log_ratios)  # 0 on dead rows: no error there, and no trace across
+    rhos = jnp.minimum(rho_bar, ratios)
+    cs = lambda_ * jnp.minimum(c_bar, ratios)
+    deltas = rhos * (rewards + discounts * values[1:] - values[:-1])
+
+    def backwards(correction, row):
+        delta, discount, c = row
+        correction = delta + discount * c * correction  # v_s - V(x_s)
+        return correction, correction
+
+    _, corrections = jax.lax.scan(backwards, jnp.zeros_like(values[-1]), (deltas, discounts, cs), reverse=True)
+    targets = jnp.concatenate([values[:-1] + corrections, values[-1:]])
+    advantages = rhos * (rewards + discounts * targets[1:] - values[:-1])
+    return jax.lax.stop_gradient(VTrace(targets[:-1], advantages, rhos))
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, or a network that does not fit the observation.
+    """
+    if not isinstance(spec.actions, DiscreteActions):
+        raise ValueError("impala needs discrete actions; this environment's are continuous")
+    shape, stack = spec.observation_shape, config.frame_stack
+    if config.torso != "mlp" and len(shape) != 2:
+        raise ValueError(f"torso={config.torso} needs frames [height, width], not observations {shape}; use torso=mlp")
+    if stack > 1 and len(shape) != 2:
+        raise ValueError(f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1")
+
+    network = ActorCritic(
+        torso=config.torso,
+        num_actions=spec.actions.num_actions,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        lstm_size=config.lstm_size,
+        dtype=jnp.dtype(config.dtype),
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm),
+        optax.scale_by_adam(eps=config.epsilon)
+        if config.optimizer == "adam"
+        else optax.scale_by_rms(config.rmsprop_decay, config.epsilon),
+    )
+    steps_per_update = config.unroll_length * config.batch_size
+
+    def memory(num_envs: int) -> Memory:
+        frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
+        return Memory(frames, network.initial_state(num_envs))
+
+    def unroll(params, observation, first, memory):
+        """observation [T, B, ...], first [T, B] -> logits [T, B, A], values [T, B], memory after the last row."""
+        frames = memory.frames
+        if frames is not None:
+            observation, frames = stack_frames(frames, observation, first)
+        elif config.torso != "mlp":
+            observation = observation[..., None]
+        logits, values, lstm = network.apply(params, observation, first, memory.lstm)
+        return logits, values, Memory(frames, lstm)
+
+    def init(key: jax.Array) -> State:
+        batch = memory(1)
+        observation = jnp.zeros((1, 1, *shape), spec.observation_dtype)
+        first = jnp.ones((1, 1), bool)
+        if batch.frames is not None:
+            observation, _ = stack_frames(batch.frames, observation, first)
+        elif config.torso != "mlp":
+            observation = observation[..., None]
+        params = network.init(key, observation, first, batch.lstm)
+        hypers = Hypers(config.learning_rate, config.discount, config.baseline_cost, config.entropy_cost)
+        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+
+    def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        logits, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
+        return jax.random.categorical(key, logits[0]).astype(jnp.int32), {"logits": logits[0]}, memory
+
+    def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        logits, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
+        return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), {}, memory
+
+    def loss(params, hypers: Hypers, sample: Sample):
+        steps = sample.steps
+        logits, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
+        logits, actions, mu_logits = logits[:-1], steps.action[:-1], steps.extras["logits"][:-1]
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+
+        def log_prob(logits):
+            return jnp.take_along_axis(jax.nn.log_softmax(logits), actions[..., None], axis=-1)[..., 0]
+
+        v = vtrace(
+            jax.lax.stop_gradient(values),
+            steps.reward[:-1],
+            hypers.discount * steps.discount[:-1],
+            jax.lax.stop_gradient(log_prob(logits)) - log_prob(mu_logits),
+            live,
+            config.rho_bar,
+            config.c_bar,
+            config.lambda_,
+        )
+        over_batch = jax.vmap(rlax.policy_gradient_loss, in_axes=1)
+        policy_loss = over_batch(logits, actions, v.advantages, live).mean()
+        entropy = -jax.vmap(rlax.entropy_loss, in_axes=1)(logits, live).mean()
+        baseline_loss = 0.5 * jnp.mean(live * jnp.square(v.targets - values[:-1]))
+        total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
+        metrics = {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "baseline_loss": baseline_loss,
+            "entropy": entropy,
+            "value": values.mean(),
+            "rho": v.rhos.mean(),
+        }
+        # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
+        return total * steps_per_update, metrics
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
+        gradient, metrics = pmean((gradient, metrics))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        learning_rate = state.hypers.learning_rate
+        if config.decay_env_steps:
+            learning_rate *= jnp.maximum(0.0, 1.0 - state.step * (steps_per_update / config.decay_env_steps))
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
+        metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
+        return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: state.params,
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )

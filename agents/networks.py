@@ -1,0 +1,204 @@
+"""Networks: torsos, recurrent core and heads, and the stacking of frames.
+
+Sizes in the shapes below: T rows of time, B environments, N = T * B, S stacked frames, A actions. Parameters are
+always float32; `dtype` is what the arithmetic is done in.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+ACTIVATIONS = {'tanh': nn.tanh, 'relu': nn.relu}
+ORTHOGONAL = nn.initializers.orthogonal(2**0.5)
+
+
+def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) -> tuple[chex.Array, chex.Array]:
+    """Stacks the S newest frames of each row's own episode, as EnvPool does (Mnih et al. 2015, 10.1038/nature14236).
+
+    At an episode's first row the whole stack is that row's frame; no frame of an earlier episode is ever seen.
+
+    Args:
+        previous: uint8 [B, S-1, H, W], the frames before row 0, oldest first, as this function returned them. Its
+            content is free where `first[0]` is true.
+        frames: uint8 [T, B, H, W].
+        first: bool [T, B], the row opens an episode.
+
+    Returns:
+        uint8 [T, B, H, W, S], oldest first, and the `previous` of the next call.
+    """
+    rows, lags = frames.shape[0], previous.shape[1]
+    past = jnp.concatenate([jnp.moveaxis(previous, 1, 0), frames])
+    stack, opened = [frames], jnp.zeros_like(first)
+    for lag in range(1, lags + 1):
+        # Did the episode open less than `lag` rows ago? Then the row `lag` rows ago is not its own, and the frame one
+        # lag later, by induction the episode's first, stands in. `previous` was filled in this way when its episode
+        # opened, so that openings before row 0 need not be known.
+        opened |= jnp.pad(first, ((lag - 1, 0), (0, 0)))[:rows]
+        stack.append(jnp.where(opened[:, :, None, None], stack[-1], past[lags - lag : lags - lag + rows]))
+    stack.reverse()
+    newest = [frame[-1] for frame in stack[1:]]
+    return jnp.stack(stack, axis=-1), jnp.stack(newest, axis=1) if newest else previous
+
+
+class Conv(nn.Module):
+    """A convolution without padding ('VALID') or with ('SAME'): [N, H, W, C] -> [N, H', W', features].
+
+    A strided one is computed as space-to-depth followed by a convolution of stride 1: the same sums, but XLA's CPU
+    backend differentiates a strided convolution with respect to its input 6 times more slowly. Free on a GPU.
+    """
+
+    features: int
+    size: int
+    stride: int = 1
+    padding: str = 'VALID'
+    kernel_init: nn.initializers.Initializer = ORTHOGONAL
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        n, h, w, c = x.shape
+        s, k = self.stride, self.size // self.stride
+        kernel = self.param('kernel', self.kernel_init, (self.size, self.size, c, self.features))
+        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        if s > 1:
+            x = x.reshape(n, h // s, s, w // s, s, c).swapaxes(2, 3).reshape(n, h // s, w // s, s * s * c)
+            kernel = kernel.reshape(k, s, k, s, c, -1).swapaxes(1, 2).reshape(k, k, s * s * c, -1)
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        y = jax.lax.conv_general_dilated(x, kernel, (1, 1), self.padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        return y + bias
+
+
+class MLPTorso(nn.Module):
+    """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]]."""
+
+    hidden_sizes: Sequence[int] = (64, 64)
+    activation: str = 'tanh'
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        x = x.reshape(x.shape[0], -1).astype(self.dtype)
+        for size in self.hidden_sizes:
+            x = ACTIVATIONS[self.activation](nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x))
+        return x
+
+
+class NatureTorso(nn.Module):
+    """DQN's convolutions (Mnih et al. 2015, 10.1038/nature14236): uint8 [N, 84, 84, S] -> [N, 512]."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        x = x.astype(self.dtype) / 255
+        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            x = nn.relu(Conv(features, size, stride, dtype=self.dtype)(x))
+        x = x.reshape(x.shape[0], -1)
+        return nn.relu(nn.Dense(512, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
+
+
+class ResidualTorso(nn.Module):
+    """IMPALA's deep residual network (Espeholt et al. 2018, fig. 3, arxiv.org/abs/1802.01561), less its LSTM.
+
+    uint8 [N, H, W, S] -> [N, 256]. Weights start as the paper's code has them, at variance 1 / fan-in.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        def conv(features, x):
+            init = nn.initializers.lecun_normal()
+            return Conv(features, 3, padding='SAME', kernel_init=init, dtype=self.dtype)(x)
+
+        x = x.astype(self.dtype) / 255
+        for features in (16, 32, 32):
+            x = nn.max_pool(conv(features, x), (3, 3), (2, 2), 'SAME')
+            for _ in range(2):
+                x = x + conv(features, nn.relu(conv(features, nn.relu(x))))
+        x = nn.relu(x).reshape(x.shape[0], -1)
+        return nn.relu(nn.Dense(256, dtype=self.dtype)(x))
+
+
+class LSTMState(NamedTuple):
+    """Both float32 [B, size]."""
+
+    hidden: chex.Array
+    cell: chex.Array
+
+
+class LSTM(nn.Module):
+    """Long short-term memory, reset where an episode opens (Hochreiter & Schmidhuber 1997, 10.1162/neco.1997.9.8.1735).
+
+    The forget gate's bias starts at 1 (Jozefowicz et al. 2015, proceedings.mlr.press/v37/jozefowicz15.html).
+    """
+
+    size: int
+    dtype: Any = jnp.float32
+
+    def initial_state(self, batch: int) -> LSTMState:
+        """Zeros, [batch, size]."""
+        return LSTMState(jnp.zeros((batch, self.size)), jnp.zeros((batch, self.size)))
+
+    @nn.compact
+    def __call__(self, state: LSTMState, x: chex.Array, first: chex.Array) -> tuple[LSTMState, chex.Array]:
+        """Unrolls x [T, B, F], zeroing the state before each row that is `first` [T, B]: -> state, [T, B, size]."""
+
+        def init_bias(key, shape, dtype):
+            return jnp.zeros(shape, dtype).at[self.size : 2 * self.size].set(1.0)
+
+        def init_recurrent(key, shape):
+            orthogonal = nn.initializers.orthogonal()
+            return jnp.concatenate([orthogonal(k, (self.size, self.size)) for k in jax.random.split(key, 4)], axis=1)
+
+        kernel = self.param('recurrent', init_recurrent, (self.size, 4 * self.size)).astype(self.dtype)
+        # The inputs' share of the gates needs no recurrence: one large product here, not T small ones in the scan.
+        gates = nn.Dense(4 * self.size, dtype=self.dtype, bias_init=init_bias, name='input')(x)
+
+        def step(state, row):
+            gates, first = row
+            state = jax.tree.map(lambda s: jnp.where(first[:, None], 0.0, s), state)
+            gates = (gates + state.hidden.astype(self.dtype) @ kernel).astype(jnp.float32)
+            i, f, g, o = jnp.split(gates, 4, axis=-1)
+            cell = nn.sigmoid(f) * state.cell + nn.sigmoid(i) * nn.tanh(g)
+            state = LSTMState(nn.sigmoid(o) * nn.tanh(cell), cell)
+            return state, state.hidden
+
+        return jax.lax.scan(step, state, (gates, first))
+
+
+class ActorCritic(nn.Module):
+    """Policy and value heads on a shared torso ('mlp', 'nature' or 'residual') and an optional LSTM."""
+
+    torso: str
+    num_actions: int
+    hidden_sizes: Sequence[int] = (64, 64)
+    lstm_size: int = 0
+    activation: str = 'tanh'
+    dtype: Any = jnp.float32
+
+    def initial_state(self, batch: int) -> LSTMState | tuple[()]:
+        """The LSTM's state before an episode; empty without an LSTM."""
+        return LSTM(self.lstm_size, parent=None).initial_state(batch) if self.lstm_size else ()
+
+    @nn.compact
+    def __call__(self, observation: chex.Array, first: chex.Array, lstm_state: Any) -> tuple[chex.Array, chex.Array, Any]:
+        """[T, B, ...], bool [T, B], state -> float32 logits [T, B, A], float32 value [T, B], state after the last row."""
+        torso = {
+            'mlp': lambda: MLPTorso(self.hidden_sizes, self.activation, self.dtype),
+            'nature': lambda: NatureTorso(self.dtype),
+            'residual': lambda: ResidualTorso(self.dtype),
+        }[self.torso]()
+        # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
+        rows, batch = observation.shape[:2]
+        x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
+        if self.lstm_size:
+            lstm_state, x = LSTM(self.lstm_size, self.dtype)(lstm_state, x, first)
+        x = x.astype(jnp.float32)
+        logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name='policy')(x)
+        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name='value')(x)
+        return logits, value[..., 0], lstm_state

@@ -1,0 +1,38 @@
+"""Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
+
+from environments.environment import Environment, Episodes
+
+__all__ = ["Environment", "Episodes", "make"]
+
+
+def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_threads: int = 0) -> Environment:
+    """`num_envs` environments called `name`.
+
+    Args:
+      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `MaskedCartPole-v1`, `Counting-v0`.
+      num_envs: how many, stepped together.
+      seed: fixes every episode; give each actor its own.
+      evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
+      num_threads: EnvPool's threads; 0 is one a core.
+
+    Raises:
+      ValueError: an unknown environment or an unsupported space, in one line.
+    """
+    # Imported here: a run loads the one backend that it uses.
+    if name.startswith("gymnasium:"):
+        from environments.gymnasium import GymnasiumEnvironment
+
+        return GymnasiumEnvironment(name.removeprefix("gymnasium:"), num_envs, seed)
+    if name == "Counting-v0":
+        from environments.counting import CountingEnvironment
+
+        return CountingEnvironment(num_envs)
+    from environments import envpool
+
+    if name == "MaskedCartPole-v1":
+        from environments.masked import PositionsOnly
+
+        return PositionsOnly(envpool.EnvPoolEnvironment("CartPole-v1", num_envs, seed, num_threads=num_threads))
+    return envpool.EnvPoolEnvironment(
+        name, num_envs, seed, clip_rewards=not evaluation, num_threads=num_threads
+    )

@@ -1,0 +1,98 @@
+"""EnvPool: C++ environments vectorised over CPU cores (https://arxiv.org/abs/2206.10558)."""
+
+import contextlib
+import difflib
+import os
+import warnings
+from typing import Any
+
+import envpool
+import gymnasium
+import numpy as np
+
+from agents.agent import EnvironmentSpec
+from environments.environment import Environment, flatten_observation
+from environments.spaces import action_spec, observation_spec
+
+# The standard Atari protocol (Mnih et al. 2015) with two stated choices: the minimal action set, and no sticky
+# actions (no-op starts are the source of randomness). Frames come one by one: agents stack them, so that a stored
+# step holds one. Episodes end at game over, not at a lost life.
+ATARI = {
+    "img_height": 84,
+    "img_width": 84,
+    "gray_scale": True,
+    "frame_skip": 4,
+    "noop_max": 30,
+    "stack_num": 1,
+    "episodic_life": False,
+    "full_action_space": False,
+    "repeat_action_probability": 0.0,
+}
+
+
+def is_atari(name: str) -> bool:
+    return "full_action_space" in _default_config(name)
+
+
+def _default_config(name: str) -> dict[str, Any]:
+    if name not in envpool.list_all_envs():
+        near = difflib.get_close_matches(name, envpool.list_all_envs(), n=3, cutoff=0.5)
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ValueError(f"unknown environment {name!r}{hint} (gymnasium:ID names one of Gymnasium's)")
+    with quiet():
+        spec = envpool.make_spec(name)
+    return spec.config._asdict()
+
+
+@contextlib.contextmanager
+def quiet():
+    """EnvPool's spaces warn, at every make, about bounds that float32 rounds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class EnvPoolEnvironment(Environment):
+    """A synchronous pool: every environment steps, in the order of its index.
+
+    EnvPool resets on the next step by itself, which is the contract of Environment. Only Atari's rewards are ever
+    clipped, by EnvPool's own `reward_clip`, which keeps the raw one in `info`.
+    """
+
+    def __init__(self, name: str, num_envs: int, seed: int, *, clip_rewards: bool = False, num_threads: int = 0):
+        self.num_envs = num_envs
+        atari = is_atari(name)
+        options = dict(ATARI, reward_clip=clip_rewards) if atari else {}
+        threads = num_threads or min(num_envs, os.cpu_count() or 1)
+        with quiet():
+            self._pool = envpool.make(
+                name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
+            )
+            observation_space, action_space = self._pool.observation_space, self._pool.action_space
+        self._raw_reward = "reward" if atari else None
+        self._squeeze = atari
+        shape, dtype = observation_spec(observation_space)
+        self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
+        self._dtype = dtype
+        self.spec = EnvironmentSpec(shape[1:] if atari else shape, dtype, action_spec(action_space))
+        self._action_dtype = action_space.dtype
+
+    def _observe(self, observation: Any) -> np.ndarray:
+        if self._dict:
+            return flatten_observation(observation, self.num_envs)
+        if self._squeeze:
+            return observation[:, 0]
+        return observation if observation.dtype == self._dtype else observation.astype(self._dtype)
+
+    def _reset(self) -> np.ndarray:
+        return self._observe(self._pool.reset()[0])
+
+    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+        if action.dtype != self._action_dtype:
+            action = action.astype(self._action_dtype)
+        observation, reward, terminated, truncated, info = self._pool.step(action)
+        raw = info[self._raw_reward] if self._raw_reward else reward
+        return self._observe(observation), reward.astype(np.float32, copy=False), raw, terminated, truncated
+
+    def close(self) -> None:
+        self._pool.close()

@@ -1,0 +1,27 @@
+"""CartPole without velocities: a small task that needs memory."""
+
+from typing import Any
+
+import numpy as np
+
+from agents.agent import EnvironmentSpec
+from environments.environment import Environment
+
+
+class PositionsOnly(Environment):
+    """`MaskedCartPole-v1`: CartPole-v1 that shows the cart's position and the pole's angle, not their velocities."""
+
+    def __init__(self, cartpole: Environment):
+        self._cartpole = cartpole
+        self.num_envs = cartpole.num_envs
+        self.spec = EnvironmentSpec((2,), cartpole.spec.observation_dtype, cartpole.spec.actions)
+
+    def _reset(self) -> np.ndarray:
+        return self._cartpole._reset()[:, ::2]
+
+    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+        observation, *rest = self._cartpole._step(action, resets)
+        return observation[:, ::2], *rest
+
+    def close(self) -> None:
+        self._cartpole.close()

@@ -1,0 +1,39 @@
+"""What a run is set to where its command line is silent: one entry per agent and kind of environment.
+
+The first entry whose pattern (shell style) matches the environment's name is taken; `run` holds fields of Run,
+`config` fields of the agent's Config.
+"""
+
+import fnmatch
+from typing import Any, NamedTuple
+
+
+class Preset(NamedTuple):
+    pattern: str
+    run: dict[str, Any]
+    config: dict[str, Any]
+
+
+ADAM = {"optimizer": "adam", "epsilon": 1e-5}
+SMALL = {"torso": "mlp", "frame_stack": 1}
+
+PRESETS = {
+    "impala": [
+        Preset(
+            "CartPole-v1",
+            {"max_env_steps": 500_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20},
+            SMALL | ADAM | {"batch_size": 32, "learning_rate": 2e-3, "entropy_cost": 0.01, "max_gradient_norm": 300.0},
+        ),
+        Preset(
+            "*-v5",  # Atari
+            {"max_env_steps": 5_000_000, "num_actors": 2, "envs_per_actor": 16, "eval_episodes": 10},
+            ADAM | {"batch_size": 16, "learning_rate": 6e-4, "entropy_cost": 0.01},
+        ),
+        Preset("*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM),
+    ],
+}
+
+
+def find(agent: str, env: str) -> Preset:
+    """The preset of an agent in an environment."""
+    return next(preset for preset in PRESETS[agent] if fnmatch.fnmatchcase(env, preset.pattern))

@@ -1,0 +1,207 @@
+"""A run: everything that a command line decides, as data; from flags, to LOGDIR/config.json and back."""
+
+import dataclasses
+import difflib
+import importlib
+import json
+import pathlib
+import typing
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import environments
+from agents.agent import Agent, EnvironmentSpec
+from launchers import presets
+
+AGENTS = {"impala": "agents.impala"}
+
+# What a resumed run may be given anew; all else makes another run of it.
+FREE = {"max_env_steps", "placement", "actor_backend", "eval_episodes", "eval_period", "checkpoint_seconds"}
+
+
+class UsageError(ValueError):
+    """Something the person at the command line can mend: one line, exit code 2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The settings of a run; each but `config` is a flag of its name."""
+
+    agent: str
+    env: str
+    seed: int
+    max_env_steps: int  # the run ends when the learner has consumed so many
+    num_actors: int
+    envs_per_actor: int
+    placement: str
+    actor_backend: str
+    eval_episodes: int
+    eval_period: int  # environment steps from one evaluation to the next
+    checkpoint_seconds: float
+    publish_period: int  # updates from one publication of parameters to the next
+    config: Any  # the agent's Config
+
+    def make_agent(self, spec: EnvironmentSpec) -> Agent:
+        """The agent; the same in every role.
+
+        Raises:
+          UsageError: it does not fit the environment.
+        """
+        try:
+            return agent_module(self.agent).make(self.config, spec)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
+        """Environments with seeds of their own for each role and task."""
+        try:
+            return environments.make(self.env, num_envs, self.seed_of(role, task), evaluation=evaluation)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def seed_of(self, role: str, task: int = 0) -> int:
+        """A seed for one role's task, a non-negative int32 unlike any other's."""
+        entropy = [self.seed, *role.encode(), task]
+        return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def nearest(name: str, names: typing.Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
+
+
+def agent_module(name: str) -> ModuleType:
+    if name not in AGENTS:
+        raise UsageError(f"unknown agent {name!r}{nearest(name, AGENTS)}")
+    return importlib.import_module(AGENTS[name])
+
+
+def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict[str, Any]) -> Run:
+    """The run of an agent in an environment: the preset's settings, then the overrides that are not None.
+
+    Raises:
+      UsageError: an unknown agent, field or a value out of range.
+    """
+    module = agent_module(agent)
+    preset = presets.find(agent, env)
+    settings = {
+        "agent": agent,
+        "env": env,
+        "seed": 0,
+        "placement": "threads",
+        "actor_backend": "cpu",
+        "checkpoint_seconds": 600.0,
+        "publish_period": 1,
+    }
+    settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
+    settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
+    config = preset.config | config_overrides
+    config.setdefault("decay_env_steps", settings["max_env_steps"])
+    run = Run(config=module.Config(**check_types(module.Config, config)), **settings)
+    check(run)
+    return run
+
+
+def check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
+    """`values` with the types that the fields of `config_class` declare.
+
+    Raises:
+      UsageError: an unknown field, or a value that is none of its field's.
+    """
+    hints = typing.get_type_hints(config_class)
+    return {name: _convert(name, value, hints) for name, value in values.items()}
+
+
+def _convert(name: str, value: Any, hints: dict[str, Any]) -> Any:
+    if name not in hints:
+        raise UsageError(f"unknown config field {name!r}{nearest(name, hints)}")
+    hint = hints[name]
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    try:
+        if origin is typing.Literal:
+            if value not in arguments:
+                raise UsageError(f"config.{name} is one of {', '.join(map(str, arguments))}, not {value!r}")
+            return value
+        if origin is tuple:
+            return tuple(arguments[0](item) for item in value)
+        if hint is bool and isinstance(value, str):
+            return {"true": True, "false": False}[value.lower()]
+        if hint is int and isinstance(value, str | float):
+            if float(value) != int(float(value)):
+                raise ValueError
+            return int(float(value))
+        return hint(value)
+    except (TypeError, ValueError, KeyError) as error:
+        if isinstance(error, UsageError):
+            raise
+        kind = getattr(hint, "__name__", str(hint))
+        raise UsageError(f"config.{name} takes a value of type {kind}, not {value!r}") from error
+
+
+def check(run: Run) -> None:
+    """Raises UsageError if a number is out of range or two do not fit."""
+    for field in dataclasses.fields(run):
+        value = getattr(run, field.name)
+        if field.type in ("int", int) and field.name != "seed" and value < 1:
+            raise UsageError(f"--{field.name} must be at least 1, not {value}")
+    if run.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, not {run.seed}")
+    if run.config.batch_size % run.envs_per_actor:
+        raise UsageError(
+            f"config.batch_size={run.config.batch_size} is no multiple of --envs_per_actor={run.envs_per_actor}: "
+            "an update takes whole blocks of an actor's environments"
+        )
+
+
+def save(run: Run, logdir: pathlib.Path) -> None:
+    """Writes LOGDIR/config.json, or checks that it is this run's.
+
+    Raises:
+      UsageError: the logdir cannot be written or belongs to another run.
+    """
+    path = logdir / "config.json"
+    try:
+        logdir.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            different = _differences(json.loads(path.read_text()), json.loads(json.dumps(run.to_json())))
+            if different:
+                raise UsageError(
+                    f"{logdir} holds another run ({'; '.join(different)}): choose another --logdir or the same settings"
+                )
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(run.to_json(), indent=2) + "\n")
+        temporary.rename(path)
+    except OSError as error:
+        raise UsageError(f"cannot write to --logdir {logdir}: {error.strerror}") from error
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    flat = [
+        {k: v for k, v in run.items() if k not in FREE and k != "config"}
+        | {f"config.{k}": v for k, v in run["config"].items() if k != "decay_env_steps"}
+        for run in (old, new)
+    ]
+    return [f"{k} is {flat[0].get(k)}, not {flat[1].get(k)}" for k in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(k) != flat[1].get(k)]
+
+
+def load(logdir: pathlib.Path) -> Run:
+    """The run of LOGDIR/config.json.
+
+    Raises:
+      UsageError: there is none, or it is not one of this version's.
+    """
+    try:
+        settings = json.loads((logdir / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
+    module = agent_module(settings["agent"])
+    config = module.Config(**check_types(module.Config, settings.pop("config")))
+    try:
+        return Run(config=config, **settings)
+    except TypeError as error:
+        raise UsageError(f"{logdir}/config.json was written by another version: {error}") from error

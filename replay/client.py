@@ -1,0 +1,25 @@
+"""Reaching a replay server."""
+
+import reverb
+
+
+class ReplayUnavailable(ConnectionError):
+    """A replay server did not answer."""
+
+
+def connect(address: str, timeout: float = 60.0) -> reverb.Client:
+    """A client of the server at `address` (host:port), once it answers.
+
+    From then on Reverb's writers and samplers outlive a restart of the server by themselves: they wait.
+
+    Raises:
+      ReplayUnavailable: no answer within `timeout` seconds.
+    """
+    client = reverb.Client(address)
+    try:
+        client.server_info(timeout=max(1, int(timeout)))
+    except reverb.errors.DeadlineExceededError as error:
+        raise ReplayUnavailable(
+            f"the replay server at {address} did not answer in {timeout:.0f} s: is it running, and is --replay right?"
+        ) from error
+    return client

@@ -1,0 +1,58 @@
+"""The variable container: parameters on their way from the learner to the actors, in a Reverb table of size one."""
+
+import time
+from typing import Any
+
+import numpy as np
+import reverb
+
+from replay.client import ReplayUnavailable
+from replay.items import Structure, Version
+from replay.server import VARIABLES
+
+
+class VariableContainer:
+    """`push` replaces the parameters, `pull` reads the newest; from any number of threads, processes and hosts."""
+
+    def __init__(self, client: reverb.Client, structure: Structure):
+        """`structure`: of (Version, params), as `params_structure` gives it.
+
+        Raises:
+          ValueError: the server has no such table, or one for other parameters (another config or environment).
+        """
+        self._client, self._structure = client, structure
+        info = client.server_info(timeout=60).get(VARIABLES)
+        if info is None or info.max_size != 1:
+            raise ValueError(f"the replay server has no table {VARIABLES!r} of size one: it serves another project")
+        theirs = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in info.signature]
+        ours = [(leaf.shape, leaf.dtype.type) for leaf in structure.leaves]
+        if theirs != ours:
+            raise ValueError("the replay server holds another agent's parameters: it belongs to another config")
+        self._writer = None
+
+    def push(self, version: Version, params: Any) -> None:
+        """Publishes `params` (a pytree of arrays) and returns when the table holds them."""
+        if self._writer is None:  # opened late: most containers only pull
+            self._writer = self._client.trajectory_writer(num_keep_alive_refs=1)
+        version = Version(*(np.int64(count) for count in version))
+        self._writer.append(self._structure.flatten((version, params)))
+        self._writer.create_item(VARIABLES, 1.0, [column[-1] for column in self._writer.history])
+        self._writer.flush()
+
+    def wait(self, timeout: float = 300.0) -> None:
+        """Returns once something was pushed.
+
+        Raises:
+          ReplayUnavailable: nothing was within `timeout` seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while not self._client.server_info(timeout=60)[VARIABLES].current_size:
+            if time.monotonic() > deadline:
+                raise ReplayUnavailable(f"no learner published parameters within {timeout:.0f} s: is one running?")
+            time.sleep(0.05)
+
+    def pull(self) -> tuple[Version, Any]:
+        """The newest (version, params): one fresh sample, no prefetching. Waits if nothing was ever pushed."""
+        (sample,) = self._client.sample(VARIABLES, num_samples=1, emit_timesteps=False)
+        version, params = self._structure.unflatten(sample.data)
+        return Version(*(int(count) for count in version)), params

@@ -1,0 +1,1 @@
+"""The loops: actor, learner and evaluator; devices, checkpoints and metrics."""

@@ -1,0 +1,79 @@
+"""The actor: steps environments with the newest parameters and writes what happens."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents.agent import Agent, Step
+from environments.environment import Environment
+from replay.variables import VariableContainer
+from replay.writer import BlockWriter
+
+
+def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., Any]:
+    """`act` with a step count, from which each step's key is made: (params, key, count, timestep, memory) on `device`.
+
+    Give all actors of a process the same one: it is traced and compiled once.
+    """
+
+    def act_at(params, key, count, timestep, memory):
+        return act(params, jax.random.fold_in(key, count), timestep, memory)
+
+    compiled = jax.jit(act_at)
+
+    def call(*args):
+        with jax.default_device(device):
+            return compiled(*args)
+
+    return call
+
+
+def run(
+    agent: Agent,
+    act: Callable[..., Any],
+    environment: Environment,
+    variables: VariableContainer,
+    writer: BlockWriter,
+    key: jax.Array,
+    device: jax.Device,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
+    """Acts for ever; yields metrics once an item is on its way.
+
+    The order is fixed: pull, then (act, step, append) until the writer has sent an item, then pull again. The reward of
+    an action is the one that arrives with the next observation, so that a row is appended one step later.
+    """
+    timestep, memory = environment.reset(), agent.memory(environment.num_envs)
+    env_steps = count = 0
+    while not stopped():
+        start = time.perf_counter()
+        version, params = variables.pull()
+        params = jax.device_put(params, device)
+        pulled = time.perf_counter()
+        waited = 0.0
+        sent = False
+        while not sent:
+            action, extras, next_memory = act(params, key, np.uint32(count), timestep, memory)
+            action = np.asarray(action)
+            next_timestep = environment.step(action)
+            step = Step(
+                timestep.observation, action, next_timestep.reward, next_timestep.discount, timestep.first, extras
+            )
+            before = time.perf_counter()
+            sent = writer.append(step, memory, version.learner_steps, stopped)
+            waited = time.perf_counter() - before
+            env_steps += int(np.sum(~next_timestep.first))
+            timestep, memory, count = next_timestep, next_memory, count + 1
+        episodes = environment.finished()
+        yield {
+            "env_steps": env_steps,
+            "learner_steps": version.learner_steps,
+            "pull_fraction": (pulled - start) / (time.perf_counter() - start),
+            "wait_fraction": waited / (time.perf_counter() - start),
+            "episodes": len(episodes.returns),
+            "return_mean": float(np.mean(episodes.returns)) if episodes.returns else float("nan"),
+            "length_mean": float(np.mean(episodes.lengths)) if episodes.lengths else float("nan"),
+        }

@@ -1,0 +1,48 @@
+"""Checkpoints of the learner: its state and how far it has come, by orbax; written atomically, the newest few kept."""
+
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from agents.agent import Agent, State
+from replay.items import Version
+
+
+class Checkpointer:
+    """Saves to and restores from LOGDIR/checkpoints."""
+
+    def __init__(self, directory: pathlib.Path, agent: Agent, keep: int = 2):
+        self.directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep, enable_async_checkpointing=False, step_prefix="learner_steps"
+            ),
+        )
+        self._structure = {
+            "state": jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0)),
+            "version": {"learner_steps": 0, "env_steps": 0},
+        }
+
+    def save(self, state: State, version: Version) -> None:
+        """Writes `state` (on the host); returns once it is on disk. A step that is saved already is left as it is."""
+        if version.learner_steps in self._manager.all_steps():
+            return
+        tree = {"state": state, "version": version._asdict()}
+        self._manager.save(version.learner_steps, args=ocp.args.StandardSave(tree))
+        self._manager.wait_until_finished()
+
+    def restore(self) -> tuple[State, Version] | None:
+        """The newest (state, version), on the host; None if nothing was saved."""
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, self._structure)
+        tree: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return tree["state"], Version(**{k: int(v) for k, v in tree["version"].items()})
+
+    def close(self) -> None:
+        self._manager.close()

@@ -1,0 +1,57 @@
+"""The learner's devices: replicate, shard, update on all of them at once. The only home of pmap.
+
+The same code runs on one device, on the eight of a host and, after `jax.distributed.initialize`, on several hosts:
+each process feeds its own devices and the average over AXIS spans them all.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import AXIS, Agent, Feedback, Params, Sample, State
+
+
+def replicate(tree: Any) -> Any:
+    """A copy of every array on each local device: [...] -> [devices, ...]."""
+    return jax.device_put_replicated(tree, jax.local_devices())
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first local device's copy, on the host: [devices, ...] -> [...]. Waits for it to be computed."""
+    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+
+
+def shard(sample: Sample) -> Sample:
+    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it."""
+    devices = jax.local_devices()
+
+    def split(x: np.ndarray, axis: int) -> jax.Array:
+        if x.shape[axis] % len(devices):
+            raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {len(devices)} devices")
+        return jax.device_put_sharded(np.split(x, len(devices), axis), devices)
+
+    return Sample(
+        jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory)
+    )
+
+
+def pmap_update(agent: Agent) -> Callable[..., tuple[State, Feedback]]:
+    """update(state, key, step, sample) on every device: state [devices, ...] donated, sample as `shard` gives it.
+
+    `key` and `step` (the update's number) are the same everywhere and give each device and update its own key.
+    """
+
+    def update(state: State, key: jax.Array, step: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(AXIS))
+        return agent.update(state, key, sample)
+
+    # The sample is not donated: no output has its shape, so that nothing could reuse its memory.
+    return jax.pmap(update, axis_name=AXIS, in_axes=(0, None, None, 0), donate_argnums=(0,))
+
+
+def pmap_policy(agent: Agent) -> Callable[[State], Params]:
+    """The parameters that actors pull, as buffers of their own that outlive the donation of `state`."""
+    return jax.pmap(lambda state: jax.tree.map(jnp.copy, agent.policy(state)))

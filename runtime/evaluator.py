@@ -1,0 +1,86 @@
+"""The evaluator: plays whole episodes with the newest parameters, without exploration."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents.agent import Agent, Params
+from environments.environment import Environment
+from replay.variables import VariableContainer
+
+
+def play(
+    agent: Agent,
+    act: Callable[..., Any],
+    environment: Environment,
+    params: Params,
+    key: jax.Array,
+    episodes: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[float]:
+    """The returns of each environment's first `episodes / num_envs` episodes: short ones are not favoured.
+
+    Args:
+      act: compiled by runtime.actor.compile_act.
+      environment: used once: it is reset here. `episodes` is a multiple of its num_envs.
+      stopped: asked before every step; once true, the returns so far.
+    """
+    each = episodes // environment.num_envs
+    timestep, memory = environment.reset(), agent.memory(environment.num_envs)
+    returns: list[list[float]] = [[] for _ in range(environment.num_envs)]
+    count = 0
+    while any(len(r) < each for r in returns) and not stopped():
+        action, _, memory = act(params, key, np.uint32(count), timestep, memory)
+        timestep, count = environment.step(np.asarray(action)), count + 1
+        if timestep.last.any():
+            finished = environment.finished()
+            for index, episode_return in zip(finished.environments, finished.returns, strict=True):
+                returns[index].append(episode_return)
+    return [r for env_returns in returns for r in env_returns[:each]]
+
+
+def run(
+    agent: Agent,
+    act: Callable[..., Any],
+    make_environment: Callable[[int], Environment],
+    variables: VariableContainer,
+    key: jax.Array,
+    episodes: int,
+    period: int,
+    max_env_steps: int,
+    start: int = 0,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Iterator[dict[str, Any]]:
+    """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`.
+
+    Args:
+      make_environment: round -> an environment of its own seed.
+      start: environment steps at which the first evaluation is due.
+      stopped: once true, the loop ends.
+    """
+    due, evaluation = start, 0
+    while not stopped():
+        before = time.perf_counter()
+        version, params = variables.pull()
+        if version.env_steps < min(due, max_env_steps):
+            # Looking costs a pull: it is to cost a twentieth of the time at most.
+            time.sleep(max(0.05, 20 * (time.perf_counter() - before)))
+            continue
+        environment = make_environment(evaluation)
+        returns = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
+        environment.close()
+        if stopped():
+            return
+        yield {
+            "env_steps": version.env_steps,
+            "learner_steps": version.learner_steps,
+            "episodes": len(returns),
+            "return_mean": float(np.mean(returns)),
+            "return_std": float(np.std(returns)),
+        }
+        if version.env_steps >= max_env_steps:
+            return
+        due, evaluation = version.env_steps - version.env_steps % period + period, evaluation + 1

@@ -1,0 +1,152 @@
+"""The learner: samples in, parameters out."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents.agent import Agent, Feedback, State
+from replay.items import Version
+from replay.sampler import Batch
+from replay.variables import VariableContainer
+from runtime import devices
+
+
+class NotFinite(ArithmeticError):
+    """A metric is NaN or infinite."""
+
+
+def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
+    """The same batches, fetched and sent to the devices by a thread, one ahead: the transfer of the next overlaps with
+    the update on this one. Ends when `stopped` is true, even while no batch comes."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
+
+    def fetch():
+        try:
+            for batch in batches:
+                ready.put(batch._replace(sample=devices.shard(batch.sample)))
+        except BaseException as error:  # raised where it can be handled: in the learner's thread
+            ready.put(error)
+
+    # A daemon: Reverb's samplers cannot be interrupted while they wait.
+    threading.Thread(target=fetch, name="prefetch", daemon=True).start()
+    while not stopped():
+        try:
+            batch = ready.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        if isinstance(batch, BaseException):
+            raise batch
+        yield batch
+
+
+class Publisher:
+    """Pushes the newest parameters from a thread of its own, so that no update waits for the copy to the host.
+
+    Parameters that come faster than they can be pushed replace each other. Every `refresh` seconds without new ones
+    the last are pushed again: a replay server that was restarted has none.
+    """
+
+    def __init__(self, variables: VariableContainer, refresh: float = 10.0):
+        self._variables, self._refresh = variables, refresh
+        self._newest: queue.Queue[tuple[Version, Any] | None] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
+        self._thread.start()
+
+    def __call__(self, version: Version, params: Any) -> None:
+        try:
+            self._newest.get_nowait()
+        except queue.Empty:
+            pass
+        self._newest.put((version, params))
+
+    def _run(self) -> None:
+        last = None
+        while True:
+            try:
+                newest = self._newest.get(timeout=self._refresh)
+                if newest is None:
+                    return
+                last = newest[0], devices.unreplicate(newest[1])
+            except queue.Empty:
+                pass
+            if last is not None:
+                self._variables.push(*last)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Pushes what is left and ends the thread."""
+        self._newest.put(None, timeout=timeout)
+        self._thread.join(timeout)
+
+
+class Learner:
+    """The state of learning and the loop that advances it."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        state: State,
+        version: Version,
+        seed: int,
+        publish: Callable[[Version, Any], None],
+        publish_period: int = 1,
+    ):
+        """Replicates `state` over the local devices and publishes its parameters.
+
+        Args:
+          agent: whose update it is.
+          state: on the host, new or from a checkpoint.
+          version: how far `state` has come.
+          seed: every update's key comes from it and from the update's number alone, so that nothing random is saved.
+          publish: takes (version, params on the devices).
+          publish_period: updates from one publication to the next.
+        """
+        self.state, self.version = devices.replicate(state), version
+        self._key = jax.random.key(seed)
+        self._update, self._policy = devices.pmap_update(agent), devices.pmap_policy(agent)
+        self._publish, self._publish_period = publish, publish_period
+        publish(version, self._policy(self.state))
+
+    def host_state(self) -> State:
+        """One device's copy of the state, on the host: what a checkpoint holds."""
+        return devices.unreplicate(self.state)
+
+    def publish(self) -> None:
+        self._publish(self.version, self._policy(self.state))
+
+    def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Feedback, dict[str, Any]]]:
+        """Updates on each batch (its sample already on the devices); yields (feedback, host metrics).
+
+        The feedback is still on its way when it is yielded: read it one step later, and nothing waits.
+        """
+        hosts = jax.process_count()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return
+            waited = time.perf_counter() - start
+            self.state, feedback = self._update(
+                self.state, self._key, np.uint32(self.version.learner_steps), batch.sample
+            )
+            lag = self.version.learner_steps - batch.learner_steps
+            self.version = Version(
+                self.version.learner_steps + 1, self.version.env_steps + hosts * batch.env_steps
+            )
+            if self.version.learner_steps % self._publish_period == 0:
+                self.publish()
+            yield feedback, {"lag": float(lag.mean()), "wait_seconds": waited}
+
+
+def check_finite(metrics: dict[str, float]) -> None:
+    """Raises NotFinite that names the metrics that are NaN or infinite."""
+    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+    if bad:
+        raise NotFinite(
+            f"{', '.join(sorted(bad))} became {metrics[bad[0]]}; the last good checkpoint is kept. "
+            "Try a smaller --config.learning_rate or --config.max_gradient_norm"
+        )

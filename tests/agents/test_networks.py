@@ -1,0 +1,143 @@
+"""The networks against the plainest statement of what they compute."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import networks
+
+
+def conv_reference(params, x, stride, padding):
+    dims = ('NHWC', 'HWIO', 'NHWC')
+    y = jax.lax.conv_general_dilated(x, params['kernel'], (stride, stride), padding, dimension_numbers=dims)
+    return y + params['bias']
+
+
+@pytest.mark.parametrize(
+    ('shape', 'features', 'size', 'stride', 'padding'),
+    [
+        ((3, 84, 84, 4), 8, 8, 4, 'VALID'),
+        ((3, 84, 84, 1), 8, 8, 4, 'VALID'),
+        ((3, 20, 20, 8), 16, 4, 2, 'VALID'),
+        ((3, 9, 9, 16), 16, 3, 1, 'VALID'),
+        ((3, 11, 10, 4), 8, 3, 1, 'SAME'),
+    ],
+)
+def test_conv_equals_lax(shape, features, size, stride, padding):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jax.random.normal(keys[0], shape)
+    conv = networks.Conv(features, size, stride, padding)
+    params = conv.init(keys[1], x)['params']
+    assert params['kernel'].shape == (size, size, shape[-1], features)
+    params['bias'] = jax.random.normal(keys[2], params['bias'].shape)
+    y, back = jax.vjp(lambda p, x: conv.apply({'params': p}, x), params, x)
+    expected, expected_back = jax.vjp(lambda p, x: conv_reference(p, x, stride, padding), params, x)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    grad = jax.random.normal(keys[3], y.shape)
+    for got, want in zip(jax.tree.leaves(back(grad)), jax.tree.leaves(expected_back(grad)), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
+
+
+def naive_stacks(frames, first, stack):
+    """Frames [T, B, H, W], row 0 first -> stacks [T, B, H, W, S], by a queue per environment."""
+    rows, batch = first.shape
+    out = np.zeros((*frames.shape, stack), np.uint8)
+    for b in range(batch):
+        queue = []
+        for t in range(rows):
+            queue = [frames[t, b]] * stack if first[t, b] else [*queue[1:], frames[t, b]]
+            out[t, b] = np.stack(queue, axis=-1)
+    return out
+
+
+@pytest.mark.parametrize('stack', [1, 4])
+@pytest.mark.parametrize('chance', [0.0, 0.15, 0.6])
+@pytest.mark.parametrize('split', [1, 2, 9, 23])
+def test_stack_frames(stack, chance, split):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (24, 5, 3, 2), dtype=np.uint8)
+    first = rng.random((24, 5)) < chance
+    first[0] = True
+    previous = rng.integers(0, 256, (5, stack - 1, 3, 2), dtype=np.uint8)  # of other episodes: must not be seen
+    expected = naive_stacks(frames, first, stack)
+    stack_frames = jax.jit(networks.stack_frames)
+    whole, newest = stack_frames(previous, frames, first)
+    assert whole.dtype == newest.dtype == jnp.uint8
+    np.testing.assert_array_equal(whole, expected)
+    head, middle = stack_frames(previous, frames[:split], first[:split])
+    tail, last = stack_frames(middle, frames[split:], first[split:])
+    np.testing.assert_array_equal(np.concatenate([head, tail]), expected)
+    np.testing.assert_array_equal(last, newest)
+    np.testing.assert_array_equal(np.moveaxis(newest, 1, -1), expected[-1][..., 1:])
+
+
+def lstm_example(rows=7, batch=3, size=5, features=4):
+    keys = jax.random.split(jax.random.key(1), 4)
+    lstm = networks.LSTM(size)
+    x = jax.random.normal(keys[0], (rows, batch, features))
+    first = jnp.zeros((rows, batch), bool).at[3, 0].set(True).at[0, 1].set(True).at[5, 1].set(True)
+    state = networks.LSTMState(*jax.random.normal(keys[1], (2, batch, size)))
+    return lstm, lstm.init(keys[2], state, x, first), state, x, first
+
+
+def test_lstm_unroll_equals_steps():
+    lstm, params, state, x, first = lstm_example()
+    last, ys = jax.jit(lstm.apply)(params, state, x, first)
+    step = jax.jit(lstm.apply)
+    for t in range(x.shape[0]):
+        state = jax.tree.map(lambda s, t=t: jnp.where(first[t][:, None], 0.0, s), state)  # the reset, by hand
+        state, y = step(params, state, x[t : t + 1], jnp.zeros_like(first[:1]))
+        np.testing.assert_allclose(y[0], ys[t], atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, last)
+
+
+def test_lstm_starts_from_zeros_at_a_reset():
+    lstm, params, _, x, first = lstm_example()
+    state = lstm.initial_state(3)
+    assert all((s == 0).all() and s.shape == (3, 5) for s in state)
+    _, ys = lstm.apply(params, state, x[3:], jnp.zeros_like(first[3:]))
+    _, all_ys = lstm.apply(params, state, x, first)
+    np.testing.assert_allclose(ys[:, 0], all_ys[3:, 0], atol=1e-6)
+
+
+def test_gradient_stops_at_a_reset():
+    lstm, params, state, x, first = lstm_example()
+
+    def last_row(state, x):
+        return lstm.apply(params, state, x, first)[1][-1].sum()
+
+    state_grad, x_grad = jax.grad(last_row, (0, 1))(state, x)
+    assert (x_grad[:3, 0] == 0).all() and (x_grad[:5, 1] == 0).all()
+    assert (x_grad[3:, 0] != 0).all() and (x_grad[5:, 1] != 0).all() and (x_grad[:, 2] != 0).all()
+    for grad in state_grad:
+        assert (grad[:2] == 0).all() and (grad[2] != 0).all()
+
+
+@pytest.mark.parametrize('torso', ['mlp', 'nature', 'residual'])
+@pytest.mark.parametrize('lstm_size', [0, 6])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_actor_critic(torso, lstm_size, dtype):
+    shape, kind = ((2, 3, 5), jnp.float32) if torso == 'mlp' else ((2, 3, 84, 84, 4), jnp.uint8)
+    observation = jnp.ones(shape, kind)
+    first = jnp.zeros((2, 3), bool)
+    network = networks.ActorCritic(torso, 7, hidden_sizes=(16,), lstm_size=lstm_size, dtype=dtype)
+    state = network.initial_state(3)
+    params = jax.jit(network.init)(jax.random.key(0), observation, first, state)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    logits, value, after = jax.eval_shape(network.apply, params, observation, first, state)
+    assert (logits.shape, logits.dtype) == ((2, 3, 7), jnp.float32)
+    assert (value.shape, value.dtype) == ((2, 3), jnp.float32)
+    spec = jax.tree.map(lambda s: (s.shape, s.dtype), (state, after))
+    assert spec[0] == spec[1]
+
+
+def test_bfloat16_is_close():
+    observation = jax.random.randint(jax.random.key(0), (1, 2, 84, 84, 4), 0, 256, jnp.uint8)
+    first = jnp.zeros((1, 2), bool)
+    for torso in ('nature', 'residual'):
+        exact = networks.ActorCritic(torso, 3)
+        params = jax.jit(exact.init)(jax.random.key(1), observation, first, ())
+        value = exact.apply(params, observation, first, ())[1]
+        rough = networks.ActorCritic(torso, 3, dtype=jnp.bfloat16).apply(params, observation, first, ())[1]
+        np.testing.assert_allclose(rough, value, atol=0.05, rtol=0.05)
