@@ -24,12 +24,12 @@ def sample_blocks(
 ) -> Iterator[Batch]:
     """Batches of `blocks_per_batch` on-policy blocks side by side, for ever, each block once, the oldest first.
 
-    Waits in C++ where the queue is empty: iterate it in a thread (runtime.learner.Prefetch). Reverb fetches one block
-    ahead, no more: what waits here is out of date when it is learnt from.
+    Waits in C++ where the queue is empty: iterate it in a thread (runtime.learner.prefetch). Blocks are asked for when
+    they are needed and not before: Reverb's own prefetching would only make them older.
     """
-    samples = client.sample(table.name, num_samples=2**62, emit_timesteps=False)
     while True:
-        blocks: list[Block] = [structure.unflatten(next(samples).data) for _ in range(blocks_per_batch)]
+        samples = client.sample(table.name, num_samples=blocks_per_batch, emit_timesteps=False)
+        blocks: list[Block] = [structure.unflatten(sample.data) for sample in samples]
         first = blocks[0]
         if blocks_per_batch == 1:
             sample = Sample(first.steps, first.memory)

@@ -18,7 +18,7 @@ class BlockWriter:
     their learner.
     """
 
-    def __init__(self, client: reverb.Client, table: TableSpec, structure: Structure, max_in_flight: int = 1):
+    def __init__(self, client: reverb.Client, table: TableSpec, structure: Structure, max_in_flight: int = 0):
         self._table, self._structure, self._max_in_flight = table, structure, max_in_flight
         self._writer = client.trajectory_writer(num_keep_alive_refs=1)
         block: Block = structure.unflatten([np.zeros(leaf.shape, leaf.dtype) for leaf in structure.leaves])

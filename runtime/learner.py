@@ -23,11 +23,13 @@ class NotFinite(ArithmeticError):
 def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
     """The same batches, fetched and sent to the devices by a thread, one ahead: the transfer of the next overlaps with
     the update on this one. Ends when `stopped` is true, even while no batch comes."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=1)
+    ready: queue.Queue[Batch | BaseException] = queue.Queue()
+    wanted = threading.Semaphore(1)  # one ahead, not one in the queue and another in the thread's hand
 
     def fetch():
         try:
-            for batch in batches:
+            while wanted.acquire():
+                batch = next(batches)
                 ready.put(batch._replace(sample=devices.shard(batch.sample)))
         except BaseException as error:  # raised where it can be handled: in the learner's thread
             ready.put(error)
@@ -41,6 +43,7 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
             continue
         if isinstance(batch, BaseException):
             raise batch
+        wanted.release()
         yield batch
 
 
@@ -124,15 +127,19 @@ class Learner:
         The feedback is still on its way when it is yielded: read it one step later, and nothing waits.
         """
         hosts = jax.process_count()
+        in_flight: Any = None
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
             if batch is None:
                 return
             waited = time.perf_counter() - start
+            # Two updates under way keep an accelerator busy; more would only make the next batches older.
+            jax.block_until_ready(in_flight)
             self.state, feedback = self._update(
                 self.state, self._key, np.uint32(self.version.learner_steps), batch.sample
             )
+            in_flight = feedback.metrics
             lag = self.version.learner_steps - batch.learner_steps
             self.version = Version(
                 self.version.learner_steps + 1, self.version.env_steps + hosts * batch.env_steps
