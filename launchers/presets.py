@@ -26,8 +26,8 @@ PRESETS = {
         ),
         Preset(
             "*-v5",  # Atari
-            {"max_env_steps": 5_000_000, "num_actors": 2, "envs_per_actor": 16, "eval_episodes": 10},
-            ADAM | {"batch_size": 16, "learning_rate": 6e-4, "entropy_cost": 0.01},
+            {"max_env_steps": 5_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10, "publish_period": 2},
+            ADAM | {"batch_size": 8, "learning_rate": 8e-4, "entropy_cost": 0.01, "max_gradient_norm": 160.0},
         ),
         Preset("*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM),
     ],

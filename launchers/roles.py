@@ -1,15 +1,17 @@
-"""The roles of a run. Each is a function that ends when its work is done or `stop` is set, in whatever thread or
-process a placement runs it."""
+"""The roles of a run, as generators: each ends when its work is done or `stop` is set, and a placement iterates it in
+whatever thread or process it likes."""
 
 import pathlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 import reverb
 
+from agents.agent import Feedback
 from launchers.run import Run
 from replay import items, sampler, server
 from replay.variables import VariableContainer
@@ -37,6 +39,11 @@ class Parts:
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
 
+    def init(self) -> Any:
+        """A new state."""
+        # Compiled: outside jit, each operation of an initialiser is compiled on its own.
+        return jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
+
     def serve(self, port: int = 0) -> reverb.Server:
         tables = [
             server.build_table(self.table, self.blocks, self.run.envs_per_actor),
@@ -62,8 +69,8 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, client: reverb.Client, task: int, stop: threading.Event) -> None:
-    """One actor, until `stop`."""
+def act(parts: Parts, client: reverb.Client, task: int, stop: threading.Event) -> Iterator[None]:
+    """One actor, until `stop`; yields after each item it has written."""
     run = parts.run
     environment = run.make_environment("actor", task, run.envs_per_actor)
     variables = parts.variables(client)
@@ -71,102 +78,122 @@ def act(parts: Parts, client: reverb.Client, task: int, stop: threading.Event) -
     writer = BlockWriter(client, parts.table, parts.blocks)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     key = jax.random.key(run.seed_of("actor", task))
-    start, start_steps, returns = time.perf_counter(), 0, []
-    loop = actor.run(parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set)
-    for metrics in loop:
-        returns += [(metrics["return_mean"], metrics["episodes"])] if metrics["episodes"] else []
+    start, start_steps = time.perf_counter(), 0
+    returns: list[float] = []
+    for metrics, episodes in actor.run(
+        parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set
+    ):
+        returns += episodes.returns
         if due():
-            now, episodes = time.perf_counter(), sum(n for _, n in returns)
+            now = time.perf_counter()
             metrics["env_steps_per_second"] = (metrics["env_steps"] - start_steps) / (now - start)
-            metrics["episodes"] = episodes
-            metrics["return_mean"] = sum(r * n for r, n in returns) / episodes if episodes else float("nan")
+            metrics["episodes"] = len(returns)
+            metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
             recorder.write(metrics)
             start, start_steps, returns = now, metrics["env_steps"], []
+        yield
     environment.close()
     recorder.close()
 
 
-def learn(parts: Parts, client: reverb.Client, stop: threading.Event) -> None:
-    """The learner, from its newest checkpoint to `max_env_steps` or `stop`; then it saves another."""
-    run = parts.run
-    checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
-    state, version = restore_or_init(parts, checkpointer)
+class Learning:
+    """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
+
+    def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None]):
+        """`publish` takes (version, params on the devices)."""
+        self._run = parts.run
+        self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
+        state, version = self._checkpointer.restore() or (parts.init(), items.Version(0, 0))
+        self._learner = learner.Learner(
+            parts.agent, state, version, parts.run.seed_of("learner"), publish, parts.run.publish_period
+        )
+        self._recorder = Recorder(parts.logdir, "learner")
+
+    @property
+    def version(self) -> items.Version:
+        return self._learner.version
+
+    def publish(self) -> None:
+        """Publishes the parameters as they are now, whatever publish_period says."""
+        self._learner.publish()
+
+    def run(self, batches: Iterator[sampler.Batch]) -> Iterator[items.Version]:
+        """Learns until `max_env_steps` or the end of the batches; yields the version after each update.
+
+        Raises:
+          NotFinite: a metric is; nothing is saved then.
+        """
+        if self.version.env_steps >= self._run.max_env_steps:
+            return
+        due = Throttle()
+        start, start_version, waited = time.perf_counter(), self.version, 0.0
+        saved = time.monotonic()
+        feedback = None
+        for feedback, host in self._learner.run(batches):
+            waited += host["wait_seconds"]
+            done = self.version.env_steps >= self._run.max_env_steps
+            if due() or done:
+                now, version = time.perf_counter(), self.version
+                self._recorder.write(
+                    {
+                        **version._asdict(),
+                        "env_steps_per_second": (version.env_steps - start_version.env_steps) / (now - start),
+                        "learner_steps_per_second": (version.learner_steps - start_version.learner_steps)
+                        / (now - start),
+                        "lag": host["lag"],
+                        "wait_fraction": waited / (now - start),
+                        **learner.read_metrics(feedback),
+                    }
+                )
+                start, start_version, waited = now, version, 0.0
+            if time.monotonic() - saved > self._run.checkpoint_seconds:
+                self._save(feedback)
+                saved = time.monotonic()
+            yield self.version
+            if done:
+                break
+        if feedback is not None:
+            self._save(feedback)
+
+    def _save(self, feedback: Feedback) -> None:
+        learner.read_metrics(feedback)  # raises rather than save what is not finite
+        self._checkpointer.save(self._learner.host_state(), self.version)
+
+    def close(self) -> None:
+        self._recorder.close()
+        self._checkpointer.close()
+
+
+def learn(parts: Parts, client: reverb.Client, stop: threading.Event) -> Iterator[items.Version]:
+    """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
     publisher = learner.Publisher(parts.variables(client))
-    recorder = Recorder(parts.logdir, "learner")
-    the_learner = learner.Learner(parts.agent, state, version, run.seed_of("learner"), publisher, run.publish_period)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, run.config.batch_size // run.envs_per_actor)
-    try:
-        for _ in learn_steps(the_learner, learner.prefetch(blocks, stop.is_set), run, recorder, checkpointer):
-            pass
-    finally:
-        # The last parameters are published whatever publish_period is: the evaluator waits for them.
-        the_learner.publish()
-        publisher.close()
-        recorder.close()
-        checkpointer.close()
+    learning = Learning(parts, publisher)
+    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.run.blocks_per_batch)
+    yield from learning.run(learner.prefetch(blocks, stop.is_set))
+    learning.publish()  # the evaluator waits for the last ones
+    publisher.close()
+    learning.close()
 
 
-def restore_or_init(parts: Parts, checkpointer: Checkpointer) -> tuple[Any, items.Version]:
-    restored = checkpointer.restore()
-    if restored:
-        return restored
-    # Compiled: outside jit, an initialiser's every operation is compiled on its own.
-    return jax.jit(parts.agent.init)(jax.random.key(parts.run.seed_of("init"))), items.Version(0, 0)
-
-
-def learn_steps(the_learner: learner.Learner, batches: Any, run: Run, recorder: Recorder, checkpointer: Checkpointer):
-    """Updates until `max_env_steps` or until the batches end, recording and saving; yields after each."""
-    due = Throttle()
-    start, start_version, waited = time.perf_counter(), the_learner.version, 0.0
-    saved = time.monotonic()
-    if the_learner.version.env_steps >= run.max_env_steps:
-        return
-    for feedback, host in the_learner.run(batches):
-        waited += host["wait_seconds"]
-        done = the_learner.version.env_steps >= run.max_env_steps
-        if due() or done:
-            metrics = {name: float(value[0]) for name, value in feedback.metrics.items()}
-            learner.check_finite(metrics)
-            now, version = time.perf_counter(), the_learner.version
-            recorder.write(
-                {
-                    **version._asdict(),
-                    "env_steps_per_second": (version.env_steps - start_version.env_steps) / (now - start),
-                    "learner_steps_per_second": (version.learner_steps - start_version.learner_steps) / (now - start),
-                    "lag": host["lag"],
-                    "wait_fraction": waited / (now - start),
-                    **metrics,
-                }
-            )
-            start, start_version, waited = now, version, 0.0
-        if time.monotonic() - saved > run.checkpoint_seconds:
-            checkpointer.save(the_learner.host_state(), the_learner.version)
-            saved = time.monotonic()
-        yield
-        if done:
-            break
-    checkpointer.save(the_learner.host_state(), the_learner.version)
-
-
-def evaluate(parts: Parts, client: reverb.Client, stop: threading.Event, report: Callable[[dict], None] = print) -> None:
-    """The evaluator, until it has evaluated the last parameters or `stop`."""
+def evaluate(parts: Parts, client: reverb.Client, stop: threading.Event) -> Iterator[dict[str, Any]]:
+    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
     variables = parts.variables(client)
     variables.wait()
     recorder = Recorder(parts.logdir, "evaluator")
-    loop = evaluator.run(
+    last = recorder.last
+    for metrics in evaluator.run(
         parts.agent,
         parts.act_greedily,
-        lambda n: run.make_environment("evaluator", n, min(run.eval_episodes, 100), evaluation=True),
+        lambda n: run.make_environment("evaluator", n, run.eval_envs, evaluation=True),
         variables,
         jax.random.key(run.seed_of("evaluator")),
         run.eval_episodes,
         run.eval_period,
         run.max_env_steps,
-        start=run.eval_period,
+        start=(int(last["env_steps"]) if last else 0) + run.eval_period,
         stopped=stop.is_set,
-    )
-    for metrics in loop:
+    ):
         recorder.write(metrics)
-        report(metrics)
+        yield metrics
     recorder.close()

@@ -6,6 +6,7 @@ import importlib
 import json
 import pathlib
 import typing
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
@@ -18,7 +19,8 @@ from launchers import presets
 AGENTS = {"impala": "agents.impala"}
 
 # What a resumed run may be given anew; all else makes another run of it.
-FREE = {"max_env_steps", "placement", "actor_backend", "eval_episodes", "eval_period", "checkpoint_seconds"}
+FREE = {"max_env_steps", "placement", "actor_backend", "actors_per_process", "eval_episodes", "eval_period", "checkpoint_seconds"}
+CHOICES = {"placement": ("threads", "processes", "serial"), "actor_backend": ("cpu", "accelerator")}
 
 
 class UsageError(ValueError):
@@ -35,6 +37,7 @@ class Run:
     max_env_steps: int  # the run ends when the learner has consumed so many
     num_actors: int
     envs_per_actor: int
+    actors_per_process: int  # where the placement is processes
     placement: str
     actor_backend: str
     eval_episodes: int
@@ -66,13 +69,27 @@ class Run:
         entropy = [self.seed, *role.encode(), task]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
+    @property
+    def blocks_per_batch(self) -> int:
+        """Blocks of one actor's environments in one update's batch."""
+        return self.config.batch_size // self.envs_per_actor
+
+    @property
+    def eval_envs(self) -> int:
+        """Environments of an evaluation: the most, up to 100, that share its episodes evenly."""
+        return max(n for n in range(1, 101) if self.eval_episodes % n == 0)
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
 
-def nearest(name: str, names: typing.Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f"; did you mean {', '.join(near)}?" if near else f"; there are {', '.join(sorted(names))}"
+def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:
+    """The end of a message about an unknown name: the names nearest to it, or else all (if `listing`)."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; there are {', '.join(names)}" if listing else ""
 
 
 def agent_module(name: str) -> ModuleType:
@@ -93,6 +110,7 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
         "agent": agent,
         "env": env,
         "seed": 0,
+        "actors_per_process": 2,
         "placement": "threads",
         "actor_backend": "cpu",
         "checkpoint_seconds": 600.0,
@@ -103,6 +121,13 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
     config = preset.config | config_overrides
     config.setdefault("decay_env_steps", settings["max_env_steps"])
     run = Run(config=module.Config(**check_types(module.Config, config)), **settings)
+    check(run)
+    return run
+
+
+def replace(run: Run, **changes: Any) -> Run:
+    """`run` with other settings, checked anew."""
+    run = dataclasses.replace(run, **changes)
     check(run)
     return run
 
@@ -151,6 +176,9 @@ def check(run: Run) -> None:
             raise UsageError(f"--{field.name} must be at least 1, not {value}")
     if run.seed < 0:
         raise UsageError(f"--seed must be 0 or more, not {run.seed}")
+    for name, choices in CHOICES.items():
+        if getattr(run, name) not in choices:
+            raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")
     if run.config.batch_size % run.envs_per_actor:
         raise UsageError(
             f"config.batch_size={run.config.batch_size} is no multiple of --envs_per_actor={run.envs_per_actor}: "

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from agents.agent import Agent, Step
-from environments.environment import Environment
+from environments.environment import Environment, Episodes
 from replay.variables import VariableContainer
 from replay.writer import BlockWriter
 
@@ -40,8 +40,8 @@ def run(
     key: jax.Array,
     device: jax.Device,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[dict[str, Any]]:
-    """Acts for ever; yields metrics once an item is on its way.
+) -> Iterator[tuple[dict[str, Any], Episodes]]:
+    """Acts for ever; yields metrics, and the episodes that ended, each time an item was written.
 
     The order is fixed: pull, then (act, step, append) until the writer has sent an item, then pull again. The reward of
     an action is the one that arrives with the next observation, so that a row is appended one step later.
@@ -67,13 +67,10 @@ def run(
             waited = time.perf_counter() - before
             env_steps += int(np.sum(~next_timestep.first))
             timestep, memory, count = next_timestep, next_memory, count + 1
-        episodes = environment.finished()
-        yield {
+        metrics = {
             "env_steps": env_steps,
             "learner_steps": version.learner_steps,
             "pull_fraction": (pulled - start) / (time.perf_counter() - start),
             "wait_fraction": waited / (time.perf_counter() - start),
-            "episodes": len(episodes.returns),
-            "return_mean": float(np.mean(episodes.returns)) if episodes.returns else float("nan"),
-            "length_mean": float(np.mean(episodes.lengths)) if episodes.lengths else float("nan"),
         }
+        yield metrics, environment.finished()

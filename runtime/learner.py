@@ -22,15 +22,15 @@ class NotFinite(ArithmeticError):
 
 def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
     """The same batches, fetched and sent to the devices by a thread, one ahead: the transfer of the next overlaps with
-    the update on this one. Ends when `stopped` is true, even while no batch comes."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue()
+    the update on this one. Ends with them, or when `stopped` is true even while no batch comes."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
     wanted = threading.Semaphore(1)  # one ahead, not one in the queue and another in the thread's hand
 
     def fetch():
         try:
             while wanted.acquire():
-                batch = next(batches)
-                ready.put(batch._replace(sample=devices.shard(batch.sample)))
+                batch = next(batches, None)
+                ready.put(batch and batch._replace(sample=devices.shard(batch.sample)))
         except BaseException as error:  # raised where it can be handled: in the learner's thread
             ready.put(error)
 
@@ -43,6 +43,8 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
             continue
         if isinstance(batch, BaseException):
             raise batch
+        if batch is None:
+            return
         wanted.release()
         yield batch
 
@@ -149,11 +151,17 @@ class Learner:
             yield feedback, {"lag": float(lag.mean()), "wait_seconds": waited}
 
 
-def check_finite(metrics: dict[str, float]) -> None:
-    """Raises NotFinite that names the metrics that are NaN or infinite."""
-    bad = [name for name, value in metrics.items() if not np.isfinite(value)]
+def read_metrics(feedback: Feedback) -> dict[str, float]:
+    """An update's metrics on the host; waits for the update.
+
+    Raises:
+      NotFinite: names those that are NaN or infinite.
+    """
+    metrics = {name: float(value[0]) for name, value in feedback.metrics.items()}
+    bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
     if bad:
         raise NotFinite(
-            f"{', '.join(sorted(bad))} became {metrics[bad[0]]}; the last good checkpoint is kept. "
-            "Try a smaller --config.learning_rate or --config.max_gradient_norm"
+            f"{', '.join(bad)} became {metrics[bad[0]]}; the last good checkpoint is kept: "
+            "try a smaller --config.learning_rate or --config.max_gradient_norm"
         )
+    return metrics

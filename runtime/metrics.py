@@ -5,7 +5,7 @@ import pathlib
 import time
 from typing import Any
 
-from flax.metrics import tensorboard
+import tensorboardX
 
 
 class Recorder:
@@ -18,22 +18,23 @@ class Recorder:
     def __init__(self, logdir: pathlib.Path, role: str):
         self._path = logdir / f"{role}.csv"
         self._writer: Any = None
-        last = latest(logdir, role)
+        self.last = last = latest(logdir, role)  # the row that an earlier process of this run wrote last
         self._start = time.monotonic() - (last["wall_seconds"] if last else 0.0)
         self._columns = list(last) if last else None
         self._file = open(self._path, "a", newline="", buffering=1)
-        self._tensorboard = tensorboard.SummaryWriter(str(logdir / "tensorboard" / role))
+        self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any]) -> None:
         """One row; `env_steps` in it is TensorBoard's x axis."""
-        row = {"env_steps": row["env_steps"], "learner_steps": row["learner_steps"], "wall_seconds": round(time.monotonic() - self._start, 3), **row}
+        wall_seconds = round(time.monotonic() - self._start, 3)
+        row = {"env_steps": 0, "learner_steps": 0, "wall_seconds": wall_seconds} | row
         if self._columns is None:
             self._columns = list(row)
             csv.writer(self._file).writerow(self._columns)
         csv.DictWriter(self._file, self._columns, extrasaction="ignore").writerow(row)
         for name, value in row.items():
             if value == value:  # not NaN
-                self._tensorboard.scalar(name, value, row["env_steps"])
+                self._tensorboard.add_scalar(name, value, row["env_steps"])
 
     def close(self) -> None:
         self._file.close()
@@ -45,15 +46,25 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with open(path, newline="") as file:
-        rows = list(csv.reader(file))
-    return [
-        {name: float(value) for name, value in zip(rows[0], row, strict=True)}
-        for row in rows[1:]
-        if len(row) == len(rows[0])
-    ]
+        return _parse(file.read())
 
 
 def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
-    """The last row of a role's CSV, if there is one."""
-    rows = read(logdir / f"{role}.csv")
+    """The last row of a role's CSV, if there is one; from the file's end, however long it has grown."""
+    path = logdir / f"{role}.csv"
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        header = file.readline()
+        file.seek(max(len(header), path.stat().st_size - 10_000))
+        rows = _parse((header + b"\r\n" + file.read()).decode())
     return rows[-1] if rows else None
+
+
+def _parse(text: str) -> list[dict[str, float]]:
+    header, *lines = text.splitlines(keepends=True) or [""]
+    names = header.strip().split(",")
+    rows = [line.strip().split(",") for line in lines if line.endswith("\n")]
+    return [
+        {name: float(value) for name, value in zip(names, row, strict=True)} for row in rows if len(row) == len(names)
+    ]

@@ -8,31 +8,25 @@ import pytest
 from agents import networks
 
 
-def conv_reference(params, x, stride, padding):
+def plain_conv(params, x, stride):
     dims = ('NHWC', 'HWIO', 'NHWC')
-    y = jax.lax.conv_general_dilated(x, params['kernel'], (stride, stride), padding, dimension_numbers=dims)
+    y = jax.lax.conv_general_dilated(x, params['kernel'], (stride, stride), 'VALID', dimension_numbers=dims)
     return y + params['bias']
 
 
 @pytest.mark.parametrize(
-    ('shape', 'features', 'size', 'stride', 'padding'),
-    [
-        ((3, 84, 84, 4), 8, 8, 4, 'VALID'),
-        ((3, 84, 84, 1), 8, 8, 4, 'VALID'),
-        ((3, 20, 20, 8), 16, 4, 2, 'VALID'),
-        ((3, 9, 9, 16), 16, 3, 1, 'VALID'),
-        ((3, 11, 10, 4), 8, 3, 1, 'SAME'),
-    ],
+    ('shape', 'size', 'stride'),
+    [((2, 20, 20, 4), 8, 4), ((2, 23, 21, 1), 8, 4), ((2, 11, 8, 8), 4, 2), ((2, 9, 9, 16), 3, 1)],
 )
-def test_conv_equals_lax(shape, features, size, stride, padding):
+def test_conv_equals_lax(shape, size, stride):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], shape)
-    conv = networks.Conv(features, size, stride, padding)
+    conv = networks.Conv(16, size, stride)
     params = conv.init(keys[1], x)['params']
-    assert params['kernel'].shape == (size, size, shape[-1], features)
+    assert params['kernel'].shape == (size, size, shape[-1], 16)
     params['bias'] = jax.random.normal(keys[2], params['bias'].shape)
     y, back = jax.vjp(lambda p, x: conv.apply({'params': p}, x), params, x)
-    expected, expected_back = jax.vjp(lambda p, x: conv_reference(p, x, stride, padding), params, x)
+    expected, expected_back = jax.vjp(lambda p, x: plain_conv(p, x, stride), params, x)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     grad = jax.random.normal(keys[3], y.shape)
     for got, want in zip(jax.tree.leaves(back(grad)), jax.tree.leaves(expected_back(grad)), strict=True):
@@ -123,7 +117,7 @@ def test_actor_critic(torso, lstm_size, dtype):
     first = jnp.zeros((2, 3), bool)
     network = networks.ActorCritic(torso, 7, hidden_sizes=(16,), lstm_size=lstm_size, dtype=dtype)
     state = network.initial_state(3)
-    params = jax.jit(network.init)(jax.random.key(0), observation, first, state)
+    params = jax.eval_shape(network.init, jax.random.key(0), observation, first, state)
     assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
     logits, value, after = jax.eval_shape(network.apply, params, observation, first, state)
     assert (logits.shape, logits.dtype) == ((2, 3, 7), jnp.float32)
@@ -133,11 +127,12 @@ def test_actor_critic(torso, lstm_size, dtype):
 
 
 def test_bfloat16_is_close():
-    observation = jax.random.randint(jax.random.key(0), (1, 2, 84, 84, 4), 0, 256, jnp.uint8)
-    first = jnp.zeros((1, 2), bool)
-    for torso in ('nature', 'residual'):
-        exact = networks.ActorCritic(torso, 3)
-        params = jax.jit(exact.init)(jax.random.key(1), observation, first, ())
-        value = exact.apply(params, observation, first, ())[1]
-        rough = networks.ActorCritic(torso, 3, dtype=jnp.bfloat16).apply(params, observation, first, ())[1]
-        np.testing.assert_allclose(rough, value, atol=0.05, rtol=0.05)
+    observation = jax.random.normal(jax.random.key(0), (4, 2, 9))
+    first = jnp.zeros((4, 2), bool)
+    exact = networks.ActorCritic('mlp', 3, (16,), lstm_size=8)
+    state = exact.initial_state(2)
+    params = exact.init(jax.random.key(1), observation, first, state)
+    value = exact.apply(params, observation, first, state)[1]
+    rough = exact.clone(dtype=jnp.bfloat16).apply(params, observation, first, state)[1]
+    assert rough.dtype == jnp.float32
+    np.testing.assert_allclose(rough, value, atol=0.05)

@@ -1,0 +1,48 @@
+"""Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
+
+import pathlib
+import sys
+
+from absl import flags as absl_flags
+
+from launchers import flags, run as runs
+from launchers.run import UsageError
+
+absl_flags.DEFINE_integer("episodes", 100, "Episodes to play.")
+
+
+def evaluate() -> int:
+    import jax
+    import numpy as np
+
+    from launchers import roles
+    from runtime import evaluator
+    from runtime.checkpoint import Checkpointer
+
+    if not flags.FLAGS.logdir:
+        raise UsageError("evaluate needs --logdir, the folder of a run")
+    logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
+    run = runs.load(logdir)
+    run = runs.replace(run, eval_episodes=flags.FLAGS.episodes)
+    parts = roles.Parts(run, logdir)
+    restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
+    if restored is None:
+        raise UsageError(f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end")
+    state, version = restored
+    environment = run.make_environment("evaluate", 0, run.eval_envs, evaluation=True)
+    params = jax.device_put(parts.agent.policy(state), parts.device)
+    key = jax.random.key(run.seed_of("evaluate"))
+    returns = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, run.eval_episodes)
+    print(
+        f"episodes={len(returns)} return_mean={np.mean(returns):.4f} return_std={np.std(returns):.4f} "
+        f"env_steps={version.env_steps}"
+    )
+    return 0
+
+
+def run() -> None:
+    flags.main(evaluate)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

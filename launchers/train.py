@@ -1,0 +1,34 @@
+"""Trains an agent: `scripts/train --agent=impala --env=Pong-v5`."""
+
+import sys
+
+from launchers import flags, plot, run as runs
+from launchers.run import UsageError
+
+
+def train() -> int:
+    run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
+    runs.save(run, logdir)
+    print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
+    # Imported here: with processes, this process has no need of JAX or Reverb.
+    if run.placement == "processes":
+        from launchers import processes as placement
+    elif run.placement == "threads":
+        from launchers import threads as placement
+    else:
+        from launchers import serial as placement
+    try:
+        placement.train(run, logdir, flags.FLAGS.port)
+    except (ArithmeticError, ConnectionError) as error:
+        raise UsageError(str(error)) from error
+    if plot.draw([logdir], logdir / "curve.png"):
+        print(f"the learning curve is {logdir / 'curve.png'}")
+    return 0
+
+
+def run() -> None:
+    flags.main(train)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

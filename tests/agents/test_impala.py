@@ -1,0 +1,523 @@
+"""IMPALA against its paper (https://arxiv.org/abs/1802.01561), restated as plainly as can be."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import rlax
+
+from agents import impala
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
+
+# V-trace -------------------------------------------------------------------------------------------------------------
+
+vtrace = jax.jit(impala.vtrace)
+
+
+def random_rows(seed: int, T: int = 12, B: int = 5, dead: bool = True) -> dict[str, np.ndarray]:
+    """V-trace's inputs as EnvPool's rows give them: an episode ends with o_{s+1}, and then row s+1 is dead.
+
+    A termination has gamma_s = 0; a truncation keeps its gamma. Dead rows hold rubbish.
+    """
+    rng = np.random.default_rng(seed)
+    discounts, live = rng.uniform(0.8, 1.0, (T, B)), np.ones((T, B))
+    for b in range(B):
+        s = 0
+        if dead and rng.random() < 0.2:  # the block opens on the row that closed an episode
+            live[0, b] = 0.0
+            s = 1
+        while s < T:
+            ends = rng.random() < 0.25
+            if ends and rng.random() < 0.5:
+                discounts[s, b] = 0.0
+            if ends and dead and s + 1 < T:
+                live[s + 1, b] = 0.0
+                s += 1
+            s += 1
+    return {
+        "values": rng.normal(size=(T + 1, B)),
+        "rewards": rng.normal(size=(T, B)) * np.where(live, 1.0, 100.0),
+        "discounts": discounts,
+        "log_ratios": rng.normal(size=(T, B)) * np.where(live, 0.7, 3.0),
+        "live": live,
+    }
+
+
+def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, lambda_):
+    """Equation 1 by a double loop, for each sequence. Returns v_s and the advantages of section 4.2.
+
+    gamma^{t-s} is the product of the rows' discounts. The sum ends where the episode does: at a dead row.
+    """
+    V, r, gamma = values, rewards, discounts
+    T, B = r.shape
+    rho = np.minimum(rho_bar, np.exp(log_ratios))
+    c = lambda_ * np.minimum(c_bar, np.exp(log_ratios))
+    v, advantages = V.copy(), np.zeros((T, B))
+    for b in range(B):
+        for s in range(T):
+            for t in range(s, T):
+                if not live[t, b]:
+                    break
+                delta_V = rho[t, b] * (r[t, b] + gamma[t, b] * V[t + 1, b] - V[t, b])
+                v[s, b] += np.prod(gamma[s:t, b]) * np.prod(c[s:t, b]) * delta_V
+        for s in range(T):
+            if live[s, b]:
+                advantages[s, b] = rho[s, b] * (r[s, b] + gamma[s, b] * v[s + 1, b] - V[s, b])
+    return v[:-1], advantages
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_vtrace_is_the_papers_double_sum(seed):
+    rows = random_rows(seed)
+    rng = np.random.default_rng(1000 + seed)
+    rho_bar, c_bar = rng.choice([0.5, 1.0, 1.5, 3.0, 1e9], 2)
+    lambda_ = rng.choice([0.0, 0.5, 0.9, 1.0])
+    got = vtrace(**rows, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
+    targets, advantages = naive_vtrace(**rows, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
+    scale = np.abs(targets).max()
+    np.testing.assert_allclose(got.targets, targets, rtol=1e-4, atol=1e-5 * scale)
+    np.testing.assert_allclose(got.advantages, advantages, rtol=1e-4, atol=1e-5 * scale)
+    np.testing.assert_allclose(got.rhos, rows["live"] * np.minimum(rho_bar, np.exp(rows["log_ratios"])), rtol=1e-5)
+
+
+def test_random_rows_hold_every_case():
+    """Else the test above would check less than it seems to."""
+    rows = [random_rows(seed) for seed in range(40)]
+    before_dead = np.concatenate([r["discounts"][:-1][r["live"][1:] == 0] for r in rows])
+    assert (before_dead == 0).any() and (before_dead > 0).any(), "both terminations and truncations"
+    assert any((r["live"][0] == 0).any() for r in rows), "blocks that open on a dead row"
+    assert any((r["live"][-1] == 0).any() for r in rows), "and that close on one"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_vtrace_without_dead_rows_is_rlaxs(seed):
+    rows = random_rows(seed, dead=False)
+    lambda_ = [0.3, 1.0][seed % 2]
+    got = vtrace(**rows, rho_bar=1.2, lambda_=lambda_)
+    values, discounts, rhos = rows["values"], rows["discounts"], np.exp(rows["log_ratios"])
+    theirs = functools.partial(
+        rlax.vtrace_td_error_and_advantage, lambda_=lambda_, clip_rho_threshold=1.2, clip_pg_rho_threshold=1.2
+    )
+    expected = jax.vmap(theirs, in_axes=1, out_axes=1)(values[:-1], values[1:], rows["rewards"], discounts, rhos)
+    np.testing.assert_allclose(got.targets, values[:-1] + expected.errors, rtol=1e-4, atol=1e-5)
+    if lambda_ == 1.0:  # else rlax mixes values into the advantage's bootstrap, which the paper does not
+        np.testing.assert_allclose(got.advantages, expected.pg_advantage, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_vtrace_on_policy_is_the_return_of_each_episode(seed):
+    """Remark 1: with rho-bar, c-bar >= 1 and pi = mu, v_s is the n-step return to the episode's or the block's end."""
+    rows = random_rows(seed)
+    rows["log_ratios"] = np.zeros_like(rows["log_ratios"])
+    V, r, gamma, live = rows["values"], rows["rewards"], rows["discounts"], rows["live"]
+    T, B = r.shape
+    returns = V.copy()  # of dead rows, and past the block's end: the value alone
+    for b in range(B):
+        for s in reversed(range(T)):
+            if live[s, b]:
+                # Where row s+1 is dead, returns[s+1] is the value of the final observation: the bootstrap of a
+                # truncation, which gamma_s = 0 removes on a termination.
+                returns[s, b] = r[s, b] + gamma[s, b] * returns[s + 1, b]
+    got = vtrace(**rows)
+    np.testing.assert_allclose(got.targets, returns[:-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got.advantages, live * (returns - V)[:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_no_gradient_passes_through_vtrace():
+    rows = {name: jnp.asarray(x, jnp.float32) for name, x in random_rows(0).items()}
+    gradient = jax.grad(lambda rows: sum(x.sum() for x in impala.vtrace(**rows)))(rows)
+    for name, g in gradient.items():
+        np.testing.assert_array_equal(g, np.zeros_like(rows[name]), name)
+
+
+# The agent -----------------------------------------------------------------------------------------------------------
+
+# RMSProp whose average stays 0 under a root of 0 + 1: gradient descent. Its large step leaves no gradient to rounding.
+STEP = 2.0**20
+DESCENT = {
+    "optimizer": "rmsprop",
+    "rmsprop_decay": 1.0,
+    "epsilon": 1.0,
+    "learning_rate": STEP,
+    "max_gradient_norm": 1e9,
+}
+
+
+def vector_spec(size: int, num_actions: int) -> EnvironmentSpec:
+    return EnvironmentSpec((size,), np.dtype(np.float32), DiscreteActions(num_actions))
+
+
+def linear_config(**options) -> impala.Config:
+    """A network without hidden layers; its policy is uniform at first, near enough."""
+    return impala.Config(**({"torso": "mlp", "hidden_sizes": (), "frame_stack": 1} | DESCENT | options))
+
+
+def gradient_of(update, state: impala.State, sample: Sample):
+    """What gradient descent subtracted, over its step."""
+    after = update(state, jax.random.key(0), sample)[0]
+    return jax.tree.map(lambda before, after: (np.asarray(before) - np.asarray(after)) / STEP, state.params, after.params)
+
+
+def random_steps(rng, observation, first, num_actions: int) -> Step:
+    """[T+1, B] rows around `observation` and `first`; a row before a first closed its episode, half by termination."""
+    shape = first.shape
+    closing = np.concatenate([first[1:], np.zeros((1, shape[1]), bool)])  # o_t is an episode's last
+    terminal = closing & (rng.random(shape) < 0.5)
+    discount = np.concatenate([np.where(terminal[1:], 0.0, 1.0), np.ones((1, shape[1]))]).astype(np.float32)
+    return Step(
+        observation=observation,
+        action=rng.integers(num_actions, size=shape).astype(np.int32),
+        reward=rng.normal(size=shape).astype(np.float32),
+        discount=discount,
+        first=first,
+        extras={"logits": rng.normal(size=(*shape, num_actions)).astype(np.float32)},
+    )
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("rho_bar", "c_bar", "lambda_"), [(1.0, 1.0, 1.0), (1.3, 0.7, 0.9)])
+def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_):
+    """Section 4.2, summed over time and batch: policy gradient, baseline and entropy; targets are constants."""
+    T, B, D, A = 6, 3, 4, 3
+    config = linear_config(unroll_length=T, batch_size=B, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
+    agent = impala.make(config, vector_spec(D, A))
+    rng = np.random.default_rng(0)
+    first = np.zeros((T + 1, B), bool)
+    first[[0, 4, 2, 6], [0, 0, 1, 1]] = True
+    sample = Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B))
+    # The hypers are the state's, not the config's.
+    hypers = impala.Hypers(jnp.float32(STEP), jnp.float32(0.9), jnp.float32(0.3), jnp.float32(0.2))
+    state = agent.init(jax.random.key(1))
+    params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), state.params)
+    state = state._replace(params=params, hypers=hypers)
+
+    x, a, r, live = sample.steps.observation, sample.steps.action, sample.steps.reward, 1.0 - first[1:]
+    mu = softmax(sample.steps.extras["logits"])
+    heads = params["params"]
+    V = (x @ heads["value"]["kernel"] + heads["value"]["bias"])[..., 0]
+    pi = softmax(x @ heads["policy"]["kernel"] + heads["policy"]["bias"])
+    ratio = np.take_along_axis(pi / mu, a[..., None], -1)[..., 0]
+    gamma = 0.9 * sample.steps.discount[:-1]
+    v, advantage = naive_vtrace(V, r[:-1], gamma, np.log(ratio[:-1]), live, rho_bar, c_bar, lambda_)
+
+    def terms(params):
+        """Sums over the live rows: policy, baseline, entropy."""
+        policy = baseline = entropy = 0.0
+        for s in range(T):
+            for b in range(B):
+                if live[s, b]:
+                    log_pi = jax.nn.log_softmax(
+                        x[s, b] @ params["params"]["policy"]["kernel"] + params["params"]["policy"]["bias"]
+                    )
+                    V = (x[s, b] @ params["params"]["value"]["kernel"] + params["params"]["value"]["bias"])[0]
+                    policy -= advantage[s, b] * log_pi[a[s, b]]
+                    baseline += 0.5 * (v[s, b] - V) ** 2
+                    entropy -= jnp.sum(jnp.exp(log_pi) * log_pi)
+        return policy, baseline, entropy
+
+    def loss(params):
+        policy, baseline, entropy = terms(params)
+        return policy + 0.3 * baseline - 0.2 * entropy
+
+    expected = jax.grad(loss)(params)
+    update = jax.jit(agent.update)
+    got = gradient_of(update, state, sample)
+    for name in ("policy", "value"):
+        for part in ("kernel", "bias"):
+            g = expected["params"][name][part]
+            assert np.abs(g).max() > 0.01
+            np.testing.assert_allclose(got["params"][name][part], g, rtol=1e-3, atol=1e-5, err_msg=f"{name} {part}")
+
+    metrics = update(state, jax.random.key(0), sample)[1].metrics
+    policy, baseline, entropy = terms(params)
+    np.testing.assert_allclose(metrics["policy_loss"], policy / (T * B), rtol=1e-4)
+    np.testing.assert_allclose(metrics["baseline_loss"], baseline / (T * B), rtol=1e-4)
+    np.testing.assert_allclose(metrics["entropy"], entropy / (T * B), rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], loss(params) / (T * B), rtol=1e-4)
+    norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(expected)))
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-3)
+
+
+def small_sample(agent: impala.Agent, T: int, B: int, D: int, A: int, seed: int = 0) -> Sample:
+    rng = np.random.default_rng(seed)
+    first = rng.random((T + 1, B)) < 0.2
+    return Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B))
+
+
+def test_gradients_norm_is_clipped():
+    config = linear_config(unroll_length=4, batch_size=2, max_gradient_norm=0.125)
+    agent = impala.make(config, vector_spec(3, 2))
+    sample = small_sample(agent, 4, 2, 3, 2)
+    gradient = gradient_of(jax.jit(agent.update), agent.init(jax.random.key(0)), sample)
+    np.testing.assert_allclose(
+        np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradient))), 0.125, rtol=1e-4
+    )
+
+
+def test_learning_rate_falls_linearly_to_zero():
+    T, B = 4, 2
+    agent = impala.make(linear_config(unroll_length=T, batch_size=B, decay_env_steps=4 * T * B), vector_spec(3, 2))
+    update, state = jax.jit(agent.update), agent.init(jax.random.key(0))
+    rates = []
+    for _ in range(6):
+        before = state
+        state, feedback = update(state, jax.random.key(0), small_sample(agent, T, B, 3, 2))
+        rates.append(float(feedback.metrics["learning_rate"]) / STEP)
+        moved = any((a != b).any() for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params)))
+        assert moved == (rates[-1] > 0)
+    np.testing.assert_allclose(rates, [1.0, 0.75, 0.5, 0.25, 0.0, 0.0], atol=1e-6)
+    assert int(state.step) == 6
+
+
+def test_rmsprop_has_its_epsilon_inside_the_root():
+    config = dataclasses.replace(linear_config(), rmsprop_decay=0.5, epsilon=0.01, learning_rate=1.0, optimizer="rmsprop")
+    descent, rmsprop = (
+        impala.make(dataclasses.replace(c, unroll_length=4, batch_size=2), vector_spec(3, 2))
+        for c in (linear_config(), config)
+    )
+    state, sample = descent.init(jax.random.key(0)), small_sample(descent, 4, 2, 3, 2)
+    g = gradient_of(jax.jit(descent.update), state, sample)
+    after = jax.jit(rmsprop.update)(rmsprop.init(jax.random.key(0)), jax.random.key(0), sample)[0]
+    expected = jax.tree.map(lambda p, g: p - g / np.sqrt(0.5 * g**2 + 0.01), state.params, g)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), after.params, expected)
+
+
+# Episodes ------------------------------------------------------------------------------------------------------------
+
+EPISODES = [range(0, 3), range(3, 7), range(7, 10)]  # the rows of column 0; the last of each but the last is dead
+T, B, A = 9, 2, 3
+ROWS = T + 1
+
+
+@functools.cache
+def pixel_agent(lstm_size: int, stack: int):
+    """An agent that sees "frames" of one pixel per row of the sample, so that the first layer's gradient with respect
+    to a pixel's weights is the gradient with respect to what that row alone feeds into the network."""
+    config = linear_config(unroll_length=T, batch_size=B, lstm_size=lstm_size, frame_stack=stack)
+    spec = EnvironmentSpec((1, ROWS * B), np.dtype(np.uint8), DiscreteActions(A))
+    if stack == 1:
+        spec = dataclasses.replace(spec, observation_dtype=np.dtype(np.float32))
+    agent = impala.make(config, spec)
+    state = jax.jit(agent.init)(jax.random.key(2))
+    rng = np.random.default_rng(1)
+    state = state._replace(params=jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32) / 3, state.params))
+    return agent, state, jax.jit(agent.update)
+
+
+def pixels_of(rows, b: int) -> list[int]:
+    return [t * B + b for t in rows]
+
+
+def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
+    """Each row lights its own pixel. Column 1 has other episodes than column 0."""
+    rng = np.random.default_rng(3)
+    first = np.zeros((ROWS, B), bool)
+    first[[3, 7, 5], [0, 0, 1]] = True
+    observation = np.zeros((ROWS, B, 1, ROWS * B), agent.memory(1).frames.dtype if agent.memory(1).frames is not None else np.float32)
+    for t in range(ROWS):
+        for b in range(B):
+            observation[t, b, 0, t * B + b] = 1
+    steps = random_steps(rng, observation, first, A)
+    discount = np.ones((ROWS, B), np.float32)
+    if not truncated:  # o_{t+1} is terminal where row t+1 is dead
+        discount[[1, 5, 3], [0, 0, 1]] = 0.0
+    memory = jax.tree.map(np.array, agent.memory(B))
+    if memory.frames is not None:  # frames of the episode that was under way when the block opened
+        memory.frames[:, :, 0, pixels_of(EPISODES[0], 0)] = 2
+    memory = memory._replace(lstm=jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), memory.lstm))
+    return Sample(steps._replace(discount=discount), memory)
+
+
+def perturb(sample: Sample, episode: int) -> Sample:
+    """Another story in one episode of column 0: observations (in its own pixels), actions, rewards, logits, memory."""
+    rng = np.random.default_rng(4)
+    steps, memory = jax.tree.map(np.array, sample)
+    rows = list(EPISODES[episode])
+    pixels = pixels_of(rows, 0)
+    steps.observation[np.ix_(rows, [0], [0], pixels)] = rng.integers(0, 4, (len(rows), 1, 1, len(pixels)))
+    steps.action[rows, 0] = (steps.action[rows, 0] + rng.integers(1, A, len(rows))) % A
+    steps.reward[rows, 0] += rng.normal(size=len(rows)) * 10
+    steps.extras["logits"][rows, 0] += rng.normal(size=(len(rows), A))
+    if episode == 0:
+        jax.tree.map(lambda x: x.__setitem__(0, x[0] + 0.5), memory.lstm)
+        if memory.frames is not None:
+            memory.frames[0][..., pixels] = rng.integers(0, 4, len(pixels))
+    return Sample(steps, memory)
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("lstm_size", [0, 4])
+@pytest.mark.parametrize("stack", [1, 3])
+def test_nothing_leaks_from_one_episode_into_another(stack, lstm_size, truncated):
+    """However the rows of one episode change, the gradients of the others' rows do not move by a bit."""
+    agent, state, update = pixel_agent(lstm_size, stack)
+
+    def gradients(sample) -> np.ndarray:
+        """[pixel, ...]: of what each pixel feeds into the network."""
+        g = gradient_of(update, state, sample)["params"]
+        first_layers = [g["LSTM_0"]["input"]] if lstm_size else [g["policy"], g["value"]]
+        return np.concatenate([layer["kernel"].reshape(ROWS * B, -1) for layer in first_layers], axis=1)
+
+    sample = pixel_sample(agent, truncated)
+    before = gradients(sample)
+    for perturbed in range(3):
+        after = gradients(perturb(sample, perturbed))
+        for episode, rows in enumerate(EPISODES):
+            # A dead row learns nothing, and in the block's last row only its value counts, which is a constant.
+            pixels = pixels_of(list(rows)[:-1], 0)
+            if episode == perturbed:
+                assert (after[pixels] != before[pixels]).any(axis=1).all(), "the change is to be seen where it was made"
+            else:
+                np.testing.assert_array_equal(after[pixels], before[pixels], f"{perturbed} leaks into {episode}")
+        other_column = pixels_of(range(ROWS), 1)
+        np.testing.assert_array_equal(after[other_column], before[other_column], f"{perturbed} leaks into column 1")
+        assert (before[other_column] != 0).any()
+
+
+def test_dead_rows_and_the_last_row_have_no_gradient():
+    agent, state, update = pixel_agent(0, 1)
+    g = gradient_of(update, state, pixel_sample(agent, truncated=True))["params"]
+    for layer in ("policy", "value"):
+        moved = (g[layer]["kernel"] != 0).any(axis=1)
+        for b, dead in ((0, {2, 6, 9}), (1, {4, 9})):
+            assert {t for t in range(ROWS) if not moved[t * B + b]} == dead
+
+
+# Acting --------------------------------------------------------------------------------------------------------------
+
+
+def loud(params):
+    """The same, but with a policy that depends on what the network sees: it starts out nearly uniform."""
+    heads = params["params"]
+    return {"params": heads | {"policy": jax.tree.map(lambda p: 100 * p, heads["policy"])}}
+
+
+@pytest.mark.parametrize(
+    ("torso", "shape", "stack", "lstm_size", "rows"),
+    [
+        ("mlp", (4,), 1, 0, 9),
+        ("mlp", (4,), 1, 5, 9),
+        ("mlp", (3, 4), 3, 0, 9),
+        ("mlp", (3, 4), 3, 5, 9),
+        ("nature", (84, 84), 2, 5, 4),
+        ("residual", (20, 20), 1, 0, 4),
+    ],
+)
+def test_acting_step_by_step_is_the_learners_unroll(torso, shape, stack, lstm_size, rows):
+    """The learner's pi over what acting reported as mu is 1 on every live row, resets and a memory included.
+
+    All ratios are 1 where the mean of min(1, ratio) and the mean of the ratio are.
+    """
+    num_envs, num_actions, warmup = 2, 3, 3
+    rng = np.random.default_rng(0)
+    frames = torso != "mlp" or stack > 1
+    dtype = np.dtype(np.uint8 if frames else np.float32)
+    if frames:
+        observation = rng.integers(0, 256, (warmup + rows, num_envs, *shape)).astype(dtype)
+    else:
+        observation = rng.normal(size=(warmup + rows, num_envs, *shape)).astype(dtype)
+    first = np.zeros((warmup + rows, num_envs), bool)
+    first[[0, 0, warmup + 2, warmup + rows // 2], [0, 1, 0, 1]] = True
+
+    def make(rho_bar):
+        config = impala.Config(
+            torso=torso, hidden_sizes=(8,), frame_stack=stack, lstm_size=lstm_size, unroll_length=rows - 1,
+            batch_size=num_envs, rho_bar=rho_bar,
+        )  # fmt: skip
+        return impala.make(config, EnvironmentSpec(shape, dtype, DiscreteActions(num_actions)))
+
+    agent = make(1.0)
+    state = jax.jit(agent.init)(jax.random.key(1))
+    scale = 1 / 255 if torso == "mlp" and frames else 1.0  # the MLP takes bytes as they come
+    params = jax.tree.map(lambda p: p * scale if p.ndim == 2 and p.shape[0] == stack * 12 else p, loud(state.params))
+    state = state._replace(params=params)
+
+    act, memory, steps = jax.jit(agent.act), agent.memory(num_envs), []
+    none = np.zeros(num_envs, np.float32)
+    for t in range(warmup + rows):
+        if t == warmup:
+            opening = memory
+        timestep = TimeStep(observation[t], none, none, first[t], first[t])
+        action, extras, memory = act(params, jax.random.key(t), timestep, memory)
+        assert action.dtype == jnp.int32 and action.shape == (num_envs,)
+        steps.append(Step(observation[t], action, none, none + 1, first[t], extras))
+    steps = jax.tree.map(lambda *x: np.stack(x), *steps[warmup:])
+    live = np.mean(~first[warmup + 1 :])
+
+    @jax.jit
+    def mean_ratios(sample):
+        return [make(rho_bar).update(state, jax.random.key(0), sample)[1].metrics["rho"] for rho_bar in (1.0, 1e9)]
+
+    np.testing.assert_allclose(mean_ratios(Sample(steps, opening)), [live, live], atol=2e-5)
+    if stack > 1 or lstm_size:  # the control: without its memory, the learner sees something else
+        assert mean_ratios(Sample(steps, agent.memory(num_envs)))[0] < live - 1e-3
+
+
+def test_actions_follow_the_policy():
+    num_envs = 4000
+    agent = impala.make(linear_config(), vector_spec(3, 3))
+    params = loud(agent.init(jax.random.key(3)).params)
+    observation = np.tile(np.array([[1.0, -0.5, 2.0]], np.float32), (num_envs, 1))
+    none = np.zeros(num_envs, np.float32)
+    timestep = TimeStep(observation, none, none, none > 0, none > 0)
+    act = jax.jit(agent.act)
+    action, extras, _ = act(params, jax.random.key(0), timestep, agent.memory(num_envs))
+    head = params["params"]["policy"]
+    logits = observation[0] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
+    np.testing.assert_allclose(extras["logits"], np.tile(logits, (num_envs, 1)), rtol=1e-4, atol=1e-5)
+    probabilities = softmax(logits)
+    assert probabilities.max() < 0.95 and np.ptp(probabilities) > 0.2, "neither certain nor uniform"
+    np.testing.assert_allclose(np.bincount(action, minlength=3) / num_envs, probabilities, atol=0.03)
+    assert (act(params, jax.random.key(1), timestep, agent.memory(num_envs))[0] != action).any(), "the key decides"
+
+    greedy, extras, _ = jax.jit(agent.act_greedily)(params, jax.random.key(0), timestep, agent.memory(num_envs))
+    assert (greedy == logits.argmax()).all() and greedy.dtype == jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("options", "spec", "message"),
+    [
+        (
+            {},
+            EnvironmentSpec((84, 84), np.dtype(np.uint8), BoundedActions(-np.ones(2), np.ones(2))),
+            "discrete actions",
+        ),
+        ({"torso": "nature", "frame_stack": 1}, vector_spec(4, 2), "torso=mlp"),
+        ({"torso": "residual", "frame_stack": 1}, vector_spec(4, 2), "torso=mlp"),
+        ({"torso": "mlp", "frame_stack": 4}, vector_spec(4, 2), "frame_stack=1"),
+    ],
+)
+def test_a_network_that_does_not_fit_is_refused(options, spec, message):
+    with pytest.raises(ValueError, match=message) as error:
+        impala.make(impala.Config(**options), spec)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+@pytest.mark.parametrize(("lstm_size", "stack"), [(0, 1), (4, 3)])
+def test_each_function_is_compiled_once(optimizer, lstm_size, stack):
+    shape, dtype = ((2, 3), np.uint8) if stack > 1 else ((4,), np.float32)
+    config = impala.Config(
+        torso="mlp", hidden_sizes=(4,), frame_stack=stack, lstm_size=lstm_size, unroll_length=3, batch_size=2,
+        optimizer=optimizer, decay_env_steps=1000,
+    )  # fmt: skip
+    agent = impala.make(config, EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(2)))
+    init, update, act = jax.jit(agent.init), jax.jit(agent.update), jax.jit(agent.act)
+    rng = np.random.default_rng(0)
+    for seed in (0, 1):
+        state = init(jax.random.key(seed))
+        for _ in range(3):
+            observation = rng.integers(0, 9, (4, 2, *shape)).astype(dtype)
+            sample = Sample(random_steps(rng, observation, rng.random((4, 2)) < 0.3, 2), agent.memory(2))
+            state, _ = update(state, jax.random.key(seed), sample)
+    memory, none = agent.memory(2), np.zeros(2, np.float32)
+    for t in range(3):
+        timestep = TimeStep(rng.integers(0, 9, (2, *shape)).astype(dtype), none, none, none > 0, none > 0)
+        _, _, memory = act(agent.policy(state), jax.random.key(t), timestep, memory)
+    assert [function._cache_size() for function in (init, update, act)] == [1, 1, 1]

@@ -1,0 +1,34 @@
+"""Counting-v0 told row by row, without arrays: what tests compare the real thing and its windows with."""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from environments.counting import episode_length, terminates
+
+
+class Row(NamedTuple):
+    """What one environment says at one time step."""
+
+    observation: tuple[int, int, int]  # environment, episode, step
+    reward: float  # that arrives with the observation
+    discount: float  # likewise
+    first: bool
+    last: bool
+
+
+def rows_of(environment: int) -> Iterator[Row]:
+    for episode in itertools.count():
+        length = episode_length(environment, episode)
+        for step in range(length + 1):
+            yield Row(
+                observation=(environment, episode, step),
+                reward=10.0 * episode + step if step > 0 else 0.0,
+                discount=0.0 if step == length and terminates(environment, episode) else 1.0,
+                first=step == 0,
+                last=step == length,
+            )
+
+
+def first_rows(environment: int, count: int) -> list[Row]:
+    return list(itertools.islice(rows_of(environment), count))

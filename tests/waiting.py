@@ -1,0 +1,34 @@
+"""Waits that end: a test that hangs says what it waited for."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+
+def within(seconds: float, what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, called in a thread of its own; an AssertionError that names `what` if it takes too long."""
+    outcome: list[Any] = []
+
+    def call():
+        try:
+            outcome.extend((True, function(*args)))
+        except BaseException as error:
+            outcome.extend((False, error))
+
+    thread = threading.Thread(target=call, name=what, daemon=True)  # may be stuck in C++ for ever
+    thread.start()
+    thread.join(seconds)
+    assert len(outcome) == 2, f"waited {seconds} s in vain for {what}"
+    returned, result = outcome
+    if not returned:
+        raise result
+    return result
+
+
+def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Returns once `condition()` holds; an AssertionError that names `what` if it never does."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"
+        time.sleep(0.01)
