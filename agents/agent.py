@@ -117,6 +117,19 @@ class Agent(NamedTuple):
     batch_size: int  # sequences or transitions in one update's sample, over all devices
 
 
+def check_ranges(
+    config: Any, *, counts: tuple[str, ...] = (), positive: tuple[str, ...] = (), fractions: tuple[str, ...] = ()
+) -> None:
+    """Raises ValueError, naming the field, unless the `counts` are 1 or more, the `positive` above 0 and finite, and
+    the `fractions` within [0, 1]."""
+    rules = [(name, "at least 1", lambda x: x >= 1) for name in counts]
+    rules += [(name, "above 0 and finite", lambda x: 0 < x < float("inf")) for name in positive]
+    rules += [(name, "within [0, 1]", lambda x: 0 <= x <= 1) for name in fractions]
+    for name, wanted, holds in rules:
+        if not holds(getattr(config, name)):
+            raise ValueError(f"config.{name} must be {wanted}, not {getattr(config, name)}")
+
+
 def pmean(tree: Any) -> Any:
     """Averages over the learner's devices where an update runs on several; elsewhere the identity.
 

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import optax
 import rlax
 
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, pmean
+from agents.agent import (
+    Agent,
+    DiscreteActions,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
 from agents.networks import ActorCritic, LSTMState, stack_frames
 
 
@@ -34,6 +45,7 @@ class Config:
     unroll_length: int = 20  # T
     batch_size: int = 32  # B, sequences in one update
     discount: float = 0.99  # gamma
+    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
     rho_bar: float = 1.0
     c_bar: float = 1.0
     lambda_: float = 1.0
@@ -48,6 +60,14 @@ class Config:
     decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many steps; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
+            positive=("learning_rate", "epsilon", "rho_bar", "c_bar", "max_gradient_norm", "reward_scale"),
+            fractions=("discount", "lambda_", "rmsprop_decay"),
+        )
 
 
 class Memory(NamedTuple):
@@ -130,7 +150,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     if config.torso != "mlp" and len(shape) != 2:
         raise ValueError(f"torso={config.torso} needs frames [height, width], not observations {shape}; use torso=mlp")
     if stack > 1 and len(shape) != 2:
-        raise ValueError(f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1")
+        raise ValueError(
+            f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
+        )
 
     network = ActorCritic(
         torso=config.torso,
@@ -194,7 +216,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         v = vtrace(
             jax.lax.stop_gradient(values),
-            steps.reward[:-1],
+            config.reward_scale * steps.reward[:-1],
             hypers.discount * steps.discount[:-1],
             jax.lax.stop_gradient(log_prob(logits)) - log_prob(mu_logits),
             live,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-ACTIVATIONS = {'tanh': nn.tanh, 'relu': nn.relu}
+ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 ORTHOGONAL = nn.initializers.orthogonal(2**0.5)
 
 
@@ -58,23 +58,23 @@ class Conv(nn.Module):
     def __call__(self, x: chex.Array) -> chex.Array:
         n, h, w, c = x.shape
         s, k = self.stride, self.size // self.stride
-        kernel = self.param('kernel', ORTHOGONAL, (self.size, self.size, c, self.features))
-        bias = self.param('bias', nn.initializers.zeros, (self.features,))
+        kernel = self.param("kernel", ORTHOGONAL, (self.size, self.size, c, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if s > 1:
             chex.assert_is_divisible(self.size, s)
             h, w = h // s, w // s  # a remainder is less than a stride: no window reaches into it
             x = x[:, : h * s, : w * s].reshape(n, h, s, w, s, c).swapaxes(2, 3).reshape(n, h, w, s * s * c)
             kernel = kernel.reshape(k, s, k, s, c, -1).swapaxes(1, 2).reshape(k, k, s * s * c, -1)
-        dimensions = ('NHWC', 'HWIO', 'NHWC')
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'VALID', dimension_numbers=dimensions) + bias
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=dimensions) + bias
 
 
 class MLPTorso(nn.Module):
     """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]]."""
 
     hidden_sizes: Sequence[int] = (64, 64)
-    activation: str = 'tanh'
+    activation: str = "tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -114,7 +114,7 @@ class ResidualTorso(nn.Module):
 
         x = x.astype(self.dtype) / 255
         for features in (16, 32, 32):
-            x = nn.max_pool(conv(features, x), (3, 3), (2, 2), 'SAME')
+            x = nn.max_pool(conv(features, x), (3, 3), (2, 2), "SAME")
             for _ in range(2):
                 x = x + conv(features, nn.relu(conv(features, nn.relu(x))))
         x = nn.relu(x).reshape(x.shape[0], -1)
@@ -152,9 +152,9 @@ class LSTM(nn.Module):
             orthogonal = nn.initializers.orthogonal()
             return jnp.concatenate([orthogonal(k, (self.size, self.size)) for k in jax.random.split(key, 4)], axis=1)
 
-        kernel = self.param('recurrent', init_recurrent, (self.size, 4 * self.size)).astype(self.dtype)
+        kernel = self.param("recurrent", init_recurrent, (self.size, 4 * self.size)).astype(self.dtype)
         # The inputs' share of the gates needs no recurrence: one large product here, not T small ones in the scan.
-        gates = nn.Dense(4 * self.size, dtype=self.dtype, bias_init=init_bias, name='input')(x)
+        gates = nn.Dense(4 * self.size, dtype=self.dtype, bias_init=init_bias, name="input")(x)
 
         def step(state, row):
             gates, first = row
@@ -175,7 +175,7 @@ class ActorCritic(nn.Module):
     num_actions: int
     hidden_sizes: Sequence[int] = (64, 64)
     lstm_size: int = 0
-    activation: str = 'tanh'
+    activation: str = "tanh"
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
@@ -188,9 +188,9 @@ class ActorCritic(nn.Module):
     ) -> tuple[chex.Array, chex.Array, Any]:
         """[T, B, ...], bool [T, B], state -> float32 logits [T, B, A] and value [T, B], the new state."""
         torso = {
-            'mlp': lambda: MLPTorso(self.hidden_sizes, self.activation, self.dtype),
-            'nature': lambda: NatureTorso(self.dtype),
-            'residual': lambda: ResidualTorso(self.dtype),
+            "mlp": lambda: MLPTorso(self.hidden_sizes, self.activation, self.dtype),
+            "nature": lambda: NatureTorso(self.dtype),
+            "residual": lambda: ResidualTorso(self.dtype),
         }[self.torso]()
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
@@ -198,6 +198,6 @@ class ActorCritic(nn.Module):
         if self.lstm_size:
             lstm_state, x = LSTM(self.lstm_size, self.dtype)(lstm_state, x, first)
         x = x.astype(jnp.float32)
-        logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name='policy')(x)
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name='value')(x)
+        logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
+        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
         return logits, value[..., 0], lstm_state

@@ -20,7 +20,7 @@ def terminates(environment: int, episode: int) -> bool:
 
 
 class CountingEnvironment(Environment):
-    """Observations are float32 (environment, episode, step); the reward that arrives with step s of episode e is 10 e + s."""
+    """Observes float32 (environment, episode, step); the reward that arrives with step s of episode e is 10 e + s."""
 
     def __init__(self, num_envs: int, *, first_environment: int = 0):
         self.num_envs = num_envs

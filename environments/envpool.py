@@ -1,6 +1,5 @@
 """EnvPool: C++ environments vectorised over CPU cores (https://arxiv.org/abs/2206.10558)."""
 
-import contextlib
 import difflib
 import os
 import warnings
@@ -13,6 +12,9 @@ import numpy as np
 from agents.agent import EnvironmentSpec
 from environments.environment import Environment, flatten_observation
 from environments.spaces import action_spec, observation_spec
+
+# At every make, about bounds that float32 rounds.
+warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
 
 # The standard Atari protocol (Mnih et al. 2015) with two stated choices: the minimal action set, and no sticky
 # actions (no-op starts are the source of randomness). Frames come one by one: agents stack them, so that a stored
@@ -39,17 +41,7 @@ def _default_config(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, envpool.list_all_envs(), n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"unknown environment {name!r}{hint} (gymnasium:ID names one of Gymnasium's)")
-    with quiet():
-        spec = envpool.make_spec(name)
-    return spec.config._asdict()
-
-
-@contextlib.contextmanager
-def quiet():
-    """EnvPool's spaces warn, at every make, about bounds that float32 rounds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return envpool.make_spec(name).config._asdict()
 
 
 class EnvPoolEnvironment(Environment):
@@ -64,11 +56,10 @@ class EnvPoolEnvironment(Environment):
         atari = is_atari(name)
         options = dict(ATARI, reward_clip=clip_rewards) if atari else {}
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
-        with quiet():
-            self._pool = envpool.make(
-                name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
-            )
-            observation_space, action_space = self._pool.observation_space, self._pool.action_space
+        self._pool = envpool.make(
+            name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
+        )
+        observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._raw_reward = "reward" if atari else None
         self._squeeze = atari
         shape, dtype = observation_spec(observation_space)

@@ -15,7 +15,9 @@ def observation_spec(space: gymnasium.Space) -> tuple[tuple[int, ...], np.dtype]
     if isinstance(space, gymnasium.spaces.Discrete):
         return (), np.dtype(np.float32)
     if not isinstance(space, gymnasium.spaces.Box):
-        raise ValueError(f"an observation space of kind {type(space).__name__} is not supported: Box, Dict or Discrete is")
+        raise ValueError(
+            f"an observation space of kind {type(space).__name__} is not supported: Box, Dict or Discrete is"
+        )
     return space.shape, np.dtype(np.uint8 if space.dtype == np.uint8 else np.float32)
 
 

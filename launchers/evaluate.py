@@ -5,7 +5,8 @@ import sys
 
 from absl import flags as absl_flags
 
-from launchers import flags, run as runs
+from launchers import flags
+from launchers import run as runs
 from launchers.run import UsageError
 
 absl_flags.DEFINE_integer("episodes", 100, "Episodes to play.")
@@ -27,7 +28,9 @@ def evaluate() -> int:
     parts = roles.Parts(run, logdir)
     restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
     if restored is None:
-        raise UsageError(f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end")
+        raise UsageError(
+            f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end"
+        )
     state, version = restored
     environment = run.make_environment("evaluate", 0, run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)

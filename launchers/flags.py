@@ -9,7 +9,8 @@ from collections.abc import Callable
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
 
-from launchers import presets, run as runs
+from launchers import presets
+from launchers import run as runs
 from launchers.run import Run, UsageError
 
 flags.DEFINE_string("agent", "impala", "The agent: one of agents/.")
@@ -47,17 +48,19 @@ def parse(argv: list[str]) -> None:
     module = runs.agent_module(FLAGS.agent)
     fields = {field.name: field.default for field in dataclasses.fields(module.Config)}
     preset = presets.find(FLAGS.agent, FLAGS.env)
-    config_flags.DEFINE_config_dict(
-        "config", config_dict.ConfigDict(fields | preset.config), "The agent's Config.", lock_config=True
-    )
     for argument in rest[1:]:
         name = argument.lstrip("-").split("=")[0]
         if not argument.startswith("--config."):
             known = [n for n in FLAGS if not n.startswith("config.")]
-            raise UsageError(f"unknown argument {argument!r}{runs.nearest(name, known, listing=False)}; --help lists the flags")
+            raise UsageError(
+                f"unknown argument {argument!r}{runs.nearest(name, known, listing=False)}; --help lists the flags"
+            )
         field = name.removeprefix("config.")
         if field not in fields:
             raise UsageError(f"unknown config field {field!r}{runs.nearest(field, fields)}")
+    config_flags.DEFINE_config_dict(
+        "config", config_dict.ConfigDict(fields | preset.config), "The agent's Config.", lock_config=True
+    )
     try:
         FLAGS(rest)
     except (flags.Error, ValueError, TypeError) as error:

@@ -14,7 +14,7 @@ from absl import app, flags
 from runtime import metrics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot  # noqa: E402
+from matplotlib import pyplot
 
 flags.DEFINE_string("out", "curves.png", "The picture to write.")
 flags.DEFINE_string("x", "env_steps", "The x axis: env_steps, learner_steps or wall_seconds.")

@@ -22,14 +22,22 @@ PRESETS = {
         Preset(
             "CartPole-v1",
             {"max_env_steps": 500_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20},
-            SMALL | ADAM | {"batch_size": 32, "learning_rate": 2e-3, "entropy_cost": 0.01, "max_gradient_norm": 300.0},
+            SMALL | ADAM | {"batch_size": 32, "learning_rate": 2e-3, "max_gradient_norm": 300.0, "reward_scale": 0.1},
         ),
         Preset(
             "*-v5",  # Atari
-            {"max_env_steps": 5_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10, "publish_period": 2},
+            {
+                "max_env_steps": 5_000_000,
+                "num_actors": 2,
+                "envs_per_actor": 8,
+                "eval_episodes": 10,
+                "publish_period": 2,
+            },
             ADAM | {"batch_size": 8, "learning_rate": 8e-4, "entropy_cost": 0.01, "max_gradient_norm": 160.0},
         ),
-        Preset("*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM),
+        Preset(
+            "*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM
+        ),
     ],
 }
 

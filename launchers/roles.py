@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import reverb
 
 from agents.agent import Feedback
 from launchers.run import Run
-from replay import items, sampler, server
+from replay import Client, Server, items, sampler, server
 from replay.variables import VariableContainer
 from replay.writer import BlockWriter
 from runtime import actor, evaluator, learner
@@ -28,9 +27,7 @@ class Parts:
 
     def __init__(self, run: Run, logdir: pathlib.Path):
         self.run, self.logdir = run, logdir
-        probe = run.make_environment("probe", 0, 1)
-        self.spec = probe.spec
-        probe.close()
+        self.spec = run.spec()
         self.agent = run.make_agent(self.spec)
         (self.table,) = self.agent.tables
         self.blocks = items.block_structure(self.agent, self.spec, run.envs_per_actor)
@@ -44,14 +41,14 @@ class Parts:
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
         return jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
 
-    def serve(self, port: int = 0) -> reverb.Server:
+    def serve(self, port: int = 0) -> Server:
         tables = [
             server.build_table(self.table, self.blocks, self.run.envs_per_actor),
             server.build_variables_table(self.params),
         ]
         return server.serve(tables, port, None)
 
-    def variables(self, client: reverb.Client) -> VariableContainer:
+    def variables(self, client: Client) -> VariableContainer:
         return VariableContainer(client, self.params)
 
 
@@ -69,7 +66,7 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, client: reverb.Client, task: int, stop: threading.Event) -> Iterator[None]:
+def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Iterator[None]:
     """One actor, until `stop`; yields after each item it has written."""
     run = parts.run
     environment = run.make_environment("actor", task, run.envs_per_actor)
@@ -164,18 +161,18 @@ class Learning:
         self._checkpointer.close()
 
 
-def learn(parts: Parts, client: reverb.Client, stop: threading.Event) -> Iterator[items.Version]:
+def learn(parts: Parts, client: Client, stop: threading.Event) -> Iterator[items.Version]:
     """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
     publisher = learner.Publisher(parts.variables(client))
     learning = Learning(parts, publisher)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.run.blocks_per_batch)
+    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.run.config.batch_size)
     yield from learning.run(learner.prefetch(blocks, stop.is_set))
     learning.publish()  # the evaluator waits for the last ones
     publisher.close()
     learning.close()
 
 
-def evaluate(parts: Parts, client: reverb.Client, stop: threading.Event) -> Iterator[dict[str, Any]]:
+def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Iterator[dict[str, Any]]:
     """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
     variables = parts.variables(client)

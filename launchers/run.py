@@ -19,7 +19,15 @@ from launchers import presets
 AGENTS = {"impala": "agents.impala"}
 
 # What a resumed run may be given anew; all else makes another run of it.
-FREE = {"max_env_steps", "placement", "actor_backend", "actors_per_process", "eval_episodes", "eval_period", "checkpoint_seconds"}
+FREE = {
+    "max_env_steps",
+    "placement",
+    "actor_backend",
+    "actors_per_process",
+    "eval_episodes",
+    "eval_period",
+    "checkpoint_seconds",
+}
 CHOICES = {"placement": ("threads", "processes", "serial"), "actor_backend": ("cpu", "accelerator")}
 
 
@@ -64,15 +72,20 @@ class Run:
         except ValueError as error:
             raise UsageError(str(error)) from error
 
+    def spec(self) -> EnvironmentSpec:
+        """What one of the run's environments looks like."""
+        environment = self.make_environment("spec", 0, 1)
+        environment.close()
+        return environment.spec
+
+    def check_fit(self) -> None:
+        """Raises UsageError if there is no such environment, or if the agent does not fit it."""
+        self.make_agent(self.spec())
+
     def seed_of(self, role: str, task: int = 0) -> int:
         """A seed for one role's task, a non-negative int32 unlike any other's."""
         entropy = [self.seed, *role.encode(), task]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
-
-    @property
-    def blocks_per_batch(self) -> int:
-        """Blocks of one actor's environments in one update's batch."""
-        return self.config.batch_size // self.envs_per_actor
 
     @property
     def eval_envs(self) -> int:
@@ -120,9 +133,21 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
     config = preset.config | config_overrides
     config.setdefault("decay_env_steps", settings["max_env_steps"])
-    run = Run(config=module.Config(**check_types(module.Config, config)), **settings)
+    run = Run(config=make_config(module, config), **settings)
     check(run)
     return run
+
+
+def make_config(module: ModuleType, values: dict[str, Any]) -> Any:
+    """The Config of an agent's module.
+
+    Raises:
+      UsageError: an unknown field, or a value of another type or out of range.
+    """
+    try:
+        return module.Config(**check_types(module.Config, values))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def replace(run: Run, **changes: Any) -> Run:
@@ -179,10 +204,11 @@ def check(run: Run) -> None:
     for name, choices in CHOICES.items():
         if getattr(run, name) not in choices:
             raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")
-    if run.config.batch_size % run.envs_per_actor:
+    small, large = sorted((run.config.batch_size, run.envs_per_actor))
+    if large % small:
         raise UsageError(
-            f"config.batch_size={run.config.batch_size} is no multiple of --envs_per_actor={run.envs_per_actor}: "
-            "an update takes whole blocks of an actor's environments"
+            f"config.batch_size={run.config.batch_size} and --envs_per_actor={run.envs_per_actor} do not divide: "
+            "a batch is whole blocks of an actor's environments, or an even part of one"
         )
 
 
@@ -214,7 +240,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         | {f"config.{k}": v for k, v in run["config"].items() if k != "decay_env_steps"}
         for run in (old, new)
     ]
-    return [f"{k} is {flat[0].get(k)}, not {flat[1].get(k)}" for k in sorted(flat[0].keys() | flat[1].keys()) if flat[0].get(k) != flat[1].get(k)]
+    return [
+        f"{k} is {flat[0].get(k)}, not {flat[1].get(k)}"
+        for k in sorted(flat[0].keys() | flat[1].keys())
+        if flat[0].get(k) != flat[1].get(k)
+    ]
 
 
 def load(logdir: pathlib.Path) -> Run:
@@ -228,7 +258,7 @@ def load(logdir: pathlib.Path) -> Run:
     except (OSError, ValueError) as error:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
     module = agent_module(settings["agent"])
-    config = module.Config(**check_types(module.Config, settings.pop("config")))
+    config = make_config(module, settings.pop("config"))
     try:
         return Run(config=config, **settings)
     except TypeError as error:

@@ -1,6 +1,7 @@
 """Placement `serial`: every role by turns in one thread. Nothing depends on timing, so that the same command gives the
 same parameters to the bit."""
 
+import itertools
 import pathlib
 
 from launchers import roles
@@ -21,16 +22,16 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     learning = roles.Learning(parts, lambda version, params: variables.push(version, devices.unreplicate(params)))
     actors = [roles.act(parts, client, task, stop) for task in range(run.num_actors)]
     evaluations = roles.evaluate(parts, client, stop)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, run.blocks_per_batch)
+    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, run.config.batch_size)
 
     def batches():
-        turn = 0
+        turns = itertools.cycle(actors)
         while not stop.is_set():
-            for _ in range(run.blocks_per_batch):
-                next(actors[turn % run.num_actors])
-                turn += 1
-            batch = next(blocks)
-            yield batch._replace(sample=devices.shard(batch.sample))
+            for _ in range(max(1, run.config.batch_size // run.envs_per_actor)):
+                next(next(turns))
+            for _ in range(max(1, run.envs_per_actor // run.config.batch_size)):
+                batch = next(blocks)
+                yield batch._replace(sample=devices.shard(batch.sample))
 
     with Display(run, logdir) as display:
         due = run.eval_period

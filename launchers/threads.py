@@ -35,10 +35,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         return thread
 
     learner = start("learner", roles.learn(parts, client, stop))
-    actors = [
-        start(f"actor_{task}", roles.act(parts, client, task, acting_ends))
-        for task in range(run.num_actors)
-    ]
+    actors = [start(f"actor_{task}", roles.act(parts, client, task, acting_ends)) for task in range(run.num_actors)]
     evaluator = start("evaluator", roles.evaluate(parts, client, stop))
     with Display(run, logdir) as display:
         # The learner saves and ends on `stop` by itself; the evaluator ends after the learner's last parameters.

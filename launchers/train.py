@@ -2,12 +2,15 @@
 
 import sys
 
-from launchers import flags, plot, run as runs
+from launchers import flags, plot, ports
+from launchers import run as runs
 from launchers.run import UsageError
 
 
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
+    ports.check_port(flags.FLAGS.port)
+    run.check_fit()  # before anything is written
     runs.save(run, logdir)
     print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     # Imported here: with processes, this process has no need of JAX or Reverb.

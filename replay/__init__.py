@@ -5,7 +5,10 @@ import os
 # rlax brings TensorFlow Probability, which must be imported before Reverb brings TensorFlow. TensorFlow is here for
 # Reverb's tensors alone: it is to be silent and to leave the accelerators to JAX.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import rlax  # noqa: E402, F401
-import tensorflow as tf  # noqa: E402
+import rlax  # noqa: F401
+import tensorflow as tf
+from reverb import Client, Server
+
+__all__ = ["Client", "Server"]
 
 tf.config.set_visible_devices([], "GPU")

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import reverb
 
-from agents.agent import Sample, TableSpec
+from agents.agent import Memory, Sample, Step, TableSpec
 from replay.items import Block, Structure
 
 
@@ -20,24 +20,35 @@ class Batch(NamedTuple):
 
 
 def sample_blocks(
-    client: reverb.Client, table: TableSpec, structure: Structure, blocks_per_batch: int
+    client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int
 ) -> Iterator[Batch]:
-    """Batches of `blocks_per_batch` on-policy blocks side by side, for ever, each block once, the oldest first.
+    """Batches of `batch_size` sequences for ever, from blocks taken once each, the oldest first.
 
-    Waits in C++ where the queue is empty: iterate it in a thread (runtime.learner.prefetch). Blocks are asked for when
-    they are needed and not before: Reverb's own prefetching would only make them older.
+    Blocks of fewer environments are put side by side; blocks of more are split into several batches. Waits in C++ where
+    the queue is empty: iterate it in a thread (runtime.learner.prefetch). Blocks are asked for when they are needed and
+    not before: Reverb's own prefetching would only make them older.
     """
+    num_envs = structure.unflatten(structure.leaves).steps.first.shape[1]
     while True:
-        samples = client.sample(table.name, num_samples=blocks_per_batch, emit_timesteps=False)
+        samples = client.sample(table.name, num_samples=max(1, batch_size // num_envs), emit_timesteps=False)
         blocks: list[Block] = [structure.unflatten(sample.data) for sample in samples]
-        first = blocks[0]
-        if blocks_per_batch == 1:
-            sample = Sample(first.steps, first.memory)
-        else:
-            sample = Sample(
+        learner_steps = np.array([block.learner_steps for block in blocks])
+        if len(blocks) > 1:
+            yield _batch(
                 jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(block.steps for block in blocks)),
                 jax.tree.map(lambda *x: np.concatenate(x, axis=0), *(block.memory for block in blocks)),
+                learner_steps,
             )
-        # A row before a first closed its episode: its action was thrown away.
-        env_steps = int(np.sum(~sample.steps.first[1:]))
-        yield Batch(sample, np.array([block.learner_steps for block in blocks]), env_steps)
+            continue
+        for start in range(0, num_envs, batch_size):
+            part = slice(start, start + batch_size)
+            yield _batch(
+                jax.tree.map(lambda x, part=part: x[:, part], blocks[0].steps),
+                jax.tree.map(lambda x, part=part: x[part], blocks[0].memory),
+                learner_steps,
+            )
+
+
+def _batch(steps: Step, memory: Memory, learner_steps: np.ndarray) -> Batch:
+    # A row before a first closed its episode: its action was thrown away.
+    return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])))

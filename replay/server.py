@@ -1,7 +1,6 @@
 """The Reverb server: tables from their specs, the variable container's table, checkpoints at a given path."""
 
 import pathlib
-import socket
 
 import reverb
 
@@ -33,16 +32,6 @@ def build_variables_table(structure: Structure) -> reverb.Table:
     )
 
 
-def check_port(port: int) -> None:
-    """Raises ValueError if `port` is taken: two Reverb servers on one port would share its clients in silence."""
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("::", port))
-        except OSError as error:
-            raise ValueError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
-
-
 def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib.Path | None) -> reverb.Server:
     """Starts a server and restores its newest checkpoint from `checkpoint_path`, if it has one.
 
@@ -51,11 +40,8 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
       port: 0 or None picks a free one.
       checkpoint_path: a directory; without it, nothing is saved and nothing found after a restart.
 
-    Raises:
-      ValueError: the port is in use.
+    Reverb itself would share a port with another server, and both servers' clients with it, in silence: check first.
     """
-    if port:
-        check_port(port)
     checkpointer = None
     if checkpoint_path is not None:
         checkpoint_path.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,7 @@ def shard(sample: Sample) -> Sample:
             raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {len(devices)} devices")
         return jax.device_put_sharded(np.split(x, len(devices), axis), devices)
 
-    return Sample(
-        jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory)
-    )
+    return Sample(jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory))
 
 
 def pmap_update(agent: Agent) -> Callable[..., tuple[State, Feedback]]:

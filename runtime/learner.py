@@ -1,5 +1,6 @@
 """The learner: samples in, parameters out."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -63,10 +64,8 @@ class Publisher:
         self._thread.start()
 
     def __call__(self, version: Version, params: Any) -> None:
-        try:
+        with contextlib.suppress(queue.Empty):
             self._newest.get_nowait()
-        except queue.Empty:
-            pass
         self._newest.put((version, params))
 
     def _run(self) -> None:
@@ -143,9 +142,7 @@ class Learner:
             )
             in_flight = feedback.metrics
             lag = self.version.learner_steps - batch.learner_steps
-            self.version = Version(
-                self.version.learner_steps + 1, self.version.env_steps + hosts * batch.env_steps
-            )
+            self.version = Version(self.version.learner_steps + 1, self.version.env_steps + hosts * batch.env_steps)
             if self.version.learner_steps % self._publish_period == 0:
                 self.publish()
             yield feedback, {"lag": float(lag.mean()), "wait_seconds": waited}

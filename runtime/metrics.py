@@ -21,7 +21,7 @@ class Recorder:
         self.last = last = latest(logdir, role)  # the row that an earlier process of this run wrote last
         self._start = time.monotonic() - (last["wall_seconds"] if last else 0.0)
         self._columns = list(last) if last else None
-        self._file = open(self._path, "a", newline="", buffering=1)
+        self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any]) -> None:

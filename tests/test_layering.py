@@ -109,9 +109,7 @@ def test_every_room_holds_code(room: str):
 
 def test_imports_point_one_way_and_pmap_has_one_home():
     found = [
-        fault
-        for path in sources(*ALLOWED)
-        for fault in violations(path.relative_to(ROOT).as_posix(), path.read_text())
+        fault for path in sources(*ALLOWED) for fault in violations(path.relative_to(ROOT).as_posix(), path.read_text())
     ]
     assert not found, "\n".join(found)
 

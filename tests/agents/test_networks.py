@@ -9,23 +9,23 @@ from agents import networks
 
 
 def plain_conv(params, x, stride):
-    dims = ('NHWC', 'HWIO', 'NHWC')
-    y = jax.lax.conv_general_dilated(x, params['kernel'], (stride, stride), 'VALID', dimension_numbers=dims)
-    return y + params['bias']
+    dims = ("NHWC", "HWIO", "NHWC")
+    y = jax.lax.conv_general_dilated(x, params["kernel"], (stride, stride), "VALID", dimension_numbers=dims)
+    return y + params["bias"]
 
 
 @pytest.mark.parametrize(
-    ('shape', 'size', 'stride'),
+    ("shape", "size", "stride"),
     [((2, 20, 20, 4), 8, 4), ((2, 23, 21, 1), 8, 4), ((2, 11, 8, 8), 4, 2), ((2, 9, 9, 16), 3, 1)],
 )
 def test_conv_equals_lax(shape, size, stride):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], shape)
     conv = networks.Conv(16, size, stride)
-    params = conv.init(keys[1], x)['params']
-    assert params['kernel'].shape == (size, size, shape[-1], 16)
-    params['bias'] = jax.random.normal(keys[2], params['bias'].shape)
-    y, back = jax.vjp(lambda p, x: conv.apply({'params': p}, x), params, x)
+    params = conv.init(keys[1], x)["params"]
+    assert params["kernel"].shape == (size, size, shape[-1], 16)
+    params["bias"] = jax.random.normal(keys[2], params["bias"].shape)
+    y, back = jax.vjp(lambda p, x: conv.apply({"params": p}, x), params, x)
     expected, expected_back = jax.vjp(lambda p, x: plain_conv(p, x, stride), params, x)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     grad = jax.random.normal(keys[3], y.shape)
@@ -45,9 +45,9 @@ def naive_stacks(frames, first, stack):
     return out
 
 
-@pytest.mark.parametrize('stack', [1, 4])
-@pytest.mark.parametrize('chance', [0.0, 0.15, 0.6])
-@pytest.mark.parametrize('split', [1, 2, 9, 23])
+@pytest.mark.parametrize("stack", [1, 4])
+@pytest.mark.parametrize("chance", [0.0, 0.15, 0.6])
+@pytest.mark.parametrize("split", [1, 2, 9, 23])
 def test_stack_frames(stack, chance, split):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (24, 5, 3, 2), dtype=np.uint8)
@@ -108,11 +108,11 @@ def test_gradient_stops_at_a_reset():
         assert (grad[:2] == 0).all() and (grad[2] != 0).all()
 
 
-@pytest.mark.parametrize('torso', ['mlp', 'nature', 'residual'])
-@pytest.mark.parametrize('lstm_size', [0, 6])
-@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("torso", ["mlp", "nature", "residual"])
+@pytest.mark.parametrize("lstm_size", [0, 6])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_actor_critic(torso, lstm_size, dtype):
-    shape, kind = ((2, 3, 5), jnp.float32) if torso == 'mlp' else ((2, 3, 84, 84, 4), jnp.uint8)
+    shape, kind = ((2, 3, 5), jnp.float32) if torso == "mlp" else ((2, 3, 84, 84, 4), jnp.uint8)
     observation = jnp.ones(shape, kind)
     first = jnp.zeros((2, 3), bool)
     network = networks.ActorCritic(torso, 7, hidden_sizes=(16,), lstm_size=lstm_size, dtype=dtype)
@@ -129,7 +129,7 @@ def test_actor_critic(torso, lstm_size, dtype):
 def test_bfloat16_is_close():
     observation = jax.random.normal(jax.random.key(0), (4, 2, 9))
     first = jnp.zeros((4, 2), bool)
-    exact = networks.ActorCritic('mlp', 3, (16,), lstm_size=8)
+    exact = networks.ActorCritic("mlp", 3, (16,), lstm_size=8)
     state = exact.initial_state(2)
     params = exact.init(jax.random.key(1), observation, first, state)
     value = exact.apply(params, observation, first, state)[1]

@@ -8,7 +8,7 @@ import pytest
 import environments
 from agents.agent import DiscreteActions
 from agents.networks import stack_frames
-from environments.envpool import ATARI, quiet
+from environments.envpool import ATARI
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
@@ -60,10 +60,8 @@ def test_stacked_single_frames_equal_envpools_own_stack():
     """At the initial reset, within episodes and across the starts of episodes, on Pong, in chunks as a learner has."""
     num_envs, chunk = 2, 50
     single = environments.make("Pong-v5", num_envs, seed=5)
-    with quiet():
-        stacked = envpool.make(
-            "Pong-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **(ATARI | {"stack_num": 4, "reward_clip": True})
-        )
+    options = ATARI | {"stack_num": 4, "reward_clip": True}
+    stacked = envpool.make("Pong-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
     stack = jax.jit(stack_frames)
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
     timestep, expected = single.reset(), stacked.reset()[0]

@@ -10,7 +10,6 @@ import pytest
 
 import environments
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, TimeStep
-from environments.envpool import quiet
 
 Policy = Callable[[np.ndarray], np.ndarray]  # observations [B, ...] -> actions [B, ...]
 
@@ -161,8 +160,7 @@ def test_a_dict_is_flattened_in_its_keys_order_and_actions_are_bounded():
     assert isinstance(spec.actions, BoundedActions) and spec.actions.shape == (6,)
     np.testing.assert_array_equal(spec.actions.low, np.full(6, -1, np.float32))
     np.testing.assert_array_equal(spec.actions.high, np.full(6, 1, np.float32))
-    with quiet():
-        pool = envpool.make("CheetahRun-v1", env_type="gymnasium", num_envs=2, seed=3)
+    pool = envpool.make("CheetahRun-v1", env_type="gymnasium", num_envs=2, seed=3)
     policy, raw = random_policy(spec), pool.reset()[0]
     for observation in timesteps.observation:
         expected = np.concatenate([raw["position"], raw["velocity"]], axis=1).astype(np.float32)

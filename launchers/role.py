@@ -1,0 +1,130 @@
+"""One role of a run: what --placement=processes starts, and what a person starts on other machines.
+
+  scripts/role --role=replay  --logdir=... --agent=impala --env=Pong-v5 --port=8000
+  scripts/role --role=learner --logdir=... --replay=host:8000
+  scripts/role --role=actor   --logdir=... --replay=host:8000 --task=1
+
+The run is LOGDIR/config.json where there is one, else the same flags as scripts/train's.
+"""
+
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags as absl_flags
+
+from launchers import flags, ports
+from launchers import run as runs
+from launchers.run import Run, UsageError
+from launchers.shutdown import stop_on_signals
+
+absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
+absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
+absl_flags.DEFINE_string("replay", None, "The replay server's host:port.")
+absl_flags.DEFINE_string("coordinator", None, "Several learner hosts: host:port of the first (jax.distributed).")
+absl_flags.DEFINE_integer("num_learners", 1, "Several learner hosts: how many; --task tells them apart.")
+
+ROLES = ("replay", "learner", "actor", "evaluator")
+GRACE_SECONDS = 60.0  # for a role to save and end, once asked
+
+
+def role() -> int:
+    values = flags.FLAGS
+    if values.role not in ROLES:
+        raise UsageError(f"--role is one of {', '.join(ROLES)}, not {values.role!r}")
+    if not values.logdir:
+        raise UsageError("a role needs --logdir, the folder of its run")
+    if values.role != "replay" and not values.replay:
+        raise UsageError(f"--role={values.role} needs --replay=host:port, the address of the replay server")
+    logdir = pathlib.Path(values.logdir).expanduser()
+    if (logdir / "config.json").exists():
+        run = runs.load(logdir)
+    else:
+        run = flags.run_from_flags()
+        run.check_fit()
+        runs.save(run, logdir)
+    if values.role == "replay":
+        ports.check_port(values.port)
+    stop = stop_on_signals()
+    if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
+        os.environ["JAX_PLATFORMS"] = "cpu"  # leave the accelerator to the learner
+
+    from launchers import roles  # only now: it brings JAX
+
+    if values.num_learners > 1 and values.role == "learner":
+        import jax
+
+        jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
+    parts = roles.Parts(run, logdir)
+    loops = _replay(parts, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
+    return _finish(loops, stop)
+
+
+def _replay(parts: Any, port: int, stop: threading.Event) -> list[Iterator[Any]]:
+    def serve():
+        server = parts.serve(port)
+        print(f"serving on port {server.port}", flush=True)
+        while not stop.wait(0.5):
+            yield
+        server.stop()
+
+    return [serve()]
+
+
+def _loops(parts: Any, values: Any, stop: threading.Event) -> list[Iterator[Any]]:
+    from launchers import roles
+    from replay.client import connect
+
+    client = connect(values.replay)
+    if values.role == "learner":
+        return [roles.learn(parts, client, stop)]
+    if values.role == "evaluator":
+        return [roles.evaluate(parts, client, stop)]
+    return [roles.act(parts, client, task, stop) for task in actors_of(parts.run, values.task)]
+
+
+def actors_of(run: Run, task: int) -> range:
+    """The actors that actor process `task` runs."""
+    first = task * run.actors_per_process
+    return range(first, min(first + run.actors_per_process, run.num_actors))
+
+
+def _finish(loops: list[Iterator[Any]], stop: threading.Event) -> int:
+    """Iterates each loop in a thread until all have ended; the first error is raised."""
+    errors: list[BaseException] = []
+
+    def iterate(loop: Iterator[Any]) -> None:
+        try:
+            for _ in loop:
+                pass
+        except BaseException as error:
+            errors.append(error)
+
+    # Daemons, and the main thread never inside Reverb: so that a signal is always heard.
+    threads = [threading.Thread(target=iterate, args=(loop,), daemon=True) for loop in loops]
+    for thread in threads:
+        thread.start()
+    deadline = None
+    while any(thread.is_alive() for thread in threads) and not errors:
+        threads[0].join(0.2)
+        if stop.is_set():
+            deadline = deadline or time.monotonic() + GRACE_SECONDS
+            if time.monotonic() > deadline:
+                break
+    if errors:
+        if isinstance(errors[0], ArithmeticError | ConnectionError):
+            raise UsageError(str(errors[0])) from errors[0]
+        raise errors[0]
+    return 0
+
+
+def run() -> None:
+    flags.main(role)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

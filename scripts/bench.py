@@ -1,0 +1,257 @@
+"""Times each stage of a run alone, then the whole, on this machine: `scripts/python scripts/bench.py --env=Pong-v5`.
+
+JSON lines. Machines are noisy: read the ratios, which are of one run, each of a stage's figures the median of
+`--repeats` rounds in which the stages take turns.
+
+  environment   the pool alone, random actions, all actors' environments in it
+  inference     the actors' act, in as many threads as there are actors
+  learner       updates on one batch that is on the device already
+  write         CPU (all threads) of cutting blocks and writing them to a real server
+  sample        CPU (all threads) of sampling them back as batches
+  plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns
+  end_to_end    `scripts/train --placement=threads` without evaluations
+  limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
+"""
+
+import json
+import pathlib
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags as absl_flags
+
+from agents.agent import Sample, Step, TimeStep
+from launchers import flags, roles
+from launchers.run import Run
+from replay import items, sampler
+from replay.writer import BlockWriter
+from runtime import devices, learner
+
+absl_flags.DEFINE_float("seconds", 5.0, "How long each stage runs in each round; the whole runs four times as long.")
+absl_flags.DEFINE_integer("repeats", 3, "Rounds.")
+
+
+def rate(seconds: float, work: Callable[[], int]) -> float:
+    """Environment steps a second of `work`, which does some and returns how many."""
+    for _ in range(3):  # compiled, also for arguments that come from its own results
+        work()
+    steps, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        steps += work()
+    return steps / elapsed
+
+
+class Bench:
+    """The stages of one run."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
+        self.agent, self.envs = self.parts.agent, run.envs_per_actor
+        self.steps_per_update = run.config.batch_size * run.config.unroll_length
+        self.state = self.parts.init()
+        self.params = jax.device_put(self.agent.policy(self.state), self.parts.device)
+        self.key = jax.random.key(0)
+
+    def actions(self, num_envs: int) -> np.ndarray:
+        """Random ones."""
+        rng, actions = np.random.default_rng(0), self.parts.spec.actions
+        return rng.integers(actions.num_actions, size=num_envs).astype(np.int32)
+
+    def environment(self, seconds: float) -> float:
+        num_envs = self.run.num_actors * self.envs
+        environment, action = self.run.make_environment("bench", 0, num_envs), self.actions(num_envs)
+        environment.reset()
+
+        def work():
+            environment.step(action)
+            return num_envs
+
+        result = rate(seconds, work)
+        environment.close()
+        return result
+
+    def timestep(self) -> TimeStep:
+        environment = self.run.make_environment("bench", 0, self.envs)
+        timestep = environment.reset()
+        environment.close()
+        return timestep
+
+    def inference(self, seconds: float) -> float:
+        timestep, results = self.timestep(), []
+
+        def actor():
+            memory = self.agent.memory(self.envs)
+
+            def work():
+                nonlocal memory
+                action, _, memory = self.parts.act(self.params, self.key, np.uint32(0), timestep, memory)
+                np.asarray(action)
+                return self.envs
+
+            results.append(rate(seconds, work))
+
+        threads = [threading.Thread(target=actor) for _ in range(self.run.num_actors)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(results)
+
+    def rollout(self, blocks: int) -> list[tuple[Step, Any]]:
+        """Real rows for `blocks` blocks, with the memory before each."""
+        environment = self.run.make_environment("bench", 0, self.envs)
+        timestep, memory = environment.reset(), self.agent.memory(self.envs)
+        rows = []
+        for count in range(blocks * self.run.config.unroll_length + 1):
+            action, extras, following = self.parts.act(self.params, self.key, np.uint32(count), timestep, memory)
+            action = np.asarray(action)
+            successor = environment.step(action)
+            step = Step(timestep.observation, action, successor.reward, successor.discount, timestep.first, extras)
+            rows.append((step, memory))
+            timestep, memory = successor, following
+        environment.close()
+        return rows
+
+    def write_and_sample(self, blocks: int = 32) -> tuple[float, float]:
+        """CPU microseconds per environment step of each."""
+        table = self.parts.table
+        table = table.__class__(**{**table.__dict__, "max_size": blocks * self.envs})
+        parts = self.parts
+        parts_table, parts.table = parts.table, table
+        server = parts.serve()
+        parts.table = parts_table
+        client = server.localhost_client()
+        rows, writer = self.rollout(blocks), BlockWriter(client, table, parts.blocks)
+        start = time.process_time()
+        for step, memory in rows:
+            writer.append(step, memory, 0)
+        wrote = time.process_time()
+        batches = sampler.sample_blocks(client, table, parts.blocks, self.run.config.batch_size)
+        for _ in range(blocks * self.envs // self.run.config.batch_size):
+            next(batches)
+        sampled = time.process_time()
+        steps = blocks * self.run.config.unroll_length * self.envs
+        writer.close()
+        server.stop()
+        return (wrote - start) / steps * 1e6, (sampled - wrote) / steps * 1e6
+
+    def sample_in_memory(self) -> Sample:
+        """A batch without Reverb."""
+        rows = self.rollout(1)
+        steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
+        batch = self.run.config.batch_size
+        copies = -(-batch // self.envs)
+        return Sample(
+            jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :batch], steps),
+            jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * copies)[:batch], rows[0][1]),
+        )
+
+    def learner(self, seconds: float) -> float:
+        update, sample = devices.pmap_update(self.agent), devices.shard(self.sample_in_memory())
+        state = devices.replicate(self.state)
+
+        def work():
+            nonlocal state
+            state, feedback = update(state, self.key, np.uint32(0), sample)
+            jax.block_until_ready(feedback)
+            return self.steps_per_update
+
+        return rate(seconds, work)
+
+    def plain(self, seconds: float) -> float:
+        """What a careful person writes without this project: no replay, no threads, nothing out of date."""
+        config, update = self.run.config, jax.jit(self.agent.update, donate_argnums=0)
+        environment = self.run.make_environment("bench", 0, config.batch_size)
+        timestep, memory = environment.reset(), self.agent.memory(config.batch_size)
+        state, params, count = self.parts.init(), self.params, 0
+        last: list[Any] = []
+
+        def work():
+            nonlocal timestep, memory, state, params, count, last
+            rows = last
+            while len(rows) < config.unroll_length + 1:
+                action, extras, following = self.parts.act(params, self.key, np.uint32(count), timestep, memory)
+                action = np.asarray(action)
+                successor = environment.step(action)
+                step = Step(timestep.observation, action, successor.reward, successor.discount, timestep.first, extras)
+                rows.append((step, memory))
+                timestep, memory, count = successor, following, count + 1
+            steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
+            state, _ = update(state, self.key, Sample(steps, rows[0][1]))
+            params, last = self.agent.policy(state), rows[-1:]
+            jax.block_until_ready(params)
+            params = jax.tree.map(np.asarray, params)  # the state is donated to the next update
+            return self.steps_per_update
+
+        result = rate(seconds, work)
+        environment.close()
+        return result
+
+    def end_to_end(self, seconds: float) -> float:
+        parts, stop = self.parts, threading.Event()
+        server = parts.serve()
+        client = server.localhost_client()
+
+        def act(task: int):
+            for _ in roles.act(parts, client, task, stop):
+                pass
+
+        actors = [threading.Thread(target=act, args=(task,), daemon=True) for task in range(self.run.num_actors)]
+        publisher = learner.Publisher(parts.variables(client))
+        learning = roles.Learning(parts, publisher)
+        for thread in actors:
+            thread.start()
+        blocks = sampler.sample_blocks(client, parts.table, parts.blocks, self.run.config.batch_size)
+        updates = learning.run(learner.prefetch(blocks, stop.is_set))
+        for _ in range(20):  # compiled and in step
+            next(updates)
+        first: items.Version = learning.version
+        start = time.perf_counter()
+        while (elapsed := time.perf_counter() - start) < seconds:
+            next(updates)
+        steps = learning.version.env_steps - first.env_steps
+        stop.set()
+        for thread in actors:
+            thread.join(30.0)
+        publisher.close()
+        learning.close()
+        server.stop()
+        return steps / elapsed
+
+
+def bench() -> int:
+    run = flags.run_from_flags()
+    bench, seconds = Bench(run), flags.FLAGS.seconds
+    rounds: dict[str, list[float]] = {}
+    for _ in range(flags.FLAGS.repeats):
+        for stage in ("environment", "inference", "learner", "plain"):
+            rounds.setdefault(stage, []).append(getattr(bench, stage)(seconds))
+        rounds.setdefault("end_to_end", []).append(bench.end_to_end(4 * seconds))
+        for name, value in zip(("write", "sample"), bench.write_and_sample(), strict=True):
+            rounds.setdefault(name, []).append(value)
+    median = {name: statistics.median(values) for name, values in rounds.items()}
+    for name, value in median.items():
+        unit = "cpu_microseconds_per_env_step" if name in ("write", "sample") else "env_steps_per_second"
+        spread = [round(min(rounds[name]), 2), round(max(rounds[name]), 2)]
+        print(json.dumps({"stage": name, unit: round(value, 2), "min_max": spread}), flush=True)
+    limit = 1 / sum(1 / median[stage] for stage in ("environment", "inference", "learner"))
+    ratios = {
+        "end_to_end_over_limit": median["end_to_end"] / limit,
+        "end_to_end_over_environment": median["end_to_end"] / median["environment"],
+        "end_to_end_over_plain": median["end_to_end"] / median["plain"],
+    }
+    print(json.dumps({"stage": "limit", "env_steps_per_second": round(limit, 2)}))
+    print(json.dumps({"env": run.env, "agent": run.agent} | {name: round(value, 3) for name, value in ratios.items()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(flags.main(bench))

@@ -1,0 +1,61 @@
+"""Runs the launchers as a person does: as commands."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+ROOT = pathlib.Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+# A run of a few seconds.
+TINY = ("--env=CartPole-v1", "--num_actors=2", "--envs_per_actor=4", "--config.batch_size=8", "--config.unroll_length=5")
+
+
+def command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"launchers.{module}", *arguments]
+
+
+def start(module: str, *arguments: str) -> subprocess.Popen:
+    """The launcher as a child, its output (both streams) in a pipe."""
+    return subprocess.Popen(
+        command(module, *arguments), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]:
+    """(exit code, output) of a launcher that ends by itself."""
+    done = subprocess.run(
+        command(module, *arguments),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    return done.returncode, done.stdout
+
+
+def wait_for(what: str, condition: Callable[[], object], timeout: float = 120.0) -> None:
+    """Returns once `condition()` is true; fails saying what it waited for."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
+        time.sleep(0.1)
+
+
+def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:
+    """The live role processes of a run: role -> process ids."""
+    found: dict[str, list[int]] = {}
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            arguments = (entry / "cmdline").read_text().split("\0")
+            alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except (OSError, ValueError, IndexError):
+            continue
+        if alive and "launchers.role" in arguments and f"--logdir={logdir}" in arguments:
+            role = next(a.removeprefix("--role=") for a in arguments if a.startswith("--role="))
+            found.setdefault(role, []).append(int(entry.name))
+    return found

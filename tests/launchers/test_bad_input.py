@@ -1,0 +1,101 @@
+"""Every mistake at the command line is one clear line and exit code 2."""
+
+import concurrent.futures
+import os
+import socket
+
+import pytest
+
+from tests.launchers import command_line
+
+# name -> (launcher, arguments, what the line must contain)
+MISTAKES = {
+    "agent": ("train", ["--agent=impalla"], ["impalla", "did you mean impala"]),
+    "environment": ("train", ["--env=Pong-v55"], ["Pong-v55", "Pong-v5"]),
+    "gymnasium environment": ("train", ["--env=gymnasium:CartPol-v1"], ["CartPol"]),
+    "flag": ("train", ["--max_env_stps=10"], ["max_env_stps", "max_env_steps"]),
+    "field": ("train", ["--config.lerning_rate=1e-3"], ["lerning_rate", "learning_rate"]),
+    "field's type": ("train", ["--config.learning_rate=fast"], ["learning_rate", "fast"]),
+    "field's range": ("train", ["--config.discount=1.5"], ["discount", "1.5"]),
+    "field's choice": ("train", ["--config.torso=transformer"], ["torso", "mlp, nature, residual"]),
+    "flag's type": ("train", ["--num_actors=two"], ["num_actors", "two"]),
+    "flag's range": ("train", ["--num_actors=0"], ["num_actors"]),
+    "placement": ("train", ["--placement=cloud"], ["placement", "threads, processes, serial"]),
+    "batch": ("train", ["--config.batch_size=33"], ["batch_size=33", "envs_per_actor"]),
+    "continuous environment": ("train", ["--env=Pendulum-v1"], ["discrete", "continuous"]),
+    "network": ("train", ["--config.torso=nature"], ["nature", "torso=mlp"]),
+    "logdir that cannot be": ("train", ["--logdir=/dev/null/run"], ["/dev/null/run"]),
+    "no run to evaluate": ("evaluate", ["--logdir=/nonexistent"], ["/nonexistent"]),
+    "no role": ("role", ["--logdir=/tmp/x", "--role=teacher"], ["teacher", "replay, learner, actor, evaluator"]),
+    "no address": ("role", ["--logdir=/tmp/x", "--role=actor"], ["--replay"]),
+}
+
+
+def expect_one_line(code: int, output: str, parts: list[str]) -> None:
+    lines = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert code == 2, output
+    assert len(lines) == 1, output
+    assert "Traceback" not in output, output
+    for part in parts:
+        assert part in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """Two at a time: each spends its time importing."""
+
+    def attempt(mistake):
+        launcher, arguments, _ = mistake
+        logdir = tmp_path_factory.mktemp("run") / "logdir"
+        if not any(a.startswith("--logdir") for a in arguments):
+            arguments = [*arguments, f"--logdir={logdir}"]
+        return *command_line.run(launcher, *arguments), logdir.exists()
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(attempt, MISTAKES.values()), strict=True))
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_one_line_and_leaves_nothing(outcomes, mistake):
+    code, output, left = outcomes[mistake]
+    expect_one_line(code, output, MISTAKES[mistake][2])
+    assert not left, "a logdir was made for a run that never began"
+
+
+def test_port_in_use(tmp_path):
+    with socket.socket(socket.AF_INET6) as taken:
+        taken.bind(("::", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        code, output = command_line.run("train", f"--logdir={tmp_path / 'run'}", f"--port={port}")
+    expect_one_line(code, output, [str(port), "--port"])
+
+
+def test_replay_server_that_does_not_answer(tmp_path):
+    with socket.socket() as free:
+        free.bind(("", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    logdir = f"--logdir={tmp_path / 'run'}"
+    code, output = command_line.run("role", logdir, "--role=actor", f"--replay={address}", "--connect_seconds=2")
+    expect_one_line(code, output, [address, "--replay"])
+
+
+def test_logdir_of_another_run_and_no_checkpoint_and_not_finite(tmp_path):
+    logdir = tmp_path / "run"
+    diverging = (*command_line.TINY, "--config.learning_rate=1e30", "--max_env_steps=100000")
+    code, output = command_line.run("train", f"--logdir={logdir}", *diverging)
+    expect_one_line(code, output, ["nan", "learning_rate"])
+    assert not list((logdir / "checkpoints").iterdir()), "a checkpoint of parameters that are not finite"
+
+    code, output = command_line.run("train", f"--logdir={logdir}", *command_line.TINY)
+    expect_one_line(code, output, [str(logdir), "config.learning_rate"])
+
+    code, output = command_line.run("evaluate", f"--logdir={logdir}")
+    expect_one_line(code, output, ["no checkpoint", str(logdir)])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_logdir_that_is_not_writable(tmp_path):
+    tmp_path.chmod(0o500)
+    code, output = command_line.run("train", f"--logdir={tmp_path / 'run'}")
+    expect_one_line(code, output, [str(tmp_path)])

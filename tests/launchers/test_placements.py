@@ -1,0 +1,111 @@
+"""Runs that are interrupted, killed and resumed; real processes, real signals."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from launchers import run as runs
+from runtime import metrics
+from runtime.checkpoint import Checkpointer
+from tests.launchers import command_line
+
+
+def checkpoint(logdir):
+    """(state, version) of the newest checkpoint."""
+    run = runs.load(logdir)
+    return Checkpointer(logdir / "checkpoints", run.make_agent(run.spec())).restore()
+
+
+def env_steps(logdir):
+    row = metrics.latest(logdir, "learner")
+    return row["env_steps"] if row else 0.0
+
+
+def test_serial_is_reproducible_to_the_bit(tmp_path):
+    states = []
+    for name in ("a", "b"):
+        arguments = (f"--logdir={tmp_path / name}", "--placement=serial", "--max_env_steps=4000", "--seed=3")
+        code, output = command_line.run("train", *command_line.TINY, *arguments)
+        assert code == 0, output
+        states.append(checkpoint(tmp_path / name))
+    (a, version), (b, _) = states
+    assert version.env_steps >= 4000
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
+    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
+    training = command_line.start("train", *arguments)
+    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+    training.send_signal(number)
+    output, _ = training.communicate(timeout=60)
+    assert training.returncode == 0, output
+    _, saved = checkpoint(tmp_path)
+    assert saved.learner_steps >= metrics.latest(tmp_path, "learner")["learner_steps"]
+    # It resumes where it was: a run that has nothing left to do does no further step.
+    finished = (*arguments[:-1], f"--max_env_steps={saved.env_steps}")
+    code, output = command_line.run("train", *finished)
+    assert code == 0, output
+    assert checkpoint(tmp_path)[1] == saved
+    # Evaluated from the same checkpoint.
+    code, output = command_line.run("evaluate", f"--logdir={tmp_path}", "--episodes=3")
+    assert code == 0, output
+    words = dict(word.split("=") for word in output.splitlines()[-1].split())
+    assert words["episodes"] == "3" and words["env_steps"] == str(saved.env_steps)
+    assert float(words["return_mean"]) >= 1.0 and float(words["return_std"]) >= 0.0
+
+
+def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path):
+    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--checkpoint_seconds=1")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+    try:
+        command_line.wait_for(
+            "learning and a checkpoint",
+            lambda: training.poll() is not None
+            or (env_steps(tmp_path) > 0 and any((tmp_path / "checkpoints").glob("learner_steps_*[0-9]"))),
+        )
+        assert training.poll() is None, training.communicate()[0]
+        for role in ("actor", "replay", "learner"):
+            (victim,) = command_line.processes_of(tmp_path)[role]
+            os.kill(victim, signal.SIGKILL)
+            before = env_steps(tmp_path)
+            command_line.wait_for(
+                f"another {role}", lambda role=role, victim=victim: command_line.processes_of(tmp_path).get(role, [victim]) != [victim]
+            )
+            command_line.wait_for(f"learning to go on without its {role}", lambda before=before: env_steps(tmp_path) > before)
+        training.terminate()
+        output, _ = training.communicate(timeout=120)
+        assert training.returncode == 0, output
+        assert "actor_0 was killed by SIGKILL; restart 1 of" in output
+        assert not command_line.processes_of(tmp_path)
+        assert checkpoint(tmp_path)[1].env_steps >= env_steps(tmp_path)
+    finally:
+        training.kill()
+
+
+def test_children_end_when_the_launcher_is_killed(tmp_path):
+    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+    command_line.wait_for("four roles", lambda: len(command_line.processes_of(tmp_path)) == 4)
+    training.kill()
+    training.wait()
+    command_line.wait_for("every child to end", lambda: not command_line.processes_of(tmp_path))
+
+
+def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
+    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--max_env_steps=3000")
+    code, output = command_line.run("train", *arguments, "--eval_period=1000", "--eval_episodes=4")
+    assert code == 0, output
+    assert not command_line.processes_of(tmp_path)
+    rows = metrics.read(tmp_path / "evaluator.csv")
+    assert rows[-1]["env_steps"] >= 3000 and rows[-1]["episodes"] == 4
+    assert {"env_steps", "learner_steps", "wall_seconds", "episodes", "return_mean", "return_std"} <= rows[-1].keys()
+    for name in ("learner.csv", "actor_0.csv", "actor_1.csv", "curve.png", "checkpoints"):
+        assert (tmp_path / name).exists(), name
+    assert json.loads((tmp_path / "config.json").read_text())["env"] == "CartPole-v1"

@@ -1,0 +1,36 @@
+"""Ports that are taken are refused, in one line."""
+
+import socket
+
+import pytest
+
+from launchers.ports import check_port, free_port
+from launchers.run import UsageError
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET6, "::"), (socket.AF_INET, "127.0.0.1")])
+def test_a_port_in_use_is_refused(family, host):
+    with socket.socket(family) as taken:
+        taken.bind((host, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UsageError, match=f"port {port} .*--port") as error:
+            check_port(port)
+        assert "\n" not in str(error.value)
+    check_port(port)  # free again
+
+
+def test_a_replay_servers_port_is_in_use():
+    from replay import items, server  # here, for rlax comes before Reverb
+
+    running = server.serve([server.build_variables_table(items.Structure({}))], None, None)
+    try:
+        with pytest.raises(UsageError, match=str(running.port)):
+            check_port(running.port)
+    finally:
+        running.stop()
+
+
+def test_a_free_port_and_0_are_allowed():
+    check_port(0)
+    check_port(free_port())

@@ -1,0 +1,24 @@
+"""Agents learn, from the command line, to the figures that the README states."""
+
+import pytest
+
+from tests.launchers import command_line
+
+
+def evaluation(logdir, *arguments: str) -> float:
+    """Trains, then plays 100 greedy episodes: their mean return."""
+    code, output = command_line.run("train", f"--logdir={logdir}", *arguments, timeout=280.0)
+    assert code == 0, output
+    code, output = command_line.run("evaluate", f"--logdir={logdir}", "--episodes=100")
+    assert code == 0, output
+    return float(dict(word.split("=") for word in output.splitlines()[-1].split())["return_mean"])
+
+
+@pytest.mark.learn
+def test_impala_learns_cartpole(tmp_path):
+    assert evaluation(tmp_path, "--agent=impala", "--env=CartPole-v1") >= 475
+
+
+@pytest.mark.learn
+def test_impala_learns_catch(tmp_path):
+    assert evaluation(tmp_path, "--agent=impala", "--env=Catch-v0") >= 0.95

@@ -1,0 +1,262 @@
+"""Blocks, from the environment through the actor, the writer and a real Reverb server to the learner's batch."""
+
+import threading
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.agent import Agent, TableSpec, Window
+from environments.counting import CountingEnvironment
+from replay import items
+from replay.items import Version
+from replay.sampler import Batch, sample_blocks
+from replay.variables import VariableContainer
+from replay.writer import BlockWriter
+from runtime import actor
+from tests.counting_rows import first_rows
+from tests.waiting import until, within
+
+WAIT = 60.0
+
+
+class RowMemory(NamedTuple):
+    rows: np.ndarray  # int32 [B], rows acted in so far
+    unused: tuple = ()
+
+
+def counting_agent(window: Window, max_size: int) -> Agent:
+    """Its action is the row (modulo 5), its extras the row and the version that acted, its memory the rows before."""
+
+    def act(params, key, timestep, memory):
+        version = jnp.broadcast_to(params["version"], memory.rows.shape)
+        extras = {"row": memory.rows, "version": version}
+        return memory.rows % 5, extras, RowMemory(memory.rows + 1)
+
+    def init(key):
+        return {"version": jnp.int32(0)}
+
+    return Agent(
+        init=init,
+        policy=lambda state: state,
+        memory=lambda num_envs: RowMemory(jnp.zeros(num_envs, jnp.int32)),
+        act=act,
+        act_greedily=act,
+        update=lambda state, key, sample: (state, None),
+        tables=(TableSpec("queue", window, "queue", max_size),),
+        batch_size=1,
+    )
+
+
+class Path:
+    """Real parts from end to end: `num_actors` actors of `num_envs` environments each, which take turns.
+
+    `serve` is the fixture serve_here or serve_apart.
+    """
+
+    def __init__(
+        self, serve, window: Window, num_envs: int, num_actors: int = 1, max_blocks: int = 100, in_flight: int = 0
+    ):
+        self.num_envs = num_envs
+        self.agent = counting_agent(window, max_size=max_blocks * num_envs)
+        (self.table,) = self.agent.tables
+        spec = CountingEnvironment(num_envs).spec
+        self.structure = items.block_structure(self.agent, spec, num_envs)
+        params = items.params_structure(self.agent, spec)
+        self.client = serve(self.table, self.structure, num_envs, params)
+        self.variables = VariableContainer(self.client, params)
+        self.push(0)
+        device = jax.devices()[0]
+        act = actor.compile_act(self.agent.act, device)
+        self.actors = []
+        for index in range(num_actors):
+            environment = CountingEnvironment(num_envs, first_environment=index * num_envs)
+            writer = BlockWriter(self.client, self.table, self.structure, in_flight)
+            loop = actor.run(self.agent, act, environment, self.variables, writer, jax.random.key(0), device)
+            self.actors.append(loop)
+
+    def push(self, version: int) -> None:
+        self.variables.push(Version(version, 100 * version), {"version": np.int32(version)})
+
+    def write(self, index: int = 0) -> None:
+        """One more block of an actor."""
+        within(WAIT, "the actor to write a block", next, self.actors[index])
+
+    def batches(self, count: int, batch_size: int | None = None) -> list[Batch]:
+        """The next batches, of one block each unless said otherwise."""
+        batches = sample_blocks(self.client, self.table, self.structure, batch_size or self.num_envs)
+        return [within(WAIT, f"batch {i}", next, batches) for i in range(count)]
+
+
+def version_of(row: int, window: Window) -> int:
+    """The version that acts in a row, where one is pushed after each block: pulls come once a block is sent."""
+    return 0 if row < window.length else 1 + (row - window.length) // window.period
+
+
+def check_rows(steps, column: int, environment: int, rows: range, window: Window) -> None:
+    """Column `column` of a batch holds exactly `rows` of `environment`."""
+    told = first_rows(environment, rows.stop + 1)
+    expected = {
+        "observation": [told[row].observation for row in rows],
+        "action": [row % 5 for row in rows],
+        # What belongs to a_t arrives with o_{t+1}.
+        "reward": [told[row + 1].reward for row in rows],
+        "discount": [told[row + 1].discount for row in rows],
+        "first": [told[row].first for row in rows],
+    }
+    for field, value in expected.items():
+        np.testing.assert_array_equal(getattr(steps, field)[:, column], value, field)
+    np.testing.assert_array_equal(steps.extras["row"][:, column], rows)
+    np.testing.assert_array_equal(steps.extras["version"][:, column], [version_of(row, window) for row in rows])
+
+
+def transitions(environments: range, rows: range) -> int:
+    """Rows but the block's last whose action was answered: the next row is no first."""
+    return sum(not first_rows(e, rows.stop)[row + 1].first for e in environments for row in rows[:-1])
+
+
+# IMPALA's windows share one row; the others overlap by more, up to all but one row.
+WINDOWS = [(6, 5), (2, 1), (6, 4), (6, 3), (6, 2), (6, 1)]
+
+
+@pytest.mark.parametrize(("length", "period"), WINDOWS)
+def test_every_row_of_every_block_is_where_it_belongs(serve_here, length, period):
+    num_envs, blocks = 3, 6
+    window = Window(length, period)
+    path = Path(serve_here, window, num_envs)
+    for block in range(blocks):
+        path.write()
+        path.push(block + 1)
+    for block, batch in enumerate(path.batches(blocks)):
+        rows = range(block * period, block * period + length)
+        for environment in range(num_envs):
+            check_rows(batch.sample.steps, environment, environment, rows, window)
+        np.testing.assert_array_equal(batch.sample.memory.rows, [rows.start] * num_envs, "the memory before row 0")
+        np.testing.assert_array_equal(batch.learner_steps, [version_of(rows.start, window)], "that acted in row 0")
+        assert batch.env_steps == transitions(range(num_envs), rows)
+
+
+@pytest.mark.parametrize("place", ["serve_here", "serve_apart"])
+def test_blocks_stand_side_by_side_in_a_batch_the_oldest_first(request, place):
+    """Two actors take turns: a batch of three blocks holds one's, the other's, and the first's next."""
+    num_envs, window = 2, Window(6, 5)
+    path = Path(request.getfixturevalue(place), window, num_envs, num_actors=2)
+    order = [(block, index) for block in range(3) for index in range(2)]
+    for block, index in order:
+        path.write(index)
+        if index == 1:
+            path.push(block + 1)
+    batches = sample_blocks(path.client, path.table, path.structure, 3 * num_envs)
+    for told in (order[:3], order[3:]):
+        batch = within(WAIT, "a batch of three blocks", next, batches)
+        left = len(order) - order.index(told[-1]) - 1
+        assert path.client.server_info()["queue"].current_size == left, "no more is asked for than a batch needs"
+        assert batch.sample.steps.reward.shape == (6, 3 * num_envs)
+        expected_transitions = 0
+        for position, (block, index) in enumerate(told):
+            rows = range(5 * block, 5 * block + 6)
+            environments = range(index * num_envs, (index + 1) * num_envs)
+            for offset, environment in enumerate(environments):
+                check_rows(batch.sample.steps, position * num_envs + offset, environment, rows, window)
+            memory = batch.sample.memory.rows[position * num_envs : (position + 1) * num_envs]
+            np.testing.assert_array_equal(memory, [rows.start] * num_envs)
+            assert batch.learner_steps[position] == version_of(rows.start, window)
+            expected_transitions += transitions(environments, rows)
+        assert batch.env_steps == expected_transitions
+
+
+def test_a_block_of_many_environments_is_split_into_batches(serve_here):
+    num_envs, window = 6, Window(6, 5)
+    path = Path(serve_here, window, num_envs)
+    for block in range(2):
+        path.write()
+        path.push(block + 1)
+    batches = path.batches(6, batch_size=2)
+    for number, batch in enumerate(batches):
+        block, part = divmod(number, 3)
+        rows, environments = range(5 * block, 5 * block + 6), range(2 * part, 2 * part + 2)
+        assert batch.sample.steps.reward.shape == (6, 2)
+        for column, environment in enumerate(environments):
+            check_rows(batch.sample.steps, column, environment, rows, window)
+        np.testing.assert_array_equal(batch.sample.memory.rows, [rows.start] * 2)
+        np.testing.assert_array_equal(batch.learner_steps, [version_of(rows.start, window)])
+        assert batch.env_steps == transitions(environments, rows)
+
+
+def test_blocks_in_flight_are_not_overwritten(serve_here):
+    """Where two blocks may wait for a table that is full, the rows behind them reuse the writer's buffer."""
+    window = Window(6, 5)
+    path = Path(serve_here, window, num_envs=2, max_blocks=1, in_flight=2)
+    for _ in range(3):  # one in the table, two on their way
+        path.write()
+    for block, batch in enumerate(path.batches(3)):
+        for environment in range(2):
+            steps = batch.sample.steps._replace(extras=batch.sample.steps.extras | {"version": np.zeros((6, 2))})
+            np.testing.assert_array_equal(steps.extras["row"][:, environment], range(5 * block, 5 * block + 6))
+            told = [row.observation for row in first_rows(environment, 5 * block + 6)][5 * block :]
+            np.testing.assert_array_equal(steps.observation[:, environment], told)
+
+
+class FullQueue:
+    """A queue that holds `max_blocks` blocks, and a thread that appends to it until it was told to stop."""
+
+    def __init__(self, serve, max_blocks: int):
+        self.path = Path(serve, Window(2, 1), num_envs=1, max_blocks=max_blocks)
+        writer = BlockWriter(self.path.client, self.path.table, self.path.structure)
+        self.writer, self.stop, self.sent = writer, threading.Event(), 0
+        self.asked_while_sending: dict[int, int] = {}  # block -> how often `stopped` was asked
+        self.thread = threading.Thread(target=self._append, daemon=True)
+        self.thread.start()
+
+    def _append(self) -> None:
+        step = self.path.structure.unflatten([np.zeros(x.shape, x.dtype) for x in self.path.structure.leaves]).steps
+        step = jax.tree.map(lambda x: x[0], step)
+        row = 0
+        while not self.stop.is_set():
+            numbered = step._replace(reward=np.full(1, row, np.float32))
+            self.sent += self.writer.append(numbered, RowMemory(np.zeros(1, np.int32)), row, self._stopped)
+            row += 1
+
+    def _stopped(self) -> bool:
+        self.asked_while_sending[self.sent] = self.asked_while_sending.get(self.sent, 0) + 1
+        return self.stop.is_set()
+
+    def waits_with(self, block: int) -> bool:
+        """`append` asks `stopped` again after each time-out of the flush that waits for the table."""
+        return self.asked_while_sending.get(block, 0) > 1
+
+
+def test_a_full_queue_makes_append_wait_and_a_sample_lets_it_go_on(serve_here):
+    full = FullQueue(serve_here, max_blocks=2)
+    until(lambda: full.waits_with(2), WAIT, "append waits with the third block")
+    assert full.sent == 2
+    assert full.path.client.server_info()["queue"].current_size == 2
+    (batch,) = full.path.batches(1)
+    assert batch.learner_steps.tolist() == [0], "the oldest first"
+    until(lambda: full.waits_with(3), WAIT, "append waits with the fourth block")
+    assert full.sent == 3
+    assert [b.sample.steps.reward[:, 0].tolist() for b in full.path.batches(3)] == [[1, 2], [2, 3], [3, 4]]
+    full.stop.set()
+    full.thread.join(WAIT)
+    assert not full.thread.is_alive(), f"waited {WAIT} s in vain for append to return"
+
+
+def test_stopped_releases_an_append_that_waits(serve_here):
+    full = FullQueue(serve_here, max_blocks=1)
+    until(lambda: full.waits_with(1), WAIT, "append waits with the second block")
+    full.stop.set()
+    full.thread.join(WAIT)
+    assert not full.thread.is_alive(), f"waited {WAIT} s in vain for append to return"
+    within(WAIT, "the writer to close", full.writer.close)
+    assert full.path.client.server_info()["queue"].current_size == 1
+
+
+def test_a_queue_gives_each_block_once(serve_here):
+    path = Path(serve_here, Window(3, 2), num_envs=2)
+    for _ in range(4):
+        path.write()
+    assert path.client.server_info()["queue"].current_size == 4
+    path.batches(3)
+    assert path.client.server_info()["queue"].current_size == 1

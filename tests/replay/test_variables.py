@@ -1,0 +1,113 @@
+"""The variable container on a real Reverb server."""
+
+import threading
+
+import numpy as np
+import pytest
+import reverb
+
+from replay.client import ReplayUnavailable
+from replay.items import Structure, Version
+from replay.server import VARIABLES, build_variables_table
+from replay.variables import VariableContainer
+from tests.waiting import within
+
+WAIT = 60.0
+
+
+def numbered(version: int):
+    """Parameters all of whose numbers are the version's. Large enough for a torn read to show."""
+    return {"w": np.full((256, 64), version, np.float32), "b": {"inner": np.full(3, version, np.int32)}, "empty": ()}
+
+
+STRUCTURE = Structure((Version(np.int64(0), np.int64(0)), numbered(0)))
+
+
+@pytest.fixture
+def client(serve):
+    return serve(build_variables_table(STRUCTURE))
+
+
+def test_pull_gives_what_was_pushed_last(client):
+    rng = np.random.default_rng(0)
+    learner, actor = VariableContainer(client, STRUCTURE), VariableContainer(client, STRUCTURE)
+    for version in range(20):
+        params = {
+            "w": rng.normal(size=(256, 64)).astype(np.float32),
+            "b": {"inner": rng.integers(9, size=3, dtype=np.int32)},
+            "empty": (),
+        }
+        learner.push(Version(version, 10 * version), params)
+        for _ in range(2):  # a pull takes nothing away
+            pulled_version, pulled = within(WAIT, "a pull", actor.pull)
+            assert pulled_version == Version(version, 10 * version)
+            assert [type(count) for count in pulled_version] == [int, int]
+            assert pulled.keys() == params.keys() and pulled["empty"] == ()
+            np.testing.assert_array_equal(pulled["w"], params["w"])
+            np.testing.assert_array_equal(pulled["b"]["inner"], params["b"]["inner"])
+    assert client.server_info()[VARIABLES].current_size == 1
+
+
+def test_concurrent_pulls_see_whole_parameters_and_versions_that_never_go_back(client):
+    newest, pullers = 60, 3
+    learner = VariableContainer(client, STRUCTURE)
+    learner.push(Version(1, 10), numbered(1))
+    seen: list[list[int]] = [[] for _ in range(pullers)]
+    faults: list[str] = []
+
+    def pull(index: int):
+        actor = VariableContainer(client, STRUCTURE)
+        while not seen[index] or seen[index][-1] < newest:
+            version, params = actor.pull()
+            whole = (params["w"] == version.learner_steps).all() and (
+                params["b"]["inner"] == version.learner_steps
+            ).all()
+            if not whole or version.env_steps != 10 * version.learner_steps:
+                faults.append(f"version {version} came with {np.unique(params['w'])} and {params['b']['inner']}")
+            seen[index].append(version.learner_steps)
+
+    threads = [threading.Thread(target=pull, args=(index,), daemon=True) for index in range(pullers)]
+    for thread in threads:
+        thread.start()
+    for version in range(2, newest + 1):
+        within(WAIT, f"the push of version {version}", learner.push, Version(version, 10 * version), numbered(version))
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive(), f"waited {WAIT} s in vain for a thread to pull version {newest}"
+    assert not faults
+    for versions in seen:
+        assert versions == sorted(versions)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"w": np.zeros((256, 65), np.float32), "b": {"inner": np.zeros(3, np.int32)}},
+        {"w": np.zeros((256, 64), np.float64), "b": {"inner": np.zeros(3, np.int32)}},
+        {"w": np.zeros((256, 64), np.float32)},
+    ],
+    ids=["shape", "dtype", "leaves"],
+)
+def test_another_agents_parameters_are_refused_at_construction(client, other):
+    with pytest.raises(ValueError, match="another config"):
+        VariableContainer(client, Structure((Version(np.int64(0), np.int64(0)), other)))
+
+
+def test_a_server_without_the_table_is_refused_at_construction(serve):
+    client = serve(reverb.Table.queue("queue", 1))
+    with pytest.raises(ValueError, match="no table 'variables'"):
+        VariableContainer(client, STRUCTURE)
+
+
+def test_wait_names_what_it_waited_for(client):
+    variables = VariableContainer(client, STRUCTURE)
+    with pytest.raises(ReplayUnavailable, match=r"no learner published parameters within \d+ s"):
+        variables.wait(timeout=0.2)
+
+
+def test_wait_returns_once_something_was_pushed(client):
+    waiting = threading.Thread(target=VariableContainer(client, STRUCTURE).wait, args=(WAIT,), daemon=True)
+    waiting.start()
+    VariableContainer(client, STRUCTURE).push(Version(0, 0), numbered(0))
+    waiting.join(WAIT)
+    assert not waiting.is_alive(), f"waited {WAIT} s in vain for wait() to return"

@@ -1,0 +1,197 @@
+"""The actor's loop: the order of its calls, and what it hands on. The whole path is in tests/replay/test_blocks.py."""
+
+import jax
+import numpy as np
+import pytest
+
+from agents import impala
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec
+from environments.counting import CountingEnvironment
+from replay.items import Version
+from runtime import actor
+
+
+class Recorded:
+    """Fakes of everything that the actor's loop calls, each of which notes its calls in `calls`."""
+
+    def __init__(self, item_every: int):
+        self.calls: list[tuple] = []
+        self.item_every, self.version, self.appended = item_every, 0, []
+        self.num_envs, self._row = 1, 0
+        self._counting = CountingEnvironment(1)
+
+    def agent(self) -> Agent:
+        return Agent(None, None, self.memory, None, None, None, (), 1)
+
+    def memory(self, num_envs: int) -> np.ndarray:
+        self.calls.append(("memory", num_envs))
+        return np.zeros(num_envs, int)
+
+    def act(self, params, key, count, timestep, memory):
+        self.calls.append(("act", int(params), int(count), int(memory[0])))
+        return np.full(1, count), {"count": np.full(1, count)}, memory + 1
+
+    # The environment
+    def reset(self):
+        self.calls.append(("reset",))
+        return self._counting.reset()
+
+    def step(self, action):
+        self.calls.append(("step", int(action[0])))
+        return self._counting.step(action)
+
+    def finished(self):
+        return self._counting.finished()
+
+    # The variable container
+    def pull(self):
+        self.version += 1
+        self.calls.append(("pull",))
+        return Version(self.version, 0), np.array(self.version)
+
+    # The writer
+    def append(self, step, memory, learner_steps, stopped):
+        self.calls.append(("append", int(step.action[0]), int(memory[0]), learner_steps))
+        self.appended.append(step)
+        self._row += 1
+        return self._row % self.item_every == 0
+
+    def run(self, stopped=lambda: False):
+        device = jax.devices()[0]
+        return actor.run(self.agent(), self.act, self, self, self, jax.random.key(0), device, stopped)
+
+
+def test_the_order_is_pull_then_act_step_append_until_an_item_was_sent():
+    fakes = Recorded(item_every=3)
+    loop = fakes.run()
+    metrics = [next(loop), next(loop)]
+
+    def row(count, version):
+        return [("act", version, count, count), ("step", count), ("append", count, count, version)]
+
+    assert fakes.calls[:2] in ([("reset",), ("memory", 1)], [("memory", 1), ("reset",)])
+    assert fakes.calls[2:] == [
+        *[("pull",), *row(0, 1), *row(1, 1), *row(2, 1)],
+        *[("pull",), *row(3, 2), *row(4, 2), *row(5, 2)],
+    ]
+    assert [m["learner_steps"] for m, _ in metrics] == [1, 2]
+
+
+def test_a_row_is_the_observation_with_the_reward_and_discount_that_arrive_next():
+    fakes = Recorded(item_every=12)
+    next(fakes.run())
+    counting = CountingEnvironment(1)
+    told = [counting.reset(), *(counting.step(np.zeros(1, int)) for _ in range(12))]
+    for step, now, after in zip(fakes.appended, told, told[1:], strict=False):
+        np.testing.assert_array_equal(step.observation, now.observation)
+        np.testing.assert_array_equal(step.first, now.first)
+        np.testing.assert_array_equal(step.reward, after.reward)
+        np.testing.assert_array_equal(step.discount, after.discount)
+        np.testing.assert_array_equal(step.extras["count"], step.action)
+    assert any(step.discount == 0 for step in fakes.appended)
+
+
+def test_metrics_count_transitions_and_the_episodes_that_ended_are_told():
+    """Counting-v0's environment 0 has episodes of 1, 3 and 5 actions: rows 0-1, 2-5, 6-11."""
+    loop = Recorded(item_every=6).run()
+    (first, first_episodes), (second, second_episodes) = next(loop), next(loop)
+    # 6 and 12 steps; those answering rows 1, 5 and 11 were thrown away, the last of them only in the next row.
+    assert (first["env_steps"], second["env_steps"]) == (4, 9)
+    assert first_episodes == ([0, 0], [1.0, 11.0 + 12 + 13], [1, 3])
+    assert second_episodes == ([0], [21.0 + 22 + 23 + 24 + 25], [5])
+    assert 0 <= first["wait_fraction"] <= 1 and 0 <= first["pull_fraction"] <= 1
+
+
+def test_stopped_is_asked_before_every_pull():
+    fakes = Recorded(item_every=2)
+    answers = iter([False, False, True])
+    assert len(list(fakes.run(lambda: next(answers)))) == 2
+    assert fakes.calls.count(("pull",)) == 2
+
+
+def recurrent_agent():
+    config = impala.Config(torso="mlp", hidden_sizes=(4,), frame_stack=3, lstm_size=4)
+    return impala.make(config, EnvironmentSpec((2, 3), np.dtype(np.uint8), DiscreteActions(3)))
+
+
+class Frames(CountingEnvironment):
+    """Counting-v0 in small frames of bytes; notes how much had been compiled before each step."""
+
+    def __init__(self, num_envs: int, compiled: list | None = None):
+        super().__init__(num_envs)
+        self.compiled, self.compiled_before_step = [] if compiled is None else compiled, []
+
+    def _observe(self):
+        return np.tile(super()._observe()[:, None], (1, 2, 1)).astype(np.uint8)
+
+    def _step(self, action, resets):
+        self.compiled_before_step.append(len(self.compiled))
+        return super()._step(action, resets)
+
+
+class Variables:
+    def __init__(self, params):
+        self._params = jax.tree.map(np.asarray, params)
+
+    def pull(self):
+        return Version(0, 0), self._params
+
+
+class Rows:
+    """A writer that keeps what it is given; every fourth row completes an item."""
+
+    def __init__(self):
+        self.steps = []
+
+    def append(self, step, memory, learner_steps, stopped):
+        self.steps.append(jax.tree.map(np.array, step))
+        return len(self.steps) % 4 == 0
+
+
+def run_actor(agent, act, params, environment, key=0, items=3):
+    rows = Rows()
+    loop = actor.run(agent, act, environment, Variables(params), rows, jax.random.key(key), jax.devices()[0])
+    for _ in range(items):
+        next(loop)
+    return jax.tree.map(lambda *x: np.stack(x), *rows.steps)
+
+
+@pytest.fixture(scope="module")
+def recurrent():
+    agent = recurrent_agent()
+    return agent, agent.policy(jax.jit(agent.init)(jax.random.key(0)))
+
+
+def test_acting_is_traced_once_for_all_actors_and_compiled_once(recurrent):
+    """The agent has a recurrent state and frames: the memory that the actor starts with must not cost a compilation of
+    its own."""
+    agent, params = recurrent
+    traces, compiled = [], []
+
+    def counted(*args):
+        traces.append(args)
+        return agent.act(*args)
+
+    def note(event, duration, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(kwargs)
+
+    act = actor.compile_act(counted, jax.devices()[0])
+    jax.monitoring.register_event_duration_secs_listener(note)  # for good: JAX offers no way to unregister it
+    for _ in range(2):
+        environment = Frames(2, compiled)
+        run_actor(agent, act, params, environment)
+        after_first_action, *later = environment.compiled_before_step
+        assert set(later) == {after_first_action}, "only the first action is compiled"
+    assert len(traces) == 1
+    assert compiled, "else the listener hears nothing, and this test says nothing"
+
+
+def test_an_actors_key_decides_its_actions(recurrent):
+    agent, params = recurrent
+    act = actor.compile_act(agent.act, jax.devices()[0])
+    steps, again, other = (run_actor(agent, act, params, Frames(4), key) for key in (1, 1, 2))
+    jax.tree.map(np.testing.assert_array_equal, steps, again)
+    assert (steps.action != other.action).any()
+    assert len(np.unique(steps.action)) == 3
+    assert (steps.action[1:] != steps.action[:-1]).any(), "each step has a key of its own"

@@ -1,0 +1,129 @@
+"""Checkpoints: what comes back is what was saved, bit for bit, the newest of it."""
+
+import jax
+import numpy as np
+import pytest
+
+from agents import impala
+from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step
+from replay.items import Version
+from replay.sampler import Batch
+from runtime import devices
+from runtime.checkpoint import Checkpointer
+from runtime.learner import Learner
+
+SPEC = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(2))
+CONFIG = impala.Config(torso="mlp", hidden_sizes=(4,), frame_stack=1, unroll_length=4, batch_size=2, optimizer="adam")
+
+
+@pytest.fixture(scope="module")
+def agent():
+    return impala.make(CONFIG, SPEC)
+
+
+@pytest.fixture(scope="module")
+def fresh(agent):
+    """init, compiled once: key -> state on the host."""
+    init = jax.jit(agent.init)
+    return lambda seed: jax.tree.map(np.asarray, init(jax.random.key(seed)))
+
+
+def batch(agent, seed: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    rows = (CONFIG.unroll_length + 1, CONFIG.batch_size)
+    steps = Step(
+        observation=rng.normal(size=(*rows, 3)).astype(np.float32),
+        action=rng.integers(2, size=rows).astype(np.int32),
+        reward=rng.normal(size=rows).astype(np.float32),
+        discount=np.ones(rows, np.float32),
+        first=rng.random(rows) < 0.2,
+        extras={"logits": rng.normal(size=(*rows, 2)).astype(np.float32)},
+    )
+    sample = Sample(steps, jax.tree.map(np.asarray, agent.memory(CONFIG.batch_size)))
+    return Batch(devices.shard(sample), np.array([0]), 8)
+
+
+def assert_same_bits(got, expected):
+    assert jax.tree.structure(got) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+        assert a.tobytes() == b.tobytes()
+
+
+def learner_of(agent, state, version) -> Learner:
+    return Learner(agent, state, version, seed=5, publish=lambda version, params: None)
+
+
+def test_nothing_saved_is_nothing_restored(agent, tmp_path):
+    checkpointer = Checkpointer(tmp_path / "checkpoints", agent)
+    assert checkpointer.restore() is None
+    checkpointer.close()
+
+
+def test_a_restart_goes_on_bit_for_bit(agent, fresh, tmp_path):
+    """A learner saves after its second update; a restarted one ends where it does, to the bit."""
+    batches = [batch(agent, seed) for seed in range(4)]
+    learner = learner_of(agent, fresh(0), Version(0, 0))
+    list(learner.run(iter(batches[:2])))
+    saving, saved = Checkpointer(tmp_path, agent), learner.host_state()
+    saving.save(saved, learner.version)
+    saving.close()
+    list(learner.run(iter(batches[2:])))
+
+    restoring = Checkpointer(tmp_path, agent)
+    state, version = restoring.restore()
+    restoring.close()
+    assert version == Version(2, 16) and [type(count) for count in version] == [int, int]
+    assert isinstance(state, impala.State)
+    assert_same_bits(state, saved)
+
+    restarted = learner_of(agent, state, version)
+    list(restarted.run(iter(batches[2:])))
+    assert restarted.version == learner.version == Version(4, 32)
+    assert_same_bits(restarted.host_state(), learner.host_state())
+    with pytest.raises(AssertionError):
+        assert_same_bits(restarted.host_state(), saved)  # the control
+
+
+def test_the_newest_is_restored_and_the_newest_few_are_kept(agent, fresh, tmp_path):
+    states = {steps: fresh(steps) for steps in (1, 2, 10, 9)}
+    for steps, state in states.items():  # each saved by a process of its own
+        saving = Checkpointer(tmp_path, agent, keep=3)
+        saving.save(state, Version(steps, 100 * steps))
+        saving.close()
+    restoring = Checkpointer(tmp_path, agent)
+    state, version = restoring.restore()
+    restoring.close()
+    assert version == Version(10, 1000)
+    assert_same_bits(state, states[10])
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("learner_steps")]) == 3
+
+
+def test_what_is_saved_already_is_left_as_it_is(agent, fresh, tmp_path):
+    checkpointer = Checkpointer(tmp_path, agent)
+    checkpointer.save(fresh(0), Version(3, 30))
+    checkpointer.save(fresh(1), Version(3, 30))
+    state, _ = checkpointer.restore()
+    checkpointer.close()
+    assert_same_bits(state, fresh(0))
+
+
+def test_a_half_written_checkpoint_is_not_found(agent, fresh, tmp_path):
+    """A process that is killed while it saves leaves a directory that has not got its name yet."""
+    saving = Checkpointer(tmp_path, agent)
+    saving.save(fresh(0), Version(1, 10))
+    saving.close()
+    (done,) = [path for path in tmp_path.iterdir() if path.name.startswith("learner_steps")]
+    killed = tmp_path / f"{done.name[:-1]}2.orbax-checkpoint-tmp-0"
+    killed.mkdir()
+    (killed / "garbage").write_text("half")
+    restoring = Checkpointer(tmp_path, agent)
+    state, version = restoring.restore()
+    assert version == Version(1, 10)
+    assert_same_bits(state, fresh(0))
+    restoring.save(fresh(1), Version(2, 20))  # the same step again, whole this time
+    state, version = restoring.restore()
+    restoring.close()
+    assert version == Version(2, 20)
+    assert_same_bits(state, fresh(1))

@@ -1,0 +1,102 @@
+"""The evaluator: which episodes count, and when it evaluates."""
+
+import jax
+import numpy as np
+import pytest
+
+from agents.agent import Agent
+from environments.counting import CountingEnvironment, episode_length
+from replay.items import Version
+from runtime import evaluator
+from tests.waiting import within
+
+
+def play_agent() -> Agent:
+    return Agent(None, None, lambda num_envs: np.zeros(num_envs, int), None, None, None, (), 1)
+
+
+class Act:
+    """Notes its counts and memories."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __call__(self, params, key, count, timestep, memory):
+        self.calls.append((params, int(count), memory.tolist()))
+        return np.zeros(len(memory), np.int32), {}, memory + 1
+
+
+def return_of(environment: int, episode: int) -> float:
+    length = episode_length(environment, episode)
+    return 10.0 * episode * length + length * (length + 1) / 2
+
+
+@pytest.mark.parametrize(("num_envs", "each"), [(1, 4), (5, 1), (5, 3)])
+def test_play_counts_each_environments_first_episodes_only(num_envs, each):
+    """Some environments finish several more while they wait for the slowest: those would favour short episodes."""
+    returns = evaluator.play(
+        play_agent(), Act(), CountingEnvironment(num_envs), "params", jax.random.key(0), episodes=num_envs * each
+    )
+    assert returns == [return_of(i, episode) for i in range(num_envs) for episode in range(each)]
+
+
+def test_play_carries_the_memory_and_counts_steps_from_0():
+    act = Act()
+    evaluator.play(play_agent(), act, CountingEnvironment(2), "params", jax.random.key(0), episodes=4)
+    assert act.calls == [("params", t, [t, t]) for t in range(len(act.calls))]
+    # Environment 0's first two episodes take 1 and 3 actions, environment 1's 2 and 4; one is thrown away between.
+    assert len(act.calls) == 2 + 1 + 4
+
+
+def test_play_stops_when_told():
+    answers = iter([False] * 4 + [True])
+    returns = evaluator.play(
+        play_agent(), Act(), CountingEnvironment(2), "params", jax.random.key(0), 8, lambda: next(answers)
+    )
+    assert returns == [return_of(0, 0), return_of(1, 0)], "those of the first four steps"
+
+
+class Learner:
+    """A variable container whose learner is further at every pull."""
+
+    def __init__(self, env_steps: list[int]):
+        self._env_steps, self.pulls = iter(env_steps), 0
+
+    def pull(self):
+        self.pulls += 1
+        return Version(self.pulls, next(self._env_steps)), f"params {self.pulls}"
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "start", "expected"),
+    [
+        ([0, 4, 9, 10, 13, 21, 22, 29, 40], 0, [0, 10, 21, 40]),  # once in each period, as soon as it is known
+        ([0, 5, 10, 40], 10, [10, 40]),
+        ([0, 41], 0, [0, 41]),
+        ([43], 50, [43]),  # resumed at its end: the last evaluation at least
+    ],
+)
+def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
+    act, made, closed = Act(), [], []
+
+    class Closing(CountingEnvironment):
+        def close(self):
+            closed.append(self)
+
+    def make_environment(evaluation: int):
+        made.append((evaluation, Closing(2)))
+        return made[-1][1]
+
+    learner = Learner(env_steps)
+    loop = evaluator.run(
+        play_agent(), act, make_environment, learner, jax.random.key(0), 2, period=10, max_env_steps=40, start=start
+    )
+    rows = within(60, "the last evaluation", list, loop)
+    assert [row["env_steps"] for row in rows] == expected
+    assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
+    assert [evaluation for evaluation, _ in made] == list(range(len(expected))), "each has its own seed"
+    assert closed == [environment for _, environment in made]
+    returns = [return_of(0, 0), return_of(1, 0)]
+    for row in rows:
+        assert row["episodes"] == 2
+        assert (row["return_mean"], row["return_std"]) == (np.mean(returns), np.std(returns))
