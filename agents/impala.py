@@ -181,7 +181,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             observation, frames = stack_frames(frames, observation, first)
         elif config.torso != "mlp":
             observation = observation[..., None]
-        logits, values, lstm = network.apply(params, observation, first, memory.lstm)
+        heads: Any = network.apply(params, observation, first, memory.lstm)
+        logits, values, lstm = heads
         return logits, values, Memory(frames, lstm)
 
     def init(key: jax.Array) -> State:

@@ -1,7 +1,6 @@
 """Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
 
 import pathlib
-import sys
 
 from absl import flags as absl_flags
 
@@ -48,4 +47,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

@@ -5,6 +5,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from absl import flags, logging
 from ml_collections import config_dict, config_flags
@@ -88,7 +89,7 @@ def logdir_from_flags() -> pathlib.Path:
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def main(command: Callable[[], int]) -> None:
+def main(command: Callable[[], int]) -> NoReturn:
     """Parses the command line and runs `command`; what the person can mend is one line and exit code 2."""
     logging.set_verbosity(logging.WARNING)
     try:

@@ -31,9 +31,9 @@ PRESETS = {
                 "num_actors": 2,
                 "envs_per_actor": 8,
                 "eval_episodes": 10,
-                "publish_period": 2,
+                "publish_period": 4,
             },
-            ADAM | {"batch_size": 8, "learning_rate": 8e-4, "entropy_cost": 0.01, "max_gradient_norm": 160.0},
+            ADAM | {"batch_size": 4, "learning_rate": 5e-4},
         ),
         Preset(
             "*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM

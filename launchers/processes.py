@@ -29,12 +29,13 @@ class Process:
         self.log = logdir / "logs" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
         self.restarts, self._restart_at = 0, 0.0
+        self._popen: subprocess.Popen | None
         self._start()
 
     def _start(self) -> None:
         self._started = time.monotonic()
         with open(self.log, "ab") as log:
-            self._popen: subprocess.Popen | None = subprocess.Popen(
+            self._popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", "launchers.role", *self._arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -42,10 +43,6 @@ class Process:
                 start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the roles in order
                 preexec_fn=_die_with_parent,
             )
-
-    @property
-    def pid(self) -> int | None:
-        return self._popen and self._popen.pid
 
     def poll(self) -> int | None:
         """The exit code, once it has ended (negative: the signal that ended it)."""

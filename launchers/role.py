@@ -9,7 +9,6 @@ The run is LOGDIR/config.json where there is one, else the same flags as scripts
 
 import os
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -127,4 +126,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

@@ -4,7 +4,7 @@ whatever thread or process it likes."""
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Iterator[None]:
+def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Generator[None, None, None]:
     """One actor, until `stop`; yields after each item it has written."""
     run = parts.run
     environment = run.make_environment("actor", task, run.envs_per_actor)
@@ -161,7 +161,7 @@ class Learning:
         self._checkpointer.close()
 
 
-def learn(parts: Parts, client: Client, stop: threading.Event) -> Iterator[items.Version]:
+def learn(parts: Parts, client: Client, stop: threading.Event) -> Generator[items.Version, None, None]:
     """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
     publisher = learner.Publisher(parts.variables(client))
     learning = Learning(parts, publisher)
@@ -172,7 +172,7 @@ def learn(parts: Parts, client: Client, stop: threading.Event) -> Iterator[items
     learning.close()
 
 
-def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Iterator[dict[str, Any]]:
+def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
     """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
     variables = parts.variables(client)

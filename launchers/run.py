@@ -119,7 +119,7 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
     """
     module = agent_module(agent)
     preset = presets.find(agent, env)
-    settings = {
+    settings: dict[str, Any] = {
         "agent": agent,
         "env": env,
         "seed": 0,

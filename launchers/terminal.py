@@ -57,8 +57,8 @@ class Display:
         learner = metrics.latest(self._logdir, "learner")
         if learner is None:
             return "starting: compiling and connecting"
-        actors = [metrics.latest(self._logdir, f"actor_{task}") for task in range(self._run.num_actors)]
-        actors = [row for row in actors if row]
+        newest = [metrics.latest(self._logdir, f"actor_{task}") for task in range(self._run.num_actors)]
+        actors = [row for row in newest if row]
         parts = [
             f"{learner['env_steps']:,.0f}/{self._run.max_env_steps:,} env steps",
             f"{learner['env_steps_per_second']:,.0f}/s",

@@ -1,6 +1,6 @@
 """Trains an agent: `scripts/train --agent=impala --env=Pong-v5`."""
 
-import sys
+import importlib
 
 from launchers import flags, plot, ports
 from launchers import run as runs
@@ -13,13 +13,7 @@ def train() -> int:
     run.check_fit()  # before anything is written
     runs.save(run, logdir)
     print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
-    # Imported here: with processes, this process has no need of JAX or Reverb.
-    if run.placement == "processes":
-        from launchers import processes as placement
-    elif run.placement == "threads":
-        from launchers import threads as placement
-    else:
-        from launchers import serial as placement
+    placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     try:
         placement.train(run, logdir, flags.FLAGS.port)
     except (ArithmeticError, ConnectionError) as error:
@@ -34,4 +28,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    run()

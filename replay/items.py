@@ -1,5 +1,6 @@
 """What travels through tables: pytrees of arrays, flattened to Reverb's columns and back."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Memory, Step, 
 class Version(NamedTuple):
     """How far a learner had come when it published its parameters."""
 
-    learner_steps: int
-    env_steps: int
+    learner_steps: Any  # int
+    env_steps: Any  # int
 
 
 class Block(NamedTuple):
@@ -29,13 +30,14 @@ class Structure:
 
     def __init__(self, example: Any):
         """`example`: the pytree, of arrays or jax.ShapeDtypeStruct."""
-        leaves, self.treedef = jax.tree.flatten(example)
+        leaves, treedef = jax.tree.flatten(example)
+        self.treedef: Any = treedef
         self.leaves = [jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
 
     def flatten(self, item: Any) -> list[np.ndarray]:
         return [np.asarray(leaf) for leaf in self.treedef.flatten_up_to(item)]
 
-    def unflatten(self, columns: list[np.ndarray]) -> Any:
+    def unflatten(self, columns: Sequence[Any]) -> Any:
         return self.treedef.unflatten(columns)
 
     @property

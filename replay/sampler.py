@@ -19,9 +19,7 @@ class Batch(NamedTuple):
     env_steps: int  # transitions: rows whose action was not thrown away
 
 
-def sample_blocks(
-    client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int
-) -> Iterator[Batch]:
+def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
     """Batches of `batch_size` sequences for ever, from blocks taken once each, the oldest first.
 
     Blocks of fewer environments are put side by side; blocks of more are split into several batches. Waits in C++ where

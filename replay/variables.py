@@ -28,7 +28,7 @@ class VariableContainer:
         ours = [(leaf.shape, leaf.dtype.type) for leaf in structure.leaves]
         if theirs != ours:
             raise ValueError("the replay server holds another agent's parameters: it belongs to another config")
-        self._writer = None
+        self._writer: Any = None
 
     def push(self, version: Version, params: Any) -> None:
         """Publishes `params` (a pytree of arrays) and returns when the table holds them."""

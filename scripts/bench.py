@@ -13,10 +13,10 @@ JSON lines. Machines are noisy: read the ratios, which are of one run, each of a
   limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
 """
 
+import dataclasses
 import json
 import pathlib
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -27,10 +27,11 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from agents.agent import Sample, Step, TimeStep
+from agents.agent import DiscreteActions, Sample, Step, TimeStep
 from launchers import flags, roles
 from launchers.run import Run
 from replay import items, sampler
+from replay.server import build_table, serve
 from replay.writer import BlockWriter
 from runtime import devices, learner
 
@@ -63,6 +64,8 @@ class Bench:
     def actions(self, num_envs: int) -> np.ndarray:
         """Random ones."""
         rng, actions = np.random.default_rng(0), self.parts.spec.actions
+        if not isinstance(actions, DiscreteActions):
+            return rng.uniform(actions.low, actions.high, (num_envs, *actions.shape)).astype(np.float32)
         return rng.integers(actions.num_actions, size=num_envs).astype(np.int32)
 
     def environment(self, seconds: float) -> float:
@@ -122,12 +125,9 @@ class Bench:
 
     def write_and_sample(self, blocks: int = 32) -> tuple[float, float]:
         """CPU microseconds per environment step of each."""
-        table = self.parts.table
-        table = table.__class__(**{**table.__dict__, "max_size": blocks * self.envs})
         parts = self.parts
-        parts_table, parts.table = parts.table, table
-        server = parts.serve()
-        parts.table = parts_table
+        table = dataclasses.replace(parts.table, max_size=blocks * self.envs)  # all fit: nothing waits
+        server = serve([build_table(table, parts.blocks, self.envs)], None, None)
         client = server.localhost_client()
         rows, writer = self.rollout(blocks), BlockWriter(client, table, parts.blocks)
         start = time.process_time()
@@ -254,4 +254,4 @@ def bench() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(flags.main(bench))
+    flags.main(bench)

@@ -11,7 +11,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 # A run of a few seconds.
-TINY = ("--env=CartPole-v1", "--num_actors=2", "--envs_per_actor=4", "--config.batch_size=8", "--config.unroll_length=5")
+TINY = (
+    "--env=CartPole-v1",
+    "--num_actors=2",
+    "--envs_per_actor=4",
+    "--config.batch_size=8",
+    "--config.unroll_length=5",
+)
 
 
 def command(module: str, *arguments: str) -> list[str]:

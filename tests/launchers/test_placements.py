@@ -1,5 +1,6 @@
 """Runs that are interrupted, killed and resumed; real processes, real signals."""
 
+import functools
 import json
 import os
 import signal
@@ -23,6 +24,10 @@ def checkpoint(logdir):
 def env_steps(logdir):
     row = metrics.latest(logdir, "learner")
     return row["env_steps"] if row else 0.0
+
+
+def restarted(logdir, role, victim):
+    return command_line.processes_of(logdir).get(role, [victim]) != [victim]
 
 
 def test_serial_is_reproducible_to_the_bit(tmp_path):
@@ -67,18 +72,20 @@ def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path)
     try:
         command_line.wait_for(
             "learning and a checkpoint",
-            lambda: training.poll() is not None
-            or (env_steps(tmp_path) > 0 and any((tmp_path / "checkpoints").glob("learner_steps_*[0-9]"))),
+            lambda: (
+                training.poll() is not None
+                or (env_steps(tmp_path) > 0 and any((tmp_path / "checkpoints").glob("learner_steps_*[0-9]")))
+            ),
         )
         assert training.poll() is None, training.communicate()[0]
         for role in ("actor", "replay", "learner"):
             (victim,) = command_line.processes_of(tmp_path)[role]
             os.kill(victim, signal.SIGKILL)
             before = env_steps(tmp_path)
-            command_line.wait_for(
-                f"another {role}", lambda role=role, victim=victim: command_line.processes_of(tmp_path).get(role, [victim]) != [victim]
-            )
-            command_line.wait_for(f"learning to go on without its {role}", lambda before=before: env_steps(tmp_path) > before)
+            again = functools.partial(restarted, tmp_path, role, victim)
+            command_line.wait_for(f"another {role}", again)
+            further = functools.partial(lambda steps: env_steps(tmp_path) > steps, before)
+            command_line.wait_for(f"learning to go on without its first {role}", further)
         training.terminate()
         output, _ = training.communicate(timeout=120)
         assert training.returncode == 0, output
