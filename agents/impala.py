@@ -57,7 +57,7 @@ class Config:
     epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many steps; 0: constant
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -234,9 +234,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "loss": total,
             "policy_loss": policy_loss,
             "baseline_loss": baseline_loss,
-            "entropy": entropy,
+            "entropy": entropy / live.mean(),
             "value": values.mean(),
-            "rho": v.rhos.mean(),
+            "rho": v.rhos.mean() / live.mean(),
         }
         # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
         return total * steps_per_update, metrics

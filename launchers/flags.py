@@ -1,9 +1,11 @@
 """The command line: flags that make a Run. `--config.FIELD=VALUE` sets any field of the agent's Config."""
 
 import dataclasses
+import os
 import pathlib
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -95,8 +97,14 @@ def main(command: Callable[[], int]) -> NoReturn:
     try:
         parse(sys.argv)
         code = command()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+    # What a person can mend: also a server that does not answer, a full disk, a loss that is not finite.
+    except (UsageError, OSError, FloatingPointError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         code = 2
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
-    sys.exit(code)
+    sys.stderr.flush()
+    # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.
+    os._exit(code)

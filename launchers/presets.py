@@ -16,13 +16,22 @@ class Preset(NamedTuple):
 
 ADAM = {"optimizer": "adam", "epsilon": 1e-5}
 SMALL = {"torso": "mlp", "frame_stack": 1}
+SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
 
 PRESETS = {
     "impala": [
         Preset(
             "CartPole-v1",
-            {"max_env_steps": 500_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20},
-            SMALL | ADAM | {"batch_size": 32, "learning_rate": 2e-3, "max_gradient_norm": 300.0, "reward_scale": 0.1},
+            SMALL_RUN | {"max_env_steps": 500_000},
+            SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
+        ),
+        Preset(
+            "MaskedCartPole-v1",
+            SMALL_RUN | {"max_env_steps": 500_000},
+            SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "unroll_length": 10, "lstm_size": 64},
+        ),
+        Preset(
+            "Catch-v0", SMALL_RUN, SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 10, "entropy_cost": 0.02}
         ),
         Preset(
             "*-v5",  # Atari
@@ -35,9 +44,7 @@ PRESETS = {
             },
             ADAM | {"batch_size": 4, "learning_rate": 5e-4},
         ),
-        Preset(
-            "*", {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 100}, SMALL | ADAM
-        ),
+        Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],
 }
 

@@ -24,6 +24,7 @@ from launchers.shutdown import stop_on_signals
 absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
 absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
 absl_flags.DEFINE_string("replay", None, "The replay server's host:port.")
+absl_flags.DEFINE_float("connect_seconds", 120.0, "How long to wait for the replay server.")
 absl_flags.DEFINE_string("coordinator", None, "Several learner hosts: host:port of the first (jax.distributed).")
 absl_flags.DEFINE_integer("num_learners", 1, "Several learner hosts: how many; --task tells them apart.")
 
@@ -78,7 +79,7 @@ def _loops(parts: Any, values: Any, stop: threading.Event) -> list[Iterator[Any]
     from launchers import roles
     from replay.client import connect
 
-    client = connect(values.replay)
+    client = connect(values.replay, values.connect_seconds)
     if values.role == "learner":
         return [roles.learn(parts, client, stop)]
     if values.role == "evaluator":
@@ -115,8 +116,6 @@ def _finish(loops: list[Iterator[Any]], stop: threading.Event) -> int:
             if time.monotonic() > deadline:
                 break
     if errors:
-        if isinstance(errors[0], ArithmeticError | ConnectionError):
-            raise UsageError(str(errors[0])) from errors[0]
         raise errors[0]
     return 0
 

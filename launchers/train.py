@@ -4,7 +4,6 @@ import importlib
 
 from launchers import flags, plot, ports
 from launchers import run as runs
-from launchers.run import UsageError
 
 
 def train() -> int:
@@ -14,10 +13,7 @@ def train() -> int:
     runs.save(run, logdir)
     print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    try:
-        placement.train(run, logdir, flags.FLAGS.port)
-    except (ArithmeticError, ConnectionError) as error:
-        raise UsageError(str(error)) from error
+    placement.train(run, logdir, flags.FLAGS.port)
     if plot.draw([logdir], logdir / "curve.png"):
         print(f"the learning curve is {logdir / 'curve.png'}")
     return 0

@@ -67,7 +67,7 @@ def run(
         version, params = variables.pull()
         if version.env_steps < min(due, max_env_steps):
             # Looking costs a pull: it is to cost a twentieth of the time at most.
-            time.sleep(max(0.05, 20 * (time.perf_counter() - before)))
+            time.sleep(min(5.0, max(0.05, 20 * (time.perf_counter() - before))))
             continue
         environment = make_environment(evaluation)
         returns = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)

@@ -17,7 +17,7 @@ from replay.variables import VariableContainer
 from runtime import devices
 
 
-class NotFinite(ArithmeticError):
+class NotFinite(FloatingPointError):
     """A metric is NaN or infinite."""
 
 
