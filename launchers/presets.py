@@ -36,13 +36,13 @@ PRESETS = {
         Preset(
             "*-v5",  # Atari
             {
-                "max_env_steps": 5_000_000,
+                "max_env_steps": 4_000_000,
                 "num_actors": 2,
                 "envs_per_actor": 8,
                 "eval_episodes": 10,
-                "publish_period": 4,
+                "publish_period": 2,
             },
-            ADAM | {"batch_size": 4, "learning_rate": 5e-4},
+            ADAM | {"batch_size": 8, "learning_rate": 1e-3, "max_gradient_norm": 80.0},
         ),
         Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],

@@ -97,14 +97,18 @@ class Learning:
     """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
 
     def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None]):
-        """`publish` takes (version, params on the devices)."""
+        """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
+        saves for all."""
         self._run = parts.run
+        self._first_host = jax.process_index() == 0
+        if not self._first_host:
+            publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
         state, version = self._checkpointer.restore() or (parts.init(), items.Version(0, 0))
         self._learner = learner.Learner(
             parts.agent, state, version, parts.run.seed_of("learner"), publish, parts.run.publish_period
         )
-        self._recorder = Recorder(parts.logdir, "learner")
+        self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
 
     @property
     def version(self) -> items.Version:
@@ -131,7 +135,7 @@ class Learning:
             done = self.version.env_steps >= self._run.max_env_steps
             if due() or done:
                 now, version = time.perf_counter(), self.version
-                self._recorder.write(
+                self._record(
                     {
                         **version._asdict(),
                         "env_steps_per_second": (version.env_steps - start_version.env_steps) / (now - start),
@@ -154,11 +158,21 @@ class Learning:
 
     def _save(self, feedback: Feedback) -> None:
         learner.read_metrics(feedback)  # raises rather than save what is not finite
-        self._checkpointer.save(self._learner.host_state(), self.version)
+        if self._first_host:
+            self._checkpointer.save(self._learner.host_state(), self.version)
+
+    def _record(self, row: dict[str, Any]) -> None:
+        if self._recorder:
+            self._recorder.write(row)
 
     def close(self) -> None:
-        self._recorder.close()
+        if self._recorder:
+            self._recorder.close()
         self._checkpointer.close()
+
+
+def _keep(version: items.Version, params: Any) -> None:
+    """Publishes nothing."""
 
 
 def learn(parts: Parts, client: Client, stop: threading.Event) -> Generator[items.Version, None, None]:

@@ -17,6 +17,7 @@ class Batch(NamedTuple):
     sample: Sample  # steps [T+1, B, ...], memory [B, ...]
     learner_steps: np.ndarray  # int64 [blocks], the versions that acted
     env_steps: int  # transitions: rows whose action was not thrown away
+    rows: int  # T * B, those too
 
 
 def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
@@ -49,4 +50,4 @@ def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure,
 
 def _batch(steps: Step, memory: Memory, learner_steps: np.ndarray) -> Batch:
     # A row before a first closed its episode: its action was thrown away.
-    return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])))
+    return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])), steps.first[1:].size)

@@ -16,10 +16,19 @@ class Checkpointer:
 
     def __init__(self, directory: pathlib.Path, agent: Agent, keep: int = 2):
         self.directory = directory.absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        host = jax.process_index()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, enable_async_checkpointing=False, step_prefix="learner_steps"
+                max_to_keep=keep,
+                enable_async_checkpointing=False,
+                step_prefix="learner_steps",
+                # Of several learner hosts the first saves and each restores, without waiting for the others.
+                multiprocessing_options=ocp.options.MultiprocessingOptions(
+                    primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host_{host}"
+                ),
+                create=False,
             ),
         )
         self._structure = {

@@ -142,7 +142,9 @@ class Learner:
             )
             in_flight = feedback.metrics
             lag = self.version.learner_steps - batch.learner_steps
-            self.version = Version(self.version.learner_steps + 1, self.version.env_steps + hosts * batch.env_steps)
+            # Hosts must agree on how far they are, to end at the same update: several count every row alike.
+            env_steps = batch.env_steps if hosts == 1 else hosts * batch.rows
+            self.version = Version(self.version.learner_steps + 1, self.version.env_steps + env_steps)
             if self.version.learner_steps % self._publish_period == 0:
                 self.publish()
             yield feedback, {"lag": float(lag.mean()), "wait_seconds": waited}

@@ -56,8 +56,11 @@ def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
         return None
     with open(path, "rb") as file:
         header = file.readline()
-        file.seek(max(len(header), path.stat().st_size - 10_000))
-        rows = _parse((header + b"\r\n" + file.read()).decode())
+        tail = path.stat().st_size - 10_000
+        if tail > len(header):
+            file.seek(tail)
+            file.readline()  # the rest of a row
+        rows = _parse((header + file.read()).decode())
     return rows[-1] if rows else None
 
 

@@ -65,3 +65,18 @@ def test_finished_keeps_episodes_until_asked_and_tells_them_once():
     assert len(lengths) > 5
     assert lengths == [episode_length(0, episode) for episode in range(len(lengths))]
     assert environment.finished() == ([], [], [])
+
+
+def test_what_a_backend_says_on_a_reset_is_ignored():
+    class Noisy(CountingEnvironment):
+        def _step(self, action, resets):
+            observation, reward, raw, terminated, truncated = super()._step(action, resets)
+            raw = np.where(resets, 99.0, raw)
+            return observation, np.where(resets, 99.0, reward), raw, terminated | resets, truncated | resets
+
+    noisy, quiet = Noisy(NUM_ENVS), CountingEnvironment(NUM_ENVS)
+    noisy.reset(), quiet.reset()
+    for _ in range(ROWS):
+        for got, expected in zip(noisy.step(np.zeros(NUM_ENVS)), quiet.step(np.zeros(NUM_ENVS)), strict=True):
+            np.testing.assert_array_equal(got, expected)
+    assert noisy.finished() == quiet.finished()

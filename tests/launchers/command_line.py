@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,12 @@ def wait_for(what: str, condition: Callable[[], object], timeout: float = 120.0)
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
         time.sleep(0.1)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]
 
 
 def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:

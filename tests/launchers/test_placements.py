@@ -105,6 +105,33 @@ def test_children_end_when_the_launcher_is_killed(tmp_path):
     command_line.wait_for("every child to end", lambda: not command_line.processes_of(tmp_path))
 
 
+def test_roles_by_hand_with_two_learner_hosts(tmp_path):
+    """What a person starts on several machines: each role by its command, two learners averaging their gradients."""
+    ports = [command_line.free_port(), command_line.free_port()]
+    common = [*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=3000", f"--replay=localhost:{ports[0]}"]
+    learner = ["--role=learner", f"--coordinator=localhost:{ports[1]}", "--num_learners=2"]
+    roles = {
+        "replay": command_line.start("role", *common, "--role=replay", f"--port={ports[0]}"),
+        "learner 0": command_line.start("role", *common, *learner, "--task=0"),
+        "learner 1": command_line.start("role", *common, *learner, "--task=1"),
+        "actor": command_line.start("role", *common, "--role=actor"),
+    }
+    try:
+        for name in ("learner 0", "learner 1"):
+            output, _ = roles[name].communicate(timeout=200)
+            assert roles[name].returncode == 0, f"{name}: {output}"
+        for name in ("actor", "replay"):
+            roles[name].terminate()
+            output, _ = roles[name].communicate(timeout=100)
+            assert roles[name].returncode == 0, f"{name}: {output}"
+    finally:
+        for process in roles.values():
+            process.kill()
+    _, version = checkpoint(tmp_path)
+    # Both learners' sequences count: 8 of 5 steps from each.
+    assert version.env_steps == version.learner_steps * 2 * 8 * 5 >= 3000
+
+
 def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--max_env_steps=3000")
     code, output = command_line.run("train", *arguments, "--eval_period=1000", "--eval_episodes=4")

@@ -56,10 +56,10 @@ for step in range(4):
     both = zip(jax.tree.leaves(devices.unreplicate(replicas)), jax.tree.leaves(state), strict=True)
     differences.append(max(np.abs(a - b).max() for a, b in both))
     for name, value in expected.metrics.items():
-        metric_differences.append(abs(float(feedback.metrics[name][0]) - float(value)))
+        metric_differences.append((name, float(feedback.metrics[name][0]), float(value)))
     compared += 1
 report |= {"donated": all(donated), "equal": bool(all(equal)), "outlives": bool(all(outlives)),
-           "difference": float(max(differences)), "metric_difference": max(metric_differences), "compared": compared}
+           "difference": float(max(differences)), "metrics": metric_differences, "compared": compared}
 report["moved"] = float(max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(start))))
 report["traces"] = traces
 
@@ -107,7 +107,10 @@ def test_two_shards_give_the_update_of_one(report):
     assert report["moved"] > 0.1, "else there would be nothing to compare"
     assert report["half"] > 1e-3, "each device's own half would give something else"
     assert report["difference"] < 1e-5
-    assert report["metric_difference"] < 1e-3
+    for name, on_two, on_one in report["metrics"]:
+        # Means over live rows: a device's own, of which there may be more than on the other.
+        tolerance = 0.05 if name in ("entropy", "rho") else 1e-4
+        assert on_two == pytest.approx(on_one, rel=tolerance, abs=1e-5), name
 
 
 def test_replicas_stay_equal(report):

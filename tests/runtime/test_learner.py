@@ -37,7 +37,8 @@ def batch(reward: float, env_steps: int = 10, learner_steps=(0,), on_device: boo
     rows = np.zeros((2, 1), np.float32)
     rows[0] = reward
     sample = Sample(Step(rows, rows, rows, rows, rows, {}), np.zeros(1, np.float32))
-    return Batch(devices.shard(sample) if on_device else sample, np.array(learner_steps), env_steps)
+    sample = devices.shard(sample) if on_device else sample
+    return Batch(sample, np.array(learner_steps), env_steps, rows=12)
 
 
 class Calls(list):
