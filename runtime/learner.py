@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from agents.agent import Agent, Feedback, State
 from replay.items import Version
 from replay.sampler import Batch
 from replay.variables import VariableContainer
 from runtime import devices
+
+STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
 
 
 class NotFinite(FloatingPointError):
@@ -37,10 +40,14 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
 
     # A daemon: Reverb's samplers cannot be interrupted while they wait.
     threading.Thread(target=fetch, name="prefetch", daemon=True).start()
+    waiting_since = time.monotonic()
     while not stopped():
         try:
             batch = ready.get(timeout=0.2)
         except queue.Empty:
+            if time.monotonic() - waiting_since > STALL_SECONDS:
+                logging.warning("the learner has waited %d s for a batch: do actors run and write?", STALL_SECONDS)
+                waiting_since = time.monotonic()
             continue
         if isinstance(batch, BaseException):
             raise batch
@@ -48,6 +55,7 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
             return
         wanted.release()
         yield batch
+        waiting_since = time.monotonic()
 
 
 class Publisher:

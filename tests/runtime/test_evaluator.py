@@ -70,7 +70,7 @@ class Learner:
 @pytest.mark.parametrize(
     ("env_steps", "start", "expected"),
     [
-        ([0, 4, 9, 10, 13, 21, 22, 29, 40], 0, [0, 10, 21, 40]),  # once in each period, as soon as it is known
+        ([0, 4, 9, 10, 13, 21, 22, 29, 30, 40], 0, [0, 10, 21, 30, 40]),  # once in each period, as soon as it is known
         ([0, 5, 10, 40], 10, [10, 40]),
         ([0, 41], 0, [0, 41]),
         ([43], 50, [43]),  # resumed at its end: the last evaluation at least

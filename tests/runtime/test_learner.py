@@ -209,7 +209,7 @@ def test_publisher_pushes_from_another_thread_the_newest_only():
     publisher(Version(0, 0), on_devices(0.5))
     assert variables.entered.acquire(timeout=WAIT), "waited in vain for the first push"
     for version in (1, 2, 3):  # while it is under way: 1 and 2 are out of date before anyone can push them
-        publisher(Version(version, 0), on_devices(version + 0.5))
+        within(WAIT, "the learner to hand over parameters", publisher, Version(version, 0), on_devices(version + 0.5))
     variables.slow = False
     variables.go_on.release()
     within(WAIT, "the publisher to close", publisher.close)
