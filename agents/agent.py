@@ -51,7 +51,6 @@ class Feedback(NamedTuple):
     """What an update reports."""
 
     metrics: dict[str, Any]  # scalars
-    priorities: Any = None  # [B] or None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,24 +83,20 @@ class EnvironmentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a stream of Steps becomes items: `length` rows, a new item every `period` rows."""
+    """How a stream of Steps becomes items: `length` rows, a new item every `period` rows, across episodes."""
 
     length: int
     period: int
-    episodes: Literal["cross", "cut", "pad"] = "cross"
 
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A Reverb table as data; replay/ builds it. `max_size` counts items."""
+    """A Reverb table as data; replay/ builds it. `max_size` counts sequences."""
 
     name: str
     window: Window
-    kind: Literal["queue", "uniform", "prioritized"]
+    kind: Literal["queue"]
     max_size: int
-    min_size: int = 1
-    samples_per_insert: float | None = None
-    priority_exponent: float = 1.0
 
 
 class Agent(NamedTuple):
@@ -114,15 +109,21 @@ class Agent(NamedTuple):
     act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluation
     update: Callable[[State, jax.Array, Sample], tuple[State, Feedback]]
     tables: tuple[TableSpec, ...]
-    batch_size: int  # sequences or transitions in one update's sample, over all devices
+    batch_size: int  # sequences in one update's sample, over all devices of a host
 
 
 def check_ranges(
-    config: Any, *, counts: tuple[str, ...] = (), positive: tuple[str, ...] = (), fractions: tuple[str, ...] = ()
+    config: Any,
+    *,
+    counts: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+    fractions: tuple[str, ...] = (),
 ) -> None:
-    """Raises ValueError, naming the field, unless the `counts` are 1 or more, the `positive` above 0 and finite, and
-    the `fractions` within [0, 1]."""
+    """Raises ValueError, naming the field, unless the `counts` are 1 or more, the `positive` above 0 and finite, the
+    `not_negative` 0 or more and finite, and the `fractions` within [0, 1]."""
     rules = [(name, "at least 1", lambda x: x >= 1) for name in counts]
+    rules += [(name, "0 or more and finite", lambda x: 0 <= x < float("inf")) for name in not_negative]
     rules += [(name, "above 0 and finite", lambda x: 0 < x < float("inf")) for name in positive]
     rules += [(name, "within [0, 1]", lambda x: 0 <= x <= 1) for name in fractions]
     for name, wanted, holds in rules:

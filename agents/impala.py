@@ -2,8 +2,8 @@
 
 Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
 
-Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); the gradient's norm is
-clipped on Atari too; lambda is Remark 2's and is 1 in the paper's experiments. Rows whose action the environment
+Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); Atari's training episodes
+do not end at a lost life; lambda is Remark 2's and is 1 in the paper's experiments. Rows whose action the environment
 threw away (they close an episode) are no transitions: they neither learn nor let anything across.
 """
 
@@ -66,8 +66,11 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "epsilon", "rho_bar", "c_bar", "max_gradient_norm", "reward_scale"),
+            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps"),
             fractions=("discount", "lambda_", "rmsprop_decay"),
         )
+        if self.c_bar > self.rho_bar:
+            raise ValueError(f"config.c_bar={self.c_bar} must not exceed config.rho_bar={self.rho_bar} (section 4.1)")
 
 
 class Memory(NamedTuple):
@@ -230,13 +233,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         entropy = -jax.vmap(rlax.entropy_loss, in_axes=1)(logits, live).mean()
         baseline_loss = 0.5 * jnp.mean(live * jnp.square(v.targets - values[:-1]))
         total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
+        live_fraction = jnp.maximum(live.mean(), 1e-6)  # what is logged is over transitions alone
         metrics = {
             "loss": total,
             "policy_loss": policy_loss,
             "baseline_loss": baseline_loss,
-            "entropy": entropy / live.mean(),
+            "entropy": entropy / live_fraction,
             "value": values.mean(),
-            "rho": v.rhos.mean() / live.mean(),
+            "rho": v.rhos.mean() / live_fraction,
         }
         # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
         return total * steps_per_update, metrics

@@ -70,6 +70,12 @@ def parse(argv: list[str]) -> None:
         raise UsageError(" ".join(str(error).split())) from error
 
 
+def any_given() -> bool:
+    """Whether the command line says anything of the run itself."""
+    names = [field.name for field in dataclasses.fields(Run) if field.name != "config"]
+    return any(FLAGS[name].present for name in names) or bool(_given_config_fields())
+
+
 def run_from_flags() -> Run:
     """The run that the parsed flags ask for."""
     names = {field.name for field in dataclasses.fields(Run)} - {"agent", "env", "config"}
@@ -94,6 +100,9 @@ def logdir_from_flags() -> pathlib.Path:
 def main(command: Callable[[], int]) -> NoReturn:
     """Parses the command line and runs `command`; what the person can mend is one line and exit code 2."""
     logging.set_verbosity(logging.WARNING)
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        print(f"{sys.modules['__main__'].__doc__}\n{FLAGS.get_help()}\n  --config.FIELD: a field of the agent's Config")
+        sys.exit(0)
     try:
         parse(sys.argv)
         code = command()

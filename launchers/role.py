@@ -7,19 +7,20 @@
 The run is LOGDIR/config.json where there is one, else the same flags as scripts/train's.
 """
 
-import os
 import pathlib
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from absl import flags as absl_flags
 
-from launchers import flags, ports
+from launchers import flags, ports, roles
 from launchers import run as runs
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
+from replay.client import connect
 
 absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
 absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
@@ -41,7 +42,9 @@ def role() -> int:
     if values.role != "replay" and not values.replay:
         raise UsageError(f"--role={values.role} needs --replay=host:port, the address of the replay server")
     logdir = pathlib.Path(values.logdir).expanduser()
-    if (logdir / "config.json").exists():
+    if values.num_learners > 1 and not values.coordinator:
+        raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
+    if (logdir / "config.json").exists() and not flags.any_given():
         run = runs.load(logdir)
     else:
         run = flags.run_from_flags()
@@ -51,20 +54,15 @@ def role() -> int:
         ports.check_port(values.port)
     stop = stop_on_signals()
     if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
-        os.environ["JAX_PLATFORMS"] = "cpu"  # leave the accelerator to the learner
-
-    from launchers import roles  # only now: it brings JAX
-
+        jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if values.num_learners > 1 and values.role == "learner":
-        import jax
-
         jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
     parts = roles.Parts(run, logdir)
     loops = _replay(parts, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
     return _finish(loops, stop)
 
 
-def _replay(parts: Any, port: int, stop: threading.Event) -> list[Iterator[Any]]:
+def _replay(parts: roles.Parts, port: int, stop: threading.Event) -> list[Iterator[Any]]:
     def serve():
         server = parts.serve(port)
         print(f"serving on port {server.port}", flush=True)
@@ -75,16 +73,16 @@ def _replay(parts: Any, port: int, stop: threading.Event) -> list[Iterator[Any]]
     return [serve()]
 
 
-def _loops(parts: Any, values: Any, stop: threading.Event) -> list[Iterator[Any]]:
-    from launchers import roles
-    from replay.client import connect
-
+def _loops(parts: roles.Parts, values: Any, stop: threading.Event) -> list[Iterator[Any]]:
     client = connect(values.replay, values.connect_seconds)
     if values.role == "learner":
         return [roles.learn(parts, client, stop)]
     if values.role == "evaluator":
         return [roles.evaluate(parts, client, stop)]
-    return [roles.act(parts, client, task, stop) for task in actors_of(parts.run, values.task)]
+    tasks = actors_of(parts.run, values.task)
+    if not tasks:
+        raise UsageError(f"--task={values.task} has no actors: the run has {parts.run.num_actors} in all")
+    return [roles.act(parts, client, task, stop) for task in tasks]
 
 
 def actors_of(run: Run, task: int) -> range:

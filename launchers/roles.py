@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from agents.agent import Feedback
-from launchers.run import Run
+from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
 from replay.variables import VariableContainer
 from replay.writer import BlockWriter
@@ -49,7 +49,15 @@ class Parts:
         return server.serve(tables, port, None)
 
     def variables(self, client: Client) -> VariableContainer:
-        return VariableContainer(client, self.params)
+        """The run's variable container.
+
+        Raises:
+          UsageError: the server serves another run.
+        """
+        try:
+            return VariableContainer(client, self.params)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 class Throttle:
@@ -83,11 +91,11 @@ def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Gener
         returns += episodes.returns
         if due():
             now = time.perf_counter()
-            metrics["env_steps_per_second"] = (metrics["env_steps"] - start_steps) / (now - start)
+            metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
             metrics["episodes"] = len(returns)
             metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
             recorder.write(metrics)
-            start, start_steps, returns = now, metrics["env_steps"], []
+            start, start_steps, returns = now, metrics["actor_steps"], []
         yield
     environment.close()
     recorder.close()
@@ -99,7 +107,9 @@ class Learning:
     def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None]):
         """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
         saves for all."""
-        self._run = parts.run
+        self._run, devices = parts.run, jax.local_device_count()
+        if parts.agent.batch_size % devices:
+            raise UsageError(f"config.batch_size={parts.agent.batch_size} does not divide over {devices} devices")
         self._first_host = jax.process_index() == 0
         if not self._first_host:
             publish = _keep
@@ -179,7 +189,7 @@ def learn(parts: Parts, client: Client, stop: threading.Event) -> Generator[item
     """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
     publisher = learner.Publisher(parts.variables(client))
     learning = Learning(parts, publisher)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.run.config.batch_size)
+    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.agent.batch_size)
     yield from learning.run(learner.prefetch(blocks, stop.is_set))
     learning.publish()  # the evaluator waits for the last ones
     publisher.close()
@@ -189,10 +199,12 @@ def learn(parts: Parts, client: Client, stop: threading.Event) -> Generator[item
 def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
     """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
+    recorder = Recorder(parts.logdir, "evaluator")
+    done = int(recorder.last["env_steps"]) if recorder.last else 0
+    if done >= run.max_env_steps:
+        return
     variables = parts.variables(client)
     variables.wait()
-    recorder = Recorder(parts.logdir, "evaluator")
-    last = recorder.last
     for metrics in evaluator.run(
         parts.agent,
         parts.act_greedily,
@@ -202,7 +214,7 @@ def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Generator[d
         run.eval_episodes,
         run.eval_period,
         run.max_env_steps,
-        start=(int(last["env_steps"]) if last else 0) + run.eval_period,
+        evaluator.next_due(done, run.eval_period),
         stopped=stop.is_set,
     ):
         recorder.write(metrics)

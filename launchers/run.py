@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import pathlib
 import typing
 from collections.abc import Iterable
@@ -61,9 +62,16 @@ class Run:
           UsageError: it does not fit the environment.
         """
         try:
-            return agent_module(self.agent).make(self.config, spec)
+            agent = agent_module(self.agent).make(self.config, spec)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        small, large = sorted((agent.batch_size, self.envs_per_actor))
+        if large % small:
+            raise UsageError(
+                f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} do not divide: "
+                "a batch is whole blocks of an actor's environments, or an even part of one"
+            )
+        return agent
 
     def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
         """Environments with seeds of their own for each role and task."""
@@ -132,7 +140,8 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
     config = preset.config | config_overrides
-    config.setdefault("decay_env_steps", settings["max_env_steps"])
+    if "decay_env_steps" in typing.get_type_hints(module.Config):
+        config.setdefault("decay_env_steps", settings["max_env_steps"])
     run = Run(config=make_config(module, config), **settings)
     check(run)
     return run
@@ -204,12 +213,6 @@ def check(run: Run) -> None:
     for name, choices in CHOICES.items():
         if getattr(run, name) not in choices:
             raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")
-    small, large = sorted((run.config.batch_size, run.envs_per_actor))
-    if large % small:
-        raise UsageError(
-            f"config.batch_size={run.config.batch_size} and --envs_per_actor={run.envs_per_actor} do not divide: "
-            "a batch is whole blocks of an actor's environments, or an even part of one"
-        )
 
 
 def save(run: Run, logdir: pathlib.Path) -> None:
@@ -227,7 +230,7 @@ def save(run: Run, logdir: pathlib.Path) -> None:
                 raise UsageError(
                     f"{logdir} holds another run ({'; '.join(different)}): choose another --logdir or the same settings"
                 )
-        temporary = path.with_suffix(".tmp")
+        temporary = path.with_suffix(f".{os.getpid()}")  # roles may start at once
         temporary.write_text(json.dumps(run.to_json(), indent=2) + "\n")
         temporary.rename(path)
     except OSError as error:
@@ -257,9 +260,8 @@ def load(logdir: pathlib.Path) -> Run:
         settings = json.loads((logdir / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
-    module = agent_module(settings["agent"])
-    config = make_config(module, settings.pop("config"))
     try:
+        config = make_config(agent_module(settings["agent"]), settings.pop("config"))
         return Run(config=config, **settings)
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise UsageError(f"{logdir}/config.json was written by another version: {error}") from error

@@ -9,7 +9,8 @@ from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
 from replay import sampler
-from runtime import devices
+from runtime import devices, metrics
+from runtime.evaluator import next_due
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
@@ -22,25 +23,28 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     learning = roles.Learning(parts, lambda version, params: variables.push(version, devices.unreplicate(params)))
     actors = [roles.act(parts, client, task, stop) for task in range(run.num_actors)]
     evaluations = roles.evaluate(parts, client, stop)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, run.config.batch_size)
+    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.agent.batch_size)
 
     def batches():
         turns = itertools.cycle(actors)
         while not stop.is_set():
-            for _ in range(max(1, run.config.batch_size // run.envs_per_actor)):
-                next(next(turns))
-            for _ in range(max(1, run.envs_per_actor // run.config.batch_size)):
+            for _ in range(max(1, parts.agent.batch_size // run.envs_per_actor)):
+                next(next(turns), None)
+            for _ in range(max(1, run.envs_per_actor // parts.agent.batch_size)):
+                if stop.is_set():  # the last block may be missing
+                    return
                 batch = next(blocks)
                 yield batch._replace(sample=devices.shard(batch.sample))
 
     with Display(run, logdir) as display:
-        due = run.eval_period
+        done = metrics.latest(logdir, "evaluator")
+        due = next_due(int(done["env_steps"]) if done else 0, run.eval_period)
         for version in learning.run(batches()):
             display.refresh()
             if version.env_steps >= min(due, run.max_env_steps):
                 learning.publish()
-                next(evaluations)
-                due += run.eval_period
+                next(evaluations, None)
+                due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for generator in (*actors, evaluations):
         generator.close()

@@ -2,8 +2,9 @@
 
 import importlib
 
-from launchers import flags, plot, ports
+from launchers import flags, ports
 from launchers import run as runs
+from runtime import plot
 
 
 def train() -> int:

@@ -45,10 +45,6 @@ class Structure:
         """Reverb's description of a table's columns."""
         return [tf.TensorSpec(leaf.shape, tf.as_dtype(leaf.dtype)) for leaf in self.leaves]
 
-    @property
-    def num_bytes(self) -> int:
-        return sum(leaf.dtype.itemsize * int(np.prod(leaf.shape)) for leaf in self.leaves)
-
 
 def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[Step, Memory, Any]:
     """The shapes of a Step, a Memory and the parameters of an agent that acts in `num_envs` environments."""

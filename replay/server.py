@@ -15,8 +15,6 @@ def build_table(spec: TableSpec, structure: Structure, sequences_per_item: int) 
 
     A queue is first in, first out, each item once, and full when `spec.max_size` sequences wait: its writers then wait.
     """
-    if spec.kind != "queue":
-        raise NotImplementedError(f"tables of kind {spec.kind!r}")
     return reverb.Table.queue(spec.name, max(1, spec.max_size // sequences_per_item), signature=structure.signature)
 
 

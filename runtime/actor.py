@@ -46,7 +46,8 @@ def run(
     The order is fixed: pull, then (act, step, append) until the writer has sent an item, then pull again. The reward of
     an action is the one that arrives with the next observation, so that a row is appended one step later.
     """
-    timestep, memory = environment.reset(), agent.memory(environment.num_envs)
+    # On the device from the start: else the first action and the others would be compiled apart.
+    timestep, memory = environment.reset(), jax.device_put(agent.memory(environment.num_envs), device)
     env_steps = count = 0
     while not stopped():
         start = time.perf_counter()
@@ -68,8 +69,8 @@ def run(
             env_steps += int(np.sum(~next_timestep.first))
             timestep, memory, count = next_timestep, next_memory, count + 1
         metrics = {
-            "env_steps": env_steps,
-            "learner_steps": version.learner_steps,
+            **version._asdict(),
+            "actor_steps": env_steps,
             "pull_fraction": (pulled - start) / (time.perf_counter() - start),
             "wait_fraction": waited / (time.perf_counter() - start),
         }

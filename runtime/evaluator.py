@@ -42,6 +42,11 @@ def play(
     return [r for env_returns in returns for r in env_returns[:each]]
 
 
+def next_due(env_steps: int, period: int) -> int:
+    """The next multiple of `period`."""
+    return env_steps - env_steps % period + period
+
+
 def run(
     agent: Agent,
     act: Callable[..., Any],
@@ -51,17 +56,17 @@ def run(
     episodes: int,
     period: int,
     max_env_steps: int,
-    start: int = 0,
+    due: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, Any]]:
     """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`.
 
     Args:
       make_environment: round -> an environment of its own seed.
-      start: environment steps at which the first evaluation is due.
+      due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
     """
-    due, evaluation = start, 0
+    evaluation = 0
     while not stopped():
         before = time.perf_counter()
         version, params = variables.pull()
@@ -83,4 +88,4 @@ def run(
         }
         if version.env_steps >= max_env_steps:
             return
-        due, evaluation = version.env_steps - version.env_steps % period + period, evaluation + 1
+        due, evaluation = next_due(version.env_steps, period), evaluation + 1

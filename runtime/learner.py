@@ -1,5 +1,6 @@
 """The learner: samples in, parameters out."""
 
+import collections
 import contextlib
 import queue
 import threading
@@ -136,7 +137,7 @@ class Learner:
         The feedback is still on its way when it is yielded: read it one step later, and nothing waits.
         """
         hosts = jax.process_count()
-        in_flight: Any = None
+        in_flight: collections.deque[Any] = collections.deque([None, None], maxlen=2)
         while True:
             start = time.perf_counter()
             batch = next(batches, None)
@@ -144,11 +145,11 @@ class Learner:
                 return
             waited = time.perf_counter() - start
             # Two updates under way keep an accelerator busy; more would only make the next batches older.
-            jax.block_until_ready(in_flight)
+            jax.block_until_ready(in_flight[0])
             self.state, feedback = self._update(
                 self.state, self._key, np.uint32(self.version.learner_steps), batch.sample
             )
-            in_flight = feedback.metrics
+            in_flight.append(feedback.metrics)
             lag = self.version.learner_steps - batch.learner_steps
             # Hosts must agree on how far they are, to end at the same update: several count every row alike.
             env_steps = batch.env_steps if hosts == 1 else hosts * batch.rows

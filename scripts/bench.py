@@ -29,6 +29,7 @@ from absl import flags as absl_flags
 
 from agents.agent import DiscreteActions, Sample, Step, TimeStep
 from launchers import flags, roles
+from launchers import run as runs
 from launchers.run import Run
 from replay import items, sampler
 from replay.server import build_table, serve
@@ -56,7 +57,7 @@ class Bench:
         self.run = run
         self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
         self.agent, self.envs = self.parts.agent, run.envs_per_actor
-        self.steps_per_update = run.config.batch_size * run.config.unroll_length
+        self.steps_per_update = self.agent.batch_size * run.config.unroll_length
         self.state = self.parts.init()
         self.params = jax.device_put(self.agent.policy(self.state), self.parts.device)
         self.key = jax.random.key(0)
@@ -134,8 +135,8 @@ class Bench:
         for step, memory in rows:
             writer.append(step, memory, 0)
         wrote = time.process_time()
-        batches = sampler.sample_blocks(client, table, parts.blocks, self.run.config.batch_size)
-        for _ in range(blocks * self.envs // self.run.config.batch_size):
+        batches = sampler.sample_blocks(client, table, parts.blocks, self.agent.batch_size)
+        for _ in range(blocks * self.envs // self.agent.batch_size):
             next(batches)
         sampled = time.process_time()
         steps = blocks * self.run.config.unroll_length * self.envs
@@ -147,7 +148,7 @@ class Bench:
         """A batch without Reverb."""
         rows = self.rollout(1)
         steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
-        batch = self.run.config.batch_size
+        batch = self.agent.batch_size
         copies = -(-batch // self.envs)
         return Sample(
             jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :batch], steps),
@@ -169,8 +170,8 @@ class Bench:
     def plain(self, seconds: float) -> float:
         """What a careful person writes without this project: no replay, no threads, nothing out of date."""
         config, update = self.run.config, jax.jit(self.agent.update, donate_argnums=0)
-        environment = self.run.make_environment("bench", 0, config.batch_size)
-        timestep, memory = environment.reset(), self.agent.memory(config.batch_size)
+        environment = self.run.make_environment("bench", 0, self.agent.batch_size)
+        timestep, memory = environment.reset(), self.agent.memory(self.agent.batch_size)
         state, params, count = self.parts.init(), self.params, 0
         last: list[Any] = []
 
@@ -209,7 +210,7 @@ class Bench:
         learning = roles.Learning(parts, publisher)
         for thread in actors:
             thread.start()
-        blocks = sampler.sample_blocks(client, parts.table, parts.blocks, self.run.config.batch_size)
+        blocks = sampler.sample_blocks(client, parts.table, parts.blocks, self.agent.batch_size)
         updates = learning.run(learner.prefetch(blocks, stop.is_set))
         for _ in range(20):  # compiled and in step
             next(updates)
@@ -228,7 +229,7 @@ class Bench:
 
 
 def bench() -> int:
-    run = flags.run_from_flags()
+    run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)  # the time ends it
     bench, seconds = Bench(run), flags.FLAGS.seconds
     rounds: dict[str, list[float]] = {}
     for _ in range(flags.FLAGS.repeats):
