@@ -16,7 +16,7 @@ from matplotlib import pyplot
 def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -> bool:
     """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
 
-    Runs that differ in nothing but their seed make one curve: their mean, with the range from the lowest to the highest.
+    Runs that differ in nothing but their seed make one curve: their mean, and the range from the lowest to the highest.
     A single run's range is a standard deviation of its episodes to either side.
     """
     groups: dict[str, list[np.ndarray]] = {}
