@@ -22,7 +22,8 @@ PRESETS = {
     "impala": [
         Preset(
             "CartPole-v1",
-            SMALL_RUN | {"max_env_steps": 500_000},
+            # Many environments to an actor: where a step costs microseconds, Python's share of it decides.
+            SMALL_RUN | {"max_env_steps": 500_000, "envs_per_actor": 128},
             SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
         ),
         Preset(

@@ -48,4 +48,3 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     learning.close()
     for generator in (*actors, evaluations):
         generator.close()
-    server.stop()

@@ -46,6 +46,5 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
             acting_ends.set()
     for thread in actors:
         thread.join(10.0)
-    server.stop()
     if errors:
         raise errors[0]

@@ -66,7 +66,7 @@ def run(
             before = time.perf_counter()
             sent = writer.append(step, memory, version.learner_steps, stopped)
             waited = time.perf_counter() - before
-            env_steps += int(np.sum(~next_timestep.first))
+            env_steps += environment.num_envs - np.count_nonzero(next_timestep.first)
             timestep, memory, count = next_timestep, next_memory, count + 1
         metrics = {
             **version._asdict(),

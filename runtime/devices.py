@@ -36,18 +36,21 @@ def shard(sample: Sample) -> Sample:
     return Sample(jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory))
 
 
-def pmap_update(agent: Agent) -> Callable[..., tuple[State, Feedback]]:
-    """update(state, key, step, sample) on every device: state [devices, ...] donated, sample as `shard` gives it.
+def pmap_update(agent: Agent, seed: int) -> Callable[..., tuple[State, jax.Array, Feedback]]:
+    """update(state, step, sample) -> (state, step + 1, feedback) on every device.
 
-    `key` and `step` (the update's number) are the same everywhere and give each device and update its own key.
+    The state [devices, ...] is donated; `step`, uint32 [devices], is the update's number, which with `seed` and the
+    device gives each update's key; the sample is as `shard` gives it. All of them live on the devices: an argument
+    that does not, or a typed key, would send every call through pmap's slow path.
     """
 
-    def update(state: State, key: jax.Array, step: jax.Array, sample: Sample) -> tuple[State, Feedback]:
-        key = jax.random.fold_in(jax.random.fold_in(key, step), jax.lax.axis_index(AXIS))
-        return agent.update(state, key, sample)
+    def update(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
+        state, feedback = agent.update(state, key, sample)
+        return state, step + 1, feedback
 
     # The sample is not donated: no output has its shape, so that nothing could reuse its memory.
-    return jax.pmap(update, axis_name=AXIS, in_axes=(0, None, None, 0), donate_argnums=(0,))
+    return jax.pmap(update, axis_name=AXIS, donate_argnums=(0, 1))
 
 
 def pmap_policy(agent: Agent) -> Callable[[State], Params]:

@@ -119,8 +119,8 @@ class Learner:
           publish_period: updates from one publication to the next.
         """
         self.state, self.version = devices.replicate(state), version
-        self._key = jax.random.key(seed)
-        self._update, self._policy = devices.pmap_update(agent), devices.pmap_policy(agent)
+        self._step = devices.replicate(np.uint32(version.learner_steps))
+        self._update, self._policy = devices.pmap_update(agent, seed), devices.pmap_policy(agent)
         self._publish, self._publish_period = publish, publish_period
         publish(version, self._policy(self.state))
 
@@ -146,9 +146,7 @@ class Learner:
             waited = time.perf_counter() - start
             # Two updates under way keep an accelerator busy; more would only make the next batches older.
             jax.block_until_ready(in_flight[0])
-            self.state, feedback = self._update(
-                self.state, self._key, np.uint32(self.version.learner_steps), batch.sample
-            )
+            self.state, self._step, feedback = self._update(self.state, self._step, batch.sample)
             in_flight.append(feedback.metrics)
             lag = self.version.learner_steps - batch.learner_steps
             # Hosts must agree on how far they are, to end at the same update: several count every row alike.

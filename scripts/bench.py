@@ -156,12 +156,12 @@ class Bench:
         )
 
     def learner(self, seconds: float) -> float:
-        update, sample = devices.pmap_update(self.agent), devices.shard(self.sample_in_memory())
-        state = devices.replicate(self.state)
+        update, sample = devices.pmap_update(self.agent, 0), devices.shard(self.sample_in_memory())
+        state, step = devices.replicate(self.state), devices.replicate(np.uint32(0))
 
         def work():
-            nonlocal state
-            state, feedback = update(state, self.key, np.uint32(0), sample)
+            nonlocal state, step
+            state, step, feedback = update(state, step, sample)
             jax.block_until_ready(feedback)
             return self.steps_per_update
 
