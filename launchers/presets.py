@@ -44,7 +44,7 @@ PRESETS = {
                 "publish_period": 4,
             },
             # RMSProp's epsilon is large on purpose: steps of a fixed size, as Adam's at first, kill the torso's units.
-            {"batch_size": 4, "learning_rate": 7e-4, "epsilon": 0.064},
+            {"batch_size": 4, "learning_rate": 5e-4, "epsilon": 0.064},
         ),
         Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],

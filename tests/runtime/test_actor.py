@@ -96,7 +96,7 @@ def test_metrics_count_transitions_and_the_episodes_that_ended_are_told():
     loop = Recorded(item_every=6).run()
     (first, first_episodes), (second, second_episodes) = next(loop), next(loop)
     # 6 and 12 steps; those answering rows 1, 5 and 11 were thrown away, the last of them only in the next row.
-    assert (first["env_steps"], second["env_steps"]) == (4, 9)
+    assert (first["actor_steps"], second["actor_steps"]) == (4, 9)
     assert first_episodes == ([0, 0], [1.0, 11.0 + 12 + 13], [1, 3])
     assert second_episodes == ([0], [21.0 + 22 + 23 + 24 + 25], [5])
     assert 0 <= first["wait_fraction"] <= 1 and 0 <= first["pull_fraction"] <= 1

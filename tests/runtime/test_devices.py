@@ -38,17 +38,18 @@ def counted(state, key, sample):
     traces.append(sample.steps.reward.shape)
     return agent.update(state, key, sample)
 
-update, policy = devices.pmap_update(agent._replace(update=counted)), devices.pmap_policy(agent)
+update, policy = devices.pmap_update(agent._replace(update=counted), 1), devices.pmap_policy(agent)
 single = jax.jit(agent.update)
 state = jax.jit(agent.init)(jax.random.key(0))
 start = state.params
 replicas, key = devices.replicate(state), jax.random.key(1)
+count = devices.replicate(np.uint32(0))
 report["replicated"] = all(x.shape[0] == 2 for x in jax.tree.leaves(replicas))
 differences, metric_differences, donated, equal, shard_means, outlives, compared = [], [], [], [], [], [], 0
 for step in range(4):
     before, published = replicas, policy(replicas)
     kept = jax.tree.map(np.array, before.params)
-    replicas, feedback = update(replicas, key, np.uint32(step), devices.shard(sample(step)))
+    replicas, count, feedback = update(replicas, count, devices.shard(sample(step)))
     state, expected = single(state, key, sample(step))
     donated.append(all(x.is_deleted() for x in jax.tree.leaves(before)))
     outlives += [(a == b).all() for a, b in zip(jax.tree.leaves(published), jax.tree.leaves(kept))]
@@ -72,9 +73,8 @@ report["half"] = float(max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a
 def random(state, key, sample):
     return state, Feedback({"number": jax.random.uniform(key)})
 fake = Agent(None, None, None, None, None, random, (), 1)
-draw = devices.pmap_update(fake)
-report["numbers"] = [draw(devices.replicate(jnp.float32(0)), jax.random.key(seed), np.uint32(step),
-                          devices.shard(sample(0)))[1].metrics["number"].tolist()
+report["numbers"] = [devices.pmap_update(fake, seed)(devices.replicate(jnp.float32(0)), devices.replicate(np.uint32(step)),
+                                                     devices.shard(sample(0)))[2].metrics["number"].tolist()
                      for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0))]
 
 sharded = devices.shard(sample(0))

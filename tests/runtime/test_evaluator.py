@@ -89,7 +89,7 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
 
     learner = Learner(env_steps)
     loop = evaluator.run(
-        play_agent(), act, make_environment, learner, jax.random.key(0), 2, period=10, max_env_steps=40, start=start
+        play_agent(), act, make_environment, learner, jax.random.key(0), 2, period=10, max_env_steps=40, due=start
     )
     rows = within(60, "the last evaluation", list, loop)
     assert [row["env_steps"] for row in rows] == expected
