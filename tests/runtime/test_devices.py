@@ -73,9 +73,12 @@ report["half"] = float(max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a
 def random(state, key, sample):
     return state, Feedback({"number": jax.random.uniform(key)})
 fake = Agent(None, None, None, None, None, random, (), 1)
-report["numbers"] = [devices.pmap_update(fake, seed)(devices.replicate(jnp.float32(0)), devices.replicate(np.uint32(step)),
-                                                     devices.shard(sample(0)))[2].metrics["number"].tolist()
-                     for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0))]
+numbers = []
+for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
+    draw, count = devices.pmap_update(fake, seed), devices.replicate(np.uint32(step))
+    feedback = draw(devices.replicate(jnp.float32(0)), count, devices.shard(sample(0)))[-1]
+    numbers.append(feedback.metrics["number"].tolist())
+report["numbers"] = numbers
 
 sharded = devices.shard(sample(0))
 report["shards"] = {"reward": np.array_equal(sharded.steps.reward, np.stack(np.split(sample(0).steps.reward, 2, 1))),
