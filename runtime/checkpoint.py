@@ -37,12 +37,23 @@ class Checkpointer:
         }
 
     def save(self, state: State, version: Version) -> None:
-        """Writes `state` (on the host); returns once it is on disk. A step that is saved already is left as it is."""
+        """Writes `state` (on the host); returns once it is on disk. A step that is saved already is left as it is.
+
+        Raises:
+          OSError: it cannot be written, as on a full disk; earlier checkpoints are kept.
+        """
         if version.learner_steps in self._manager.all_steps():
             return
         tree = {"state": state, "version": version._asdict()}
-        self._manager.save(version.learner_steps, args=ocp.args.StandardSave(tree))
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(version.learner_steps, args=ocp.args.StandardSave(tree))
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # orbax's own writer says ValueError
+            reason = "no space left" if "No space left" in str(error) else str(error)
+            raise OSError(
+                f"cannot write a checkpoint to {self.directory}: {reason}; earlier ones are kept: make room, then give "
+                "the same command again"
+            ) from error
 
     def restore(self) -> tuple[State, Version] | None:
         """The newest (state, version), on the host; None if nothing was saved."""

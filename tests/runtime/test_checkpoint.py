@@ -1,5 +1,8 @@
 """Checkpoints: what comes back is what was saved, bit for bit, the newest of it."""
 
+import contextlib
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -127,3 +130,25 @@ def test_a_half_written_checkpoint_is_not_found(agent, fresh, tmp_path):
     restoring.close()
     assert version == Version(2, 20)
     assert_same_bits(state, fresh(1))
+
+
+def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(agent, fresh, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        checkpointer = Checkpointer(disk / "checkpoints", agent)
+        checkpointer.save(fresh(0), Version(1, 10))
+        with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
+            while True:
+                filler.write(bytes(1024))
+        with pytest.raises(OSError, match="no space left; earlier ones are kept"):
+            checkpointer.save(fresh(1), Version(2, 20))
+        (disk / "filler").unlink()
+        state, version = Checkpointer(disk / "checkpoints", agent).restore()
+        assert version == Version(1, 10)
+        assert_same_bits(state, fresh(0))
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
