@@ -23,7 +23,7 @@ PRESETS = {
         Preset(
             "CartPole-v1",
             # Many environments to an actor: where a step costs microseconds, Python's share of it decides.
-            SMALL_RUN | {"max_env_steps": 500_000, "envs_per_actor": 128},
+            SMALL_RUN | {"max_env_steps": 500_000, "envs_per_actor": 128, "publish_period": 4},
             SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
         ),
         Preset(
