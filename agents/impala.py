@@ -35,7 +35,7 @@ from agents.networks import ActorCritic, LSTMState, stack_frames
 class Config:
     """The paper's Atari settings (table G.1) by default."""
 
-    torso: Literal["mlp", "nature", "residual"] = "nature"
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
     frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
     hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
     activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
@@ -209,6 +209,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         logits, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
         return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), {}, memory
 
+    def variance(x):
+        return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
+
     def loss(params, hypers: Hypers, sample: Sample):
         steps = sample.steps
         logits, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
@@ -240,6 +243,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "baseline_loss": baseline_loss,
             "entropy": entropy / live_fraction,
             "value": values.mean(),
+            "explained_variance": 1.0 - variance(v.targets - values[:-1]) / (variance(v.targets) + 1e-8),
             "rho": v.rhos.mean() / live_fraction,
         }
         # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.

@@ -94,18 +94,30 @@ class MLPTorso(nn.Module):
         return x
 
 
-class NatureTorso(nn.Module):
-    """DQN's convolutions (Mnih et al. 2015, 10.1038/nature14236): uint8 [N, 84, 84, S] -> [N, 512]."""
+class ConvTorso(nn.Module):
+    """Strided convolutions and a dense layer: uint8 [N, H, W, S] -> [N, hidden_size]."""
 
+    convolutions: Sequence[tuple[int, int, int]]  # (features, size, stride) of each
+    hidden_size: int
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         x = centre_pixels(x, self.dtype)
-        for features, size, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+        for features, size, stride in self.convolutions:
             x = nn.relu(Conv(features, size, stride, dtype=self.dtype)(x))
         x = x.reshape(x.shape[0], -1)
-        return nn.relu(nn.Dense(512, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
+        return nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
+
+
+def ShallowTorso(dtype: Any = jnp.float32) -> ConvTorso:
+    """A3C's network and IMPALA's shallow one (Mnih et al. 2016, section 5.1; Espeholt et al. 2018, fig. 3, left)."""
+    return ConvTorso(((16, 8, 4), (32, 4, 2)), 256, dtype)
+
+
+def NatureTorso(dtype: Any = jnp.float32) -> ConvTorso:
+    """DQN's network (Mnih et al. 2015, 10.1038/nature14236), three times the shallow one's arithmetic."""
+    return ConvTorso(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, dtype)
 
 
 class ResidualTorso(nn.Module):
@@ -178,7 +190,7 @@ class LSTM(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value heads on a shared torso ('mlp', 'nature' or 'residual') and an optional LSTM."""
+    """Policy and value heads on a shared torso ('mlp', 'shallow', 'nature' or 'residual') and an optional LSTM."""
 
     torso: str
     num_actions: int
@@ -198,6 +210,7 @@ class ActorCritic(nn.Module):
         """[T, B, ...], bool [T, B], state -> float32 logits [T, B, A] and value [T, B], the new state."""
         torso = {
             "mlp": lambda: MLPTorso(self.hidden_sizes, self.activation, self.dtype),
+            "shallow": lambda: ShallowTorso(self.dtype),
             "nature": lambda: NatureTorso(self.dtype),
             "residual": lambda: ResidualTorso(self.dtype),
         }[self.torso]()

@@ -48,7 +48,8 @@ class EnvPoolEnvironment(Environment):
     """A synchronous pool: every environment steps, in the order of its index.
 
     EnvPool resets on the next step by itself, which is the contract of Environment. Only Atari's rewards are ever
-    clipped, by EnvPool's own `reward_clip`, which keeps the raw one in `info`.
+    clipped, by EnvPool's own `reward_clip`, which keeps the raw one in `info`. Arrays go to the pool and come from it
+    without EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
     """
 
     def __init__(self, name: str, num_envs: int, seed: int, *, clip_rewards: bool = False, num_threads: int = 0):
@@ -60,30 +61,36 @@ class EnvPoolEnvironment(Environment):
             name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
         )
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
-        self._raw_reward = "reward" if atari else None
+        self._raw_reward = "info:reward" if atari else "reward"
         self._squeeze = atari
         shape, dtype = observation_spec(observation_space)
         self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
         self._dtype = dtype
         self.spec = EnvironmentSpec(shape[1:] if atari else shape, dtype, action_spec(action_space))
         self._action_dtype = action_space.dtype
+        self._indices = np.arange(num_envs, dtype=np.int32)
 
-    def _observe(self, observation: Any) -> np.ndarray:
+    def _receive(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        state = dict(zip(self._pool._state_keys, self._pool._recv(), strict=True))
         if self._dict:
-            return flatten_observation(observation, self.num_envs)
+            observation = {key: value for key, value in state.items() if key.startswith("obs")}
+            return flatten_observation(observation, self.num_envs), state
+        observation = state["obs"]
         if self._squeeze:
-            return observation[:, 0]
-        return observation if observation.dtype == self._dtype else observation.astype(self._dtype)
+            observation = observation[:, 0]
+        return observation.astype(self._dtype, copy=False), state
 
     def _reset(self) -> np.ndarray:
-        return self._observe(self._pool.reset()[0])
+        self._pool._reset(self._indices)
+        return self._receive()[0]
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        if action.dtype != self._action_dtype:
-            action = action.astype(self._action_dtype)
-        observation, reward, terminated, truncated, info = self._pool.step(action)
-        raw = info[self._raw_reward] if self._raw_reward else reward
-        return self._observe(observation), reward.astype(np.float32, copy=False), raw, terminated, truncated
+        action = np.ascontiguousarray(action, self._action_dtype)
+        self._pool._send([self._indices, self._indices, action])  # environment, its player, action
+        observation, state = self._receive()
+        truncated = state["trunc"]
+        reward = state["reward"].astype(np.float32, copy=False)
+        return observation, reward, state[self._raw_reward], state["done"] & ~truncated, truncated
 
     def close(self) -> None:
         self._pool.close()

@@ -22,8 +22,9 @@ PRESETS = {
     "impala": [
         Preset(
             "CartPole-v1",
-            # Many environments to an actor: where a step costs microseconds, Python's share of it decides.
-            SMALL_RUN | {"max_env_steps": 500_000, "envs_per_actor": 128, "publish_period": 4},
+            # Many environments, one actor: where a step costs microseconds, Python's share of it decides, and a second
+            # actor would fight the first for the interpreter.
+            SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 256, "publish_period": 4},
             SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
         ),
         Preset(
@@ -43,8 +44,7 @@ PRESETS = {
                 "eval_episodes": 10,
                 "publish_period": 4,
             },
-            # RMSProp's epsilon is large on purpose: steps of a fixed size, as Adam's at first, kill the torso's units.
-            {"batch_size": 4, "learning_rate": 5e-4, "epsilon": 0.064},
+            {"torso": "shallow", "batch_size": 4, "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5},
         ),
         Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],

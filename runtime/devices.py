@@ -4,6 +4,7 @@ The same code runs on one device, on the eight of a host and, after `jax.distrib
 each process feeds its own devices and the average over AXIS spans them all.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,16 +25,29 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
+@functools.cache
+def _pmap_send() -> Callable[[Sample], Sample]:
+    # On the devices of this process alone, so that hosts need not agree who sends when. Made late: devices are known
+    # only after `jax.distributed.initialize`.
+    return jax.pmap(lambda sample: sample, devices=jax.local_devices())
+
+
 def shard(sample: Sample) -> Sample:
-    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it."""
-    devices = jax.local_devices()
+    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it.
 
-    def split(x: np.ndarray, axis: int) -> jax.Array:
-        if x.shape[axis] % len(devices):
-            raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {len(devices)} devices")
-        return jax.device_put_sharded(np.split(x, len(devices), axis), devices)
+    By a pmapped identity: handing arrays to a compiled function takes a fifth of the time of `device_put_sharded`.
+    """
+    devices = jax.local_device_count()
 
-    return Sample(jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory))
+    def split(x: np.ndarray, axis: int) -> np.ndarray:
+        if x.shape[axis] % devices:
+            raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {devices} devices")
+        return x[None] if devices == 1 else np.stack(np.split(x, devices, axis))
+
+    split_sample = Sample(
+        jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory)
+    )
+    return _pmap_send()(split_sample)
 
 
 def pmap_update(agent: Agent, seed: int) -> Callable[..., tuple[State, jax.Array, Feedback]]:
