@@ -40,17 +40,29 @@ class Step(NamedTuple):
     extras: Extras
 
 
+class Transition(NamedTuple):
+    """n steps of one episode as one, [B, ...]; fewer where the episode ends before n."""
+
+    observation: Any  # o_t
+    action: Any  # a_t
+    reward: Any  # r_{t+1} + gamma r_{t+2} + ... + gamma^{n-1} r_{t+n}
+    discount: Any  # gamma^n, 0 iff o_{t+n} is terminal
+    next_observation: Any  # o_{t+n}
+
+
 class Sample(NamedTuple):
     """What an update consumes."""
 
-    steps: Step  # [T+1, B, ...]
-    memory: Memory  # [B, ...] the memory before row 0
+    steps: Any  # Step [T+1, B, ...], or where the table's window is of transitions, Transition [B, ...]
+    memory: Memory = ()  # [B, ...] the memory before row 0
+    likelihood: Any = ()  # float32 [B], from a replay: N P(i), how many times likelier than by uniform sampling
 
 
 class Feedback(NamedTuple):
     """What an update reports."""
 
     metrics: dict[str, Any]  # scalars
+    priorities: Any = ()  # float32 [B]: the sampled items' new ones, not yet to the power of the exponent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,20 +95,31 @@ class EnvironmentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a stream of Steps becomes items: `length` rows, a new item every `period` rows, across episodes."""
+    """Items of `length` rows of a batch of environments, a new one every `period` rows, across episodes."""
 
     length: int
     period: int
 
 
 @dataclasses.dataclass(frozen=True)
+class Transitions:
+    """Items of one environment's n steps: a new one every step, cut at the episode's end, never across a reset."""
+
+    n: int
+    discount: float  # gamma: the writer sums the rewards
+
+
+@dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A Reverb table as data; replay/ builds it. `max_size` counts sequences."""
+    """A Reverb table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
 
     name: str
-    window: Window
-    kind: Literal["queue"]
+    window: Window | Transitions
+    kind: Literal["queue", "uniform", "prioritized"]
     max_size: int
+    min_size: int = 1  # before the first sample
+    samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: as it comes
+    priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
 
 
 class Agent(NamedTuple):
@@ -104,12 +127,16 @@ class Agent(NamedTuple):
 
     init: Callable[[jax.Array], State]  # key -> State
     policy: Callable[[State], Params]  # what actors pull
-    memory: Callable[[int], Memory]  # num_envs -> Memory before the first step
+    # (num_envs, ranks) -> Memory before the first step; ranks, float32 [num_envs] from 0 to 1, say where each stands
+    # among all of the run's, for agents whose environments explore unalike.
+    memory: Callable[[int, Any], Memory]
     act: Callable[..., tuple[Any, Extras, Memory]]  # (params, key, timestep, memory) explores
     act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluation
     update: Callable[[State, jax.Array, Sample], tuple[State, Feedback]]
     tables: tuple[TableSpec, ...]
     batch_size: int  # sequences in one update's sample, over all devices of a host
+    # (params, transition) -> float32 [B]: the priorities of items that an actor writes. None: 1 for all.
+    priority: Callable[[Params, Transition], Any] | None = None
 
 
 def check_ranges(

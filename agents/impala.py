@@ -173,7 +173,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     )
     steps_per_update = config.unroll_length * config.batch_size
 
-    def memory(num_envs: int) -> Memory:
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        del ranks
         frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
         return Memory(frames, network.initial_state(num_envs))
 
