@@ -1,9 +1,10 @@
-"""Networks: torsos, recurrent core and heads, and the stacking of frames.
+"""Networks: torsos, recurrent core and heads, deterministic policies and their critics, and the stacking of frames.
 
 Sizes in the shapes below: T rows of time, B environments, N = T * B, S stacked frames, A actions. Parameters are
 always float32; `dtype` is what the arithmetic is done in.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -223,3 +224,41 @@ class ActorCritic(nn.Module):
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
         return logits, value[..., 0], lstm_state
+
+
+def init_small(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> chex.Array:
+    """Uniform in [-0.003, 0.003]: first actions and values near 0 (Lillicrap et al. 2016, arxiv.org/abs/1509.02971)."""
+    return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)
+
+
+class DeterministicPolicy(nn.Module):
+    """Dense layers, ReLU, and tanh: [B, ...] -> float32 [B, *action_shape] in [-1, 1]."""
+
+    action_shape: Sequence[int]
+    hidden_sizes: Sequence[int] = (256, 256)
+
+    @nn.compact
+    def __call__(self, observation: chex.Array) -> chex.Array:
+        x = MLPTorso(self.hidden_sizes, "relu")(observation)
+        x = nn.Dense(math.prod(self.action_shape), kernel_init=init_small, bias_init=init_small, name="action")(x)
+        return nn.tanh(x).reshape(x.shape[0], *self.action_shape)
+
+
+class ActionCritic(nn.Module):
+    """Dense layers, ReLU: observation [B, ...], action [B, *shape] in [-1, 1] -> float32 [B, num_outputs]."""
+
+    num_outputs: int = 1
+    hidden_sizes: Sequence[int] = (256, 256)
+
+    @nn.compact
+    def __call__(self, observation: chex.Array, action: chex.Array) -> chex.Array:
+        x = jnp.concatenate([a.reshape(a.shape[0], -1) for a in (observation, action)], axis=-1)
+        x = MLPTorso(self.hidden_sizes, "relu")(x)
+        return nn.Dense(self.num_outputs, kernel_init=init_small, bias_init=init_small, name="value")(x)
+
+
+class PolicyAndCritic(NamedTuple):
+    """One of each: parameters, gradients, or what an optimiser keeps for them."""
+
+    policy: Any
+    critic: Any

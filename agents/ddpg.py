@@ -1,0 +1,260 @@
+"""DDPG: deep deterministic policy gradients, an off-policy actor-critic for continuous actions.
+
+Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971; the names are those of its algorithm 1.
+
+Deviations: the action enters the critic at its first layer, not its second; no batch normalisation, but optionally
+observations normalised by running statistics; no weight decay; hidden layers start orthogonal; Gaussian noise, with
+which others found no loss, is the default; sizes and rates are today's. Beyond the paper: n-step returns, prioritised
+replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952).
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import normalizer, prioritized
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Transition,
+    Transitions,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
+    normalize_observations: bool = False
+
+    n_step: int = 1
+    discount: float = 0.99  # gamma
+    batch_size: int = 256  # N
+    policy_learning_rate: float = 3e-4
+    critic_learning_rate: float = 1e-3
+    tau: float = 0.005  # how far the targets move at each update
+    max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
+
+    noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck, the paper's
+    noise_scale: float = 0.1  # sigma, in halves of the actions' range; the paper's is 0.2
+    ou_theta: float = 0.15
+    ou_dt: float = 1.0  # the paper's time is counted in steps
+
+    replay: Literal["uniform", "prioritized"] = "uniform"
+    replay_size: int = 1_000_000
+    min_replay_size: int = 1_000  # before the first update
+    samples_per_insert: float = 256.0  # batch_size: an update for each step
+    priority_exponent: float = 0.6  # alpha
+    importance_exponent: float = 0.4  # beta, at first
+    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: it stays
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("n_step", "batch_size", "replay_size", "min_replay_size"),
+            positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
+            not_negative=(
+                *("max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
+                *("priority_exponent", "importance_steps"),
+            ),
+            fractions=("discount", "tau", "importance_exponent"),
+        )
+        if self.min_replay_size > self.replay_size:
+            raise ValueError(
+                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
+            )
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    noise: Any  # float32 [B, *action_shape], Ornstein-Uhlenbeck's; otherwise ()
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    policy_learning_rate: Any
+    critic_learning_rate: Any
+    tau: Any
+    noise_scale: Any
+
+
+class State(NamedTuple):
+    params: PolicyAndCritic  # theta^mu, theta^Q
+    target_params: PolicyAndCritic  # theta^mu', theta^Q'
+    opt_state: PolicyAndCritic
+    normalizer: Any  # Normalizer, or () where observations are not normalised
+    max_priority: chex.Array  # float32, the largest so far
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Policy(NamedTuple):
+    """What actors pull."""
+
+    params: Any  # theta^mu
+    normalizer: Any
+    noise_scale: chex.Array  # float32, a scalar or [B]
+    max_priority: chex.Array
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: discrete or unbounded actions.
+    """
+    bounds = bounded_actions("ddpg", spec)
+    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
+    critic = ActionCritic(1, config.hidden_sizes)
+    noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
+    clip = optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity()
+    optimizer = optax.chain(clip, optax.scale_by_adam())
+
+    def mu(params, observation) -> chex.Array:
+        """[B, ...] -> actions in [-1, 1], [B, *shape]."""
+        action: Any = policy.apply(params, observation)
+        return action
+
+    def Q(params, observation, action) -> chex.Array:
+        """[B, ...], actions in [-1, 1] -> [B]."""
+        values: Any = critic.apply(params, observation, action)
+        return values[:, 0]
+
+    def init(key: jax.Array) -> State:
+        policy_key, critic_key = jax.random.split(key)
+        observation = jnp.zeros((1, *spec.observation_shape))
+        params = PolicyAndCritic(
+            policy=policy.init(policy_key, observation),
+            critic=critic.init(critic_key, observation, jnp.zeros((1, *bounds.shape))),
+        )
+        hypers = Hypers(config.policy_learning_rate, config.critic_learning_rate, config.tau, config.noise_scale)
+        return State(
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
+            normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
+            max_priority=jnp.float32(1),
+            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            step=jnp.int32(0),
+        )
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        del ranks
+        return Memory(noise.memory(num_envs))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        sample, carried = noise.sample(key, memory.noise, timestep.first)
+        action = mu(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        action += per_environment(params.noise_scale, bounds.shape) * sample
+        return to_bounds(bounds, action), {}, Memory(carried)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        action = mu(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        return to_bounds(bounds, action), {}, memory
+
+    def critic_loss(params, targets: PolicyAndCritic, transition: Transition, weights):
+        s, a, r, discount, s_next = transition
+        y = r + discount * Q(targets.critic, s_next, mu(targets.policy, s_next))
+        errors = y - Q(params, s, a)
+        return jnp.mean(weights * jnp.square(errors)), errors
+
+    def policy_loss(params, critic_params, observation):
+        """Its gradient is minus the paper's: the mean of dQ/da dmu/dtheta."""
+        return -jnp.mean(Q(critic_params, observation, mu(params, observation)))
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        params, targets, hypers = state.params, state.target_params, state.hypers
+        transition: Transition = sample.steps
+        statistics = state.normalizer
+        if config.normalize_observations:
+            statistics = normalizer.update(statistics, transition.observation)
+        transition = transition._replace(
+            observation=normalizer.apply(statistics, transition.observation),
+            action=from_bounds(bounds, transition.action),
+            next_observation=normalizer.apply(statistics, transition.next_observation),
+        )
+        weights, max_priority, priorities = jnp.ones_like(transition.reward), state.max_priority, ()
+        if config.replay == "prioritized":
+            beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
+            weights = prioritized.importance_weights(sample.likelihood, beta)
+
+        def descend(gradient, opt_state, params, learning_rate):
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
+
+        # As in algorithm 1 the critic steps first, and the policy climbs the new one.
+        (loss_Q, errors), gradient_Q = jax.value_and_grad(critic_loss, has_aux=True)(
+            params.critic, targets, transition, weights
+        )
+        gradient_Q = pmean(gradient_Q)
+        theta_Q, opt_Q = descend(gradient_Q, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
+        loss_mu, gradient_mu = jax.value_and_grad(policy_loss)(params.policy, theta_Q, transition.observation)
+        gradient_mu = pmean(gradient_mu)
+        theta_mu, opt_mu = descend(gradient_mu, state.opt_state.policy, params.policy, hypers.policy_learning_rate)
+        params = PolicyAndCritic(theta_mu, theta_Q)
+
+        if config.replay == "prioritized":
+            priorities = prioritized.priorities(errors)
+            max_priority = jnp.maximum(max_priority, prioritized.pmax(priorities.max()))
+        metrics = pmean(
+            {
+                "critic_loss": loss_Q,
+                "policy_loss": loss_mu,
+                "value": -loss_mu,
+                "td_error": jnp.abs(errors).mean(),
+                "importance_weight": weights.mean(),
+            }
+        )
+        metrics |= {
+            "critic_gradient_norm": optax.global_norm(gradient_Q),
+            "policy_gradient_norm": optax.global_norm(gradient_mu),
+        }
+        state = State(
+            params=params,
+            target_params=optax.incremental_update(params, targets, hypers.tau),
+            opt_state=PolicyAndCritic(opt_mu, opt_Q),
+            normalizer=statistics,
+            max_priority=max_priority,
+            hypers=hypers,
+            step=state.step + 1,
+        )
+        return state, Feedback(metrics, priorities)
+
+    def priority(params: Policy, transition: Transition) -> chex.Array:
+        """The largest so far: what is new is sampled soon, and then gets its own."""
+        return jnp.broadcast_to(params.max_priority, transition.reward.shape)
+
+    table = TableSpec(
+        "replay",
+        Transitions(config.n_step, config.discount),
+        config.replay,
+        max_size=config.replay_size,
+        min_size=config.min_replay_size,
+        samples_per_insert=config.samples_per_insert,
+        priority_exponent=config.priority_exponent,
+    )
+    return Agent(
+        init=init,
+        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        priority=priority if config.replay == "prioritized" else None,
+    )

@@ -1,0 +1,51 @@
+"""Observations brought to mean 0 and variance 1, by running statistics over all that was sampled for learning."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+
+from agents.agent import pmean
+
+LIMIT = 10.0  # of a normalised number: what has hardly ever moved may one day move far
+
+
+class Normalizer(NamedTuple):
+    """Statistics of each number of an observation; float32 [*observation_shape]."""
+
+    mean: chex.Array
+    variance: chex.Array
+    count: chex.Array  # float32 scalar: the observations behind them, of one device; 0 at first, the identity
+
+
+def init(shape: tuple[int, ...]) -> Normalizer:
+    """Before any observation of `shape`: normalising does nothing."""
+    return Normalizer(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
+
+
+def update(normalizer: Normalizer, observations: Any) -> Normalizer:
+    """Adds observations [B, ...] to the statistics, those of every device alike.
+
+    Two sets' statistics are joined as in Chan et al. 1979 (eq. 2.1), which does not lose small variances to rounding.
+    """
+    x = jnp.asarray(observations, jnp.float32)
+    mean = pmean(x.mean(axis=0))
+    variance = pmean(jnp.square(x - mean).mean(axis=0))
+    # Devices hold equal shares of every batch: the counts of one alone have the right proportions.
+    count = normalizer.count + x.shape[0]
+    new = x.shape[0] / count
+    delta = mean - normalizer.mean
+    return Normalizer(
+        mean=normalizer.mean + new * delta,
+        variance=(1 - new) * normalizer.variance + new * variance + new * (1 - new) * jnp.square(delta),
+        count=count,
+    )
+
+
+def apply(normalizer: Normalizer | tuple[()], observation: Any) -> chex.Array:
+    """[B, ...] -> float32 [B, ...]; with an empty normaliser nothing but the type changes."""
+    x = jnp.asarray(observation, jnp.float32)
+    if not isinstance(normalizer, Normalizer):
+        return x
+    # The small number keeps what never moved at 0.
+    return jnp.clip((x - normalizer.mean) / jnp.sqrt(normalizer.variance + 1e-8), -LIMIT, LIMIT)

@@ -1,0 +1,45 @@
+"""Prioritised replay's share of an update: importance weights and new priorities.
+
+Schaul et al. 2016, https://arxiv.org/abs/1511.05952. The table itself is a TableSpec of kind "prioritized".
+"""
+
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from agents.agent import AXIS
+
+EPSILON = 1e-6  # the paper's: an item whose error was 0 can still be sampled
+
+
+def pmax(x: Any) -> Any:
+    """The largest over the learner's devices where an update runs on several; elsewhere the identity."""
+    try:
+        return jax.lax.pmax(x, AXIS)
+    except NameError:  # the axis is not bound: one device, no mapping
+        return x
+
+
+def exponent(initial: float, steps: int, step: chex.Array) -> chex.Array:
+    """beta, which rises linearly from `initial` to 1 over so many updates (section 3.4); steps of 0: it stays."""
+    return initial + (1.0 - initial) * jnp.minimum(1.0, step / steps) if steps else jnp.float32(initial)
+
+
+def importance_weights(likelihood: chex.Array, beta: chex.Array, normalize: bool = True) -> chex.Array:
+    """w_i = (N P(i))^-beta, divided by the batch's largest, over all devices, if `normalize` (section 3.4).
+
+    Args:
+      likelihood: N P(i), [B].
+      beta: scalar; at 1 the weights undo the sampling's bias.
+    """
+    log_weights = -beta * jnp.log(likelihood)
+    if normalize:  # before the power is taken: items of tiny priority would overflow
+        log_weights -= pmax(log_weights.max())
+    return jnp.exp(log_weights)
+
+
+def priorities(errors: chex.Array) -> chex.Array:
+    """p_i = |delta_i| + epsilon (section 3.3), [B] -> [B]; the table takes them to the power of alpha."""
+    return jnp.abs(errors) + EPSILON
