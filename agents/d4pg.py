@@ -1,0 +1,377 @@
+"""D4PG: distributed distributional deterministic policy gradients.
+
+Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617; the names are those of its algorithm 1 and appendix A.
+
+Deviations: the action enters the critic at its first layer; sizes, exploration and soft targets are settings. The
+distance of a categorical critic is the cross-entropy, which has the Kullback-Leibler divergence's gradient; priorities
+are the divergence itself, for it is 0 where the critic is right. Those of the mixture of Gaussians, whose
+cross-entropy has no zero, are the errors of its mean.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import normalizer, prioritized
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Transition,
+    Transitions,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
+    normalize_observations: bool = False
+
+    critic: Literal["categorical", "gaussians"] = "categorical"
+    v_min: float = -150.0  # returns of the first atom and of the last; where the Gaussians start
+    v_max: float = 150.0
+    num_atoms: int = 51  # l
+    num_components: int = 5  # Gaussians in the mixture
+    num_samples: int = 32  # of the target's returns, from which the mixture's loss is estimated
+
+    n_step: int = 5  # N
+    discount: float = 0.99  # gamma
+    batch_size: int = 256  # M
+    policy_learning_rate: float = 1e-4  # alpha_0
+    critic_learning_rate: float = 1e-4  # beta_0
+    target_period: int = 100  # t_target: updates between those of the targets
+    tau: float = 1.0  # how far these move the targets; with a small one, target_period=1
+    max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
+
+    noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck
+    noise_scale: float = 0.3  # epsilon, in halves of the actions' range
+    ou_theta: float = 0.15
+    ou_dt: float = 1.0
+
+    replay: Literal["uniform", "prioritized"] = "uniform"
+    replay_size: int = 1_000_000  # R
+    min_replay_size: int = 1_000  # before the first update
+    samples_per_insert: float = 256.0  # batch_size: an update for each step
+    priority_exponent: float = 0.6  # alpha
+    importance_exponent: float = 1.0  # beta, at first: weights are (R p_i)^-beta
+    importance_steps: int = 0  # updates until beta has risen to 1; 0: it stays
+    normalize_weights: bool = False  # divides them by the batch's largest, which algorithm 1 does not
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=(
+                *("n_step", "batch_size", "replay_size", "min_replay_size", "target_period"),
+                *("num_components", "num_samples"),
+            ),
+            positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
+            not_negative=(
+                *("max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
+                *("priority_exponent", "importance_steps"),
+            ),
+            fractions=("discount", "tau", "importance_exponent"),
+        )
+        if not -float("inf") < self.v_min < self.v_max < float("inf"):
+            raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}, both finite")
+        if self.num_atoms < 2:
+            raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
+        if self.min_replay_size > self.replay_size:
+            raise ValueError(
+                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
+            )
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    noise: Any  # float32 [B, *action_shape], Ornstein-Uhlenbeck's; otherwise ()
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    policy_learning_rate: Any
+    critic_learning_rate: Any
+    tau: Any
+    noise_scale: Any
+
+
+class State(NamedTuple):
+    params: PolicyAndCritic  # theta, w
+    target_params: PolicyAndCritic  # theta', w'
+    opt_state: PolicyAndCritic
+    normalizer: Any  # Normalizer, or () where observations are not normalised
+    max_priority: chex.Array  # float32, the largest so far
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Policy(NamedTuple):
+    """What actors pull."""
+
+    params: Any  # theta
+    normalizer: Any
+    noise_scale: chex.Array  # float32, a scalar or [B]
+    max_priority: chex.Array
+
+
+class Distance(NamedTuple):
+    """Between the critic's distributions and their targets, of each item."""
+
+    losses: chex.Array  # [B] d(T Z', Z)
+    errors: chex.Array  # [B] 0 where the critic is right
+    metrics: dict[str, Any]
+
+
+def project(returns: chex.Array, probabilities: chex.Array, atoms: chex.Array) -> chex.Array:
+    """Moves each return's probability to the two atoms around it, the nearer getting more (appendix A.1, Phi).
+
+    Args:
+      returns: [B, K]; beyond the first or the last atom they count as that atom.
+      probabilities: of the returns, [B, K].
+      atoms: rising in even steps, [L].
+
+    Returns:
+      Probabilities of the atoms, [B, L]; the sum stays, and so does the mean where no return was beyond the ends.
+    """
+    step = (atoms[-1] - atoms[0]) / (atoms.shape[0] - 1)
+    distances = jnp.abs(jnp.clip(returns, atoms[0], atoms[-1])[:, None, :] - atoms[:, None]) / step  # [B, L, K]
+    return jnp.sum(jnp.maximum(0.0, 1.0 - distances) * probabilities[:, None, :], axis=-1)
+
+
+def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Distance:
+    """Cross-entropy to the projected target; outputs are logits [B, L], reward and discount [B], atoms [L]."""
+    returns = reward[:, None] + discount[:, None] * atoms  # [B, L]
+    probabilities = jax.nn.softmax(target_outputs)
+    target = jax.lax.stop_gradient(project(returns, probabilities, atoms))
+    losses = -jnp.sum(target * jax.nn.log_softmax(outputs), axis=-1)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1)
+    outside = (returns < atoms[0]) | (returns > atoms[-1])
+    clipped = jnp.sum(probabilities * outside, axis=-1).mean()  # that the support is too narrow
+    return Distance(losses, jnp.maximum(0.0, losses - entropy), {"clipped_fraction": clipped})
+
+
+class Gaussians(NamedTuple):
+    """A mixture of K; [B, K] each."""
+
+    logits: chex.Array
+    means: chex.Array
+    scales: chex.Array
+
+
+def gaussians(outputs: chex.Array, v_min: float, v_max: float) -> Gaussians:
+    """[B, 3 K] -> a mixture that covers [v_min, v_max] evenly where the outputs are 0, and is not bound to it."""
+    logits, means, scales = jnp.split(outputs, 3, axis=-1)
+    half, count = 0.5 * (v_max - v_min), logits.shape[-1]
+    centres = v_min + (jnp.arange(count) + 0.5) * (v_max - v_min) / count
+    # The floor bounds the density where returns are certain, as at an episode's end.
+    return Gaussians(logits, centres + half * means, half * (jax.nn.softplus(scales) / count + 1e-4))
+
+
+def gaussians_distance(key, z: Gaussians, target: Gaussians, reward, discount, num_samples: int) -> Distance:
+    """Cross-entropy to r + gamma^N Z', estimated from samples of it (appendix A.2); reward and discount [B]."""
+    component_key, normal_key = jax.random.split(key)
+    shape = (num_samples, reward.shape[0])
+    component = jax.random.categorical(component_key, target.logits, shape=shape)[..., None]  # [samples, B, 1]
+    mean, scale = (jnp.take_along_axis(x[None], component, axis=-1)[..., 0] for x in (target.means, target.scales))
+    returns = reward + discount * (mean + scale * jax.random.normal(normal_key, shape))
+    returns = jax.lax.stop_gradient(returns)[..., None]  # [samples, B, 1]
+    log_densities = jax.scipy.stats.norm.logpdf(returns, z.means, z.scales)  # [samples, B, K]
+    log_density = jax.nn.logsumexp(jax.nn.log_softmax(z.logits) + log_densities, axis=-1)
+    errors = reward + discount * gaussians_mean(target) - gaussians_mean(z)
+    return Distance(-log_density.mean(axis=0), jnp.abs(errors), {})
+
+
+def gaussians_mean(z: Gaussians) -> chex.Array:
+    """[B, K] -> [B]."""
+    return jnp.sum(jax.nn.softmax(z.logits) * z.means, axis=-1)
+
+
+class Functions(NamedTuple):
+    """Of the networks' parameters; observations normalised and actions in [-1, 1], as `prepare` makes them."""
+
+    init: Any  # key -> PolicyAndCritic
+    prepare: Any  # (normalizer, Transition) -> Transition
+    pi: Any  # (theta, observation) -> actions [B, *shape]
+    value: Any  # (w, observation, action) -> E[Z], [B]
+    distance: Any  # (w, PolicyAndCritic of targets, key, Transition) -> Distance
+
+
+def functions(config: Config, spec: EnvironmentSpec) -> Functions:
+    """What learning and priorities are made of.
+
+    Raises:
+      ValueError: discrete or unbounded actions.
+    """
+    bounds = bounded_actions("d4pg", spec)
+    categorical = config.critic == "categorical"
+    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
+    critic = ActionCritic(config.num_atoms if categorical else 3 * config.num_components, config.hidden_sizes)
+    atoms = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
+
+    def mixture(outputs) -> Gaussians:
+        return gaussians(outputs, config.v_min, config.v_max)
+
+    def init(key: jax.Array) -> PolicyAndCritic:
+        policy_key, critic_key = jax.random.split(key)
+        observation = jnp.zeros((1, *spec.observation_shape))
+        action = jnp.zeros((1, *bounds.shape))
+        return PolicyAndCritic(policy.init(policy_key, observation), critic.init(critic_key, observation, action))
+
+    def prepare(statistics, transition: Transition) -> Transition:
+        return transition._replace(
+            observation=normalizer.apply(statistics, transition.observation),
+            action=from_bounds(bounds, transition.action),
+            next_observation=normalizer.apply(statistics, transition.next_observation),
+        )
+
+    def value(params, observation, action) -> chex.Array:
+        outputs: Any = critic.apply(params, observation, action)
+        return jax.nn.softmax(outputs) @ atoms if categorical else gaussians_mean(mixture(outputs))
+
+    def distance(params, targets: PolicyAndCritic, key: jax.Array, transition: Transition) -> Distance:
+        x, a, reward, discount, x_next = transition
+        outputs: Any = critic.apply(params, x, a)
+        next_outputs: Any = critic.apply(targets.critic, x_next, policy.apply(targets.policy, x_next))
+        if categorical:
+            return categorical_distance(outputs, next_outputs, reward, discount, atoms)
+        return gaussians_distance(key, mixture(outputs), mixture(next_outputs), reward, discount, config.num_samples)
+
+    return Functions(init, prepare, policy.apply, value, distance)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: discrete or unbounded actions.
+    """
+    bounds = bounded_actions("d4pg", spec)
+    f = functions(config, spec)
+    noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
+    clip = optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity()
+    optimizer = optax.chain(clip, optax.scale_by_adam())
+
+    def init(key: jax.Array) -> State:
+        params = f.init(key)
+        hypers = Hypers(config.policy_learning_rate, config.critic_learning_rate, config.tau, config.noise_scale)
+        return State(
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
+            normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
+            max_priority=jnp.float32(1),
+            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            step=jnp.int32(0),
+        )
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        del ranks
+        return Memory(noise.memory(num_envs))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        sample, carried = noise.sample(key, memory.noise, timestep.first)
+        action = f.pi(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        action += per_environment(params.noise_scale, bounds.shape) * sample
+        return to_bounds(bounds, action), {}, Memory(carried)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        action = f.pi(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        return to_bounds(bounds, action), {}, memory
+
+    def critic_loss(params, targets: PolicyAndCritic, key: jax.Array, transition: Transition, weights):
+        distance = f.distance(params, targets, key, transition)
+        return jnp.mean(weights * distance.losses), distance
+
+    def policy_loss(params, critic_params, observation):
+        """Its gradient is minus the paper's: the mean of dpi/dtheta E[dZ/da]."""
+        return -jnp.mean(f.value(critic_params, observation, f.pi(params, observation)))
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        params, targets, hypers = state.params, state.target_params, state.hypers
+        statistics = state.normalizer
+        if config.normalize_observations:
+            statistics = normalizer.update(statistics, sample.steps.observation)
+        transition = f.prepare(statistics, sample.steps)
+        weights, max_priority, priorities = jnp.ones_like(transition.reward), state.max_priority, ()
+        if config.replay == "prioritized":
+            beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
+            weights = prioritized.importance_weights(sample.likelihood, beta, config.normalize_weights)
+
+        # As in algorithm 1 both gradients are the old parameters'.
+        (loss_w, distance), gradient_w = jax.value_and_grad(critic_loss, has_aux=True)(
+            params.critic, targets, key, transition, weights
+        )
+        loss_theta, gradient_theta = jax.value_and_grad(policy_loss)(
+            params.policy, params.critic, transition.observation
+        )
+        gradients = pmean(PolicyAndCritic(gradient_theta, gradient_w))
+
+        def descend(gradient, opt_state, params, learning_rate):
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
+
+        learning_rates = PolicyAndCritic(hypers.policy_learning_rate, hypers.critic_learning_rate)
+        stepped = [descend(*each) for each in zip(gradients, state.opt_state, params, learning_rates)]
+        params, opt_state = (PolicyAndCritic(*each) for each in zip(*stepped))
+
+        step = state.step + 1
+        moved = optax.incremental_update(params, targets, hypers.tau)
+        due = step % config.target_period == 0
+        targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, targets)
+
+        if config.replay == "prioritized":
+            priorities = prioritized.priorities(distance.errors)
+            max_priority = jnp.maximum(max_priority, prioritized.pmax(priorities.max()))
+        metrics = pmean(
+            {
+                "critic_loss": loss_w,
+                "policy_loss": loss_theta,
+                "value": -loss_theta,
+                "td_error": distance.errors.mean(),
+                "importance_weight": weights.mean(),
+                **distance.metrics,
+            }
+        )
+        metrics |= {
+            "critic_gradient_norm": optax.global_norm(gradients.critic),
+            "policy_gradient_norm": optax.global_norm(gradients.policy),
+        }
+        state = State(params, targets, opt_state, statistics, max_priority, hypers, step)
+        return state, Feedback(metrics, priorities)
+
+    def priority(params: Policy, transition: Transition) -> chex.Array:
+        """The largest so far: what is new is sampled soon, and then gets its own."""
+        return jnp.broadcast_to(params.max_priority, transition.reward.shape)
+
+    table = TableSpec(
+        "replay",
+        Transitions(config.n_step, config.discount),
+        config.replay,
+        max_size=config.replay_size,
+        min_size=config.min_replay_size,
+        samples_per_insert=config.samples_per_insert,
+        priority_exponent=config.priority_exponent,
+    )
+    return Agent(
+        init=init,
+        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        priority=priority if config.replay == "prioritized" else None,
+    )
