@@ -1,0 +1,292 @@
+"""DPG: the deterministic policy gradient, with a critic that is compatible with a policy linear in fixed features.
+
+Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; sections below are that paper's. `form` chooses
+COPDAC-Q, off-policy by Q-learning (section 4.4), or the on-policy actor-critic by Sarsa (section 4.1).
+
+Deviations: a step is the mean of a batch's; COPDAC-Q's batches come from a uniform replay, not from the newest step,
+and learn more from each; Sarsa takes a block's rows one after the other, acted by the parameters before the block.
+Exploration noise may be correlated in time. Actions are scaled so that their bounds are -1 and 1, the policy may be
+squashed by tanh, and what is executed (and learnt from) is clipped to the bounds.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from agents import features
+from agents.agent import (
+    Agent,
+    BoundedActions,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    Step,
+    TableSpec,
+    TimeStep,
+    Transition,
+    Transitions,
+    Window,
+    check_ranges,
+    pmean,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper swept its step sizes and printed none: these learn Pendulum-v1."""
+
+    form: Literal["off_policy", "sarsa"] = "off_policy"
+
+    observation_low: tuple[float, ...] = ()  # of each observation; what is outside is clipped
+    observation_high: tuple[float, ...] = ()
+    features: Literal["fourier", "tiles"] = "fourier"
+    order: int = 3  # of the Fourier basis
+    tilings: int = 8
+    tiles: int = 8  # of one tiling, along each observation
+    squash: bool = True  # mu = tanh(theta^T phi), else theta^T phi
+
+    alpha_theta: float = 0.01
+    alpha_w: float = 0.1
+    alpha_v: float = 0.1
+    natural_gradient: bool = False  # theta follows w itself (section 4.3)
+    discount: float = 0.99  # gamma
+    reward_scale: float = 1.0  # multiplies rewards
+    sigma: float = 0.3  # the noise's standard deviation, where an action's bounds are -1 and 1
+    noise_correlation: float = 0.0  # of the noise from one step to the next; 0: the paper's Gaussian
+
+    batch_size: int = 64  # transitions in one update; Sarsa's sequences
+    replay_size: int = 1_000_000  # off-policy's, in transitions
+    min_replay_size: int = 1_000
+    samples_per_insert: float = 32.0
+    unroll_length: int = 16  # T, of Sarsa's blocks
+    queue_batches: int = 1  # Sarsa's batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("order", "tilings", "tiles", "batch_size", "replay_size", "min_replay_size")
+            + ("unroll_length", "queue_batches"),
+            positive=("alpha_theta", "alpha_w", "alpha_v", "reward_scale", "sigma", "samples_per_insert"),
+            fractions=("discount", "noise_correlation"),
+        )
+        if self.min_replay_size > self.replay_size:
+            raise ValueError(
+                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
+            )
+        if len(self.observation_low) != len(self.observation_high) or not all(
+            low < high and np.isfinite(high - low) for low, high in zip(self.observation_low, self.observation_high)
+        ):
+            raise ValueError(
+                f"config.observation_low={self.observation_low} must be finite and below, one for one, "
+                f"config.observation_high={self.observation_high}"
+            )
+
+
+class Memory(NamedTuple):
+    noise: chex.Array  # float32 [B, A] what was added to the last action
+
+
+class Policy(NamedTuple):
+    """What actors pull."""
+
+    theta: chex.Array  # float32 [n, A]
+    sigma: chex.Array  # float32 scalar
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    alpha_theta: Any
+    alpha_w: Any
+    alpha_v: Any
+    sigma: Any
+
+
+class Weights(NamedTuple):
+    """The policy's and the critic's, of n features and A actions."""
+
+    theta: chex.Array  # [n, A]
+    w: chex.Array  # [n, A], of the advantage
+    v: chex.Array  # [n], of the value
+
+
+class State(NamedTuple):
+    weights: Weights
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+def mu(theta: chex.Array, phi: chex.Array, squash: bool) -> tuple[chex.Array, chex.Array]:
+    """The policy's action mu_theta(s) at phi(s) [B, n], and d mu / d (theta^T phi); both [B, A]."""
+    action = phi @ theta
+    return (jnp.tanh(action), 1.0 - jnp.tanh(action) ** 2) if squash else (action, jnp.ones_like(action))
+
+
+def critic(weights: Weights, phi: chex.Array, action: chex.Array, squash: bool) -> chex.Array:
+    """Q^w(s, a) = (a - mu_theta(s))^T grad_theta mu_theta(s)^T w + V^v(s) at phi(s) [B, n], a [B, A] -> [B]."""
+    mean, slope = mu(weights.theta, phi, squash)
+    return jnp.sum((action - mean) * slope * (phi @ weights.w), axis=-1) + phi @ weights.v
+
+
+def directions(
+    weights: Weights, phi: chex.Array, action: chex.Array, targets: chex.Array, live: chex.Array, squash: bool
+) -> tuple[Weights, chex.Array]:
+    """What rows add to the weights but for the step sizes, summed over rows (sections 4.1 and 4.4).
+
+    Args:
+      weights: theta, w and v before the step.
+      phi: phi(s_t), [B, n].
+      action: a_t, [B, A].
+      targets: r_t + gamma Q^w(s_{t+1}, a_{t+1}), where a_{t+1} is mu_theta(s_{t+1}) for Q-learning, [B].
+      live: 1 where the row is a transition, 0 where its action was thrown away, [B].
+      squash: of the policy.
+
+    Returns:
+      grad_theta mu (grad_theta mu^T w), delta grad_theta mu (a_t - mu) and delta phi(s_t); and delta, [B].
+    """
+    mean, slope = mu(weights.theta, phi, squash)
+    delta = live * (targets - critic(weights, phi, action, squash))
+    theta = phi.T @ (live[:, None] * slope**2 * (phi @ weights.w))  # grad_a Q^w at mu is slope * w^T phi
+    w = phi.T @ (delta[:, None] * slope * (action - mean))
+    return Weights(theta, w, phi.T @ delta), delta
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: discrete or unbounded actions, or bounds or features that do not fit the observation.
+    """
+    if not isinstance(spec.actions, BoundedActions):
+        raise ValueError("dpg needs continuous actions; this environment's are discrete")
+    action_shape = spec.actions.shape
+    action_low, action_high = spec.actions.low.reshape(-1), spec.actions.high.reshape(-1)
+    if not np.isfinite(action_high - action_low).all():
+        raise ValueError("dpg needs actions with finite bounds; this environment's have none")
+    low, high = (np.asarray(x, np.float32) for x in (config.observation_low, config.observation_high))
+    if spec.observation_shape != low.shape:
+        raise ValueError(
+            f"config.observation_low and config.observation_high hold {len(low)} bounds each; "
+            f"this environment's observations are {spec.observation_shape}"
+        )
+    basis = (
+        features.fourier(len(low), config.order)
+        if config.features == "fourier"
+        else features.tiles(len(low), config.tilings, config.tiles)
+    )
+    squash, num_actions = config.squash, len(action_low)
+    centre, half = (action_high + action_low) / 2, (action_high - action_low) / 2
+
+    def phi(observation):
+        return basis.phi(features.scale(observation, low, high))
+
+    def to_bounds(action):
+        """[B, A] within [-1, 1] -> [B, *shape] within the environment's bounds."""
+        action = jnp.clip(centre + half * jnp.clip(action, -1.0, 1.0), action_low, action_high)
+        return action.reshape(len(action), *action_shape)
+
+    def from_bounds(action):
+        return (action.reshape(len(action), num_actions) - centre) / half
+
+    def init(key: jax.Array) -> State:
+        del key
+        weights = Weights(
+            jnp.zeros((basis.size, num_actions)), jnp.zeros((basis.size, num_actions)), jnp.zeros(basis.size)
+        )
+        hypers = Hypers(config.alpha_theta, config.alpha_w, config.alpha_v, config.sigma)
+        return State(weights, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers), jnp.int32(0))
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        del ranks
+        return Memory(jnp.zeros((num_envs, num_actions)))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        """mu plus Gaussian noise whose autocorrelation is noise_correlation^lag within an episode."""
+        correlation = jnp.where(timestep.first, 0.0, config.noise_correlation)[:, None]
+        fresh = params.sigma * jax.random.normal(key, memory.noise.shape)
+        noise = correlation * memory.noise + jnp.sqrt(1.0 - correlation**2) * fresh
+        mean, _ = mu(params.theta, phi(timestep.observation), squash)
+        return to_bounds(mean + noise), {}, Memory(noise)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        mean, _ = mu(params.theta, phi(timestep.observation), squash)
+        return to_bounds(mean), {}, memory
+
+    def step(weights: Weights, hypers: Hypers, phi, action, targets, live):
+        """The weights after one step, by the mean over the live rows on all devices; and delta, [B]."""
+        direction, delta = directions(weights, phi, action, targets, live, squash)
+        direction, number = pmean((direction, live.sum()))
+        theta, w, v = jax.tree.map(lambda x: x / jnp.maximum(number, 1e-6), direction)
+        each = basis.step_sizes[:, None]
+        theta = weights.theta + hypers.alpha_theta * (
+            jnp.where(number > 0, weights.w, 0.0) if config.natural_gradient else each * theta
+        )
+        w = weights.w + hypers.alpha_w * each * w
+        v = weights.v + hypers.alpha_v * basis.step_sizes * v
+        return Weights(theta, w, v), delta
+
+    def copdac_q(weights: Weights, hypers: Hypers, steps: Transition):
+        """Section 4.4's box. Q^w(s, mu_theta(s)) is V^v(s)."""
+        targets = config.reward_scale * steps.reward + steps.discount * (phi(steps.next_observation) @ weights.v)
+        live = jnp.ones_like(targets)
+        weights, delta = step(weights, hypers, phi(steps.observation), from_bounds(steps.action), targets, live)
+        return weights, delta, live
+
+    def sarsa(weights: Weights, hypers: Hypers, steps: Step):
+        """Section 4.1's box, for row after row of a block [T+1, B, ...].
+
+        The row that closes an episode, whose action was thrown away, still tells what action a truncated one would
+        have gone on with; itself it is no transition.
+        """
+        features = phi(steps.observation)
+        actions = jax.vmap(from_bounds)(steps.action)
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode
+        rewards, discounts = config.reward_scale * steps.reward[:-1], config.discount * steps.discount[:-1]
+
+        def row(weights, now):
+            phi, action, next_phi, next_action, reward, discount, live = now
+            targets = reward + discount * critic(weights, next_phi, next_action, squash)
+            return step(weights, hypers, phi, action, targets, live)
+
+        rows = (features[:-1], actions[:-1], features[1:], actions[1:], rewards, discounts, live)
+        weights, delta = jax.lax.scan(row, weights, rows)
+        return weights, delta, live
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        learn = sarsa if config.form == "sarsa" else copdac_q
+        weights, delta, live = learn(state.weights, state.hypers, sample.steps)
+        value = phi(sample.steps.observation) @ weights.v
+        squares, number, value = pmean((jnp.square(delta).sum(), live.sum(), value.mean()))
+        metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value}
+        metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}
+        return State(weights, state.hypers, state.step + 1), Feedback(metrics)
+
+    if config.form == "sarsa":
+        window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+        table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    else:
+        table = TableSpec(
+            "transitions",
+            Transitions(1, config.discount),
+            "uniform",
+            max_size=config.replay_size,
+            min_size=config.min_replay_size,
+            samples_per_insert=config.samples_per_insert,
+        )
+    return Agent(
+        init=init,
+        policy=lambda state: Policy(state.weights.theta, state.hypers.sigma),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
