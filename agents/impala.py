@@ -173,7 +173,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     )
     steps_per_update = config.unroll_length * config.batch_size
 
-    def memory(num_envs: int, ranks: Any = None) -> Memory:
+    def memory(num_envs: int, ranks: Any) -> Memory:
         del ranks
         frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
         return Memory(frames, network.initial_state(num_envs))
@@ -190,7 +190,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return logits, values, Memory(frames, lstm)
 
     def init(key: jax.Array) -> State:
-        batch = memory(1)
+        batch = memory(1, None)
         observation = jnp.zeros((1, 1, *shape), spec.observation_dtype)
         first = jnp.ones((1, 1), bool)
         if batch.frames is not None:

@@ -85,7 +85,7 @@ class EnvPoolEnvironment(Environment):
         return self._receive()[0]
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        action = np.ascontiguousarray(action, self._action_dtype)
+        action = np.array(action, self._action_dtype, order="C")  # a copy: JAX's arrays are read-only
         self._pool._send([self._indices, self._indices, action])  # environment, its player, action
         observation, state = self._receive()
         truncated = state["trunc"]

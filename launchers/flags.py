@@ -32,6 +32,8 @@ flags.DEFINE_integer("eval_episodes", None, "Episodes of one evaluation.")
 flags.DEFINE_integer("eval_period", None, "Environment steps between evaluations. Default a 20th of max_env_steps.")
 flags.DEFINE_float("checkpoint_seconds", None, "Seconds between checkpoints. Default 600.")
 flags.DEFINE_integer("publish_period", None, "Updates from one publication of the parameters to the next.")
+flags.DEFINE_integer("num_replay_servers", None, "Replay servers; actors spread over them, samples mix. Default 1.")
+flags.DEFINE_integer("updates_per_dispatch", None, "Updates from a replay that run without Python between. Default 1.")
 flags.DEFINE_integer("port", 0, "The replay server's port; 0 picks a free one.")
 
 FLAGS = flags.FLAGS

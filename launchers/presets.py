@@ -18,7 +18,15 @@ ADAM = {"optimizer": "adam", "epsilon": 1e-5}
 SMALL = {"torso": "mlp", "frame_stack": 1}
 SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
 
+CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
+
 PRESETS = {
+    "ddpg": [
+        Preset("Pendulum-v1", CONTROL_RUN, {}),
+    ],
+    "d4pg": [
+        Preset("Pendulum-v1", CONTROL_RUN, {"v_min": -1500.0, "v_max": 0.0}),
+    ],
     "impala": [
         Preset(
             "CartPole-v1",

@@ -101,18 +101,20 @@ def _die_with_parent() -> None:
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal; on any way out, every child has ended."""
-    port = port or free_port()
+    ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
+    replay = ",".join(f"localhost:{port}" for port in ports)
     stop = stop_on_signals()
     children: list[Process] = []
 
     def start(role: str, task: int = 0) -> Process:
         arguments = [f"--role={role}", f"--task={task}", f"--logdir={logdir.absolute()}"]
-        arguments += [f"--port={port}"] if role == "replay" else [f"--replay=localhost:{port}"]
+        arguments += [f"--port={ports[task]}"] if role == "replay" else [f"--replay={replay}"]
         children.append(Process(f"{role}_{task}", arguments, logdir))
         return children[-1]
 
     try:
-        start("replay")
+        for task in range(run.num_replay_servers):
+            start("replay", task)
         learner, evaluator = start("learner"), start("evaluator")
         actors = [start("actor", task) for task in range(-(-run.num_actors // run.actors_per_process))]
         with Display(run, logdir) as display:

@@ -24,7 +24,7 @@ from replay.client import connect
 
 absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
 absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
-absl_flags.DEFINE_string("replay", None, "The replay server's host:port.")
+absl_flags.DEFINE_string("replay", None, "The replay servers: host:port, or several with commas between.")
 absl_flags.DEFINE_float("connect_seconds", 120.0, "How long to wait for the replay server.")
 absl_flags.DEFINE_string("coordinator", None, "Several learner hosts: host:port of the first (jax.distributed).")
 absl_flags.DEFINE_integer("num_learners", 1, "Several learner hosts: how many; --task tells them apart.")
@@ -52,19 +52,21 @@ def role() -> int:
         runs.save(run, logdir)
     if values.role == "replay":
         ports.check_port(values.port)
+        if values.task >= run.num_replay_servers:
+            raise UsageError(f"--task={values.task}: the run has {run.num_replay_servers} replay servers, from 0")
     stop = stop_on_signals()
     if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if values.num_learners > 1 and values.role == "learner":
         jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
     parts = roles.Parts(run, logdir)
-    loops = _replay(parts, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
+    loops = _replay(parts, values.task, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
     return _finish(loops, stop)
 
 
-def _replay(parts: roles.Parts, port: int, stop: threading.Event) -> list[Iterator[Any]]:
+def _replay(parts: roles.Parts, task: int, port: int, stop: threading.Event) -> list[Iterator[Any]]:
     def serve():
-        server = parts.serve(port)
+        server = parts.serve(task, port)
         print(f"serving on port {server.port}", flush=True)
         while not stop.wait(0.5):
             yield
@@ -74,15 +76,18 @@ def _replay(parts: roles.Parts, port: int, stop: threading.Event) -> list[Iterat
 
 
 def _loops(parts: roles.Parts, values: Any, stop: threading.Event) -> list[Iterator[Any]]:
-    client = connect(values.replay, values.connect_seconds)
+    addresses = values.replay.split(",")
+    if len(addresses) != parts.run.num_replay_servers:
+        raise UsageError(f"--replay names {len(addresses)} servers: the run has {parts.run.num_replay_servers}")
+    clients = [connect(address, values.connect_seconds) for address in addresses]
     if values.role == "learner":
-        return [roles.learn(parts, client, stop)]
+        return [roles.learn(parts, clients, stop)]
     if values.role == "evaluator":
-        return [roles.evaluate(parts, client, stop)]
+        return [roles.evaluate(parts, clients, stop)]
     tasks = actors_of(parts.run, values.task)
     if not tasks:
         raise UsageError(f"--task={values.task} has no actors: the run has {parts.run.num_actors} in all")
-    return [roles.act(parts, client, task, stop) for task in tasks]
+    return [roles.act(parts, clients, task, stop) for task in tasks]
 
 
 def actors_of(run: Run, task: int) -> range:

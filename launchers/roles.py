@@ -4,7 +4,7 @@ whatever thread or process it likes."""
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,8 +13,9 @@ import numpy as np
 from agents.agent import Feedback
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
+from replay.server import save_tables
 from replay.variables import VariableContainer
-from replay.writer import BlockWriter
+from replay.writer import make_writer
 from runtime import actor, evaluator, learner
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder
@@ -30,23 +31,45 @@ class Parts:
         self.spec = run.spec()
         self.agent = run.make_agent(self.spec)
         (self.table,) = self.agent.tables
-        self.blocks = items.block_structure(self.agent, self.spec, run.envs_per_actor)
+        self.items = items.item_structure(self.agent, self.spec, run.envs_per_actor)
         self.params = items.params_structure(self.agent, self.spec)
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
+        self.priority = actor.compile_priority(self.agent.priority, run.envs_per_actor, self.device)
 
     def init(self) -> Any:
         """A new state."""
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
         return jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
 
-    def serve(self, port: int = 0) -> Server:
+    @property
+    def replays(self) -> bool:
+        """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
+        return self.table.kind != "queue"
+
+    def serve(self, task: int = 0, port: int = 0) -> Server:
+        """Starts the replay server `task`, with what it held when it was last saved.
+
+        Raises:
+          UsageError: what was saved is another run's.
+        """
+        structure = items.Packing(self.items).structure if self.replays else self.items
         tables = [
-            server.build_table(self.table, self.blocks, self.run.envs_per_actor),
+            server.build_table(self.table, structure, self.run.envs_per_actor, self.run.num_replay_servers),
             server.build_variables_table(self.params),
         ]
-        return server.serve(tables, port, None)
+        try:
+            return server.serve(tables, port, self.logdir / f"replay_{task}" if self.replays else None)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+
+    def batches(self, clients: Sequence[Client]) -> Iterator[sampler.Batch]:
+        """What the learner learns from; counted from now on."""
+        if self.replays:
+            size = self.agent.batch_size * self.run.updates_per_dispatch
+            return iter(sampler.Transitions(clients, self.table, self.items, size))
+        return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
 
     def variables(self, client: Client) -> VariableContainer:
         """The run's variable container.
@@ -74,19 +97,21 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Generator[None, None, None]:
-    """One actor, until `stop`; yields after each item it has written."""
+def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Event) -> Generator[None, None, None]:
+    """One actor, until `stop`, which writes to one of the servers; yields after each item it has written."""
     run = parts.run
     environment = run.make_environment("actor", task, run.envs_per_actor)
-    variables = parts.variables(client)
+    variables = parts.variables(clients[0])
     variables.wait()
-    writer = BlockWriter(client, parts.table, parts.blocks)
+    writer = make_writer(clients[task % len(clients)], parts.table, parts.items, parts.priority)
+    places = np.arange(task * run.envs_per_actor, (task + 1) * run.envs_per_actor, dtype=np.float32)
+    ranks = places / max(1, run.num_actors * run.envs_per_actor - 1)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     key = jax.random.key(run.seed_of("actor", task))
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     for metrics, episodes in actor.run(
-        parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set
+        parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set, ranks
     ):
         returns += episodes.returns
         if due():
@@ -104,9 +129,9 @@ def act(parts: Parts, client: Client, task: int, stop: threading.Event) -> Gener
 class Learning:
     """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
 
-    def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None]):
+    def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None], clients: Sequence[Client]):
         """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
-        saves for all."""
+        saves for all: the `clients`' replays too."""
         self._run, devices = parts.run, jax.local_device_count()
         if parts.agent.batch_size % devices:
             raise UsageError(f"config.batch_size={parts.agent.batch_size} does not divide over {devices} devices")
@@ -115,8 +140,18 @@ class Learning:
             publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
         state, version = self._checkpointer.restore() or (parts.init(), items.Version(0, 0))
+        self._replays = clients if parts.replays else ()
+        prioritized = parts.table.kind == "prioritized"
+        self._priorities = learner.PriorityUpdater(clients, parts.table.name) if prioritized else None
         self._learner = learner.Learner(
-            parts.agent, state, version, parts.run.seed_of("learner"), publish, parts.run.publish_period
+            parts.agent,
+            state,
+            version,
+            parts.run.seed_of("learner"),
+            publish,
+            parts.run.publish_period,
+            self._priorities,
+            parts.run.updates_per_dispatch,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
 
@@ -151,8 +186,8 @@ class Learning:
                         "env_steps_per_second": (version.env_steps - start_version.env_steps) / (now - start),
                         "learner_steps_per_second": (version.learner_steps - start_version.learner_steps)
                         / (now - start),
-                        "lag": host["lag"],
                         "wait_fraction": waited / (now - start),
+                        **({"lag": host["lag"]} if "lag" in host else {}),
                         **learner.read_metrics(feedback),
                     }
                 )
@@ -170,12 +205,16 @@ class Learning:
         learner.read_metrics(feedback)  # raises rather than save what is not finite
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version)
+            for client in self._replays:
+                save_tables(client)
 
     def _record(self, row: dict[str, Any]) -> None:
         if self._recorder:
             self._recorder.write(row)
 
     def close(self) -> None:
+        if self._priorities:
+            self._priorities.close()
         if self._recorder:
             self._recorder.close()
         self._checkpointer.close()
@@ -185,25 +224,25 @@ def _keep(version: items.Version, params: Any) -> None:
     """Publishes nothing."""
 
 
-def learn(parts: Parts, client: Client, stop: threading.Event) -> Generator[items.Version, None, None]:
+def learn(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> Generator[items.Version, None, None]:
     """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
-    publisher = learner.Publisher(parts.variables(client))
-    learning = Learning(parts, publisher)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.agent.batch_size)
-    yield from learning.run(learner.prefetch(blocks, stop.is_set))
+    publisher = learner.Publisher(parts.variables(clients[0]))
+    batches = parts.batches(clients)  # before actors have parameters to act with: all they write is counted
+    learning = Learning(parts, publisher, clients)
+    yield from learning.run(learner.prefetch(batches, stop.is_set))
     learning.publish()  # the evaluator waits for the last ones
     publisher.close()
     learning.close()
 
 
-def evaluate(parts: Parts, client: Client, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
+def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> Generator[dict[str, Any], None, None]:
     """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
     recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
     if done >= run.max_env_steps:
         return
-    variables = parts.variables(client)
+    variables = parts.variables(clients[0])
     variables.wait()
     for metrics in evaluator.run(
         parts.agent,

@@ -14,10 +14,16 @@ from typing import Any
 import numpy as np
 
 import environments
-from agents.agent import Agent, EnvironmentSpec
+from agents.agent import Agent, EnvironmentSpec, TableSpec, Window
 from launchers import presets
 
-AGENTS = {"impala": "agents.impala"}
+AGENTS = {
+    "apex_dpg": "agents.apex_dpg",
+    "d4pg": "agents.d4pg",
+    "ddpg": "agents.ddpg",
+    "dpg": "agents.dpg",
+    "impala": "agents.impala",
+}
 
 # What a resumed run may be given anew; all else makes another run of it.
 FREE = {
@@ -53,6 +59,8 @@ class Run:
     eval_period: int  # environment steps from one evaluation to the next
     checkpoint_seconds: float
     publish_period: int  # updates from one publication of parameters to the next
+    num_replay_servers: int  # an agent with a replay only
+    updates_per_dispatch: int  # likewise: updates that the learner does at once, on as many minibatches
     config: Any  # the agent's Config
 
     def make_agent(self, spec: EnvironmentSpec) -> Agent:
@@ -65,13 +73,38 @@ class Run:
             agent = agent_module(self.agent).make(self.config, spec)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        (table,) = agent.tables
+        if table.kind == "queue":
+            self._check_queue(agent)
+        else:
+            self._check_replay(agent, table)
+        return agent
+
+    def _check_queue(self, agent: Agent) -> None:
         small, large = sorted((agent.batch_size, self.envs_per_actor))
-        if large % small:
+        if isinstance(agent.tables[0].window, Window) and large % small:
             raise UsageError(
                 f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} do not divide: "
                 "a batch is whole blocks of an actor's environments, or an even part of one"
             )
-        return agent
+        for name in ("num_replay_servers", "updates_per_dispatch"):
+            if getattr(self, name) > 1:
+                raise UsageError(
+                    f"--{name}={getattr(self, name)}: {self.agent} has a queue, not a replay; leave it at 1"
+                )
+
+    def _check_replay(self, agent: Agent, table: TableSpec) -> None:
+        batch = agent.batch_size * self.updates_per_dispatch
+        if batch % self.num_replay_servers:
+            raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
+        share = table.max_size // self.num_replay_servers
+        for name, size in (
+            ("minimum size", table.min_size // self.num_replay_servers),
+            ("batch", batch // self.num_replay_servers),
+            ("n-step window", getattr(table.window, "n", 1)),
+        ):
+            if size > share:
+                raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
 
     def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
         """Environments with seeds of their own for each role and task."""
@@ -136,6 +169,8 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
         "actor_backend": "cpu",
         "checkpoint_seconds": 600.0,
         "publish_period": 1,
+        "num_replay_servers": 1,
+        "updates_per_dispatch": 1,
     }
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))

@@ -5,10 +5,9 @@ import itertools
 import pathlib
 
 from launchers import roles
-from launchers.run import Run
+from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
-from replay import sampler
 from runtime import devices, metrics
 from runtime.evaluator import next_due
 
@@ -17,13 +16,20 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal: each actor writes a block in its turn, each batch is learnt at once."""
     stop = stop_on_signals()
     parts = roles.Parts(run, logdir)
-    server = parts.serve(port)
-    client = server.localhost_client()
-    variables = parts.variables(client)
-    learning = roles.Learning(parts, lambda version, params: variables.push(version, devices.unreplicate(params)))
-    actors = [roles.act(parts, client, task, stop) for task in range(run.num_actors)]
-    evaluations = roles.evaluate(parts, client, stop)
-    blocks = sampler.sample_blocks(client, parts.table, parts.blocks, parts.agent.batch_size)
+    if parts.replays:
+        raise UsageError(
+            f"--placement=serial repeats a run to the bit, which {run.agent}'s replay cannot: Reverb's random sampling has "
+            "no seed; use --placement=threads"
+        )
+    server = parts.serve(0, port)
+    clients = [server.localhost_client()]
+    variables = parts.variables(clients[0])
+    learning = roles.Learning(
+        parts, lambda version, params: variables.push(version, devices.unreplicate(params)), clients
+    )
+    actors = [roles.act(parts, clients, task, stop) for task in range(run.num_actors)]
+    evaluations = roles.evaluate(parts, clients, stop)
+    blocks = parts.batches(clients)
 
     def batches():
         turns = itertools.cycle(actors)

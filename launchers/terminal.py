@@ -63,7 +63,7 @@ class Display:
             f"{learner['env_steps']:,.0f}/{self._run.max_env_steps:,} env steps",
             f"{learner['env_steps_per_second']:,.0f}/s",
             f"{learner['learner_steps_per_second']:.1f} updates/s",
-            f"lag {learner['lag']:.1f}",
+            *([f"lag {learner['lag']:.1f}"] if "lag" in learner else []),
             f"learner waits {learner['wait_fraction']:.0%}",
         ]
         if actors:

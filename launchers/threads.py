@@ -1,4 +1,4 @@
-"""Placement `threads`: every role a thread of this process, the Reverb server in it too."""
+"""Placement `threads`: every role a thread of this process, the Reverb servers in it too."""
 
 import pathlib
 import threading
@@ -15,8 +15,8 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
     stop, acting_ends = stop_on_signals(), threading.Event()
     parts = roles.Parts(run, logdir)
-    server = parts.serve(port)
-    client = server.localhost_client()
+    servers = [parts.serve(task, port and port + task) for task in range(run.num_replay_servers)]
+    clients = [server.localhost_client() for server in servers]
     errors: list[BaseException] = []
 
     def start(name: str, role: Iterator[Any]) -> threading.Thread:
@@ -34,9 +34,9 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         thread.start()
         return thread
 
-    learner = start("learner", roles.learn(parts, client, stop))
-    actors = [start(f"actor_{task}", roles.act(parts, client, task, acting_ends)) for task in range(run.num_actors)]
-    evaluator = start("evaluator", roles.evaluate(parts, client, stop))
+    learner = start("learner", roles.learn(parts, clients, stop))
+    actors = [start(f"actor_{task}", roles.act(parts, clients, task, acting_ends)) for task in range(run.num_actors)]
+    evaluator = start("evaluator", roles.evaluate(parts, clients, stop))
     with Display(run, logdir) as display:
         # The learner saves and ends on `stop` by itself; the evaluator ends after the learner's last parameters.
         for thread in (learner, evaluator):

@@ -1,23 +1,28 @@
 """Samples from tables, as host batches for the learner."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import reverb
+import tensorflow as tf
 
 from agents.agent import Memory, Sample, Step, TableSpec
-from replay.items import Block, Structure
+from replay.items import Block, Packing, Structure
+
+COUNT_SECONDS = 0.05  # between two looks at how many transitions were written
 
 
 class Batch(NamedTuple):
     """What one update is given, and what the learner's host wants to know of it."""
 
-    sample: Sample  # steps [T+1, B, ...], memory [B, ...]
-    learner_steps: np.ndarray  # int64 [blocks], the versions that acted
-    env_steps: int  # transitions: rows whose action was not thrown away
+    sample: Sample
+    learner_steps: np.ndarray | None  # int64 [blocks], the versions that acted; None from a replay
+    env_steps: int  # transitions: rows whose action was not thrown away; from a replay: written since the last batch
     rows: int  # T * B, those too
+    keys: tuple[np.ndarray, ...] = ()  # uint64 [B / servers] of each replay server, which take turns in the batch
 
 
 def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
@@ -51,3 +56,62 @@ def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure,
 def _batch(steps: Step, memory: Memory, learner_steps: np.ndarray) -> Batch:
     # A row before a first closed its episode: its action was thrown away.
     return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])), steps.first[1:].size)
+
+
+class Transitions:
+    """Batches of transitions from the replay tables of one or more servers, an equal share of each.
+
+    An item of server s is drawn with probability P_s(i) / servers; `Sample.likelihood` is that times the size of all
+    tables together, so that importance weights are right for the mixture.
+    """
+
+    def __init__(self, clients: Sequence[reverb.Client], table: TableSpec, structure: Structure, batch_size: int):
+        """Counts what is in the tables from now on as new experience.
+
+        Raises:
+          ValueError: the batch does not divide over the servers.
+        """
+        if batch_size % len(clients):
+            raise ValueError(f"a batch of {batch_size} does not divide over {len(clients)} replay servers")
+        self._clients, self._table, self._packing = clients, table, Packing(structure)
+        self._share = batch_size // len(clients)
+        self._written, self._counted = self._count(), time.monotonic()
+
+    def _count(self) -> int:
+        """Items ever written to the tables."""
+        infos = [client.server_info(timeout=60)[self._table.name] for client in self._clients]
+        return sum(info.rate_limiter_info.insert_stats.completed for info in infos)
+
+    def _dataset(self, client: reverb.Client) -> Iterator[Any]:
+        leaves = self._packing.structure.leaves
+        dataset = reverb.TrajectoryDataset(
+            client.server_address,
+            self._table.name,
+            dtypes=[tf.as_dtype(leaf.dtype) for leaf in leaves],
+            shapes=[tf.TensorShape(leaf.shape) for leaf in leaves],
+            # One worker with a batch under way: a deeper prefetch would sample by priorities that are old.
+            max_in_flight_samples_per_worker=self._share,
+            num_workers_per_iterator=1,
+        )
+        return iter(dataset.batch(self._share, drop_remainder=True))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Samples for ever; waits in C++ for the tables' rate limiters: iterate it in a thread."""
+        datasets, servers = [self._dataset(client) for client in self._clients], len(self._clients)
+        while True:
+            parts = [next(dataset) for dataset in datasets]
+            # Servers by turns, so that any part of the batch is a mixture of them too.
+            mixed = [
+                np.stack([np.asarray(x) for x in c], axis=1).reshape(-1, *c[0].shape[1:])
+                for c in zip(*(part.data for part in parts), strict=True)
+            ]
+            sizes = sum(float(part.info.table_size[-1]) for part in parts)
+            probability = np.stack([np.asarray(part.info.probability) for part in parts], axis=1).reshape(-1)
+            likelihood = (probability * sizes / servers).astype(np.float32)
+            sample = Sample(self._packing.unpack(mixed), (), likelihood)
+            env_steps = 0
+            if time.monotonic() - self._counted > COUNT_SECONDS:
+                written = self._count()
+                # A server that came back from its checkpoint counts from there.
+                env_steps, self._written, self._counted = max(0, written - self._written), written, time.monotonic()
+            yield Batch(sample, None, env_steps, env_steps, tuple(np.asarray(part.info.key) for part in parts))

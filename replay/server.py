@@ -8,14 +8,45 @@ from agents.agent import TableSpec
 from replay.items import Structure
 
 VARIABLES = "variables"
+MIN_BUFFER_ITEMS = 32  # two writers' items in flight
 
 
-def build_table(spec: TableSpec, structure: Structure, sequences_per_item: int) -> reverb.Table:
-    """The Reverb table of a spec.
+def build_table(
+    spec: TableSpec, structure: Structure, sequences_per_item: int = 1, num_servers: int = 1
+) -> reverb.Table:
+    """The Reverb table of a spec; of several servers' each, its share.
 
     A queue is first in, first out, each item once, and full when `spec.max_size` sequences wait: its writers then wait.
+    A replay is sampled uniformly or by priority, and forgets the oldest; with `samples_per_insert`, whoever is ahead of
+    that ratio by more than the error buffer waits. The buffer is wide enough for either side always to be free to go on.
+
+    Args:
+      structure: of one item, as Reverb sees it: packed, if it is a transition.
     """
-    return reverb.Table.queue(spec.name, max(1, spec.max_size // sequences_per_item), signature=structure.signature)
+    if spec.kind == "queue":
+        return reverb.Table.queue(spec.name, max(1, spec.max_size // sequences_per_item), signature=structure.signature)
+    min_size = -(-spec.min_size // num_servers)
+    limiter = reverb.rate_limiters.MinSize(min_size)
+    if spec.samples_per_insert:
+        limiter = reverb.rate_limiters.SampleToInsertRatio(
+            spec.samples_per_insert, min_size, error_buffer(spec, num_servers)
+        )
+    return reverb.Table(
+        spec.name,
+        sampler=reverb.selectors.Uniform()
+        if spec.kind == "uniform"
+        else reverb.selectors.Prioritized(spec.priority_exponent),
+        remover=reverb.selectors.Fifo(),
+        max_size=-(-spec.max_size // num_servers),
+        rate_limiter=limiter,
+        signature=structure.signature,
+    )
+
+
+def error_buffer(spec: TableSpec, num_servers: int = 1) -> float:
+    """Samples by which a table may be ahead of or behind `samples_per_insert`: those of a tenth of `min_size` items, but
+    of MIN_BUFFER_ITEMS at least."""
+    return max(MIN_BUFFER_ITEMS, 0.1 * spec.min_size / num_servers) * max(1.0, spec.samples_per_insert)
 
 
 def build_variables_table(structure: Structure) -> reverb.Table:
@@ -45,3 +76,8 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
         checkpoint_path.mkdir(parents=True, exist_ok=True)
         checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(str(checkpoint_path))
     return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
+
+
+def save_tables(client: reverb.Client) -> None:
+    """Has a server save its tables to its checkpoint path; returns when they are on disk."""
+    client.checkpoint()

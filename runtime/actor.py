@@ -10,7 +10,7 @@ import numpy as np
 from agents.agent import Agent, Step
 from environments.environment import Environment, Episodes
 from replay.variables import VariableContainer
-from replay.writer import BlockWriter
+from replay.writer import BlockWriter, TransitionWriter
 
 
 def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., Any]:
@@ -31,23 +31,46 @@ def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., An
     return call
 
 
+def compile_priority(
+    priority: Callable[..., Any] | None, num_envs: int, device: jax.Device
+) -> Callable[..., np.ndarray] | None:
+    """`priority` of an Agent for up to `num_envs` transitions, on `device`; None of None.
+
+    Traced once: fewer transitions, as at an episode's end, are filled up.
+    """
+    if priority is None:
+        return None
+    compiled = jax.jit(priority)
+
+    def call(params, transition):
+        size = len(transition.reward)
+        rows = np.arange(num_envs) % size
+        with jax.default_device(device):
+            return np.asarray(compiled(params, jax.tree.map(lambda x: x[rows], transition)))[:size]
+
+    return call
+
+
 def run(
     agent: Agent,
     act: Callable[..., Any],
     environment: Environment,
     variables: VariableContainer,
-    writer: BlockWriter,
+    writer: BlockWriter | TransitionWriter,
     key: jax.Array,
     device: jax.Device,
     stopped: Callable[[], bool] = lambda: False,
+    ranks: np.ndarray | None = None,
 ) -> Iterator[tuple[dict[str, Any], Episodes]]:
     """Acts for ever; yields metrics, and the episodes that ended, each time an item was written.
+
+    `ranks`, float32 [B], are the environments' places, 0 to 1, among all of the run's.
 
     The order is fixed: pull, then (act, step, append) until the writer has sent an item, then pull again. The reward of
     an action is the one that arrives with the next observation, so that a row is appended one step later.
     """
     # On the device from the start: else the first action and the others would be compiled apart.
-    timestep, memory = environment.reset(), jax.device_put(agent.memory(environment.num_envs), device)
+    timestep, memory = environment.reset(), jax.device_put(agent.memory(environment.num_envs, ranks), device)
     env_steps = count = 0
     while not stopped():
         start = time.perf_counter()
@@ -64,7 +87,7 @@ def run(
                 timestep.observation, action, next_timestep.reward, next_timestep.discount, timestep.first, extras
             )
             before = time.perf_counter()
-            sent = writer.append(step, memory, version.learner_steps, stopped)
+            sent = writer.append(step, memory, version.learner_steps, params, stopped)
             waited = time.perf_counter() - before
             env_steps += environment.num_envs - np.count_nonzero(next_timestep.first)
             timestep, memory, count = next_timestep, next_memory, count + 1

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import AXIS, Agent, Feedback, Params, Sample, State
+from agents.agent import AXIS, Agent, Feedback, Params, Sample, State, Step
 
 
 def replicate(tree: Any) -> Any:
@@ -44,18 +44,23 @@ def shard(sample: Sample) -> Sample:
             raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {devices} devices")
         return x[None] if devices == 1 else np.stack(np.split(x, devices, axis))
 
-    split_sample = Sample(
-        jax.tree.map(lambda x: split(x, 1), sample.steps), jax.tree.map(lambda x: split(x, 0), sample.memory)
-    )
-    return _pmap_send()(split_sample)
+    batch_axis = 1 if isinstance(sample.steps, Step) else 0
+    steps = jax.tree.map(lambda x: split(x, batch_axis), sample.steps)
+    memory, likelihood = jax.tree.map(lambda x: split(x, 0), (sample.memory, sample.likelihood))
+    return _pmap_send()(Sample(steps, memory, likelihood))
 
 
-def pmap_update(agent: Agent, seed: int) -> Callable[..., tuple[State, jax.Array, Feedback]]:
-    """update(state, step, sample) -> (state, step + 1, feedback) on every device.
+def pmap_update(
+    agent: Agent, seed: int, updates_per_dispatch: int = 1
+) -> Callable[..., tuple[State, jax.Array, Feedback]]:
+    """update(state, step, sample) -> (state, step + updates_per_dispatch, feedback) on every device.
 
     The state [devices, ...] is donated; `step`, uint32 [devices], is the update's number, which with `seed` and the
     device gives each update's key; the sample is as `shard` gives it. All of them live on the devices: an argument
     that does not, or a typed key, would send every call through pmap's slow path.
+
+    With `updates_per_dispatch` K > 1 the sample of transitions is K minibatches, side by side on each device, and the
+    updates on them run one after another without Python between; metrics are the last one's, priorities are all.
     """
 
     def update(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
@@ -63,8 +68,18 @@ def pmap_update(agent: Agent, seed: int) -> Callable[..., tuple[State, jax.Array
         state, feedback = agent.update(state, key, sample)
         return state, step + 1, feedback
 
+    def updates(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
+        def body(carry, minibatch):
+            state, step, feedback = update(*carry, minibatch)
+            return (state, step), feedback
+
+        minibatches = jax.tree.map(lambda x: x.reshape(updates_per_dispatch, -1, *x.shape[1:]), sample)
+        (state, step), feedback = jax.lax.scan(body, (state, step), minibatches)
+        metrics, priorities = jax.tree.map(lambda x: x[-1], feedback.metrics), feedback.priorities
+        return state, step, Feedback(metrics, jax.tree.map(lambda x: x.reshape(-1), priorities))
+
     # The sample is not donated: no output has its shape, so that nothing could reuse its memory.
-    return jax.pmap(update, axis_name=AXIS, donate_argnums=(0, 1))
+    return jax.pmap(update if updates_per_dispatch == 1 else updates, axis_name=AXIS, donate_argnums=(0, 1))
 
 
 def pmap_policy(agent: Agent) -> Callable[[State], Params]:

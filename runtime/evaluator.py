@@ -29,7 +29,7 @@ def play(
       stopped: asked before every step; once true, the returns so far.
     """
     each = episodes // environment.num_envs
-    timestep, memory = environment.reset(), agent.memory(environment.num_envs)
+    timestep, memory = environment.reset(), agent.memory(environment.num_envs, None)
     returns: list[list[float]] = [[] for _ in range(environment.num_envs)]
     count = 0
     while any(len(r) < each for r in returns) and not stopped():

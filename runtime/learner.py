@@ -5,7 +5,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,9 @@ import numpy as np
 from absl import logging
 
 from agents.agent import Agent, Feedback, State
+from replay import Client
 from replay.items import Version
+from replay.priorities import update_priorities
 from replay.sampler import Batch
 from replay.variables import VariableContainer
 from runtime import devices
@@ -96,6 +98,33 @@ class Publisher:
         self._thread.join(timeout)
 
 
+class PriorityUpdater:
+    """Sends items' new priorities to the servers they came from, in a thread of its own."""
+
+    def __init__(self, clients: Sequence[Client], table: str):
+        self._clients, self._table = clients, table
+        # An update's priorities wait here while it is computed; the learner waits only where servers fall far behind.
+        self._pending: queue.Queue[tuple[tuple[np.ndarray, ...], Any] | None] = queue.Queue(maxsize=16)
+        self._thread = threading.Thread(target=self._run, name="priorities", daemon=True)
+        self._thread.start()
+
+    def __call__(self, keys: tuple[np.ndarray, ...], priorities: Any) -> None:
+        """`keys` of each server, in the order of the batch; `priorities` [devices, B / devices], on the devices."""
+        self._pending.put((keys, priorities))
+
+    def _run(self) -> None:
+        while (pending := self._pending.get()) is not None:
+            keys, priorities = pending
+            by_server = np.asarray(priorities).reshape(-1, len(keys)).T
+            for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
+                update_priorities(client, self._table, mine, theirs)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Sends what is left and ends the thread."""
+        self._pending.put(None)
+        self._thread.join(timeout)
+
+
 class Learner:
     """The state of learning and the loop that advances it."""
 
@@ -107,6 +136,8 @@ class Learner:
         seed: int,
         publish: Callable[[Version, Any], None],
         publish_period: int = 1,
+        update_priorities: Callable[[tuple[np.ndarray, ...], Any], None] | None = None,
+        updates_per_dispatch: int = 1,
     ):
         """Replicates `state` over the local devices and publishes its parameters.
 
@@ -117,10 +148,14 @@ class Learner:
           seed: every update's key comes from it and from the update's number alone, so that nothing random is saved.
           publish: takes (version, params on the devices).
           publish_period: updates from one publication to the next.
+          update_priorities: takes (keys, priorities on the devices), where the agent gives priorities.
+          updates_per_dispatch: updates on one batch, a minibatch each; one after another, but asked for at once.
         """
         self.state, self.version = devices.replicate(state), version
         self._step = devices.replicate(np.uint32(version.learner_steps))
-        self._update, self._policy = devices.pmap_update(agent, seed), devices.pmap_policy(agent)
+        self._updates_per_dispatch = updates_per_dispatch
+        self._update = devices.pmap_update(agent, seed, updates_per_dispatch)
+        self._policy, self._update_priorities = devices.pmap_policy(agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
         publish(version, self._policy(self.state))
 
@@ -148,13 +183,18 @@ class Learner:
             jax.block_until_ready(in_flight[0])
             self.state, self._step, feedback = self._update(self.state, self._step, batch.sample)
             in_flight.append(feedback.metrics)
-            lag = self.version.learner_steps - batch.learner_steps
+            if self._update_priorities is not None:
+                self._update_priorities(batch.keys, feedback.priorities)
+            host = {"wait_seconds": waited}
+            if batch.learner_steps is not None:
+                host["lag"] = float((self.version.learner_steps - batch.learner_steps).mean())
+            before = self.version.learner_steps
             # Hosts must agree on how far they are, to end at the same update: several count every row alike.
             env_steps = batch.env_steps if hosts == 1 else hosts * batch.rows
-            self.version = Version(self.version.learner_steps + 1, self.version.env_steps + env_steps)
-            if self.version.learner_steps % self._publish_period == 0:
+            self.version = Version(before + self._updates_per_dispatch, self.version.env_steps + env_steps)
+            if before // self._publish_period != self.version.learner_steps // self._publish_period:
                 self.publish()
-            yield feedback, {"lag": float(lag.mean()), "wait_seconds": waited}
+            yield feedback, host
 
 
 def read_metrics(feedback: Feedback) -> dict[str, float]:

@@ -92,7 +92,7 @@ class Bench:
         timestep, results = self.timestep(), []
 
         def actor():
-            memory = self.agent.memory(self.envs)
+            memory = self.agent.memory(self.envs, None)
 
             def work():
                 nonlocal memory
@@ -112,7 +112,7 @@ class Bench:
     def rollout(self, blocks: int) -> list[tuple[Step, Any]]:
         """Real rows for `blocks` blocks, with the memory before each."""
         environment = self.run.make_environment("bench", 0, self.envs)
-        timestep, memory = environment.reset(), self.agent.memory(self.envs)
+        timestep, memory = environment.reset(), self.agent.memory(self.envs, None)
         rows = []
         for count in range(blocks * self.run.config.unroll_length + 1):
             action, extras, following = self.parts.act(self.params, self.key, np.uint32(count), timestep, memory)
@@ -128,14 +128,14 @@ class Bench:
         """CPU microseconds per environment step of each."""
         parts = self.parts
         table = dataclasses.replace(parts.table, max_size=blocks * self.envs)  # all fit: nothing waits
-        server = serve([build_table(table, parts.blocks, self.envs)], None, None)
+        server = serve([build_table(table, parts.items, self.envs)], None, None)
         client = server.localhost_client()
-        rows, writer = self.rollout(blocks), BlockWriter(client, table, parts.blocks)
+        rows, writer = self.rollout(blocks), BlockWriter(client, table, parts.items)
         start = time.process_time()
         for step, memory in rows:
             writer.append(step, memory, 0)
         wrote = time.process_time()
-        batches = sampler.sample_blocks(client, table, parts.blocks, self.agent.batch_size)
+        batches = sampler.sample_blocks(client, table, parts.items, self.agent.batch_size)
         for _ in range(blocks * self.envs // self.agent.batch_size):
             next(batches)
         sampled = time.process_time()
@@ -171,7 +171,7 @@ class Bench:
         """What a careful person writes without this project: no replay, no threads, nothing out of date."""
         config, update = self.run.config, jax.jit(self.agent.update, donate_argnums=0)
         environment = self.run.make_environment("bench", 0, self.agent.batch_size)
-        timestep, memory = environment.reset(), self.agent.memory(self.agent.batch_size)
+        timestep, memory = environment.reset(), self.agent.memory(self.agent.batch_size, None)
         state, params, count = self.parts.init(), self.params, 0
         last: list[Any] = []
 
@@ -199,19 +199,19 @@ class Bench:
     def end_to_end(self, seconds: float) -> float:
         parts, stop = self.parts, threading.Event()
         server = parts.serve()
-        client = server.localhost_client()
+        clients = [server.localhost_client()]
 
         def act(task: int):
-            for _ in roles.act(parts, client, task, stop):
+            for _ in roles.act(parts, clients, task, stop):
                 pass
 
         actors = [threading.Thread(target=act, args=(task,), daemon=True) for task in range(self.run.num_actors)]
-        publisher = learner.Publisher(parts.variables(client))
-        learning = roles.Learning(parts, publisher)
+        publisher = learner.Publisher(parts.variables(clients[0]))
+        batches = parts.batches(clients)
+        learning = roles.Learning(parts, publisher, clients)
         for thread in actors:
             thread.start()
-        blocks = sampler.sample_blocks(client, parts.table, parts.blocks, self.agent.batch_size)
-        updates = learning.run(learner.prefetch(blocks, stop.is_set))
+        updates = learning.run(learner.prefetch(batches, stop.is_set))
         for _ in range(20):  # compiled and in step
             next(updates)
         first: items.Version = learning.version

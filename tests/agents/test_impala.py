@@ -192,7 +192,7 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_, rew
     rng = np.random.default_rng(0)
     first = np.zeros((T + 1, B), bool)
     first[[0, 4, 2, 6], [0, 0, 1, 1]] = True
-    sample = Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B))
+    sample = Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B, None))
     # The hypers are the state's, not the config's.
     hypers = impala.Hypers(jnp.float32(STEP), jnp.float32(0.9), jnp.float32(0.3), jnp.float32(0.2))
     state = agent.init(jax.random.key(1))
@@ -263,7 +263,7 @@ def test_a_batch_of_dead_rows_alone_teaches_nothing():
 def small_sample(agent: impala.Agent, T: int, B: int, D: int, A: int, seed: int = 0) -> Sample:
     rng = np.random.default_rng(seed)
     first = rng.random((T + 1, B)) < 0.2
-    return Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B))
+    return Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B, None))
 
 
 def test_gradients_norm_is_clipped():
@@ -336,7 +336,7 @@ def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
     first = np.zeros((ROWS, B), bool)
     first[[3, 7, 5], [0, 0, 1]] = True
     observation = np.zeros(
-        (ROWS, B, 1, ROWS * B), agent.memory(1).frames.dtype if agent.memory(1).frames is not None else np.float32
+        (ROWS, B, 1, ROWS * B), agent.memory(1, None).frames.dtype if agent.memory(1, None).frames is not None else np.float32
     )
     for t in range(ROWS):
         for b in range(B):
@@ -345,7 +345,7 @@ def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
     discount = np.ones((ROWS, B), np.float32)
     if not truncated:  # o_{t+1} is terminal where row t+1 is dead
         discount[[1, 5, 3], [0, 0, 1]] = 0.0
-    memory = jax.tree.map(np.array, agent.memory(B))
+    memory = jax.tree.map(np.array, agent.memory(B, None))
     if memory.frames is not None:  # frames of the episode that was under way when the block opened
         memory.frames[:, :, 0, pixels_of(EPISODES[0], 0)] = 2
     memory = memory._replace(lstm=jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), memory.lstm))
@@ -455,7 +455,7 @@ def test_acting_step_by_step_is_the_learners_unroll(torso, shape, stack, lstm_si
     state = state._replace(params=loud(state.params))
     params = state.params
 
-    act, memory, steps = jax.jit(agent.act), agent.memory(num_envs), []
+    act, memory, steps = jax.jit(agent.act), agent.memory(num_envs, None), []
     none = np.zeros(num_envs, np.float32)
     for t in range(warmup + rows):
         if t == warmup:
@@ -472,7 +472,7 @@ def test_acting_step_by_step_is_the_learners_unroll(torso, shape, stack, lstm_si
 
     np.testing.assert_allclose(mean_ratios(Sample(steps, opening)), [1.0, 1.0], atol=2e-5)
     if stack > 1 or lstm_size:  # the control: without its memory, the learner sees something else
-        assert mean_ratios(Sample(steps, agent.memory(num_envs)))[0] < 0.999
+        assert mean_ratios(Sample(steps, agent.memory(num_envs, None)))[0] < 0.999
 
 
 def test_actions_follow_the_policy():
@@ -483,16 +483,16 @@ def test_actions_follow_the_policy():
     none = np.zeros(num_envs, np.float32)
     timestep = TimeStep(observation, none, none, none > 0, none > 0)
     act = jax.jit(agent.act)
-    action, extras, _ = act(params, jax.random.key(0), timestep, agent.memory(num_envs))
+    action, extras, _ = act(params, jax.random.key(0), timestep, agent.memory(num_envs, None))
     head = params["params"]["policy"]
     logits = observation[0] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
     np.testing.assert_allclose(extras["logits"], np.tile(logits, (num_envs, 1)), rtol=1e-4, atol=1e-5)
     probabilities = softmax(logits)
     assert probabilities.max() < 0.95 and np.ptp(probabilities) > 0.2, "neither certain nor uniform"
     np.testing.assert_allclose(np.bincount(action, minlength=3) / num_envs, probabilities, atol=0.03)
-    assert (act(params, jax.random.key(1), timestep, agent.memory(num_envs))[0] != action).any(), "the key decides"
+    assert (act(params, jax.random.key(1), timestep, agent.memory(num_envs, None))[0] != action).any(), "the key decides"
 
-    greedy, extras, _ = jax.jit(agent.act_greedily)(params, jax.random.key(0), timestep, agent.memory(num_envs))
+    greedy, extras, _ = jax.jit(agent.act_greedily)(params, jax.random.key(0), timestep, agent.memory(num_envs, None))
     assert (greedy == logits.argmax()).all() and greedy.dtype == jnp.int32
 
 
@@ -544,9 +544,9 @@ def test_each_function_is_compiled_once(optimizer, lstm_size, stack):
         state = init(jax.random.key(seed))
         for _ in range(3):
             observation = rng.integers(0, 9, (4, 2, *shape)).astype(dtype)
-            sample = Sample(random_steps(rng, observation, rng.random((4, 2)) < 0.3, 2), agent.memory(2))
+            sample = Sample(random_steps(rng, observation, rng.random((4, 2)) < 0.3, 2), agent.memory(2, None))
             state, _ = update(state, jax.random.key(seed), sample)
-    memory, none = agent.memory(2), np.zeros(2, np.float32)
+    memory, none = agent.memory(2, None), np.zeros(2, np.float32)
     for t in range(3):
         timestep = TimeStep(rng.integers(0, 9, (2, *shape)).astype(dtype), none, none, none > 0, none > 0)
         _, _, memory = act(agent.policy(state), jax.random.key(t), timestep, memory)

@@ -41,7 +41,7 @@ def counting_agent(window: Window, max_size: int) -> Agent:
     return Agent(
         init=init,
         policy=lambda state: state,
-        memory=lambda num_envs: RowMemory(jnp.zeros(num_envs, jnp.int32)),
+        memory=lambda num_envs, ranks: RowMemory(jnp.zeros(num_envs, jnp.int32)),
         act=act,
         act_greedily=act,
         update=lambda state, key, sample: (state, None),

@@ -23,7 +23,7 @@ class Recorded:
     def agent(self) -> Agent:
         return Agent(None, None, self.memory, None, None, None, (), 1)
 
-    def memory(self, num_envs: int) -> np.ndarray:
+    def memory(self, num_envs: int, ranks) -> np.ndarray:
         self.calls.append(("memory", num_envs))
         return np.zeros(num_envs, int)
 

@@ -12,7 +12,7 @@ from tests.waiting import within
 
 
 def play_agent() -> Agent:
-    return Agent(None, None, lambda num_envs: np.zeros(num_envs, int), None, None, None, (), 1)
+    return Agent(None, None, lambda num_envs, ranks: np.zeros(num_envs, int), None, None, None, (), 1)
 
 
 class Act:
