@@ -17,8 +17,8 @@ def build_table(
     """The Reverb table of a spec; of several servers' each, its share.
 
     A queue is first in, first out, each item once, and full when `spec.max_size` sequences wait: its writers then wait.
-    A replay is sampled uniformly or by priority, and forgets the oldest; with `samples_per_insert`, whoever is ahead of
-    that ratio by more than the error buffer waits. The buffer is wide enough for either side always to be free to go on.
+    A replay is sampled uniformly or by priority, and forgets the oldest; with `samples_per_insert`, whoever is ahead
+    of that ratio by more than the error buffer waits. The buffer is wide enough for one side always to be free.
 
     Args:
       structure: of one item, as Reverb sees it: packed, if it is a transition.
@@ -44,7 +44,7 @@ def build_table(
 
 
 def error_buffer(spec: TableSpec, num_servers: int = 1) -> float:
-    """Samples by which a table may be ahead of or behind `samples_per_insert`: those of a tenth of `min_size` items, but
+    """Samples by which a table may be ahead of or behind `samples_per_insert`: those of a tenth of `min_size` items,
     of MIN_BUFFER_ITEMS at least."""
     return max(MIN_BUFFER_ITEMS, 0.1 * spec.min_size / num_servers) * max(1.0, spec.samples_per_insert)
 
