@@ -46,7 +46,7 @@ PRESETS = {
         Preset(
             "*-v5",  # Atari
             {
-                "max_env_steps": 5_000_000,
+                "max_env_steps": 2_500_000,
                 "num_actors": 2,
                 "envs_per_actor": 8,
                 "eval_episodes": 10,

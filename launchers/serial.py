@@ -18,8 +18,8 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     parts = roles.Parts(run, logdir)
     if parts.replays:
         raise UsageError(
-            f"--placement=serial repeats a run to the bit, which {run.agent}'s replay cannot: Reverb's random sampling has "
-            "no seed; use --placement=threads"
+            f"--placement=serial repeats a run to the bit, which {run.agent}'s replay cannot: Reverb's random sampling "
+            "has no seed; use --placement=threads"
         )
     server = parts.serve(0, port)
     clients = [server.localhost_client()]
