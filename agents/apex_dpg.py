@@ -1,0 +1,120 @@
+"""Ape-X DPG: D4PG's learner fed by many actors that explore unalike and say themselves what is worth replaying.
+
+Horgan et al. 2018, https://arxiv.org/abs/1803.00933; sections below are that paper's.
+
+Deviations: the learner is D4PG's (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), so the critic is
+distributional. Exploration differs between environments as the paper's epsilon_i does for Ape-X DQN (section 4.1). The
+gradient's norm is clipped as in Ape-X DQN (appendix C), and not the policy's gradient element by element. The oldest
+items are evicted first. Actors hold the target networks too, so that their priorities are the learner's to the letter.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from agents import d4pg, prioritized
+from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
+from agents.exploration import bounded_actions
+from agents.networks import PolicyAndCritic
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """d4pg.Config's fields, and `noise_spread`; always prioritised."""
+
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    normalize_observations: bool = False
+
+    critic: Literal["categorical", "gaussians"] = "categorical"
+    v_min: float = -150.0
+    v_max: float = 150.0
+    num_atoms: int = 51
+    num_components: int = 5
+    num_samples: int = 32
+
+    n_step: int = 5
+    discount: float = 0.99
+    batch_size: int = 256
+    policy_learning_rate: float = 1e-4
+    critic_learning_rate: float = 1e-4
+    target_period: int = 100
+    tau: float = 1.0
+    max_gradient_norm: float = 40.0
+
+    noise: Literal["gaussian", "ou"] = "gaussian"
+    noise_scale: float = 0.4  # the environment at rank 0; the others' is noise_scale^(1 + noise_spread rank)
+    noise_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
+    ou_theta: float = 0.15
+    ou_dt: float = 1.0
+
+    replay_size: int = 1_000_000
+    min_replay_size: int = 1_000
+    samples_per_insert: float = 256.0
+    priority_exponent: float = 0.6
+    importance_exponent: float = 0.4
+    importance_steps: int = 0
+    normalize_weights: bool = True
+
+    def __post_init__(self):
+        check_ranges(self, not_negative=("noise_spread",), fractions=("noise_scale",))
+        learner(self)  # which checks the rest
+
+
+def learner(config: Config) -> d4pg.Config:
+    """D4PG's share of the settings."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    del fields["noise_spread"]
+    return d4pg.Config(**fields, replay="prioritized")
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    d4pg: d4pg.Memory
+
+
+class Policy(NamedTuple):
+    """What actors pull: to act, and to judge what they saw."""
+
+    d4pg: d4pg.Policy
+    critic: Any
+    targets: PolicyAndCritic
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: discrete or unbounded actions.
+    """
+    bounded_actions("apex_dpg", spec)
+    agent = d4pg.make(learner(config), spec)
+    f = d4pg.functions(learner(config), spec)
+
+    def policy(state: d4pg.State) -> Policy:
+        return Policy(agent.policy(state), state.params.critic, state.target_params)
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        ranks = jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
+        return Memory(ranks, agent.memory(num_envs, None))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        scales = params.d4pg.noise_scale ** (1.0 + config.noise_spread * memory.rank)
+        action, extras, carried = agent.act(params.d4pg._replace(noise_scale=scales), key, timestep, memory.d4pg)
+        return action, extras, Memory(memory.rank, carried)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        action, extras, carried = agent.act_greedily(params.d4pg, key, timestep, memory.d4pg)
+        return action, extras, Memory(memory.rank, carried)
+
+    def priority(params: Policy, transition: Transition) -> Any:
+        """What the learner would find, were these parameters its own (section 3)."""
+        transition = f.prepare(params.d4pg.normalizer, transition)
+        # The key is of samples that only the loss of a mixture of Gaussians has, its error not.
+        distance = f.distance(params.critic, params.targets, jax.random.key(0), transition)
+        return prioritized.priorities(distance.errors)
+
+    return agent._replace(policy=policy, memory=memory, act=act, act_greedily=act_greedily, priority=priority)
