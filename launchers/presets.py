@@ -20,12 +20,38 @@ SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "e
 
 CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
 
+SMALL_CONTROL = {
+    "hidden_sizes": (128, 128),
+    "batch_size": 128,
+    "samples_per_insert": 128.0,  # an update for each step
+    "policy_learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+}
+LARGE_CONTROL = {
+    "samples_per_insert": 64.0,  # an update for each four steps
+    "policy_learning_rate": 3e-4,
+    "critic_learning_rate": 3e-4,
+}
+SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
+
 PRESETS = {
     "ddpg": [
-        Preset("Pendulum-v1", CONTROL_RUN, {}),
+        Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL),
+        Preset("*", CONTROL_RUN | {"max_env_steps": 1_000_000}, LARGE_CONTROL | {"noise_scale": 0.2}),
     ],
     "d4pg": [
-        Preset("Pendulum-v1", CONTROL_RUN, {"v_min": -1500.0, "v_max": 0.0}),
+        Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
+        # dm_control: rewards in [0, 1], so that returns are in [0, 1 / (1 - gamma)].
+        Preset(
+            "CartpoleSwingup*-v1",
+            CONTROL_RUN | {"max_env_steps": 300_000, "envs_per_actor": 4},
+            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
+        ),
+        Preset(
+            "*",
+            CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4},
+            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
+        ),
     ],
     "impala": [
         Preset(

@@ -9,8 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
-from agents.agent import Feedback
+from agents.agent import Feedback, Window
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
 from replay.server import save_tables
@@ -21,6 +22,7 @@ from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
+CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
 
 
 class Parts:
@@ -48,15 +50,19 @@ class Parts:
         """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
         return self.table.kind != "queue"
 
+    @property
+    def table_items(self) -> items.Structure:
+        """The structure of the items as Reverb sees them."""
+        return self.items if isinstance(self.table.window, Window) else items.Packing(self.items).structure
+
     def serve(self, task: int = 0, port: int = 0) -> Server:
         """Starts the replay server `task`, with what it held when it was last saved.
 
         Raises:
           UsageError: what was saved is another run's.
         """
-        structure = items.Packing(self.items).structure if self.replays else self.items
         tables = [
-            server.build_table(self.table, structure, self.run.envs_per_actor, self.run.num_replay_servers),
+            server.build_table(self.table, self.table_items, self.run.envs_per_actor, self.run.num_replay_servers),
             server.build_variables_table(self.params),
         ]
         try:
@@ -154,6 +160,7 @@ class Learning:
             parts.run.updates_per_dispatch,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
+        self._warned = False
 
     @property
     def version(self) -> items.Version:
@@ -209,6 +216,13 @@ class Learning:
                 save_tables(client)
 
     def _record(self, row: dict[str, Any]) -> None:
+        clipped = row.get("clipped_fraction", 0.0)
+        if clipped > CLIPPED_FRACTION and not self._warned:
+            self._warned = True
+            logging.warning(
+                "%.0f%% of the target returns leave [config.v_min, config.v_max] and are clipped: widen it",
+                100 * clipped,
+            )
         if self._recorder:
             self._recorder.write(row)
 

@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import math
 import os
 import pathlib
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import environments
-from agents.agent import Agent, EnvironmentSpec, TableSpec, Window
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, TableSpec, Window
 from launchers import presets
 
 AGENTS = {
@@ -35,6 +36,7 @@ FREE = {
     "eval_period",
     "checkpoint_seconds",
 }
+ITEM_BYTES = 500  # what Reverb needs for an item besides its data, about
 CHOICES = {"placement": ("threads", "processes", "serial"), "actor_backend": ("cpu", "accelerator")}
 
 
@@ -77,7 +79,7 @@ class Run:
         if table.kind == "queue":
             self._check_queue(agent)
         else:
-            self._check_replay(agent, table)
+            self._check_replay(agent, table, spec)
         return agent
 
     def _check_queue(self, agent: Agent) -> None:
@@ -93,7 +95,7 @@ class Run:
                     f"--{name}={getattr(self, name)}: {self.agent} has a queue, not a replay; leave it at 1"
                 )
 
-    def _check_replay(self, agent: Agent, table: TableSpec) -> None:
+    def _check_replay(self, agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> None:
         batch = agent.batch_size * self.updates_per_dispatch
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
@@ -105,6 +107,13 @@ class Run:
         ):
             if size > share:
                 raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
+        size = min(table.max_size, self.max_env_steps) * (_transition_bytes(spec) + ITEM_BYTES)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > memory:
+            raise UsageError(
+                f"a replay of {table.max_size:,} transitions takes about {size / 1e9:.1f} GB and this machine has "
+                f"{memory / 1e9:.1f} GB: give a smaller --config.replay_size"
+            )
 
     def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
         """Environments with seeds of their own for each role and task."""
@@ -135,6 +144,12 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+
+def _transition_bytes(spec: EnvironmentSpec) -> int:
+    observation = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
+    action = 4 * (1 if isinstance(spec.actions, DiscreteActions) else math.prod(spec.actions.shape))
+    return 2 * observation + action + 8
 
 
 def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:

@@ -6,11 +6,14 @@ JSON lines. Machines are noisy: read the ratios, which are of one run, each of a
   environment   the pool alone, random actions, all actors' environments in it
   inference     the actors' act, in as many threads as there are actors
   learner       updates on one batch that is on the device already
-  write         CPU (all threads) of cutting blocks and writing them to a real server
+  write         CPU (all threads) of cutting items and writing them to a real server
   sample        CPU (all threads) of sampling them back as batches
-  plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns
+  plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns (agents with a queue)
   end_to_end    `scripts/train --placement=threads` without evaluations
   limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
+
+An agent with a replay takes --config.samples_per_insert / --config.batch_size updates for each environment step; its
+learner's speed is given in the environment steps that this comes to, and in updates.
 """
 
 import dataclasses
@@ -27,24 +30,25 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from agents.agent import DiscreteActions, Sample, Step, TimeStep
+from agents.agent import DiscreteActions, Sample, Step, TimeStep, Transitions
 from launchers import flags, roles
 from launchers import run as runs
 from launchers.run import Run
-from replay import items, sampler
+from replay import sampler
 from replay.server import build_table, serve
-from replay.writer import BlockWriter
+from replay.transitions import NStep
+from replay.writer import make_writer
 from runtime import devices, learner
 
 absl_flags.DEFINE_float("seconds", 5.0, "How long each stage runs in each round; the whole runs four times as long.")
 absl_flags.DEFINE_integer("repeats", 3, "Rounds.")
 
 
-def rate(seconds: float, work: Callable[[], int]) -> float:
+def rate(seconds: float, work: Callable[[], float]) -> float:
     """Environment steps a second of `work`, which does some and returns how many."""
     for _ in range(3):  # compiled, also for arguments that come from its own results
         work()
-    steps, start = 0, time.perf_counter()
+    steps, start = 0.0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
         steps += work()
     return steps / elapsed
@@ -57,7 +61,10 @@ class Bench:
         self.run = run
         self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
         self.agent, self.envs = self.parts.agent, run.envs_per_actor
-        self.steps_per_update = self.agent.batch_size * run.config.unroll_length
+        if self.parts.replays:
+            self.steps_per_update = self.agent.batch_size / self.parts.table.samples_per_insert
+        else:
+            self.steps_per_update = self.agent.batch_size * run.config.unroll_length
         self.state = self.parts.init()
         self.params = jax.device_put(self.agent.policy(self.state), self.parts.device)
         self.key = jax.random.key(0)
@@ -109,46 +116,59 @@ class Bench:
             thread.join()
         return sum(results)
 
-    def rollout(self, blocks: int) -> list[tuple[Step, Any]]:
-        """Real rows for `blocks` blocks, with the memory before each."""
+    def rollout(self, rows: int) -> list[tuple[Step, Any]]:
+        """Real rows, with the memory before each."""
         environment = self.run.make_environment("bench", 0, self.envs)
         timestep, memory = environment.reset(), self.agent.memory(self.envs, None)
-        rows = []
-        for count in range(blocks * self.run.config.unroll_length + 1):
+        steps = []
+        for count in range(rows):
             action, extras, following = self.parts.act(self.params, self.key, np.uint32(count), timestep, memory)
             action = np.asarray(action)
             successor = environment.step(action)
             step = Step(timestep.observation, action, successor.reward, successor.discount, timestep.first, extras)
-            rows.append((step, memory))
+            steps.append((step, memory))
             timestep, memory = successor, following
         environment.close()
-        return rows
+        return steps
 
-    def write_and_sample(self, blocks: int = 32) -> tuple[float, float]:
-        """CPU microseconds per environment step of each."""
-        parts = self.parts
-        table = dataclasses.replace(parts.table, max_size=blocks * self.envs)  # all fit: nothing waits
-        server = serve([build_table(table, parts.items, self.envs)], None, None)
+    def write_and_sample(self, batches: int = 32) -> tuple[float, float]:
+        """CPU microseconds per environment step of each: once each is written, and once each is sampled."""
+        parts, batch = self.parts, self.agent.batch_size
+        length = 1 if parts.replays else self.run.config.unroll_length
+        rows = self.rollout(batches * max(batch, self.envs) // self.envs * length + 16)
+        # All fit, and nobody waits for anybody.
+        table = dataclasses.replace(parts.table, max_size=len(rows) * self.envs, min_size=1, samples_per_insert=0.0)
+        server = serve([build_table(table, parts.table_items, self.envs)], None, None)
         client = server.localhost_client()
-        rows, writer = self.rollout(blocks), BlockWriter(client, table, parts.items)
+        writer = make_writer(client, table, parts.items, parts.priority)
         start = time.process_time()
         for step, memory in rows:
-            writer.append(step, memory, 0)
+            writer.append(step, memory, 0, self.params)
         wrote = time.process_time()
-        batches = sampler.sample_blocks(client, table, parts.items, self.agent.batch_size)
-        for _ in range(blocks * self.envs // self.agent.batch_size):
-            next(batches)
-        sampled = time.process_time()
-        steps = blocks * self.run.config.unroll_length * self.envs
+        if parts.replays:
+            sampled = iter(sampler.Transitions([client], table, parts.items, batch))
+            next(sampled)  # its threads are started
+            wrote_before, wrote = wrote, time.process_time()
+        else:
+            sampled, wrote_before = sampler.sample_blocks(client, table, parts.items, batch), wrote
+        for _ in range(batches):
+            next(sampled)
+        end = time.process_time()
         writer.close()
         server.stop()
-        return (wrote - start) / steps * 1e6, (sampled - wrote) / steps * 1e6
+        return (wrote_before - start) / (len(rows) * self.envs) * 1e6, (end - wrote) / (batches * batch * length) * 1e6
 
     def sample_in_memory(self) -> Sample:
         """A batch without Reverb."""
-        rows = self.rollout(1)
-        steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
         batch = self.agent.batch_size
+        if isinstance(self.parts.table.window, Transitions):
+            n_step, transitions = NStep(self.parts.table.window), []
+            for step, _ in self.rollout(2 * batch // self.envs + 2 * self.parts.table.window.n):
+                transitions += n_step.append(step)
+            steps = jax.tree.map(lambda *x: np.concatenate(x)[:batch], *transitions)
+            return Sample(steps, (), np.ones(batch, np.float32))
+        rows = self.rollout(self.run.config.unroll_length + 1)
+        steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
         copies = -(-batch // self.envs)
         return Sample(
             jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :batch], steps),
@@ -214,11 +234,11 @@ class Bench:
         updates = learning.run(learner.prefetch(batches, stop.is_set))
         for _ in range(20):  # compiled and in step
             next(updates)
-        first: items.Version = learning.version
+        first = learning.version.learner_steps
         start = time.perf_counter()
         while (elapsed := time.perf_counter() - start) < seconds:
             next(updates)
-        steps = learning.version.env_steps - first.env_steps
+        steps = (learning.version.learner_steps - first) * self.steps_per_update
         stop.set()
         for thread in actors:
             thread.join(30.0)
@@ -233,7 +253,7 @@ def bench() -> int:
     bench, seconds = Bench(run), flags.FLAGS.seconds
     rounds: dict[str, list[float]] = {}
     for _ in range(flags.FLAGS.repeats):
-        for stage in ("environment", "inference", "learner", "plain"):
+        for stage in ("environment", "inference", "learner", *(() if bench.parts.replays else ("plain",))):
             rounds.setdefault(stage, []).append(getattr(bench, stage)(seconds))
         rounds.setdefault("end_to_end", []).append(bench.end_to_end(4 * seconds))
         for name, value in zip(("write", "sample"), bench.write_and_sample(), strict=True):
@@ -244,13 +264,14 @@ def bench() -> int:
         spread = [round(min(rounds[name]), 2), round(max(rounds[name]), 2)]
         print(json.dumps({"stage": name, unit: round(value, 2), "min_max": spread}), flush=True)
     limit = 1 / sum(1 / median[stage] for stage in ("environment", "inference", "learner"))
-    ratios = {
-        "end_to_end_over_limit": median["end_to_end"] / limit,
-        "end_to_end_over_environment": median["end_to_end"] / median["environment"],
-        "end_to_end_over_plain": median["end_to_end"] / median["plain"],
-    }
     print(json.dumps({"stage": "limit", "env_steps_per_second": round(limit, 2)}))
-    print(json.dumps({"env": run.env, "agent": run.agent} | {name: round(value, 3) for name, value in ratios.items()}))
+    over = {"limit": limit} | {stage: median[stage] for stage in ("environment", "learner", "plain") if stage in median}
+    ratios = {f"end_to_end_over_{name}": round(median["end_to_end"] / value, 3) for name, value in over.items()}
+    updates = {
+        f"{stage}_updates_per_second": round(median[stage] / bench.steps_per_update, 1)
+        for stage in ("learner", "end_to_end")
+    }
+    print(json.dumps({"env": run.env, "agent": run.agent} | updates | ratios))
     return 0
 
 
