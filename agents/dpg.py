@@ -1,7 +1,7 @@
 """DPG: the deterministic policy gradient, with a critic that is compatible with a policy linear in fixed features.
 
 Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; sections below are that paper's. `form` chooses
-COPDAC-Q, off-policy by Q-learning (section 4.4), or the on-policy actor-critic by Sarsa (section 4.1).
+COPDAC-Q, off-policy by Q-learning (section 4.3), or the on-policy actor-critic by Sarsa (section 4.1).
 
 Deviations: a step is the mean of a batch's; COPDAC-Q's batches come from a uniform replay, not from the newest step,
 and learn more from each; Sarsa takes a block's rows one after the other, acted by the parameters before the block.
@@ -136,7 +136,7 @@ def critic(weights: Weights, phi: chex.Array, action: chex.Array, squash: bool) 
 def directions(
     weights: Weights, phi: chex.Array, action: chex.Array, targets: chex.Array, live: chex.Array, squash: bool
 ) -> tuple[Weights, chex.Array]:
-    """What rows add to the weights but for the step sizes, summed over rows (sections 4.1 and 4.4).
+    """What rows add to the weights but for the step sizes, summed over rows (sections 4.1 and 4.3).
 
     Args:
       weights: theta, w and v before the step.
@@ -232,14 +232,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Weights(theta, w, v), delta
 
     def copdac_q(weights: Weights, hypers: Hypers, steps: Transition):
-        """Section 4.4's box. Q^w(s, mu_theta(s)) is V^v(s)."""
+        """Section 4.3's COPDAC-Q. Q^w(s, mu_theta(s)) is V^v(s)."""
         targets = config.reward_scale * steps.reward + steps.discount * (phi(steps.next_observation) @ weights.v)
         live = jnp.ones_like(targets)
         weights, delta = step(weights, hypers, phi(steps.observation), from_bounds(steps.action), targets, live)
         return weights, delta, live
 
     def sarsa(weights: Weights, hypers: Hypers, steps: Step):
-        """Section 4.1's box, for row after row of a block [T+1, B, ...].
+        """Section 4.1's updates, for row after row of a block [T+1, B, ...].
 
         The row that closes an episode, whose action was thrown away, still tells what action a truncated one would
         have gone on with; itself it is no transition.

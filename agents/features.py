@@ -31,7 +31,7 @@ def scale(observation: chex.Array, low: np.ndarray, high: np.ndarray) -> chex.Ar
 def fourier(size: int, order: int) -> Features:
     """cos(pi c^T x) for every c in {0 .. order}^d (Konidaris et al. 2011, 10.1609/aaai.v25i1.7903).
 
-    The step size of coefficient c is divided by ||c||, but for c = 0 (its section 3.3).
+    The step size of coefficient c is divided by ||c||, but for c = 0 (the paper's scaled step sizes).
     """
     _check_number(f"a Fourier basis of order {order} over {size} observations", (order + 1) ** size)
     c = np.array(list(itertools.product(range(order + 1), repeat=size)), np.float32)  # [n, d]
