@@ -5,8 +5,8 @@ COPDAC-Q, off-policy by Q-learning (section 4.3), or the on-policy actor-critic 
 
 Deviations: a step is the mean of a batch's; COPDAC-Q's batches come from a uniform replay, not from the newest step,
 and learn more from each; Sarsa takes a block's rows one after the other, acted by the parameters before the block.
-Exploration noise may be correlated in time. Actions are scaled so that their bounds are -1 and 1, the policy may be
-squashed by tanh, and what is executed (and learnt from) is clipped to the bounds.
+Exploration noise may be correlated in time. Actions are scaled so that their bounds are -1 and 1; the policy, linear
+in the features, is squashed into them by tanh or clipped to them; so is, clipped, what is executed and learnt from.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class Config:
     order: int = 3  # of the Fourier basis
     tilings: int = 8
     tiles: int = 8  # of one tiling, along each observation
-    squash: bool = True  # mu = tanh(theta^T phi), else theta^T phi
+    squash: bool = True  # mu = tanh(theta^T phi), else theta^T phi clipped to [-1, 1]
 
     alpha_theta: float = 0.01
     alpha_w: float = 0.1
@@ -123,8 +123,10 @@ class State(NamedTuple):
 
 def mu(theta: chex.Array, phi: chex.Array, squash: bool) -> tuple[chex.Array, chex.Array]:
     """The policy's action mu_theta(s) at phi(s) [B, n], and d mu / d (theta^T phi); both [B, A]."""
-    action = phi @ theta
-    return (jnp.tanh(action), 1.0 - jnp.tanh(action) ** 2) if squash else (action, jnp.ones_like(action))
+    linear = phi @ theta
+    if squash:
+        return jnp.tanh(linear), 1.0 - jnp.tanh(linear) ** 2
+    return jnp.clip(linear, -1.0, 1.0), (jnp.abs(linear) < 1.0).astype(jnp.float32)
 
 
 def critic(weights: Weights, phi: chex.Array, action: chex.Array, squash: bool) -> chex.Array:
