@@ -53,6 +53,18 @@ PRESETS = {
             LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
         ),
     ],
+    "apex_dpg": [
+        Preset(
+            "Pendulum-v1",
+            CONTROL_RUN | {"num_actors": 4},
+            SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0},
+        ),
+        Preset(
+            "*",
+            CONTROL_RUN | {"max_env_steps": 1_000_000, "num_actors": 4, "envs_per_actor": 4},
+            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
+        ),
+    ],
     "impala": [
         Preset(
             "CartPole-v1",
