@@ -75,12 +75,21 @@ class Transitions:
             raise ValueError(f"a batch of {batch_size} does not divide over {len(clients)} replay servers")
         self._clients, self._table, self._packing = clients, table, Packing(structure)
         self._share = batch_size // len(clients)
-        self._written, self._counted = self._count(), time.monotonic()
+        self._written, self._counted = [0] * len(clients), time.monotonic()
+        self._count_new()
 
-    def _count(self) -> int:
-        """Items ever written to the tables."""
-        infos = [client.server_info(timeout=60)[self._table.name] for client in self._clients]
-        return sum(info.rate_limiter_info.insert_stats.completed for info in infos)
+    def _count_new(self) -> int:
+        """Items written to the tables since the last call."""
+        new = 0
+        for index, client in enumerate(self._clients):
+            try:
+                info = client.server_info(timeout=60)[self._table.name]
+            except (reverb.errors.ReverbError, RuntimeError):
+                continue  # it is down: the next call counts what it missed
+            written = info.rate_limiter_info.insert_stats.completed
+            new += max(0, written - self._written[index])  # a server that came back counts from its checkpoint
+            self._written[index] = written
+        return new
 
     def _dataset(self, client: reverb.Client) -> Iterator[Any]:
         leaves = self._packing.structure.leaves
@@ -111,7 +120,5 @@ class Transitions:
             sample = Sample(self._packing.unpack(mixed), (), likelihood)
             env_steps = 0
             if time.monotonic() - self._counted > COUNT_SECONDS:
-                written = self._count()
-                # A server that came back from its checkpoint counts from there.
-                env_steps, self._written, self._counted = max(0, written - self._written), written, time.monotonic()
+                env_steps, self._counted = self._count_new(), time.monotonic()
             yield Batch(sample, None, env_steps, env_steps, tuple(np.asarray(part.info.key) for part in parts))
