@@ -51,12 +51,12 @@ class Config:
     squash: bool = True  # mu = tanh(theta^T phi), else theta^T phi clipped to [-1, 1]
 
     alpha_theta: float = 0.01
-    alpha_w: float = 0.1
-    alpha_v: float = 0.1
+    alpha_w: float = 0.2
+    alpha_v: float = 0.2
     natural_gradient: bool = False  # theta follows w itself (section 4.3)
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards
-    sigma: float = 0.3  # the noise's standard deviation, where an action's bounds are -1 and 1
+    sigma: float = 0.6  # the noise's standard deviation, where an action's bounds are -1 and 1
     noise_correlation: float = 0.0  # of the noise from one step to the next; 0: the paper's Gaussian
 
     batch_size: int = 64  # transitions in one update; Sarsa's sequences
