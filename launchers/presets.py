@@ -53,6 +53,25 @@ PRESETS = {
             LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
         ),
     ],
+    "dpg": [
+        Preset(
+            "Pendulum-v1",
+            CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8},
+            {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0)},
+        ),
+        Preset(
+            "MountainCarContinuous-v0",
+            CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8},
+            # The goal is found only by noise that keeps its direction for a while.
+            {
+                "observation_low": (-1.2, -0.07),
+                "observation_high": (0.6, 0.07),
+                "sigma": 1.0,
+                "noise_correlation": 0.95,
+            },
+        ),
+        Preset("*", CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8}, {}),
+    ],
     "apex_dpg": [
         Preset(
             "Pendulum-v1",
