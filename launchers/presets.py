@@ -19,7 +19,6 @@ SMALL = {"torso": "mlp", "frame_stack": 1}
 SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
 
 CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
-
 SMALL_CONTROL = {
     "hidden_sizes": (128, 128),
     "batch_size": 128,
@@ -33,6 +32,19 @@ LARGE_CONTROL = {
     "critic_learning_rate": 3e-4,
 }
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
+APEX_RUN = {"max_env_steps": 1_000_000, "num_actors": 4, "envs_per_actor": 4}
+
+# Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
+DM_CONTROL = ("Acrobot", "BallInCup", "Cartpole", "Cheetah", "Finger", "Fish", "Hopper", "Humanoid", "Manipulator")
+DM_CONTROL += ("Pendulum", "PointMass", "Reacher", "Swimmer", "Walker")
+
+
+def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
+    """The presets of a distributional critic's agent, CartpoleSwingup's shorter than the others'."""
+    config = config | {"v_min": 0.0, "v_max": 100.0}
+    short = Preset("CartpoleSwingup*-v1", CONTROL_RUN | run | {"max_env_steps": 300_000}, config)
+    return [short, *(Preset(f"{domain}?*-v1", CONTROL_RUN | run, config) for domain in DM_CONTROL)]
+
 
 PRESETS = {
     "ddpg": [
@@ -41,17 +53,8 @@ PRESETS = {
     ],
     "d4pg": [
         Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
-        # dm_control: rewards in [0, 1], so that returns are in [0, 1 / (1 - gamma)].
-        Preset(
-            "CartpoleSwingup*-v1",
-            CONTROL_RUN | {"max_env_steps": 300_000, "envs_per_actor": 4},
-            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
-        ),
-        Preset(
-            "*",
-            CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4},
-            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
-        ),
+        *dm_control({"max_env_steps": 1_000_000, "envs_per_actor": 4}, LARGE_CONTROL | SOFT_TARGETS),
+        Preset("*", CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4}, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "dpg": [
         Preset(
@@ -78,11 +81,8 @@ PRESETS = {
             CONTROL_RUN | {"num_actors": 4},
             SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0},
         ),
-        Preset(
-            "*",
-            CONTROL_RUN | {"max_env_steps": 1_000_000, "num_actors": 4, "envs_per_actor": 4},
-            LARGE_CONTROL | SOFT_TARGETS | {"v_min": 0.0, "v_max": 100.0},
-        ),
+        *dm_control(APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
+        Preset("*", CONTROL_RUN | APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "impala": [
         Preset(

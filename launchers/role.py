@@ -54,12 +54,15 @@ def role() -> int:
         ports.check_port(values.port)
         if values.task >= run.num_replay_servers:
             raise UsageError(f"--task={values.task}: the run has {run.num_replay_servers} replay servers, from 0")
+        run.check_memory(1)
     stop = stop_on_signals()
     if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if values.num_learners > 1 and values.role == "learner":
         jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
     parts = roles.Parts(run, logdir)
+    if parts.replays and values.num_learners > 1:
+        raise UsageError(f"--num_learners={values.num_learners}: an agent with a replay has one learner host")
     loops = _replay(parts, values.task, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
     return _finish(loops, stop)
 

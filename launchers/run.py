@@ -79,7 +79,7 @@ class Run:
         if table.kind == "queue":
             self._check_queue(agent)
         else:
-            self._check_replay(agent, table, spec)
+            self._check_replay(agent, table)
         return agent
 
     def _check_queue(self, agent: Agent) -> None:
@@ -95,7 +95,7 @@ class Run:
                     f"--{name}={getattr(self, name)}: {self.agent} has a queue, not a replay; leave it at 1"
                 )
 
-    def _check_replay(self, agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> None:
+    def _check_replay(self, agent: Agent, table: TableSpec) -> None:
         batch = agent.batch_size * self.updates_per_dispatch
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
@@ -107,12 +107,10 @@ class Run:
         ):
             if size > share:
                 raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
-        size = min(table.max_size, self.max_env_steps) * (_transition_bytes(spec) + ITEM_BYTES)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if size > memory:
+        if self.num_actors < self.num_replay_servers:
             raise UsageError(
-                f"a replay of {table.max_size:,} transitions takes about {size / 1e9:.1f} GB and this machine has "
-                f"{memory / 1e9:.1f} GB: give a smaller --config.replay_size"
+                f"--num_replay_servers={self.num_replay_servers} is more than --num_actors={self.num_actors}: an actor "
+                "writes to one server, and the learner would wait for those without"
             )
 
     def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
@@ -131,6 +129,21 @@ class Run:
     def check_fit(self) -> None:
         """Raises UsageError if there is no such environment, or if the agent does not fit it."""
         self.make_agent(self.spec())
+
+    def check_memory(self, servers: int) -> None:
+        """Raises UsageError if this machine has no room for the replay of `servers` of the run's replay servers."""
+        spec = self.spec()
+        (table,) = self.make_agent(spec).tables
+        if table.kind == "queue":
+            return
+        items = min(table.max_size, self.max_env_steps) * servers // self.num_replay_servers
+        size = items * (_transition_bytes(spec) + ITEM_BYTES)
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > memory:
+            raise UsageError(
+                f"a replay of {items:,} transitions takes about {size / 1e9:.1f} GB and this machine has "
+                f"{memory / 1e9:.1f} GB: give a smaller --config.replay_size"
+            )
 
     def seed_of(self, role: str, task: int = 0) -> int:
         """A seed for one role's task, a non-negative int32 unlike any other's."""

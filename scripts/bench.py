@@ -33,7 +33,7 @@ from absl import flags as absl_flags
 from agents.agent import DiscreteActions, Sample, Step, TimeStep, Transitions
 from launchers import flags, roles
 from launchers import run as runs
-from launchers.run import Run
+from launchers.run import Run, UsageError
 from replay import sampler
 from replay.server import build_table, serve
 from replay.transitions import NStep
@@ -62,6 +62,8 @@ class Bench:
         self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
         self.agent, self.envs = self.parts.agent, run.envs_per_actor
         if self.parts.replays:
+            if not self.parts.table.samples_per_insert:
+                raise UsageError("bench.py needs --config.samples_per_insert above 0")
             self.steps_per_update = self.agent.batch_size / self.parts.table.samples_per_insert
         else:
             self.steps_per_update = self.agent.batch_size * run.config.unroll_length
