@@ -203,7 +203,7 @@ class FullQueue:
         row = 0
         while not self.stop.is_set():
             numbered = step._replace(reward=np.full(1, row, np.float32))
-            self.sent += self.writer.append(numbered, RowMemory(np.zeros(1, np.int32)), row, self._stopped)
+            self.sent += self.writer.append(numbered, RowMemory(np.zeros(1, np.int32)), row, None, self._stopped)
             row += 1
 
     def _stopped(self) -> bool:

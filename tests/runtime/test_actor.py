@@ -50,8 +50,8 @@ class Recorded:
         return Version(self.version, 0), np.array(self.version)
 
     # The writer
-    def append(self, step, memory, learner_steps, stopped):
-        self.calls.append(("append", int(step.action[0]), int(memory[0]), learner_steps))
+    def append(self, step, memory, learner_steps, params, stopped):
+        self.calls.append(("append", int(step.action[0]), int(memory[0]), learner_steps, int(params)))
         self.appended.append(step)
         self._row += 1
         return self._row % self.item_every == 0
@@ -67,7 +67,7 @@ def test_the_order_is_pull_then_act_step_append_until_an_item_was_sent():
     metrics = [next(loop), next(loop)]
 
     def row(count, version):
-        return [("act", version, count, count), ("step", count), ("append", count, count, version)]
+        return [("act", version, count, count), ("step", count), ("append", count, count, version, version)]
 
     assert fakes.calls[:2] in ([("reset",), ("memory", 1)], [("memory", 1), ("reset",)])
     assert fakes.calls[2:] == [
@@ -143,7 +143,7 @@ class Rows:
     def __init__(self):
         self.steps = []
 
-    def append(self, step, memory, learner_steps, stopped):
+    def append(self, step, memory, learner_steps, params, stopped):
         self.steps.append(jax.tree.map(np.array, step))
         return len(self.steps) % 4 == 0
 
