@@ -96,6 +96,11 @@ class Run:
                 )
 
     def _check_replay(self, agent: Agent, table: TableSpec) -> None:
+        if self.placement == "serial":
+            raise UsageError(
+                f"--placement=serial repeats a run to the bit, which {self.agent}'s replay cannot: Reverb's random "
+                "sampling has no seed; use --placement=threads"
+            )
         batch = agent.batch_size * self.updates_per_dispatch
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")

@@ -5,7 +5,7 @@ import itertools
 import pathlib
 
 from launchers import roles
-from launchers.run import Run, UsageError
+from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
 from runtime import devices, metrics
@@ -16,11 +16,6 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal: each actor writes a block in its turn, each batch is learnt at once."""
     stop = stop_on_signals()
     parts = roles.Parts(run, logdir)
-    if parts.replays:
-        raise UsageError(
-            f"--placement=serial repeats a run to the bit, which {run.agent}'s replay cannot: Reverb's random sampling "
-            "has no seed; use --placement=threads"
-        )
     server = parts.serve(0, port)
     clients = [server.localhost_client()]
     variables = parts.variables(clients[0])

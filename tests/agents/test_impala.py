@@ -192,7 +192,8 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_, rew
     rng = np.random.default_rng(0)
     first = np.zeros((T + 1, B), bool)
     first[[0, 4, 2, 6], [0, 0, 1, 1]] = True
-    sample = Sample(random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A), agent.memory(B, None))
+    steps = random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A)
+    sample = Sample(steps, agent.memory(B, None))
     # The hypers are the state's, not the config's.
     hypers = impala.Hypers(jnp.float32(STEP), jnp.float32(0.9), jnp.float32(0.3), jnp.float32(0.2))
     state = agent.init(jax.random.key(1))
@@ -335,9 +336,8 @@ def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
     rng = np.random.default_rng(3)
     first = np.zeros((ROWS, B), bool)
     first[[3, 7, 5], [0, 0, 1]] = True
-    observation = np.zeros(
-        (ROWS, B, 1, ROWS * B), agent.memory(1, None).frames.dtype if agent.memory(1, None).frames is not None else np.float32
-    )
+    frames = agent.memory(1, None).frames
+    observation = np.zeros((ROWS, B, 1, ROWS * B), np.float32 if frames is None else frames.dtype)
     for t in range(ROWS):
         for b in range(B):
             observation[t, b, 0, t * B + b] = 1
@@ -490,9 +490,10 @@ def test_actions_follow_the_policy():
     probabilities = softmax(logits)
     assert probabilities.max() < 0.95 and np.ptp(probabilities) > 0.2, "neither certain nor uniform"
     np.testing.assert_allclose(np.bincount(action, minlength=3) / num_envs, probabilities, atol=0.03)
-    assert (act(params, jax.random.key(1), timestep, agent.memory(num_envs, None))[0] != action).any(), "the key decides"
+    memory = agent.memory(num_envs, None)
+    assert (act(params, jax.random.key(1), timestep, memory)[0] != action).any(), "the key decides"
 
-    greedy, extras, _ = jax.jit(agent.act_greedily)(params, jax.random.key(0), timestep, agent.memory(num_envs, None))
+    greedy, extras, _ = jax.jit(agent.act_greedily)(params, jax.random.key(0), timestep, memory)
     assert (greedy == logits.argmax()).all() and greedy.dtype == jnp.int32
 
 

@@ -20,6 +20,19 @@ TINY = (
     "--config.unroll_length=5",
 )
 
+# The same with a replay: two servers, priorities.
+TINY_REPLAY = (
+    "--agent=ddpg",
+    "--env=Pendulum-v1",
+    "--num_actors=2",
+    "--num_replay_servers=2",
+    "--config.replay=prioritized",
+    "--config.hidden_sizes=8",
+    "--config.batch_size=8",
+    "--config.samples_per_insert=8",
+    "--config.min_replay_size=200",
+)
+
 
 def command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"launchers.{module}", *arguments]

@@ -8,6 +8,8 @@ import pytest
 
 from tests.launchers import command_line
 
+DDPG = ("--agent=ddpg", "--env=Pendulum-v1")
+
 # name -> (launcher, arguments, what the line must contain)
 MISTAKES = {
     "agent": ("train", ["--agent=impalla"], ["impalla", "did you mean impala"]),
@@ -17,12 +19,28 @@ MISTAKES = {
     "field": ("train", ["--config.lerning_rate=1e-3"], ["lerning_rate", "learning_rate"]),
     "field's type": ("train", ["--config.learning_rate=fast"], ["learning_rate", "fast"]),
     "field's range": ("train", ["--config.discount=1.5"], ["discount", "1.5"]),
-    "field's choice": ("train", ["--config.torso=transformer"], ["torso", "mlp, nature, residual"]),
+    "field's choice": ("train", ["--config.torso=transformer"], ["torso", "mlp, shallow, nature, residual"]),
     "flag's type": ("train", ["--num_actors=two"], ["num_actors", "two"]),
     "flag's range": ("train", ["--num_actors=0"], ["num_actors"]),
     "placement": ("train", ["--placement=cloud"], ["placement", "threads, processes, serial"]),
     "batch": ("train", ["--config.batch_size=33"], ["batch_size=33", "envs_per_actor"]),
     "continuous environment": ("train", ["--env=Pendulum-v1"], ["discrete", "continuous"]),
+    "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
+    "batch larger than the replay": (
+        "train",
+        [*DDPG, "--config.replay_size=100", "--config.min_replay_size=10", "--config.batch_size=101"],
+        ["batch, 101", "100"],
+    ),
+    "n-step window larger than the replay": (
+        "train",
+        [*DDPG, "--config.replay_size=9", "--config.min_replay_size=9", "--config.batch_size=9", "--config.n_step=10"],
+        ["n-step window, 10"],
+    ),
+    "replay too large": ("train", [*DDPG, f"--config.replay_size={10**10}", f"--max_env_steps={10**10}"], ["GB"]),
+    "support": ("train", ["--agent=d4pg", "--env=Pendulum-v1", "--config.v_min=5"], ["v_min=5", "v_max"]),
+    "replay in series": ("train", [*DDPG, "--placement=serial"], ["serial", "threads"]),
+    "idle replay servers": ("train", [*DDPG, "--num_replay_servers=2"], ["num_replay_servers=2", "num_actors=1"]),
+    "servers of a queue": ("train", ["--num_replay_servers=2"], ["num_replay_servers=2", "queue"]),
     "network": ("train", ["--config.torso=nature"], ["nature", "torso=mlp"]),
     "logdir that cannot be": ("train", ["--logdir=/dev/null/run"], ["/dev/null/run"]),
     "no run to evaluate": ("evaluate", ["--logdir=/nonexistent"], ["/nonexistent"]),
@@ -84,7 +102,7 @@ def test_logdir_of_another_run_and_no_checkpoint_and_not_finite(tmp_path):
     logdir = tmp_path / "run"
     diverging = (*command_line.TINY, "--config.learning_rate=1e30", "--max_env_steps=100000")
     code, output = command_line.run("train", f"--logdir={logdir}", *diverging)
-    expect_one_line(code, output, ["nan", "learning_rate"])
+    expect_one_line(code, output, ["nan", "learning rate"])
     assert not list((logdir / "checkpoints").iterdir()), "a checkpoint of parameters that are not finite"
 
     code, output = command_line.run("train", f"--logdir={logdir}", *command_line.TINY)

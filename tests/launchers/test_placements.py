@@ -96,6 +96,68 @@ def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path)
         training.kill()
 
 
+def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
+    arguments = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--placement=processes", "--checkpoint_seconds=1")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+
+    def learner_steps():
+        row = metrics.latest(tmp_path, "learner")
+        return row["learner_steps"] if row else 0.0
+
+    try:
+        command_line.wait_for(
+            "learning and a checkpoint of both replays",
+            lambda: (
+                training.poll() is not None
+                or (env_steps(tmp_path) > 0 and all(any((tmp_path / f"replay_{k}").glob("20*/DONE")) for k in (0, 1)))
+            ),
+        )
+        assert training.poll() is None, training.communicate()[0]
+        for task in (0, 1):
+            learner, victims = (command_line.processes_of(tmp_path)[role] for role in ("learner", "replay"))
+            os.kill(min(victims), signal.SIGKILL)  # the oldest: first one server, then the other
+            command_line.wait_for(
+                f"another replay server {task}",
+                functools.partial(
+                    lambda old: {*command_line.processes_of(tmp_path).get("replay", [])} - {*old}, victims
+                ),
+            )
+            before = learner_steps()
+            # Both servers give their share of every batch: learning goes on only once both do.
+            command_line.wait_for(
+                f"learning to go on without the first replay server {task}",
+                functools.partial(lambda steps: learner_steps() > steps + 20, before),
+            )
+            assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
+        training.terminate()
+        output, _ = training.communicate(timeout=120)
+        assert training.returncode == 0, output
+        assert not command_line.processes_of(tmp_path)
+    finally:
+        training.kill()
+
+
+def test_a_replay_is_resumed_with_what_it_held(tmp_path):
+    arguments = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
+    training = command_line.start("train", *arguments)
+    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+    training.terminate()
+    output, _ = training.communicate(timeout=100)
+    assert training.returncode == 0, output
+    _, saved = checkpoint(tmp_path)
+    # Far fewer new transitions than the replay's minimum, and yet it learns from the first on.
+    code, output = command_line.run("train", *arguments[:-1], f"--max_env_steps={saved.env_steps + 40}")
+    assert code == 0, output
+    _, resumed = checkpoint(tmp_path)
+    assert resumed.learner_steps > saved.learner_steps
+
+    # One server's share is another table: refused, and the contents are kept.
+    other = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
+    (tmp_path / "config.json").unlink()
+    code, output = command_line.run("train", *other, "--config.n_step=2", "--config.replay_size=5000")
+    assert code == 2 and "replay_0" in output and "Traceback" not in output, output
+
+
 def test_children_end_when_the_launcher_is_killed(tmp_path):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes")
     training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
