@@ -89,7 +89,7 @@ PRESETS = {
             "CartPole-v1",
             # Many environments, one actor: where a step costs microseconds, Python's share of it decides, and a second
             # actor would fight the first for the interpreter.
-            SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 256, "publish_period": 4},
+            SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 128, "publish_period": 4},
             SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
         ),
         Preset(
