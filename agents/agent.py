@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-# The mapped axis over which a learner's devices average; `pmean` below is the only user inside agents/.
+# The mapped axis over which a learner's devices average.
 AXIS = "devices"
 
 Params = Any  # a pytree of arrays: what actors pull
