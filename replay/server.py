@@ -1,6 +1,8 @@
 """The Reverb server: tables from their specs, the variable container's table, checkpoints at a given path."""
 
+import json
 import pathlib
+from typing import Any
 
 import reverb
 
@@ -70,12 +72,52 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
       checkpoint_path: a directory; without it, nothing is saved and nothing found after a restart.
 
     Reverb itself would share a port with another server, and both servers' clients with it, in silence: check first.
+
+    Raises:
+      ValueError: other tables were saved there. Reverb would restore those, in silence.
     """
-    checkpointer = None
-    if checkpoint_path is not None:
-        checkpoint_path.mkdir(parents=True, exist_ok=True)
-        checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(str(checkpoint_path))
+    if checkpoint_path is None:
+        return reverb.Server(tables, port=port or None)
+    checkpoint_path.mkdir(parents=True, exist_ok=True)
+    _check_tables(tables, checkpoint_path)
+    checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(str(checkpoint_path))
     return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
+
+
+def _check_tables(tables: list[reverb.Table], checkpoint_path: pathlib.Path) -> None:
+    """Raises ValueError if other tables were saved in `checkpoint_path`; notes beside it what these are."""
+    note = checkpoint_path.with_name(checkpoint_path.name + ".json")  # inside, Reverb would take it for the newest
+    ours = {table.name: _definition(table.info) for table in tables}
+    if note.exists() and any(checkpoint_path.glob("*/DONE")):
+        theirs = json.loads(note.read_text())
+        different = [
+            f"{name}'s {aspect} is {was}, not {ours.get(name, {}).get(aspect)}"
+            for name, definition in theirs.items()
+            for aspect, was in definition.items()
+            if was != ours.get(name, {}).get(aspect)
+        ]
+        if different:
+            raise ValueError(
+                f"{checkpoint_path} holds a replay saved with other settings ({'; '.join(different)}): "
+                "go back to those, or remove the directory to go on with an empty replay"
+            )
+    temporary = note.with_suffix(".new")
+    temporary.write_text(json.dumps(ours, indent=2) + "\n")
+    temporary.rename(note)
+
+
+def _definition(info: Any) -> dict[str, str]:
+    """All that a table was asked to be, in words that can be compared, from its reverb TableInfo."""
+    limiter = info.rate_limiter_info
+    return {
+        "size": str(info.max_size),
+        "signature": ", ".join(f"{spec.dtype.name}{list(spec.shape)}" for spec in info.signature),
+        "sampler": " ".join(str(info.sampler_options).split()),
+        "remover": " ".join(str(info.remover_options).split()),
+        "number of samples per insert": f"{limiter.samples_per_insert:g}",
+        "minimum size": str(limiter.min_size_to_sample),
+        "rate limiter": f"{limiter.min_diff:g} to {limiter.max_diff:g}",
+    }
 
 
 def save_tables(client: reverb.Client) -> None:

@@ -25,6 +25,11 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
 
 
+def local(x: jax.Array) -> np.ndarray:
+    """This host's devices' parts of a mapped array, on the host: [devices, ...]. Waits for them to be computed."""
+    return np.concatenate([np.asarray(shard.data) for shard in x.addressable_shards])
+
+
 @functools.cache
 def _pmap_send() -> Callable[[Sample], Sample]:
     # On the devices of this process alone, so that hosts need not agree who sends when. Made late: devices are known
@@ -70,7 +75,7 @@ def pmap_update(
 
     def updates(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
         def body(carry, minibatch):
-            state, step, feedback = update(*carry, minibatch)
+            state, step, feedback = update(carry[0], carry[1], minibatch)
             return (state, step), feedback
 
         minibatches = jax.tree.map(lambda x: x.reshape(updates_per_dispatch, -1, *x.shape[1:]), sample)

@@ -101,28 +101,37 @@ class Publisher:
 class PriorityUpdater:
     """Sends items' new priorities to the servers they came from, in a thread of its own."""
 
-    def __init__(self, clients: Sequence[Client], table: str):
-        self._clients, self._table = clients, table
-        # An update's priorities wait here while it is computed; the learner waits only where servers fall far behind.
+    def __init__(self, clients: Sequence[Client], table: str, patience: float = STALL_SECONDS):
+        """`patience`: seconds that the learner waits for servers that fall far behind, before it goes on without."""
+        self._clients, self._table, self._patience = clients, table, patience
+        # An update's priorities wait here while it is computed, and while a server is down.
         self._pending: queue.Queue[tuple[tuple[np.ndarray, ...], Any] | None] = queue.Queue(maxsize=16)
         self._thread = threading.Thread(target=self._run, name="priorities", daemon=True)
         self._thread.start()
 
     def __call__(self, keys: tuple[np.ndarray, ...], priorities: Any) -> None:
         """`keys` of each server, in the order of the batch; `priorities` [devices, B / devices], on the devices."""
-        self._pending.put((keys, priorities))
+        self._put((keys, priorities), self._patience)
+
+    def _put(self, pending: tuple[tuple[np.ndarray, ...], Any] | None, timeout: float) -> None:
+        try:
+            self._pending.put(pending, timeout=timeout)
+        except queue.Full:
+            logging.warning("priorities were lost: no replay server took any for %g s", timeout)
 
     def _run(self) -> None:
         while (pending := self._pending.get()) is not None:
             keys, priorities = pending
-            by_server = np.asarray(priorities).reshape(-1, len(keys)).T
+            by_server = devices.local(priorities).reshape(-1, len(keys)).T
             for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
                 update_priorities(client, self._table, mine, theirs)
 
     def close(self, timeout: float = 30.0) -> None:
-        """Sends what is left and ends the thread."""
-        self._pending.put(None)
+        """Sends what is left and ends the thread; gives up, with a warning, on a server that is down."""
+        self._put(None, timeout)
         self._thread.join(timeout)
+        if self._thread.is_alive():
+            logging.warning("the last priorities were lost: a replay server did not take them within %g s", timeout)
 
 
 class Learner:
