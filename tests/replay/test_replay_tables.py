@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from agents.agent import Step, TableSpec, Transition, Transitions
+from agents.agent import Agent, Feedback, Step, TableSpec, Transition, Transitions, pmean
 from replay import server
 from replay.client import connect
-from replay.items import Packing, Structure
+from replay.items import Packing, Structure, Version
 from replay.priorities import update_priorities
 from replay.sampler import Transitions as Sampler
 from replay.writer import TransitionWriter
+from runtime import learner
 from runtime.learner import PriorityUpdater
 from tests.replay.conftest import ROOT
 from tests.waiting import until, within
@@ -200,6 +201,61 @@ def test_each_servers_items_get_their_own_priorities_and_no_others(serve):
     assert len(set(keys)) == len(keys) and any(int(float(key)) != key for key in keys), "no float holds such a key"
 
 
+def named_agent(batch_size: int) -> Agent:
+    """The new priority of an item is 10 times its server + its index + 1; that of its K-th update adds 100 K."""
+
+    def update(state, key, sample):
+        observation = sample.steps.observation
+        priorities = 100.0 * state + 10.0 * observation[:, 0] + observation[:, 1] + 1
+        return state + 1, Feedback({"likelihood": pmean(sample.likelihood.mean())}, priorities)
+
+    return Agent(None, lambda state: state, None, None, None, update, (SPEC,), batch_size)
+
+
+@pytest.mark.parametrize("updates_per_dispatch", [1, 2])
+def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updates_per_dispatch):
+    """Sampler, prefetch, learner and updater together, on three servers."""
+    clients = three_servers(serve)
+    before = [contents(client, len(priorities)) for client, priorities in zip(clients, THREE, strict=True)]
+    expected = [{name: item.priority for name, item in each.items()} for each in before]
+    batches, size, keys = 3, 6 * updates_per_dispatch, []
+
+    def noted():
+        for number, batch in enumerate(Sampler(clients, SPEC, STRUCTURE, size)):
+            if number == batches:
+                return
+            keys.append(batch.keys)
+            for k, (s, i) in enumerate(batch.sample.steps.observation.astype(int).tolist()):
+                update = number * updates_per_dispatch + k * updates_per_dispatch // size
+                expected[s][s, i] = 100.0 * update + 10.0 * s + i + 1
+            yield batch
+
+    updater, seen = PriorityUpdater(clients, "replay"), []
+
+    def update_priorities(keys, priorities):
+        seen.append(keys)
+        updater(keys, priorities)
+
+    version = Version(0, 0)
+    learning = learner.Learner(
+        named_agent(size),
+        np.float32(0),
+        version,
+        0,
+        lambda version, params: None,
+        update_priorities=update_priorities,
+        updates_per_dispatch=updates_per_dispatch,
+    )
+    within(WAIT, "the learner to learn", list, learning.run(learner.prefetch(noted(), lambda: False)))
+    within(WAIT, "the priorities to be sent", updater.close)
+    assert seen == keys and len(seen) == batches, "each update's keys are its own batch's"
+    assert learning.version.learner_steps == learning.host_state() == batches * updates_per_dispatch
+    after = [contents(client, len(each)) for client, each in zip(clients, before, strict=True)]
+    # Of items that are in a batch twice, the later update's counts.
+    for s in range(3):
+        assert {name: item.priority for name, item in after[s].items()} == pytest.approx(expected[s])
+
+
 def test_removed_items_are_passed_over(serve):
     client = serve(table_of(dataclasses.replace(SPEC, max_size=4)))
     write(client, [1.0, 1.0, 1.0, 1.0])
@@ -285,7 +341,7 @@ class Actor:
         assert not self.thread.is_alive(), f"waited {WAIT} s in vain for append to return"
 
 
-class Learner:
+class Taker:
     """A thread that takes batches until its server ends, and counts them."""
 
     def __init__(self, client, spec: TableSpec = LIMITED, batch_size: int = 8):
@@ -313,10 +369,10 @@ def test_an_actor_alone_stops_at_the_error_buffer_and_goes_on_once_its_items_are
     actor = Actor(client)
     until(actor.waits, WAIT, "the actor waits")
     assert counts(client) == (MOST_INSERTS, 0)
-    learner = Learner(client)
+    taker = Taker(client)
     until(lambda: counts(client)[0] > 3 * MOST_INSERTS, WAIT, "the actor goes on")
     actor.end()
-    learner.stop.set()
+    taker.stop.set()
 
 
 def test_a_learner_waits_for_the_minimum_size_and_stops_at_the_error_buffer(serve):
@@ -324,17 +380,17 @@ def test_a_learner_waits_for_the_minimum_size_and_stops_at_the_error_buffer(serv
     client = serve(table)
     write(client, [1.0] * (LIMITED.min_size - 1))
     assert not table.can_sample(1)
-    learner = Learner(client, batch_size=1)
+    taker = Taker(client, batch_size=1)
     write(client, [1.0], first=9)
     until(lambda: counts(client)[1] == BUFFER, WAIT, "the learner takes what it may")
     write(client, [1.0], first=10)
     until(lambda: counts(client)[1] == BUFFER + 4, WAIT, "and four more for another item")
-    learner.stop.set()
+    taker.stop.set()
 
 
 def test_together_they_keep_to_the_ratio_and_both_go_on(serve):
     client = serve(table_of(LIMITED))
-    actor, learner = Actor(client), Learner(client)
+    actor, taker = Actor(client), Taker(client)
     seen = 0
 
     def far():
@@ -348,7 +404,7 @@ def test_together_they_keep_to_the_ratio_and_both_go_on(serve):
     assert seen > 3
     assert size(client) == SPEC.max_size, "those that are removed count as inserted"
     actor.end()
-    learner.stop.set()
+    taker.stop.set()
 
 
 DYING_ACTOR = """
@@ -368,13 +424,13 @@ def test_an_actor_that_is_killed_while_it_waits_holds_nobody_up(serve):
             until(lambda: counts(client)[0] == MOST_INSERTS, WAIT, "an actor of another process fills the table")
         finally:
             process.send_signal(signal.SIGKILL)
-    actor, learner = Actor(client), Learner(client)
+    actor, taker = Actor(client), Taker(client)
     until(lambda: counts(client)[0] > 5 * MOST_INSERTS, WAIT, "another actor goes on")
-    taken = learner.taken
-    until(lambda: learner.taken > taken + 10, WAIT, "the learner goes on")
+    taken = taker.taken
+    until(lambda: taker.taken > taken + 10, WAIT, "the learner goes on")
     assert within_buffer(client)
     actor.end()
-    learner.stop.set()
+    taker.stop.set()
 
 
 def test_an_actor_whose_writer_is_dropped_holds_nobody_up(serve):
@@ -383,11 +439,11 @@ def test_an_actor_whose_writer_is_dropped_holds_nobody_up(serve):
     until(first.waits, WAIT, "the actor waits")
     first.end()
     del first.writer
-    actor, learner = Actor(client), Learner(client)
+    actor, taker = Actor(client), Taker(client)
     until(lambda: counts(client)[0] > 5 * MOST_INSERTS, WAIT, "another actor goes on")
-    assert learner.taken > 0 and within_buffer(client)
+    assert taker.taken > 0 and within_buffer(client)
     actor.end()
-    learner.stop.set()
+    taker.stop.set()
 
 
 # Restarts -------------------------------------------------------------------------------------------------------------
@@ -447,11 +503,11 @@ def test_a_restart_keeps_to_the_ratio_of_before(restart):
     actor = Actor(client, LIMITED)
     until(actor.waits, WAIT, "the actor waits")
     assert counts(client)[0] == MOST_INSERTS == size(client), "no more than before the restart"
-    learner = Learner(client)
+    taker = Taker(client)
     until(lambda: counts(client)[0] > 5 * MOST_INSERTS, WAIT, "both go on")
     assert within_buffer(client)
     actor.end()
-    learner.stop.set()
+    taker.stop.set()
 
 
 OTHERS = {
@@ -545,8 +601,8 @@ def test_a_server_that_is_killed_holds_up_no_more_than_samples_and_all_goes_on_w
     write(client, [1.0, 2.0])
     key = (np.array([contents(client, 2)[0, 1].key], np.uint64),)
     server.save_tables(client)
-    learner = Learner(client, SPEC)
-    until(lambda: learner.taken > 5, WAIT, "the learner samples")
+    taker = Taker(client, SPEC)
+    until(lambda: taker.taken > 5, WAIT, "the learner samples")
     killed.kill()
     updater = PriorityUpdater([client], "replay", patience=0.1)
     for priority in range(3, 30):
@@ -557,8 +613,8 @@ def test_a_server_that_is_killed_holds_up_no_more_than_samples_and_all_goes_on_w
     killed.start()
     # 16 waited, after one that was under way.
     until(lambda: contents(client, 2)[0, 1].priority >= 18, WAIT, "the priorities that waited arrive")
-    taken = learner.taken
-    until(lambda: learner.taken > taken + 100, WAIT, "the learner samples again")
+    taken = taker.taken
+    until(lambda: taker.taken > taken + 100, WAIT, "the learner samples again")
     write(client, [1.0], first=2)
     assert size(client) == 3
-    learner.stop.set()
+    taker.stop.set()

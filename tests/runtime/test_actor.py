@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agents import impala
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Transition
 from environments.counting import CountingEnvironment
 from replay.items import Version
 from runtime import actor
@@ -195,3 +195,24 @@ def test_an_actors_key_decides_its_actions(recurrent):
     assert (steps.action != other.action).any()
     assert len(np.unique(steps.action)) == 3
     assert (steps.action[1:] != steps.action[:-1]).any(), "each step has a key of its own"
+
+
+def test_priorities_are_traced_once_however_many_transitions_there_are():
+    traces = []
+
+    def priority(params, transition):
+        traces.append(transition.reward.shape)
+        return params["scale"] * transition.reward + transition.observation[:, 1].astype(np.float32)
+
+    compiled = actor.compile_priority(priority, 5, jax.devices()[0])
+    for size in (5, 1, 3, 2, 4, 5):
+        rewards = np.arange(size, dtype=np.float32) + 10 * size
+        frames = np.arange(2 * size, dtype=np.uint8).reshape(size, 2)
+        found = compiled({"scale": np.float32(size)}, Transition(frames, rewards, rewards, rewards, frames))
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, size * rewards + frames[:, 1])
+    assert traces == [(5,)]
+
+
+def test_an_agent_without_priorities_has_none_to_compile():
+    assert actor.compile_priority(None, 5, jax.devices()[0]) is None

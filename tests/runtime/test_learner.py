@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, Feedback, Sample, Step
+from agents.agent import Agent, Feedback, Sample, Step, Transition
 from replay.items import Version
 from replay.sampler import Batch
 from runtime import devices, learner
@@ -83,6 +83,34 @@ def test_publish_period_counts_updates():
     assert calls == [("publish", Version(n, 10 * n), n) for n in (0, 3, 6)]
     the_learner.publish()
     assert calls[-1] == ("publish", Version(7, 70), 7), "whatever the period, where asked"
+
+
+def transitions(count: int) -> Batch:
+    """A batch of transitions whose rewards are 1, 2, ..."""
+    rewards = 1 + np.arange(count, dtype=np.float32)
+    sample = Sample(Transition(*[rewards] * 5), (), np.ones(count, np.float32))
+    return Batch(devices.shard(sample), None, 10, rows=10)
+
+
+def test_several_updates_at_once_count_as_many_and_publish_where_the_period_was_passed():
+    calls = Calls()
+    the_learner = calls.learner(publish_period=4, updates_per_dispatch=3)
+    versions = []
+    for feedback, host in the_learner.run(iter([transitions(6)] * 6)):
+        versions.append(the_learner.version)
+        assert float(feedback.metrics["reward"][0]) == 5 + 6, "the last update's"
+        assert "lag" not in host
+    assert versions == [Version(3 * n, 10 * n) for n in range(1, 7)]
+    # Multiples of 4 are passed on the way to 6, 9, 12 and 18; none between 12 and 15.
+    assert calls == [("publish", Version(n, 10 * n // 3), n) for n in (0, 6, 9, 12, 18)]
+    assert the_learner.host_state() == (18, 6 * 21.0), "each part was learned from once"
+
+
+def test_several_updates_at_once_have_the_keys_of_as_many():
+    singles = Calls().learner(start=5, seed=1)
+    numbers = [float(f.metrics["random"][0]) for f, _ in singles.run(iter([transitions(2)] * 6))]
+    at_once = Calls().learner(start=5, seed=1, updates_per_dispatch=3)
+    assert [float(f.metrics["random"][0]) for f, _ in at_once.run(iter([transitions(6)] * 2))] == numbers[2::3]
 
 
 def test_a_resumed_learner_publishes_and_counts_on():

@@ -1,0 +1,98 @@
+"""K updates in one dispatch against K dispatches of one, on the devices that this process has; as a program, it prints
+what it found as JSON."""
+
+import json
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents import ddpg
+from agents.agent import Agent, BoundedActions, EnvironmentSpec, Feedback, Sample, Transition, pmean
+from runtime import devices
+
+K, BATCH = 3, 8  # updates, transitions in each
+
+
+class State(NamedTuple):
+    total: Any
+    step: Any
+
+
+def ordered_agent() -> Agent:
+    """Its state depends on the order of the updates and on their keys; a priority is the reward's and the update's."""
+
+    def update(state, key, sample):
+        random = jax.random.uniform(key)
+        total = 0.5 * state.total + pmean(sample.steps.reward.mean() + random)
+        metrics = {"random": random, "total": total}
+        return State(total, state.step + 1), Feedback(metrics, sample.steps.reward + 1000.0 * state.step)
+
+    return Agent(lambda key: State(jnp.float32(0), jnp.int32(0)), lambda s: s, None, None, None, update, (), BATCH)
+
+
+def ddpg_agent() -> Agent:
+    config = ddpg.Config(
+        hidden_sizes=(8,),
+        batch_size=BATCH,
+        replay="prioritized",
+        normalize_observations=True,
+        importance_steps=10,
+        policy_learning_rate=0.1,
+        critic_learning_rate=0.1,
+    )
+    bound = np.ones(2, np.float32)
+    return ddpg.make(config, EnvironmentSpec((3,), np.dtype(np.float32), BoundedActions(-bound, bound)))
+
+
+def transitions(rng: np.random.Generator, size: int) -> Sample:
+    def normal(*shape):
+        return rng.normal(size=(size, *shape)).astype(np.float32)
+
+    steps = Transition(normal(3), np.tanh(normal(2)), normal(), np.full(size, 0.9, np.float32), normal(3))
+    return Sample(steps, (), rng.uniform(0.5, 2.0, size).astype(np.float32))
+
+
+def compare(agent: Agent, dispatches: int = 2) -> dict[str, Any]:
+    """Both ways from the same state on the same data."""
+    num_devices = jax.local_device_count()
+    rng = np.random.default_rng(0)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    runs = [[devices.replicate(state), devices.replicate(np.uint32(7))] for _ in range(2)]
+    at_once, one_by_one = devices.pmap_update(agent, 1, K), devices.pmap_update(agent, 1)
+    report: dict[str, Any] = {"devices": num_devices, "steps": [], "states": 0.0, "priorities": 0.0, "metrics": 0.0}
+    largest = 0.0
+    for _ in range(dispatches):
+        sample = transitions(rng, K * BATCH)
+        *runs[0], feedback = at_once(*runs[0], devices.shard(sample))
+        # Of each device's part the first of K pieces are the first minibatch, and so on.
+        rows = np.arange(K * BATCH).reshape(num_devices, K, -1)
+        priorities = np.full(K * BATCH, np.nan)
+        for k in range(K):
+            minibatch = jax.tree.map(lambda x, rows=rows[:, k].reshape(-1): x[rows], sample)
+            *runs[1], single = one_by_one(*runs[1], devices.shard(minibatch))
+            priorities[rows[:, k].reshape(-1)] = devices.local(single.priorities).reshape(-1)
+        largest = max(largest, np.abs(priorities).max())
+        report["steps"].append([devices.local(step).tolist() for _, step in runs])
+        for name, pairs in {
+            "states": zip(jax.tree.leaves(runs[0][0]), jax.tree.leaves(runs[1][0]), strict=True),
+            "priorities": [(devices.local(feedback.priorities).reshape(-1), priorities)],
+            "metrics": [(feedback.metrics[name], value) for name, value in single.metrics.items()],
+        }.items():
+            worst = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
+            report[name] = max(report[name], worst)
+        report["shapes"] = [list(feedback.priorities.shape), len(feedback.metrics), len(single.metrics)]
+    end = devices.unreplicate(runs[0][0])
+    before, after = (getattr(each, "params", each) for each in (state, end))
+    both = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
+    moved = max(float(np.abs(a - np.asarray(b)).max()) for a, b in both)
+    return report | {"updates": int(end.step), "moved": moved, "largest priority": float(largest)}
+
+
+def main() -> dict[str, Any]:
+    return {"ordered": compare(ordered_agent()), "ddpg": compare(ddpg_agent())}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
