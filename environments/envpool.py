@@ -73,11 +73,9 @@ class EnvPoolEnvironment(Environment):
     def _receive(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         state = dict(zip(self._pool._state_keys, self._pool._recv(), strict=True))
         if self._dict:
-            observation = {key: value for key, value in state.items() if key.startswith("obs")}
-            return flatten_observation(observation, self.num_envs), state
-        observation = state["obs"]
-        if self._squeeze:
-            observation = observation[:, 0]
+            parts = {key: value for key, value in state.items() if key.startswith("obs")}
+            return flatten_observation(parts, self.num_envs), state
+        observation = state["obs"][:, 0] if self._squeeze else state["obs"]
         return observation.astype(self._dtype, copy=False), state
 
     def _reset(self) -> np.ndarray:

@@ -35,8 +35,10 @@ SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
 APEX_RUN = {"max_env_steps": 1_000_000, "num_actors": 4, "envs_per_actor": 4}
 
 # Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
-DM_CONTROL = ("Acrobot", "BallInCup", "Cartpole", "Cheetah", "Finger", "Fish", "Hopper", "Humanoid", "Manipulator")
-DM_CONTROL += ("Pendulum", "PointMass", "Reacher", "Swimmer", "Walker")
+DM_CONTROL = (
+    *("Acrobot", "BallInCup", "Cartpole", "Cheetah", "Finger", "Fish", "Hopper", "Humanoid", "Manipulator"),
+    *("Pendulum", "PointMass", "Reacher", "Swimmer", "Walker"),
+)
 
 
 def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:

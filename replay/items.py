@@ -70,8 +70,9 @@ def block_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Struc
     """The structure of the Blocks that one actor of `num_envs` environments writes for the agent's queue."""
     (table,) = agent.tables
     assert isinstance(table.window, Window)
+    length = table.window.length
     step, memory, _ = step_structs(agent, spec, num_envs)
-    steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((table.window.length, *x.shape), x.dtype), step)
+    steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), step)
     return Structure(Block(steps, memory, np.int64(0)))
 
 

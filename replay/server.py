@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import reverb
+from absl import logging
 
 from agents.agent import TableSpec
 from replay.items import Structure
@@ -121,5 +122,9 @@ def _definition(info: Any) -> dict[str, str]:
 
 
 def save_tables(client: reverb.Client) -> None:
-    """Has a server save its tables to its checkpoint path; returns when they are on disk."""
-    client.checkpoint()
+    """Has a server save its tables to its checkpoint path; returns when they are on disk. A server that cannot, for it
+    is down or its disk is full, keeps the checkpoint it has, with a warning: a run outlives that."""
+    try:
+        client.checkpoint()
+    except (reverb.errors.ReverbError, RuntimeError) as error:
+        logging.warning("the replay server %s did not save its tables: %s", client.server_address, error)

@@ -217,6 +217,6 @@ def read_metrics(feedback: Feedback) -> dict[str, float]:
     if bad:
         raise NotFinite(
             f"{', '.join(bad)} became {metrics[bad[0]]}; the last good checkpoint is kept: "
-            "try a smaller --config.learning_rate or --config.max_gradient_norm"
+            "try a smaller learning rate (a field of --config)"
         )
     return metrics
