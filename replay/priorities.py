@@ -7,9 +7,13 @@ from absl import logging
 
 def update_priorities(client: reverb.Client, table: str, keys: np.ndarray, priorities: np.ndarray) -> None:
     """Gives the items `keys`, uint64 [B], of one server new `priorities`, float [B]; those that were removed since are
-    passed over. Waits while the server is down. What it misses by an error is lost, with a warning, as are priorities
-    that are no numbers: the items are sampled by their old ones."""
+    passed over. Waits while the server is down. Priorities that are not finite, and what the server misses by an error,
+    are lost, with a warning: the items are sampled by their old ones."""
+    finite = np.isfinite(priorities)  # Reverb would keep a NaN, and save it, before it complains
+    if not finite.all():
+        logging.log_every_n_seconds(logging.WARNING, "%d priorities were not finite", 60, np.sum(~finite))
+        keys, priorities = keys[finite], priorities[finite]
     try:
         client.mutate_priorities(table, updates=dict(zip(keys.tolist(), priorities.tolist(), strict=True)))
-    except (reverb.errors.ReverbError, RuntimeError, ValueError) as error:
+    except (reverb.errors.ReverbError, RuntimeError) as error:
         logging.log_every_n_seconds(logging.WARNING, "priorities were lost: %s", 60, error)

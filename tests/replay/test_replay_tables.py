@@ -276,19 +276,19 @@ def test_a_full_table_forgets_the_oldest(serve, kind, num_servers):
     assert sorted(name[1] for name in contents(client, share)) == list(range(13 - share, 13))
 
 
-def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_next_are_not(serve, caplog):
+def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_are_not(serve, caplog):
     """NaN is what a diverged update gives: the learner is to find out by itself, not to hang."""
     client = serve(table_of(SPEC))
-    write(client, [1.0, 2.0])
-    items = contents(client, 2)
-    key = (np.array([items[0, 1].key], np.uint64),)
+    write(client, [1.0, 2.0, 3.0])
+    items = contents(client, 3)
+    keys = (np.array([items[0, i].key for i in range(3)], np.uint64),)
     updater = PriorityUpdater([client], "replay")
-    updater(key, jnp.full((1, 1), jnp.nan))
-    updater(key, jnp.full((1, 1), 7.0))
+    updater(keys, jnp.array([[jnp.nan, 5.0, jnp.inf]]))
     within(WAIT, "the priorities to be sent", updater.close)
-    assert contents(client, 2)[0, 1].priority == 7.0
-    assert "priorities were lost: Priority must not be NaN" in caplog.text
-    update_priorities(client, "no such table", *key, np.ones(1))  # an error of the server's
+    assert {name[1]: item.priority for name, item in contents(client, 3).items()} == {0: 1.0, 1: 5.0, 2: 3.0}
+    assert "2 priorities were not finite" in caplog.text
+    update_priorities(client, "no such table", *keys, np.ones(3))
+    assert "priorities were lost: Priority table no such table was not found" in caplog.text
 
 
 # Who waits ------------------------------------------------------------------------------------------------------------

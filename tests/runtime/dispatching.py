@@ -70,9 +70,10 @@ def compare(agent: Agent, dispatches: int = 2) -> dict[str, Any]:
         rows = np.arange(K * BATCH).reshape(num_devices, K, -1)
         priorities = np.full(K * BATCH, np.nan)
         for k in range(K):
-            minibatch = jax.tree.map(lambda x, rows=rows[:, k].reshape(-1): x[rows], sample)
+            chosen = rows[:, k].reshape(-1)
+            minibatch = jax.tree.map(lambda x, chosen=chosen: x[chosen], sample)
             *runs[1], single = one_by_one(*runs[1], devices.shard(minibatch))
-            priorities[rows[:, k].reshape(-1)] = devices.local(single.priorities).reshape(-1)
+            priorities[chosen] = devices.local(single.priorities).reshape(-1)
         largest = max(largest, np.abs(priorities).max())
         report["steps"].append([devices.local(step).tolist() for _, step in runs])
         for name, pairs in {
