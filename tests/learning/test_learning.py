@@ -22,3 +22,9 @@ def test_impala_learns_cartpole(tmp_path):
 @pytest.mark.learn
 def test_impala_learns_catch(tmp_path):
     assert evaluation(tmp_path, "--agent=impala", "--env=Catch-v0") >= 0.95
+
+
+@pytest.mark.learn
+def test_d4pg_learns_pendulum(tmp_path):
+    arguments = ("--agent=d4pg", "--env=Pendulum-v1", "--config.replay=prioritized", "--max_env_steps=10000")
+    assert evaluation(tmp_path, *arguments) >= -250
