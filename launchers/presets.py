@@ -32,7 +32,10 @@ LARGE_CONTROL = {
     "critic_learning_rate": 3e-4,
 }
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
-APEX_RUN = {"max_env_steps": 1_000_000, "num_actors": 4, "envs_per_actor": 4}
+# To publish more often than actors pull is of no use.
+DPG_RUN = CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8, "publish_period": 16}
+LARGE_RUN = CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4, "publish_period": 16}
+APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
 # Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
 DM_CONTROL = (
@@ -44,29 +47,29 @@ DM_CONTROL = (
 def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
     """The presets of a distributional critic's agent, CartpoleSwingup's shorter than the others'."""
     config = config | {"v_min": 0.0, "v_max": 100.0}
-    short = Preset("CartpoleSwingup*-v1", CONTROL_RUN | run | {"max_env_steps": 300_000}, config)
-    return [short, *(Preset(f"{domain}?*-v1", CONTROL_RUN | run, config) for domain in DM_CONTROL)]
+    short = Preset("CartpoleSwingup*-v1", run | {"max_env_steps": 300_000}, config)
+    return [short, *(Preset(f"{domain}?*-v1", run, config) for domain in DM_CONTROL)]
 
 
 PRESETS = {
     "ddpg": [
         Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL),
-        Preset("*", CONTROL_RUN | {"max_env_steps": 1_000_000}, LARGE_CONTROL | {"noise_scale": 0.2}),
+        Preset("*", LARGE_RUN, LARGE_CONTROL | {"noise_scale": 0.2}),
     ],
     "d4pg": [
         Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
-        *dm_control({"max_env_steps": 1_000_000, "envs_per_actor": 4}, LARGE_CONTROL | SOFT_TARGETS),
-        Preset("*", CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4}, LARGE_CONTROL | SOFT_TARGETS),
+        *dm_control(LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
+        Preset("*", LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "dpg": [
         Preset(
             "Pendulum-v1",
-            CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8},
+            DPG_RUN,
             {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0)},
         ),
         Preset(
             "MountainCarContinuous-v0",
-            CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8},
+            DPG_RUN,
             # The goal is found only by noise that keeps its direction for a while.
             {
                 "observation_low": (-1.2, -0.07),
@@ -75,7 +78,7 @@ PRESETS = {
                 "noise_correlation": 0.95,
             },
         ),
-        Preset("*", CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8}, {}),
+        Preset("*", DPG_RUN, {}),
     ],
     "apex_dpg": [
         Preset(
@@ -84,7 +87,7 @@ PRESETS = {
             SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0},
         ),
         *dm_control(APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
-        Preset("*", CONTROL_RUN | APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
+        Preset("*", APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "impala": [
         Preset(
