@@ -355,7 +355,7 @@ def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
 def perturb(sample: Sample, episode: int) -> Sample:
     """Another story in one episode of column 0: observations (in its own pixels), actions, rewards, logits, memory."""
     rng = np.random.default_rng(4)
-    steps, memory = jax.tree.map(np.array, sample)
+    steps, memory, _ = jax.tree.map(np.array, sample)
     rows = list(EPISODES[episode])
     pixels = pixels_of(rows, 0)
     steps.observation[np.ix_(rows, [0], [0], pixels)] = rng.integers(0, 4, (len(rows), 1, 1, len(pixels)))
