@@ -163,7 +163,16 @@ def pmean(tree: Any) -> Any:
 
     So the same update runs under pmap, under vmap(axis_name=AXIS) and under a plain jit.
     """
+    return _across_devices(jax.lax.pmean, tree)
+
+
+def pmax(tree: Any) -> Any:
+    """The largest over the learner's devices, likewise."""
+    return _across_devices(jax.lax.pmax, tree)
+
+
+def _across_devices(reduce: Callable[[Any, str], Any], tree: Any) -> Any:
     try:
-        return jax.lax.pmean(tree, AXIS)
+        return reduce(tree, AXIS)
     except NameError:  # the axis is not bound: one device, no mapping
         return tree

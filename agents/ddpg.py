@@ -27,6 +27,7 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
+    pmax,
     pmean,
 )
 from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
@@ -209,7 +210,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         if config.replay == "prioritized":
             priorities = prioritized.priorities(errors)
-            max_priority = jnp.maximum(max_priority, prioritized.pmax(priorities.max()))
+            max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
         metrics = pmean(
             {
                 "critic_loss": loss_Q,

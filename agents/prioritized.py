@@ -3,23 +3,12 @@
 Schaul et al. 2016, https://arxiv.org/abs/1511.05952. The table itself is a TableSpec of kind "prioritized".
 """
 
-from typing import Any
-
 import chex
-import jax
 import jax.numpy as jnp
 
-from agents.agent import AXIS
+from agents.agent import pmax
 
 EPSILON = 1e-6  # the paper's: an item whose error was 0 can still be sampled
-
-
-def pmax(x: Any) -> Any:
-    """The largest over the learner's devices where an update runs on several; elsewhere the identity."""
-    try:
-        return jax.lax.pmax(x, AXIS)
-    except NameError:  # the axis is not bound: one device, no mapping
-        return x
 
 
 def exponent(initial: float, steps: int, step: chex.Array) -> chex.Array:

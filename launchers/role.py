@@ -54,7 +54,7 @@ def role() -> int:
         ports.check_port(values.port)
         if values.task >= run.num_replay_servers:
             raise UsageError(f"--task={values.task}: the run has {run.num_replay_servers} replay servers, from 0")
-        run.check_memory(1)
+        run.check_fit(servers=1)
     stop = stop_on_signals()
     if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner

@@ -14,7 +14,6 @@ from absl import logging
 from agents.agent import Feedback, Window
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
-from replay.server import save_tables
 from replay.variables import VariableContainer
 from replay.writer import make_writer
 from runtime import actor, evaluator, learner
@@ -213,7 +212,7 @@ class Learning:
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version)
             for client in self._replays:
-                save_tables(client)
+                server.save_tables(client)
 
     def _record(self, row: dict[str, Any]) -> None:
         clipped = row.get("clipped_fraction", 0.0)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import environments
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, TableSpec, Window
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, TableSpec
 from launchers import presets
 
 AGENTS = {
@@ -84,7 +84,7 @@ class Run:
 
     def _check_queue(self, agent: Agent) -> None:
         small, large = sorted((agent.batch_size, self.envs_per_actor))
-        if isinstance(agent.tables[0].window, Window) and large % small:
+        if large % small:
             raise UsageError(
                 f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} do not divide: "
                 "a batch is whole blocks of an actor's environments, or an even part of one"
@@ -131,12 +131,9 @@ class Run:
         environment.close()
         return environment.spec
 
-    def check_fit(self) -> None:
-        """Raises UsageError if there is no such environment, or if the agent does not fit it."""
-        self.make_agent(self.spec())
-
-    def check_memory(self, servers: int) -> None:
-        """Raises UsageError if this machine has no room for the replay of `servers` of the run's replay servers."""
+    def check_fit(self, servers: int = 0) -> None:
+        """Raises UsageError if there is no such environment, if the agent does not fit it, or if this machine has no
+        room for what `servers` of the run's replay servers hold."""
         spec = self.spec()
         (table,) = self.make_agent(spec).tables
         if table.kind == "queue":

@@ -10,8 +10,7 @@ from runtime import plot
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     ports.check_port(flags.FLAGS.port)
-    run.check_fit()  # before anything is written
-    run.check_memory(run.num_replay_servers)
+    run.check_fit(run.num_replay_servers)  # before anything is written
     runs.save(run, logdir)
     print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
