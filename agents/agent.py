@@ -54,7 +54,7 @@ class Sample(NamedTuple):
     """What an update consumes."""
 
     steps: Any  # Step [T+1, B, ...], or where the table's window is of transitions, Transition [B, ...]
-    memory: Memory = ()  # [B, ...] the memory before row 0
+    memory: Memory = ()  # [B, ...] the memory before row 0; of Sequences, before the first row that is no padding
     likelihood: Any = ()  # float32 [B], from a replay: N P(i), how many times likelier than by uniform sampling
 
 
@@ -91,6 +91,7 @@ class EnvironmentSpec:
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype
     actions: DiscreteActions | BoundedActions
+    max_episode_steps: int | None = None  # actions after which an episode is truncated; None: not known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +108,23 @@ class Transitions:
 
     n: int
     discount: float  # gamma: the writer sums the rewards
+    # With more than 1, an item's observations are the episode's newest at that time, [stack, ...], the newest last, its
+    # first repeated where there are not so many yet. The table holds each once.
+    stack: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequences:
+    """Items of one environment's burn_in + length rows of one episode, a new one every `period` rows.
+
+    The first sequence's row `burn_in` is the episode's first row, so that each row stands beyond the burn-in of an item.
+    Rows before the episode's first and after its last observation are padding: zeros, and `first`. At the episode's end
+    the oldest sequence still open is padded and written; younger ones hold nothing that it does not.
+    """
+
+    burn_in: int
+    length: int
+    period: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +132,7 @@ class TableSpec:
     """A Reverb table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
 
     name: str
-    window: Window | Transitions
+    window: Window | Transitions | Sequences
     kind: Literal["queue", "uniform", "prioritized"]
     max_size: int
     min_size: int = 1  # before the first sample
@@ -135,8 +153,9 @@ class Agent(NamedTuple):
     update: Callable[[State, jax.Array, Sample], tuple[State, Feedback]]
     tables: tuple[TableSpec, ...]
     batch_size: int  # sequences in one update's sample, over all devices of a host
-    # (params, transition) -> float32 [B]: the priorities of items that an actor writes. None: 1 for all.
-    priority: Callable[[Params, Transition], Any] | None = None
+    # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,
+    # a Sample of them. None: 1 for all.
+    priority: Callable[[Params, Any], Any] | None = None
 
 
 def check_ranges(

@@ -143,6 +143,12 @@ class ResidualTorso(nn.Module):
         return nn.relu(nn.Dense(256, dtype=self.dtype)(x))
 
 
+def make_torso(name: str, hidden_sizes: Sequence[int], activation: str, dtype: Any) -> nn.Module:
+    """The torso 'mlp' (whose sizes and activation the others do not ask for), 'shallow', 'nature' or 'residual'."""
+    torsos: dict[str, Any] = {"shallow": ShallowTorso, "nature": NatureTorso, "residual": ResidualTorso}
+    return MLPTorso(hidden_sizes, activation, dtype) if name == "mlp" else torsos[name](dtype)
+
+
 class LSTMState(NamedTuple):
     """Both float32 [B, size]."""
 
@@ -209,12 +215,7 @@ class ActorCritic(nn.Module):
         self, observation: chex.Array, first: chex.Array, lstm_state: Any
     ) -> tuple[chex.Array, chex.Array, Any]:
         """[T, B, ...], bool [T, B], state -> float32 logits [T, B, A] and value [T, B], the new state."""
-        torso = {
-            "mlp": lambda: MLPTorso(self.hidden_sizes, self.activation, self.dtype),
-            "shallow": lambda: ShallowTorso(self.dtype),
-            "nature": lambda: NatureTorso(self.dtype),
-            "residual": lambda: ResidualTorso(self.dtype),
-        }[self.torso]()
+        torso = make_torso(self.torso, self.hidden_sizes, self.activation, self.dtype)
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
         x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
@@ -224,6 +225,57 @@ class ActorCritic(nn.Module):
         logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
         return logits, value[..., 0], lstm_state
+
+
+class QNetwork(nn.Module):
+    """Action values on a torso (as `make_torso` names it) and an optional LSTM; plain or dueling.
+
+    Dueling: Q = V + A - mean of A over actions (Wang et al. 2016, https://arxiv.org/abs/1511.06581, eq. 9). The two
+    streams part at the torso's or LSTM's output; in the paper, one dense layer earlier.
+    """
+
+    torso: str
+    num_actions: int
+    hidden_sizes: Sequence[int] = (64, 64)
+    activation: str = "relu"
+    lstm_size: int = 0
+    dueling: bool = False
+    dtype: Any = jnp.float32
+
+    def initial_state(self, batch: int) -> LSTMState | tuple[()]:
+        """The LSTM's state before an episode; empty without an LSTM."""
+        return LSTM(self.lstm_size, parent=None).initial_state(batch) if self.lstm_size else ()
+
+    @nn.compact
+    def __call__(
+        self, observation: chex.Array, first: chex.Array, state: Any, inputs: Any = ()
+    ) -> tuple[chex.Array, Any]:
+        """Values of all actions.
+
+        Args:
+          observation: [T, B, ...].
+          first: bool [T, B]; the LSTM forgets what was before such a row. Of no use without one.
+          state: the LSTM's before row 0, [B, size] each; () without one.
+          inputs: more features [T, B, F] beside the torso's, for the LSTM (the last action and reward); () for none.
+
+        Returns:
+          float32 [T, B, A], the new state.
+        """
+        rows, batch = observation.shape[:2]
+        torso: Any = make_torso(self.torso, self.hidden_sizes, self.activation, self.dtype)
+        x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
+        if not isinstance(inputs, tuple):
+            x = jnp.concatenate([x, inputs.astype(x.dtype)], axis=-1)
+        if self.lstm_size:
+            state, x = LSTM(self.lstm_size, self.dtype)(state, x, first)
+
+        x = x.astype(jnp.float32)
+        # Values start near 0.
+        advantages = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="advantage")(x)
+        if not self.dueling:
+            return advantages, state
+        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(0.01), name="value")(x)
+        return value + advantages - advantages.mean(axis=-1, keepdims=True), state
 
 
 def init_small(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> chex.Array:

@@ -24,7 +24,7 @@ class CountingEnvironment(Environment):
 
     def __init__(self, num_envs: int, *, first_environment: int = 0):
         self.num_envs = num_envs
-        self.spec = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(2))
+        self.spec = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=5)
         self._environment = first_environment + np.arange(num_envs)
         self._episode = np.zeros(num_envs, int)
         self._step_index = np.zeros(num_envs, int)

@@ -30,6 +30,7 @@ ATARI = {
     "full_action_space": False,
     "repeat_action_probability": 0.0,
 }
+UNLIMITED = 2**31 - 1  # EnvPool's max_episode_steps where it has none
 
 
 def is_atari(name: str) -> bool:
@@ -66,7 +67,10 @@ class EnvPoolEnvironment(Environment):
         shape, dtype = observation_spec(observation_space)
         self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
         self._dtype = dtype
-        self.spec = EnvironmentSpec(shape[1:] if atari else shape, dtype, action_spec(action_space))
+        longest = self._pool.spec.config.max_episode_steps
+        self.spec = EnvironmentSpec(
+            shape[1:] if atari else shape, dtype, action_spec(action_space), longest if longest < UNLIMITED else None
+        )
         self._action_dtype = action_space.dtype
         self._indices = np.arange(num_envs, dtype=np.int32)
 

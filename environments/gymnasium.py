@@ -30,7 +30,8 @@ class GymnasiumEnvironment(Environment):
         self._seed = seed
         shape, dtype = observation_spec(self._vector.single_observation_space)
         self._dict = isinstance(self._vector.single_observation_space, gymnasium.spaces.Dict)
-        self.spec = EnvironmentSpec(shape, dtype, action_spec(self._vector.single_action_space))
+        longest = self._vector.spec.max_episode_steps if self._vector.spec else None
+        self.spec = EnvironmentSpec(shape, dtype, action_spec(self._vector.single_action_space), longest)
 
     def _observe(self, observation: Any) -> np.ndarray:
         if self._dict:

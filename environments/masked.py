@@ -1,10 +1,10 @@
 """CartPole without velocities: a small task that needs memory."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
-from agents.agent import EnvironmentSpec
 from environments.environment import Environment
 
 
@@ -14,7 +14,7 @@ class PositionsOnly(Environment):
     def __init__(self, cartpole: Environment):
         self._cartpole = cartpole
         self.num_envs = cartpole.num_envs
-        self.spec = EnvironmentSpec((2,), cartpole.spec.observation_dtype, cartpole.spec.actions)
+        self.spec = dataclasses.replace(cartpole.spec, observation_shape=(2,))
 
     def _reset(self) -> np.ndarray:
         return self._cartpole._reset()[:, ::2]
