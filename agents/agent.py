@@ -117,7 +117,7 @@ class Transitions:
 class Sequences:
     """Items of one environment's burn_in + length rows of one episode, a new one every `period` rows.
 
-    The first sequence's row `burn_in` is the episode's first row, so that each row stands beyond the burn-in of an item.
+    The first sequence's row `burn_in` is the episode's first row, so that each row stands beyond the burn-in of one.
     Rows before the episode's first and after its last observation are padding: zeros, and `first`. At the episode's end
     the oldest sequence still open is padded and written; younger ones hold nothing that it does not.
     """
