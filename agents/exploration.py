@@ -1,6 +1,7 @@
-"""Continuous actions: their bounds, and the noise that explores.
+"""Exploration: for continuous actions their bounds and noise, for discrete ones epsilon-greedy.
 
-Agents work in [-1, 1]; environments in [low, high]. Noise has unit scale here and is multiplied where it is added.
+With continuous actions, agents work in [-1, 1], environments in [low, high]. Noise has unit scale here and is
+multiplied where it is added.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import BoundedActions, EnvironmentSpec
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec
 
 
 def bounded_actions(agent: str, spec: EnvironmentSpec) -> BoundedActions:
@@ -67,3 +68,47 @@ class Noise(NamedTuple):
 def per_environment(x: Any, shape: tuple[int, ...]) -> chex.Array:
     """A scalar or [B] that broadcasts against [B, *shape]."""
     return jnp.reshape(x, (-1, *(1 for _ in shape)))
+
+
+def discrete_actions(agent: str, spec: EnvironmentSpec) -> int:
+    """How many actions there are.
+
+    Raises:
+      ValueError: they are continuous.
+    """
+    if not isinstance(spec.actions, DiscreteActions):
+        raise ValueError(f"{agent} needs discrete actions; this environment's are continuous")
+    return spec.actions.num_actions
+
+
+def linear_epsilon(initial: Any, final: Any, steps: int, step: chex.Array) -> chex.Array:
+    """epsilon, which goes linearly from `initial` to `final` over so many updates; steps of 0: it is `final`."""
+    remaining = jnp.maximum(0.0, 1.0 - step / steps) if steps else 0.0
+    return jnp.asarray(final + (initial - final) * remaining, jnp.float32)
+
+
+def epsilon_greedy(key: jax.Array, values: chex.Array, epsilon: Any) -> chex.Array:
+    """With probability epsilon any action, all alike, else that of the largest value.
+
+    Args:
+      values: Q(s, .), [B, A].
+      epsilon: a scalar, or [B].
+
+    Returns:
+      int32 [B]. Among equal values the first action is the greedy one.
+    """
+    explore_key, action_key = jax.random.split(key)
+    random = jax.random.randint(action_key, values.shape[:1], 0, values.shape[-1], jnp.int32)
+    return jnp.where(jax.random.uniform(explore_key, random.shape) < epsilon, random, greedy(values))
+
+
+def epsilon_greedy_probabilities(values: chex.Array, epsilon: Any) -> chex.Array:
+    """Those of `epsilon_greedy`, [B, A]."""
+    num_actions = values.shape[-1]
+    epsilon = jnp.reshape(epsilon, (-1, 1))
+    return epsilon / num_actions + (1.0 - epsilon) * jax.nn.one_hot(greedy(values), num_actions)
+
+
+def greedy(values: chex.Array) -> chex.Array:
+    """The actions of the largest values, the first among equals: [..., A] -> int32 [...]."""
+    return jnp.argmax(values, axis=-1).astype(jnp.int32)

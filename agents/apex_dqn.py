@@ -1,0 +1,121 @@
+"""Ape-X DQN: DQN's learner fed by many actors that explore unalike and say themselves what is worth replaying.
+
+Horgan et al. 2018, https://arxiv.org/abs/1803.00933; sections below are that paper's.
+
+Deviations: actors and learner are held to a ratio; the replay's size is a hard limit, its oldest items evicted first.
+Actors hold the target parameters too, so that their priorities are the learner's to the letter.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from agents import dqn, prioritized
+from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """dqn.Config's fields, but `epsilon` and `epsilon_spread` for its schedule; always prioritised.
+
+    The paper's Atari settings (section 4.1, appendix C) by default.
+    """
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
+    frame_stack: int = 4
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    activation: Literal["tanh", "relu"] = "relu"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    dueling: bool = True
+
+    double: bool = True
+    loss: Literal["huber", "squared"] = "squared"
+    n_step: int = 3
+    discount: float = 0.99
+    batch_size: int = 512
+    target_period: int = 2_500
+
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    learning_rate: float = 2.5e-4 / 4
+    optimizer_epsilon: float = 1.5e-7
+    rmsprop_decay: float = 0.95
+    max_gradient_norm: float = 40.0
+
+    epsilon: float = 0.4  # of the environment at rank 0; the others' is epsilon^(1 + epsilon_spread rank)
+    epsilon_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
+
+    replay_size: int = 2_000_000
+    min_replay_size: int = 50_000
+    samples_per_insert: float = 0.8  # what the paper's learner (9,700 a second) and 360 actors (12,500) came to
+    priority_exponent: float = 0.6
+    importance_exponent: float = 0.4
+    importance_steps: int = 0
+    normalize_weights: bool = True
+
+    def __post_init__(self):
+        if not 0 < self.epsilon < 1:
+            raise ValueError(f"config.epsilon must be above 0 and below 1, not {self.epsilon}")
+        check_ranges(self, not_negative=("epsilon_spread",))
+        learner(self)  # which checks the rest
+
+
+def learner(config: Config) -> dqn.Config:
+    """DQN's share of the settings."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    epsilon = fields.pop("epsilon")
+    del fields["epsilon_spread"]
+    return dqn.Config(**fields, replay="prioritized", epsilon_initial=epsilon, epsilon_final=epsilon, epsilon_steps=0)
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    rank: chex.Array  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    dqn: dqn.Memory
+
+
+class Policy(NamedTuple):
+    """What actors pull: to act, and to judge what they saw."""
+
+    dqn: dqn.Policy
+    target_params: Any
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, or a network that does not fit the observation.
+    """
+    f = dqn.functions("apex_dqn", learner(config), spec)
+    agent = dqn.make(learner(config), spec)
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        """Of a run's only environment the rank is 0: it has `epsilon` itself."""
+        ranks = jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
+        return Memory(ranks, agent.memory(num_envs, None))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        epsilons = params.dqn.epsilon ** (1.0 + config.epsilon_spread * memory.rank)
+        action, extras, carried = agent.act(params.dqn._replace(epsilon=epsilons), key, timestep, memory.dqn)
+        return action, extras, Memory(memory.rank, carried)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        action, extras, carried = agent.act_greedily(params.dqn, key, timestep, memory.dqn)
+        return action, extras, Memory(memory.rank, carried)
+
+    def priority(params: Policy, transition: Transition) -> chex.Array:
+        """What the learner would find, were these parameters its own (section 3)."""
+        errors, _ = f.td_errors(params.dqn.params, params.target_params, transition)
+        return prioritized.priorities(errors)
+
+    return agent._replace(
+        policy=lambda state: Policy(agent.policy(state), state.target_params),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        priority=priority,
+    )

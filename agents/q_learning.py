@@ -1,0 +1,211 @@
+"""Q-learning and Sarsa: online temporal-difference control with an epsilon-greedy policy.
+
+Watkins 1989, *Learning from Delayed Rewards*, https://www.cs.rhul.ac.uk/~chrisw/thesis.html; Sutton and Barto 2018,
+http://incompleteideas.net/book/the-book-2nd.html, sections 6.4 to 6.6 and 10.1, whose names these are. No replay and no
+target network: each transition is learnt from once, in its order.
+
+Deviations: an update is one semi-gradient step with the mean of the newest transitions of several environments; the
+policy that made them may be some updates old.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import rlax
+
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import (
+    discrete_actions,
+    epsilon_greedy,
+    epsilon_greedy_probabilities,
+    greedy,
+    linear_epsilon,
+)
+from agents.networks import QNetwork
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The book's plain form by default: a linear function, a constant epsilon, one transition at a time."""
+
+    form: Literal["q_learning", "sarsa", "expected_sarsa"] = "q_learning"
+
+    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
+    hidden_sizes: tuple[int, ...] = ()  # (): linear in what is seen, and so a table where that is one-hot
+    activation: Literal["tanh", "relu"] = "relu"
+
+    discount: float = 0.99  # gamma
+    unroll_length: int = 1  # T, steps of each environment in one update
+    batch_size: int = 1  # B, environments in one update
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    learning_rate: float = 0.1  # alpha
+    optimizer_epsilon: float = 1e-8  # outside Adam's root
+    epsilon_initial: float = 0.1
+    epsilon_final: float = 0.1
+    epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("unroll_length", "batch_size", "queue_batches"),
+            positive=("learning_rate", "optimizer_epsilon"),
+            not_negative=("num_states", "epsilon_steps"),
+            fractions=("discount", "epsilon_initial", "epsilon_final"),
+        )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    epsilon_initial: Any
+    epsilon_final: Any
+
+
+class State(NamedTuple):
+    params: Any  # w
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Policy(NamedTuple):
+    """What actors pull."""
+
+    params: Any
+    epsilon: chex.Array  # float32 scalar
+
+
+def td_errors(form: str, q: chex.Array, actions: chex.Array, rewards: chex.Array, discounts: chex.Array, epsilon: Any):
+    """R_{t+1} + gamma (the value of S_{t+1}) - Q(S_t, A_t), whose gradient is that of -Q(S_t, A_t) alone.
+
+    The value is max_a Q(S_{t+1}, a) of Q-learning (eq. 6.8), Q(S_{t+1}, A_{t+1}) of Sarsa (eq. 6.7), and the mean of
+    Q(S_{t+1}, .) under the epsilon-greedy policy of expected Sarsa (eq. 6.9).
+
+    Args:
+      form: 'q_learning', 'sarsa' or 'expected_sarsa'.
+      q: Q(S_0, .) .. Q(S_T, .), [T+1, B, A].
+      actions: A_0 .. A_T, int [T+1, B].
+      rewards, discounts: R_{t+1} and gamma, 0 where S_{t+1} is terminal, [T, B].
+      epsilon: scalar.
+
+    Returns:
+      [T, B].
+    """
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (q[:-1], actions[:-1], rewards, discounts, q[1:])]
+    if form == "sarsa":
+        errors = jax.vmap(rlax.sarsa)(*rows, actions[1:].reshape(-1))
+    elif form == "expected_sarsa":
+        errors = jax.vmap(rlax.expected_sarsa)(*rows, epsilon_greedy_probabilities(rows[-1], epsilon))
+    else:
+        errors = jax.vmap(rlax.q_learning)(*rows)
+    return errors.reshape(rewards.shape)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, frames, or a `num_states` that does not fit the observation.
+    """
+    num_actions = discrete_actions("q_learning", spec)
+    shape, num_states = spec.observation_shape, config.num_states
+    if spec.observation_dtype == np.uint8:
+        raise ValueError("q_learning has no convolutions and this environment's observations are frames; use dqn")
+    if num_states and shape != ():
+        raise ValueError(f"config.num_states={num_states} needs observations of one number, not {shape}; leave it at 0")
+    if not num_states and shape == ():
+        raise ValueError("this environment's observations are the numbers of states: give config.num_states")
+    network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
+    direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
+
+    def seen(observation) -> chex.Array:
+        """[T, B, n]"""
+        if num_states:
+            return jax.nn.one_hot(jnp.asarray(observation, jnp.int32), num_states)
+        return jnp.asarray(observation).reshape(*observation.shape[:2], -1)
+
+    def q(params, observation) -> chex.Array:
+        """Q(s, .), [T, B, A]."""
+        x = seen(observation)
+        if not config.hidden_sizes:  # without a bias, which all states would share: with one-hot x it is a table
+            return x @ params
+        values: Any = network.apply(params, x, jnp.zeros(x.shape[:2], bool), ())
+        return values[0]
+
+    def init(key: jax.Array) -> State:
+        x = seen(jnp.zeros((1, 1, *shape)))
+        params: Any = jnp.zeros((x.shape[-1], num_actions))
+        if config.hidden_sizes:
+            params = network.init(key, x, jnp.zeros((1, 1), bool), ())
+        hypers = Hypers(config.learning_rate, config.discount, config.epsilon_initial, config.epsilon_final)
+        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        return State(params, direction.init(params), hypers, jnp.int32(0))
+
+    def epsilon(state: State) -> chex.Array:
+        return linear_epsilon(
+            state.hypers.epsilon_initial, state.hypers.epsilon_final, config.epsilon_steps, state.step
+        )
+
+    def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
+        del num_envs, ranks
+        return ()
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        return epsilon_greedy(key, q(params.params, timestep.observation[None])[0], params.epsilon), {}, memory
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        del key
+        return greedy(q(params.params, timestep.observation[None])[0]), {}, memory
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        steps, hypers = sample.steps, state.hypers
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        number = jnp.maximum(pmean(live.sum()), 1e-6)
+
+        def loss(params):
+            """Half the squared error, summed over this device's live rows, over their number on the mean device."""
+            values = q(params, steps.observation)
+            discounts = hypers.discount * steps.discount[:-1]
+            errors = live * td_errors(config.form, values, steps.action, steps.reward[:-1], discounts, epsilon(state))
+            return 0.5 * jnp.sum(jnp.square(errors)) / number, (errors, values)
+
+        (total, (errors, values)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        gradient, total, error, value = pmean((gradient, total, jnp.abs(errors).sum() / number, values.max(-1).mean()))
+        updates, opt_state = direction.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -hypers.learning_rate * u, updates))
+        metrics = {"loss": total, "value": value, "td_error": error}
+        metrics |= {"gradient_norm": optax.global_norm(gradient), "epsilon": epsilon(state)}
+        return State(params, opt_state, hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: Policy(state.params, epsilon(state)),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
