@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 
 from agents.agent import EnvironmentSpec
+from environments import minigrid
 from environments.environment import Environment, flatten_observation
 from environments.spaces import action_spec, observation_spec
 
@@ -66,6 +67,11 @@ class EnvPoolEnvironment(Environment):
         self._squeeze = atari
         shape, dtype = observation_spec(observation_space)
         self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
+        self._minigrid = name.startswith("MiniGrid-")
+        self._instructed = self._minigrid and minigrid.is_instructed(name)
+        if self._minigrid:
+            mission_bytes = observation_space["mission"].shape[0] if self._instructed else 0
+            shape, dtype = (minigrid.size(mission_bytes),), np.dtype(np.uint8)
         self._dtype = dtype
         longest = self._pool.spec.config.max_episode_steps
         self.spec = EnvironmentSpec(
@@ -76,6 +82,9 @@ class EnvPoolEnvironment(Environment):
 
     def _receive(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         state = dict(zip(self._pool._state_keys, self._pool._recv(), strict=True))
+        if self._minigrid:
+            mission = state["obs:mission"] if self._instructed else None
+            return minigrid.encode(state["obs:image"], state["obs:direction"], mission), state
         if self._dict:
             parts = {key: value for key, value in state.items() if key.startswith("obs")}
             return flatten_observation(parts, self.num_envs), state

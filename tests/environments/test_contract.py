@@ -80,6 +80,7 @@ CASES = [
     ("Pendulum-v1", 450, {1.0}),
     ("CheetahRun-v1", 1010, {1.0}),
     ("Pong-v5", 100, set()),
+    ("MiniGrid-MemoryS7-v0", 400, {0.0, 1.0}),
     ("gymnasium:CartPole-v1", 200, {0.0}),
     ("gymnasium:Pendulum-v1", 450, {1.0}),
 ]

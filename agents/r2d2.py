@@ -1,0 +1,333 @@
+"""R2D2: distributed Q-learning with an LSTM, from a prioritised replay of sequences and the states they began in.
+
+Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX; sections below are that paper's.
+
+Deviations: an actor's initial priorities come of the values that it noted as it acted, for the target network's too.
+The loss is the sum over a sequence's transitions and the mean over the batch, which the paper leaves open; importance
+weights are divided by the batch's largest; the gradient's norm is clipped as in Ape-X (Horgan et al. 2018,
+https://arxiv.org/abs/1803.00933). The two streams of a dueling network part at the LSTM's output. Atari's rewards come
+clipped from the environment. The oldest sequences are evicted first.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+
+from agents import prioritized
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    Sequences,
+    Step,
+    TableSpec,
+    TimeStep,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import discrete_actions, epsilon_greedy, greedy
+from agents.networks import QNetwork, stack_frames
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's Atari settings by default."""
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
+    lstm_size: int = 512
+    dueling: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+
+    burn_in: int = 40  # l, rows before a sequence that only bring the LSTM up to date
+    sequence_length: int = 80  # m, rows that learn; the last only bootstraps
+    overlap: int = 40  # of these, rows that a sequence shares with the next
+    stored_state: bool = True  # whether the LSTM begins in the state that acting stored, or in zeros (section 3)
+
+    n_step: int = 5  # n
+    discount: float = 0.997  # gamma
+    rescaling_epsilon: float = 1e-3  # in h
+    batch_size: int = 64  # sequences in one update
+    learning_rate: float = 1e-4
+    adam_epsilon: float = 1e-3
+    max_gradient_norm: float = 40.0
+    target_period: int = 2500  # updates between those of the target network
+
+    epsilon: float = 0.4  # the environment at rank 0; the others' is epsilon^(1 + epsilon_spread rank)
+    epsilon_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
+
+    replay_size: int = 100_000  # sequences
+    min_replay_size: int = 1_000  # before the first update
+    samples_per_insert: float = 0.8  # how often a sequence is sampled on average
+    priority_exponent: float = 0.9
+    importance_exponent: float = 0.6
+    priority_eta: float = 0.9  # eta, of a sequence's largest error in its priority; the rest is the mean's
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=(
+                *("frame_stack", "lstm_size", "overlap", "n_step", "batch_size", "target_period"),
+                *("replay_size", "min_replay_size"),
+            ),
+            positive=("learning_rate", "adam_epsilon", "max_gradient_norm"),
+            not_negative=("burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert", "priority_exponent"),
+            fractions=("discount", "epsilon", "importance_exponent", "priority_eta"),
+        )
+        for name in ("overlap", "n_step"):
+            if getattr(self, name) >= self.sequence_length:
+                raise ValueError(
+                    f"config.{name}={getattr(self, name)} must be below config.sequence_length={self.sequence_length}"
+                )
+        if self.min_replay_size > self.replay_size:
+            raise ValueError(
+                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
+            )
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    previous_action: Any  # int32 [B]
+    frames: Any  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
+    lstm: Any  # LSTMState
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    epsilon: Any
+
+
+class State(NamedTuple):
+    params: Any  # theta
+    target_params: Any  # theta^-
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Policy(NamedTuple):
+    """What actors pull: to act, and to judge what they saw."""
+
+    params: Any
+    epsilon: chex.Array
+    discount: chex.Array
+
+
+def rescale(x: chex.Array, eps: float) -> chex.Array:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x (section 2.3)."""
+    return rlax.signed_hyperbolic(x, eps)
+
+
+def unscale(x: chex.Array, eps: float) -> chex.Array:
+    """The inverse of h; eps may be 0.
+
+    rlax.signed_parabolic is this function, as a difference of large numbers: in float32 it is wrong by 1e-4.
+    """
+    c = eps + 1.0 + jnp.abs(x)
+    return jnp.sign(x) * (jnp.square(2.0 * c / (1.0 + jnp.sqrt(1.0 + 4.0 * eps * c))) - 1.0)
+
+
+def td_errors(
+    q: chex.Array, q_target: chex.Array, steps: Step, discount: Any, n: int, eps: float
+) -> tuple[chex.Array, chex.Array]:
+    """n-step double Q-learning's errors under rescaled values (section 2.3).
+
+    y_t = h(r_{t+1} + gamma r_{t+2} + ... + gamma^n h^-1(Q(x_{t+n}, a*; theta^-))), a* = argmax_a Q(x_{t+n}, a; theta)
+
+    The sum ends, and its bootstrap is taken, at x_{t+k}, k < n, where that is the episode's last observation or the
+    last row.
+
+    Args:
+      q, q_target: Q(x_t, a; theta) and Q(x_t, a; theta^-), [T, B, A].
+      steps: the same rows, [T, B].
+      discount: gamma.
+      n, eps: the number of steps, and h's epsilon.
+
+    Returns:
+      y_t - Q(x_t, a_t; theta), 0 where row t is no transition, and whether it is one: float32 [T-1, B]. No gradient
+      passes through y_t.
+    """
+    live = 1.0 - steps.first[1:]  # the row before a first is padding or closed its episode: its action was thrown away
+    bootstrap = unscale(jnp.take_along_axis(q_target, greedy(q)[..., None], axis=-1)[..., 0], eps)
+    returns = bootstrap  # of 0 steps
+    for _ in range(n):
+        one_more = steps.reward[:-1] + discount * steps.discount[:-1] * returns[1:]
+        returns = jnp.concatenate([jnp.where(live > 0, one_more, bootstrap[:-1]), bootstrap[-1:]])
+    targets = jax.lax.stop_gradient(rescale(returns[:-1], eps))
+    q_taken = jnp.take_along_axis(q[:-1], steps.action[:-1, :, None], axis=-1)[..., 0]
+    return live * (targets - q_taken), live
+
+
+def sequence_priorities(errors: chex.Array, live: chex.Array, eta: float) -> chex.Array:
+    """eta max_t |delta_t| + (1 - eta) mean_t |delta_t| (section 2.3), over a sequence's transitions: [T, B] -> [B]."""
+    sizes = live * jnp.abs(errors)
+    mean = sizes.sum(axis=0) / jnp.maximum(live.sum(axis=0), 1.0)
+    return prioritized.priorities(eta * sizes.max(axis=0) + (1.0 - eta) * mean)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, or a network that does not fit the observation.
+    """
+    num_actions = discrete_actions("r2d2", spec)
+    shape, stack = spec.observation_shape, config.frame_stack
+    if config.torso != "mlp" and len(shape) != 2:
+        raise ValueError(f"torso={config.torso} needs frames [height, width], not observations {shape}; use torso=mlp")
+    if stack > 1 and len(shape) != 2:
+        raise ValueError(
+            f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
+        )
+
+    network = QNetwork(
+        torso=config.torso,
+        num_actions=num_actions,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        lstm_size=config.lstm_size,
+        dueling=config.dueling,
+        dtype=jnp.dtype(config.dtype),
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+    )
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        return Memory(
+            rank=jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32),
+            previous_action=jnp.zeros(num_envs, jnp.int32),
+            frames=jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None,
+            lstm=network.initial_state(num_envs),
+        )
+
+    def see(observation, first, frames):
+        """Observations [T, B, ...] as the network takes them, and the frames after the last row."""
+        if frames is not None:
+            return stack_frames(frames, observation, first)
+        return (observation if config.torso == "mlp" else observation[..., None]), None
+
+    def inputs(first, previous_action, previous_reward):
+        """The last action and reward for the LSTM, [T, B, A + 1]; zeros where an episode opens."""
+        last = jnp.concatenate([jax.nn.one_hot(previous_action, num_actions), previous_reward[..., None]], axis=-1)
+        return jnp.where(first[..., None], 0.0, last)
+
+    def init(key: jax.Array) -> State:
+        batch, first = memory(1), jnp.ones((1, 1), bool)
+        observation, _ = see(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch.frames)
+        last = inputs(first, batch.previous_action[None], jnp.zeros((1, 1)))
+        params = network.init(key, observation, first, batch.lstm, last)
+        hypers = Hypers(config.learning_rate, config.discount, config.epsilon)
+        return State(
+            params=params,
+            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            opt_state=optimizer.init(params),
+            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            step=jnp.int32(0),
+        )
+
+    def values(params, timestep: TimeStep, memory: Memory):
+        """Q(x_t, .) [B, A], what else the update will need, and the memory but for its action."""
+        first, action, reward = timestep.first[None], memory.previous_action, timestep.reward
+        observation, frames = see(timestep.observation[None], first, memory.frames)
+        last = inputs(first, action[None], reward[None])
+        heads: Any = network.apply(params, observation, first, memory.lstm, last)
+        q, lstm = heads
+        extras = {"previous_action": action, "previous_reward": reward, "q": q[0]}
+        return q[0], extras, memory._replace(frames=frames, lstm=lstm)
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        q, extras, carried = values(params.params, timestep, memory)
+        action = epsilon_greedy(key, q, params.epsilon ** (1.0 + config.epsilon_spread * memory.rank))
+        return action, extras, carried._replace(previous_action=action)
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        q, _, carried = values(params.params, timestep, memory)
+        return greedy(q), {}, carried._replace(previous_action=greedy(q))
+
+    def unroll(params, steps: Step, memory: Memory):
+        """Q of the rows after the burn-in, [T, B, A]; through the burn-in passes no gradient."""
+        lstm: Any = memory.lstm if config.stored_state else jax.tree.map(jnp.zeros_like, memory.lstm)
+        observation, _ = see(steps.observation, steps.first, memory.frames)
+        last = inputs(steps.first, steps.extras["previous_action"], steps.extras["previous_reward"])
+        l, q = config.burn_in, None
+        for rows in (slice(None, l), slice(l, None)) if l else (slice(None),):
+            lstm = jax.lax.stop_gradient(lstm)
+            heads: Any = network.apply(params, observation[rows], steps.first[rows], lstm, last[rows])
+            q, lstm = heads
+        return q
+
+    def after_burn_in(steps: Step) -> Step:
+        return jax.tree.map(lambda x: x[config.burn_in :], steps)
+
+    def loss(params, target_params, hypers: Hypers, sample: Sample, weights):
+        q, q_target = (unroll(p, sample.steps, sample.memory) for p in (params, target_params))
+        steps = after_burn_in(sample.steps)
+        errors, live = td_errors(q, q_target, steps, hypers.discount, config.n_step, config.rescaling_epsilon)
+        total = jnp.mean(weights * jnp.sum(0.5 * jnp.square(errors), axis=0))
+        transitions = jnp.maximum(live.sum(), 1.0)  # what is logged is over transitions alone
+        metrics = {
+            "loss": total,
+            "td_error": jnp.abs(errors).sum() / transitions,
+            "value": (live * unscale(q[:-1].max(axis=-1), config.rescaling_epsilon)).sum() / transitions,
+            "live_fraction": live.mean(),
+        }
+        return total, (metrics, sequence_priorities(errors, live, config.priority_eta))
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        weights = prioritized.importance_weights(sample.likelihood, jnp.float32(config.importance_exponent))
+        gradient, (metrics, priorities) = jax.grad(loss, has_aux=True)(
+            state.params, state.target_params, state.hypers, sample, weights
+        )
+        metrics["importance_weight"] = weights.mean()
+        gradient, metrics = pmean((gradient, metrics))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -state.hypers.learning_rate * u, updates))
+        step = state.step + 1
+        due = step % config.target_period == 0
+        target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target_params)
+        metrics["gradient_norm"] = optax.global_norm(gradient)
+        return State(params, target_params, opt_state, state.hypers, step), Feedback(metrics, priorities)
+
+    def priority(params: Policy, sample: Sample) -> chex.Array:
+        """What the learner would find with the values that acting saw, for its own network's and the target's."""
+        steps = after_burn_in(sample.steps)
+        q = steps.extras["q"]
+        errors, live = td_errors(q, q, steps, params.discount, config.n_step, config.rescaling_epsilon)
+        return sequence_priorities(errors, live, config.priority_eta)
+
+    period = config.sequence_length - config.overlap
+    table = TableSpec(
+        "replay",
+        Sequences(config.burn_in, config.sequence_length, period),
+        "prioritized",
+        max_size=config.replay_size,
+        min_size=config.min_replay_size,
+        samples_per_insert=config.samples_per_insert,
+        priority_exponent=config.priority_exponent,
+    )
+    return Agent(
+        init=init,
+        policy=lambda state: Policy(state.params, state.hypers.epsilon, state.hypers.discount),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        priority=priority,
+    )

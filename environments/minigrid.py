@@ -1,0 +1,49 @@
+"""MiniGrid's observations as bits, for networks of dense layers.
+
+What an agent sees is 7 x 7 cells of codes for object, colour and state (https://arxiv.org/abs/2306.13831). Codes are
+names, not amounts, so each becomes a one-hot vector.
+"""
+
+from typing import Any
+
+import numpy as np
+
+OBJECTS, COLOURS, STATES, DIRECTIONS = 11, 6, 3, 4
+CELL = OBJECTS + COLOURS + STATES
+VIEW = 7  # cells to a side
+LETTERS = 27  # a to z; 0 is anything else
+INSTRUCTED = ("Fetch", "GoTo", "PutNear")  # tasks in which the mission says what to do; elsewhere it adds nothing
+
+
+def is_instructed(name: str) -> bool:
+    """Whether the task `MiniGrid-...` cannot be done without its mission."""
+    return name.removeprefix("MiniGrid-").startswith(INSTRUCTED)
+
+
+def size(mission_bytes: int) -> int:
+    """The length of `encode`'s vectors; 0 bytes: without the mission."""
+    return VIEW * VIEW * CELL + DIRECTIONS + mission_bytes * LETTERS
+
+
+def encode(image: np.ndarray, direction: np.ndarray, mission: np.ndarray | None = None) -> np.ndarray:
+    """One-hot vectors, one after another.
+
+    Args:
+      image: uint8 [B, 7, 7, 3], the cells' objects, colours and states.
+      direction: int [B], where the agent looks.
+      mission: uint8 [B, M], ASCII; None to leave it out.
+
+    Returns:
+      uint8 [B, n], zeros and ones: 20 a cell, 4 for the direction, 27 for each letter of the mission.
+    """
+    batch, bits = len(image), _one_hot(image[..., 0], OBJECTS)
+    cells = [bits, _one_hot(image[..., 1], COLOURS), _one_hot(image[..., 2], STATES)]
+    parts = [np.concatenate(cells, axis=-1), _one_hot(direction, DIRECTIONS)]
+    if mission is not None:
+        letters = mission.astype(np.int32) - (ord("a") - 1)
+        parts.append(_one_hot(np.where((letters > 0) & (letters < LETTERS), letters, 0), LETTERS))
+    return np.concatenate([part.reshape(batch, -1) for part in parts], axis=1)
+
+
+def _one_hot(codes: Any, count: int) -> np.ndarray:
+    return np.eye(count, dtype=np.uint8)[codes]
