@@ -51,7 +51,49 @@ def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
     return [short, *(Preset(f"{domain}?*-v1", run, config) for domain in DM_CONTROL)]
 
 
+# Values of discrete actions from a replay; an update for each four steps.
+DQN_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "publish_period": 4}
+SMALL_DQN = SMALL | {
+    "optimizer": "adam",
+    "optimizer_epsilon": 1e-8,
+    "batch_size": 64,
+    "samples_per_insert": 16.0,
+    "n_step": 5,
+    "target_period": 500,
+    "replay_size": 100_000,
+    "min_replay_size": 1_000,
+}
+SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
+ATARI_DQN_RUN = DQN_RUN | {"max_env_steps": 50_000_000, "eval_episodes": 10, "eval_period": 250_000}
+SMALL_Q = {"hidden_sizes": (64, 64), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
+
+
+def dqn(**config: Any) -> list[Preset]:
+    """DQN's presets, with one of its improvements: the papers' on Atari, ours on small tasks."""
+    return [
+        Preset("CartPole-v1", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 2.5e-4} | config),
+        Preset("*-v5", ATARI_DQN_RUN, config),
+        Preset("*", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4} | config),
+    ]
+
+
+def q_learning(**config: Any) -> list[Preset]:
+    """Online and without replay."""
+    return [Preset("*", SMALL_RUN, SMALL_Q | {"learning_rate": 1e-3, "epsilon_steps": 5_000} | config)]
+
+
 PRESETS = {
+    "dqn": dqn(),
+    "double_dqn": dqn(double=True),
+    "dueling_dqn": dqn(double=True, dueling=True, max_gradient_norm=10.0),
+    "prioritized_dqn": dqn(double=True, replay="prioritized"),
+    "apex_dqn": [
+        Preset("CartPole-v1", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 2.5e-4}),
+        Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
+        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 5e-4}),
+    ],
+    "q_learning": q_learning(),
+    "sarsa": q_learning(form="sarsa"),
     "ddpg": [
         Preset("Pendulum-v1", CONTROL_RUN, SMALL_CONTROL),
         Preset("*", LARGE_RUN, LARGE_CONTROL | {"noise_scale": 0.2}),

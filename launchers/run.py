@@ -18,12 +18,21 @@ import environments
 from agents.agent import Agent, DiscreteActions, EnvironmentSpec, TableSpec
 from launchers import presets
 
+# Some share a file and differ in their presets.
 AGENTS = {
     "apex_dpg": "agents.apex_dpg",
+    "apex_dqn": "agents.apex_dqn",
     "d4pg": "agents.d4pg",
     "ddpg": "agents.ddpg",
+    "double_dqn": "agents.dqn",
     "dpg": "agents.dpg",
+    "dqn": "agents.dqn",
+    "dueling_dqn": "agents.dqn",
     "impala": "agents.impala",
+    "prioritized_dqn": "agents.dqn",
+    "q_learning": "agents.q_learning",
+    "r2d2": "agents.r2d2",
+    "sarsa": "agents.q_learning",
 }
 
 # What a resumed run may be given anew; all else makes another run of it.
