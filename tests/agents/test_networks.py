@@ -126,6 +126,80 @@ def test_actor_critic(torso, lstm_size, dtype):
     assert spec[0] == spec[1]
 
 
+@pytest.mark.parametrize("torso", ["mlp", "shallow"])
+@pytest.mark.parametrize("lstm_size", [0, 6])
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_q_network(torso, lstm_size, dueling, dtype):
+    shape, kind = ((2, 3, 5), jnp.float32) if torso == "mlp" else ((2, 3, 36, 36, 4), jnp.uint8)
+    observation, first = jnp.ones(shape, kind), jnp.zeros((2, 3), bool)
+    inputs = jnp.ones((2, 3, 8)) if lstm_size else ()
+    network = networks.QNetwork(torso, 7, (16,), lstm_size=lstm_size, dueling=dueling, dtype=dtype)
+    state = network.initial_state(3)
+    params = jax.eval_shape(network.init, jax.random.key(0), observation, first, state, inputs)
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(params))
+    assert ("value" in params["params"]) == dueling
+    values, after = jax.eval_shape(network.apply, params, observation, first, state, inputs)
+    assert (values.shape, values.dtype) == ((2, 3, 7), jnp.float32)
+    spec = jax.tree.map(lambda s: (s.shape, s.dtype), (state, after))
+    assert spec[0] == spec[1]
+
+
+def q_example(**fields):
+    """A network whose parameters are far from the small first outputs; its values, and the layers' kernels."""
+    network = networks.QNetwork("mlp", 4, (6,), **fields)
+    keys = jax.random.split(jax.random.key(0), 2)
+    observation, first = jax.random.normal(keys[0], (5, 3, 2)), jnp.zeros((5, 3), bool).at[2, 1].set(True)
+    inputs = jax.random.normal(keys[1], (5, 3, 2)) if network.lstm_size else ()
+    state = network.initial_state(3)
+    params = network.init(jax.random.key(1), observation, first, state, inputs)
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), params)
+    return network, params, observation, first, state, inputs
+
+
+def test_dueling_values_average_to_the_state_value():
+    """Wang et al. 2016, eq. 9: mean of Q - V over actions is 0, so that V and A can be told apart."""
+    network, params, observation, first, state, _ = q_example(dueling=True)
+    q, _ = network.apply(params, observation, first, state)
+    layers = params["params"]
+
+    def dense(layer, x):
+        return x @ layer["kernel"] + layer["bias"]
+
+    x = np.maximum(0.0, dense(layers["MLPTorso_0"]["Dense_0"], observation))
+    value, advantages = dense(layers["value"], x), dense(layers["advantage"], x)
+    np.testing.assert_allclose(q.mean(axis=-1), value[..., 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(q, value + advantages - advantages.mean(-1, keepdims=True), rtol=1e-4, atol=1e-4)
+    layers["advantage"]["bias"] += 3.0  # what all advantages share is no one's
+    np.testing.assert_allclose(network.apply(params, observation, first, state)[0], q, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_values_are_the_heads():
+    network, params, observation, first, state, _ = q_example()
+    q, after = network.apply(params, observation, first, state)
+    hidden, head = params["params"]["MLPTorso_0"]["Dense_0"], params["params"]["advantage"]
+    x = np.maximum(0.0, observation @ hidden["kernel"] + hidden["bias"])
+    np.testing.assert_allclose(q, x @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-4)
+    assert after == ()
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_recurrent_values_unroll_as_steps_and_forget_at_a_first(dueling):
+    network, params, observation, first, state, inputs = q_example(lstm_size=3, dueling=dueling)
+    whole, last = network.apply(params, observation, first, state, inputs)
+    for t in range(5):
+        row = (x[t : t + 1] for x in (observation, first))
+        q, state = network.apply(params, *row, state, inputs[t : t + 1])
+        np.testing.assert_allclose(q[0], whole[t], rtol=1e-4, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), state, last)
+    moved, _ = network.apply(params, observation.at[:2].add(1.0), first, network.initial_state(3), inputs)
+    assert (moved[2:, 0] != whole[2:, 0]).any()
+    np.testing.assert_array_equal(moved[2:, 1], whole[2:, 1])  # environment 1 opened an episode at row 2
+    fed, _ = network.apply(params, observation, first, network.initial_state(3), inputs + 1.0)
+    assert (fed[0] != whole[0]).any()
+
+
 def test_bfloat16_is_close():
     observation = jax.random.normal(jax.random.key(0), (4, 2, 9))
     first = jnp.zeros((4, 2), bool)
