@@ -52,7 +52,7 @@ def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
 
 
 # Values of discrete actions from a replay; an update for each four steps.
-DQN_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "publish_period": 4}
+DQN_RUN = {"max_env_steps": 250_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "publish_period": 4}
 SMALL_DQN = SMALL | {
     "optimizer": "adam",
     "optimizer_epsilon": 1e-8,
@@ -60,7 +60,7 @@ SMALL_DQN = SMALL | {
     "samples_per_insert": 16.0,
     "n_step": 5,
     "target_period": 500,
-    "replay_size": 100_000,
+    "replay_size": 300_000,  # all of it: what led here is not forgotten
     "min_replay_size": 1_000,
 }
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
