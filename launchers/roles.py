@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from agents.agent import Feedback, Window
+from agents.agent import Feedback, Sequences, Window
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
 from replay.variables import VariableContainer
@@ -52,7 +52,8 @@ class Parts:
     @property
     def table_items(self) -> items.Structure:
         """The structure of the items as Reverb sees them."""
-        return self.items if isinstance(self.table.window, Window) else items.Packing(self.items).structure
+        window = self.table.window
+        return self.items if isinstance(window, Window) else items.packing(window, self.items).structure
 
     def serve(self, task: int = 0, port: int = 0) -> Server:
         """Starts the replay server `task`, with what it held when it was last saved.
@@ -64,6 +65,8 @@ class Parts:
             server.build_table(self.table, self.table_items, self.run.envs_per_actor, self.run.num_replay_servers),
             server.build_variables_table(self.params),
         ]
+        if isinstance(self.table.window, Sequences):
+            tables.append(server.build_steps_table())
         try:
             return server.serve(tables, port, self.logdir / f"replay_{task}" if self.replays else None)
         except ValueError as error:
@@ -73,7 +76,7 @@ class Parts:
         """What the learner learns from; counted from now on."""
         if self.replays:
             size = self.agent.batch_size * self.run.updates_per_dispatch
-            return iter(sampler.Transitions(clients, self.table, self.items, size))
+            return iter(sampler.Replay(clients, self.table, self.items, size))
         return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
 
     def variables(self, client: Client) -> VariableContainer:

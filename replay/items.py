@@ -8,7 +8,19 @@ import jax
 import numpy as np
 import tensorflow as tf
 
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Memory, Step, TimeStep, Transition, Window
+from agents.agent import (
+    Agent,
+    DiscreteActions,
+    EnvironmentSpec,
+    Memory,
+    Sample,
+    Sequences,
+    Step,
+    TimeStep,
+    Transition,
+    Transitions,
+    Window,
+)
 
 
 class Version(NamedTuple):
@@ -77,11 +89,25 @@ def block_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Struc
 
 
 def transition_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
-    """The structure of one Transition, without a batch axis."""
+    """The structure of one Transition, without a batch axis; its observations stacked if the window says so."""
+    (table,) = agent.tables
+    assert isinstance(table.window, Transitions)
     step, _, _ = step_structs(agent, spec, 1)
     number = jax.ShapeDtypeStruct((), np.float32)
     observation, action = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step[:2])
+    if table.window.stack > 1:
+        observation = jax.ShapeDtypeStruct((table.window.stack, *observation.shape), observation.dtype)
     return Structure(Transition(observation, action, number, number, observation))
+
+
+def sequence_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
+    """The structure of one sequence, without a batch axis: a Sample of steps [burn_in + length, ...] and memory."""
+    (table,) = agent.tables
+    assert isinstance(table.window, Sequences)
+    rows = table.window.burn_in + table.window.length
+    step, memory, _ = step_structs(agent, spec, 1)
+    steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step)
+    return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
 
 
 def item_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
@@ -89,6 +115,8 @@ def item_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Struct
     (table,) = agent.tables
     if isinstance(table.window, Window):
         return block_structure(agent, spec, num_envs)
+    if isinstance(table.window, Sequences):
+        return sequence_structure(agent, spec)
     return transition_structure(agent, spec)
 
 
@@ -117,23 +145,88 @@ class Packing:
     def pack(self, items: Any) -> list[np.ndarray]:
         """Leaves [B, ...] -> one [B, size] per dtype."""
         leaves = self._structure.flatten(items)
-        batch = len(leaves[0])
         return [
-            np.concatenate([leaves[i].reshape(batch, -1) for i in indices], axis=1)
+            np.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in indices], axis=1)
             for indices in self._columns.values()
         ]
 
     def unpack(self, columns: Sequence[Any]) -> Any:
-        """What `pack` was given."""
+        """What `pack` was given; of columns [T, B, size], leaves [T, B, ...]."""
         leaves: list[Any] = [None] * len(self._structure.leaves)
         for column, indices in zip(columns, self._columns.values(), strict=True):
             start = 0
             for i in indices:
                 shape = self._structure.leaves[i].shape
                 size = math.prod(shape)
-                leaves[i] = column[:, start : start + size].reshape(-1, *shape)
+                leaves[i] = column[..., start : start + size].reshape(*column.shape[:-1], *shape)
                 start += size
         return self._structure.unflatten(leaves)
+
+    def sample(self, columns: Sequence[np.ndarray]) -> Sample:
+        """A batch of packed transitions."""
+        return Sample(self.unpack(columns))
+
+
+class StackedTransition(NamedTuple):
+    """What a stacked transition keeps besides its frames."""
+
+    action: Any
+    reward: Any
+    discount: Any
+    steps: Any  # int32, n or fewer: how much later than the observation the next observation is
+
+
+class StackedPacking:
+    """Transitions of stacked frames: n + stack consecutive frames of a stream, which its items share, the last those of
+    the next observation; and the small rest, packed."""
+
+    def __init__(self, window: Transitions, structure: Structure):
+        """`structure`: of one Transition, without a batch axis."""
+        item: Transition = structure.unflatten(structure.leaves)
+        self._stack, frame = window.stack, item.observation
+        self.frames = window.n + window.stack
+        self.rest = Packing(
+            Structure(StackedTransition(item.action, item.reward, item.discount, jax.ShapeDtypeStruct((), np.int32)))
+        )
+        frames = jax.ShapeDtypeStruct((self.frames, *frame.shape[1:]), frame.dtype)
+        self.structure = Structure([frames, *self.rest.structure.leaves])
+
+    def sample(self, columns: Sequence[np.ndarray]) -> Sample:
+        """A batch of Transitions whose observations are [B, stack, ...]."""
+        frames, rest = columns[0], self.rest.unpack(columns[1:])
+        next_start = self.frames - self._stack
+        rows = (next_start - rest.steps)[:, None] + np.arange(self._stack)
+        observation = frames[np.arange(len(frames))[:, None], rows]
+        return Sample(Transition(observation, rest.action, rest.reward, rest.discount, frames[:, next_start:]))
+
+
+class SequencePacking:
+    """Sequences: rows, each packed, which items share, and the memory before the first, packed."""
+
+    def __init__(self, structure: Structure):
+        """`structure`: of one sequence, as `sequence_structure` gives it."""
+        item: Sample = structure.unflatten(structure.leaves)
+        rows = item.steps.reward.shape[0]
+        self.rows = Packing(Structure(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), item.steps)))
+        self.memory = Packing(Structure(item.memory))
+        columns = [jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for x in self.rows.structure.leaves]
+        self.num_row_columns, self.num_memory_columns = len(columns), len(self.memory.structure.leaves)
+        nothing: Step = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), item.steps)
+        # A row's columns where there is no row.
+        self.padding = [column[0] for column in self.rows.pack(nothing._replace(first=np.ones(1, bool)))]
+        self.structure = Structure([*columns, *self.memory.structure.leaves])
+
+    def sample(self, columns: Sequence[np.ndarray]) -> Sample:
+        """A batch of sequences, steps [T, B, ...] and memory [B, ...]."""
+        rows = [column.swapaxes(0, 1) for column in columns[: self.num_row_columns]]
+        return Sample(self.rows.unpack(rows), self.memory.unpack(columns[self.num_row_columns :]))
+
+
+def packing(window: Transitions | Sequences, structure: Structure) -> Packing | StackedPacking | SequencePacking:
+    """How a replay's items, of `structure`, lie in Reverb's columns, and how to read them."""
+    if isinstance(window, Sequences):
+        return SequencePacking(structure)
+    return StackedPacking(window, structure) if window.stack > 1 else Packing(structure)
 
 
 def params_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:

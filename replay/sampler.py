@@ -9,10 +9,11 @@ import numpy as np
 import reverb
 import tensorflow as tf
 
-from agents.agent import Memory, Sample, Step, TableSpec
-from replay.items import Block, Packing, Structure
+from agents.agent import Memory, Sample, Sequences, Step, TableSpec, Window
+from replay.items import Block, Structure, packing
+from replay.server import STEPS
 
-COUNT_SECONDS = 0.05  # between two looks at how many transitions were written
+COUNT_SECONDS = 0.05  # between two looks at how much was written
 
 
 class Batch(NamedTuple):
@@ -58,38 +59,47 @@ def _batch(steps: Step, memory: Memory, learner_steps: np.ndarray) -> Batch:
     return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])), steps.first[1:].size)
 
 
-class Transitions:
-    """Batches of transitions from the replay tables of one or more servers, an equal share of each.
+class Replay:
+    """Batches of transitions or sequences from the replay tables of one or more servers, an equal share of each.
 
     An item of server s is drawn with probability P_s(i) / servers; `Sample.likelihood` is that times the size of all
     tables together, so that importance weights are right for the mixture.
     """
 
     def __init__(self, clients: Sequence[reverb.Client], table: TableSpec, structure: Structure, batch_size: int):
-        """Counts what is in the tables from now on as new experience.
+        """Counts what is written to the tables from now on as new experience.
+
+        Args:
+          structure: of one item, as `item_structure` gives it.
 
         Raises:
           ValueError: the batch does not divide over the servers.
         """
         if batch_size % len(clients):
             raise ValueError(f"a batch of {batch_size} does not divide over {len(clients)} replay servers")
-        self._clients, self._table, self._packing = clients, table, Packing(structure)
+        assert not isinstance(table.window, Window)
+        self._clients, self._table, self._packing = clients, table, packing(table.window, structure)
+        # A transition is a step. Sequences are not so many steps each: their writers count.
+        window = table.window
+        self._counter, self._steps_per_item = (
+            (STEPS, window.period) if isinstance(window, Sequences) else (table.name, 1)
+        )
         self._share = batch_size // len(clients)
         self._written, self._counted = [0] * len(clients), time.monotonic()
         self._count_new()
 
     def _count_new(self) -> int:
-        """Items written to the tables since the last call."""
+        """Transitions written to the tables since the last call."""
         new = 0
         for index, client in enumerate(self._clients):
             try:
-                info = client.server_info(timeout=60)[self._table.name]
+                info = client.server_info(timeout=60)[self._counter]
             except (reverb.errors.ReverbError, RuntimeError):
                 continue  # it is down: the next call counts what it missed
             written = info.rate_limiter_info.insert_stats.completed
             new += max(0, written - self._written[index])  # a server that came back counts from its checkpoint
             self._written[index] = written
-        return new
+        return new * self._steps_per_item
 
     def _dataset(self, client: reverb.Client) -> Iterator[Any]:
         leaves = self._packing.structure.leaves
@@ -110,15 +120,20 @@ class Transitions:
         while True:
             parts = [next(dataset) for dataset in datasets]
             # Servers by turns, so that any part of the batch is a mixture of them too.
-            mixed = [
-                np.stack([np.asarray(x) for x in c], axis=1).reshape(-1, *c[0].shape[1:])
-                for c in zip(*(part.data for part in parts), strict=True)
-            ]
+            mixed = [_by_turns([np.asarray(x) for x in c]) for c in zip(*(part.data for part in parts), strict=True)]
             sizes = sum(float(part.info.table_size[-1]) for part in parts)
-            probability = np.stack([np.asarray(part.info.probability) for part in parts], axis=1).reshape(-1)
+            probability = _by_turns([np.asarray(part.info.probability) for part in parts])
             likelihood = (probability * sizes / servers).astype(np.float32)
-            sample = Sample(self._packing.unpack(mixed), (), likelihood)
+            sample = self._packing.sample(mixed)._replace(likelihood=likelihood)
             env_steps = 0
             if time.monotonic() - self._counted > COUNT_SECONDS:
                 env_steps, self._counted = self._count_new(), time.monotonic()
             yield Batch(sample, None, env_steps, env_steps, tuple(np.asarray(part.info.key) for part in parts))
+
+
+def _by_turns(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """[b, ...] each -> [b * parts, ...]: the first rows of all, the second of all, and so on."""
+    return parts[0] if len(parts) == 1 else np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
+
+
+Transitions = Replay  # its name in scripts/bench.py

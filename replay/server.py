@@ -5,12 +5,14 @@ import pathlib
 from typing import Any
 
 import reverb
+import tensorflow as tf
 from absl import logging
 
 from agents.agent import TableSpec
 from replay.items import Structure
 
 VARIABLES = "variables"
+STEPS = "steps"
 MIN_BUFFER_ITEMS = 32  # two writers' items in flight
 
 
@@ -24,7 +26,7 @@ def build_table(
     of that ratio by more than the error buffer waits. The buffer is wide enough for one side always to be free.
 
     Args:
-      structure: of one item, as Reverb sees it: packed, if it is a transition.
+      structure: of one item, as Reverb sees it: packed, but for a queue's.
     """
     if spec.kind == "queue":
         return reverb.Table.queue(spec.name, max(1, spec.max_size // sequences_per_item), signature=structure.signature)
@@ -61,6 +63,19 @@ def build_variables_table(structure: Structure) -> reverb.Table:
         max_size=1,
         rate_limiter=reverb.rate_limiters.MinSize(1),
         signature=structure.signature,
+    )
+
+
+def build_steps_table() -> reverb.Table:
+    """A table of size one that is there to count: into it go items for so many transitions each. Reverb keeps the count
+    of a table's items, in checkpoints too, and with it how much experience the items of sequences were made of."""
+    return reverb.Table(
+        STEPS,
+        sampler=reverb.selectors.Fifo(),
+        remover=reverb.selectors.Fifo(),
+        max_size=1,
+        rate_limiter=reverb.rate_limiters.MinSize(1),
+        signature=[tf.TensorSpec((), tf.int32)],
     )
 
 

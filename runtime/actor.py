@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.agent import Agent, Step
+from agents.agent import Agent, Sample, Step
 from environments.environment import Environment, Episodes
 from replay.variables import VariableContainer
-from replay.writer import BlockWriter, TransitionWriter
+from replay.writer import Writer
 
 
 def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., Any]:
@@ -34,19 +34,25 @@ def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., An
 def compile_priority(
     priority: Callable[..., Any] | None, num_envs: int, device: jax.Device
 ) -> Callable[..., np.ndarray] | None:
-    """`priority` of an Agent for up to `num_envs` transitions, on `device`; None of None.
+    """`priority` of an Agent for up to `num_envs` transitions or sequences, on `device`; None of None.
 
-    Traced once: fewer transitions, as at an episode's end, are filled up.
+    Traced once: fewer, as at an episode's end, are filled up.
     """
     if priority is None:
         return None
     compiled = jax.jit(priority)
 
-    def call(params, transition):
-        size = len(transition.reward)
+    def call(params, item):
+        sequences = isinstance(item, Sample)
+        size = item.steps.reward.shape[1] if sequences else len(item.reward)
         rows = np.arange(num_envs) % size
+        if sequences:
+            steps = jax.tree.map(lambda x: x[:, rows], item.steps)
+            item = Sample(steps, jax.tree.map(lambda x: x[rows], item.memory))
+        else:
+            item = jax.tree.map(lambda x: x[rows], item)
         with jax.default_device(device):
-            return np.asarray(compiled(params, jax.tree.map(lambda x: x[rows], transition)))[:size]
+            return np.asarray(compiled(params, item))[:size]
 
     return call
 
@@ -56,7 +62,7 @@ def run(
     act: Callable[..., Any],
     environment: Environment,
     variables: VariableContainer,
-    writer: BlockWriter | TransitionWriter,
+    writer: Writer,
     key: jax.Array,
     device: jax.Device,
     stopped: Callable[[], bool] = lambda: False,

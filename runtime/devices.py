@@ -37,6 +37,11 @@ def _pmap_send() -> Callable[[Sample], Sample]:
     return jax.pmap(lambda sample: sample, devices=jax.local_devices())
 
 
+def _batch_axis(sample: Sample) -> int:
+    """Of its steps; that of all else is 0."""
+    return 1 if isinstance(sample.steps, Step) else 0
+
+
 def shard(sample: Sample) -> Sample:
     """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it.
 
@@ -49,8 +54,7 @@ def shard(sample: Sample) -> Sample:
             raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {devices} devices")
         return x[None] if devices == 1 else np.stack(np.split(x, devices, axis))
 
-    batch_axis = 1 if isinstance(sample.steps, Step) else 0
-    steps = jax.tree.map(lambda x: split(x, batch_axis), sample.steps)
+    steps = jax.tree.map(lambda x: split(x, _batch_axis(sample)), sample.steps)
     memory, likelihood = jax.tree.map(lambda x: split(x, 0), (sample.memory, sample.likelihood))
     return _pmap_send()(Sample(steps, memory, likelihood))
 
@@ -64,7 +68,7 @@ def pmap_update(
     device gives each update's key; the sample is as `shard` gives it. All of them live on the devices: an argument
     that does not, or a typed key, would send every call through pmap's slow path.
 
-    With `updates_per_dispatch` K > 1 the sample of transitions is K minibatches, side by side on each device, and the
+    With `updates_per_dispatch` K > 1 the sample is K minibatches, side by side on each device, and the
     updates on them run one after another without Python between; metrics are the last one's, priorities are all.
     """
 
@@ -78,7 +82,13 @@ def pmap_update(
             state, step, feedback = update(carry[0], carry[1], minibatch)
             return (state, step), feedback
 
-        minibatches = jax.tree.map(lambda x: x.reshape(updates_per_dispatch, -1, *x.shape[1:]), sample)
+        def split(x, axis=0):
+            parts = x.reshape(*x.shape[:axis], updates_per_dispatch, -1, *x.shape[axis + 1 :])
+            return jnp.moveaxis(parts, axis, 0)
+
+        steps = jax.tree.map(functools.partial(split, axis=_batch_axis(sample)), sample.steps)
+        memory, likelihood = jax.tree.map(split, (sample.memory, sample.likelihood))
+        minibatches = Sample(steps, memory, likelihood)
         (state, step), feedback = jax.lax.scan(body, (state, step), minibatches)
         metrics, priorities = jax.tree.map(lambda x: x[-1], feedback.metrics), feedback.priorities
         return state, step, Feedback(metrics, jax.tree.map(lambda x: x.reshape(-1), priorities))

@@ -22,7 +22,7 @@ from replay import server
 from replay.client import connect
 from replay.items import Packing, Structure, Version
 from replay.priorities import update_priorities
-from replay.sampler import Transitions as Sampler
+from replay.sampler import Replay as Sampler
 from replay.writer import TransitionWriter
 from runtime import learner
 from runtime.learner import PriorityUpdater

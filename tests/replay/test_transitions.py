@@ -13,7 +13,7 @@ from agents.agent import Agent, Step, TableSpec, Transition, Transitions
 from environments.counting import CountingEnvironment
 from replay import items, server
 from replay.items import Packing, Structure, Version
-from replay.sampler import Transitions as Sampler
+from replay.sampler import Replay as Sampler
 from replay.transitions import NStep
 from replay.variables import VariableContainer
 from replay.writer import PULL_ITEMS, TransitionWriter, make_writer

@@ -1,0 +1,238 @@
+"""Stacked transitions: frames that are written once come back as the stacks that an agent acts on."""
+
+import dataclasses
+
+import envpool
+import numpy as np
+import pytest
+
+import environments
+from agents.agent import Sample, Step, TableSpec, Transition, Transitions
+from environments.envpool import ATARI
+from replay import server
+from replay.client import connect
+from replay.items import StackedPacking, Structure, packing
+from replay.sampler import Replay
+from replay.writer import IN_FLIGHT, PULL_STEPS, StackedTransitionWriter, make_writer
+from tests.replay.test_transitions import GAMMA, Told, stream, windows
+from tests.waiting import within
+
+WAIT = 60.0
+NUMBER = np.zeros((), np.float32)
+
+
+def structure_of(stack: int, shape: tuple[int, ...]) -> Structure:
+    frames = np.zeros((stack, *shape), np.uint8)
+    return Structure(Transition(frames, np.zeros((), np.int32), NUMBER, NUMBER, frames))
+
+
+def frame(observation) -> np.ndarray:
+    """uint8 [2, 3] of (environment, episode, step)."""
+    return np.stack([np.asarray(observation), 100 + np.asarray(observation)[::-1]]).astype(np.uint8)
+
+
+def framed(num_envs: int, rows: int, first_environment: int = 0):
+    """The Steps of `rows` rows of environments that show frames."""
+    for step in stream(first_environment + num_envs, rows):
+        mine = Step(*(x[first_environment:] for x in step[:5]), {})
+        yield mine._replace(observation=np.stack([frame(o) for o in mine.observation]))
+
+
+def stacked(told: tuple[int, int, int], stack: int) -> np.ndarray:
+    """The frames of a stack: those of the episode's newest steps, its first where there are not so many."""
+    environment, episode, step = told
+    return np.stack([frame((environment, episode, max(0, step - lag))) for lag in reversed(range(stack))])
+
+
+def check(sample: Transition, index: int, told: Told, stack: int) -> None:
+    np.testing.assert_array_equal(sample.observation[index], stacked(told.observation, stack))
+    np.testing.assert_array_equal(sample.next_observation[index], stacked(told.next_observation, stack))
+    assert (sample.action[index], sample.reward[index], sample.discount[index]) == told[1:4]
+
+
+class Written:
+    """A table, its writer and rows in it; a queue, so that each item can be read once, in order."""
+
+    def __init__(self, serve, window: Transitions, shape=(2, 3), priority=None, kind="queue"):
+        self.table = TableSpec("replay", window, kind, 10_000)
+        self.structure = structure_of(window.stack, shape)
+        self.packing = packing(window, self.structure)
+        assert isinstance(self.packing, StackedPacking)
+        self.client = serve(server.build_table(self.table, self.packing.structure))
+        self.writer = make_writer(self.client, self.table, self.structure, priority)
+        assert isinstance(self.writer, StackedTransitionWriter)
+
+    def write(self, steps, params=None) -> list[bool]:
+        told = [within(WAIT, "a row to be written", self.writer.append, step, (), 0, params) for step in steps]
+        for stream_writer in self.writer._writers:
+            within(WAIT, "the last items to be written", stream_writer.flush)
+        return told
+
+    def size(self) -> int:
+        return self.client.server_info()["replay"].current_size
+
+    def read(self, count: int) -> tuple[Transition, list[float]]:
+        """The oldest items and their priorities."""
+        samples = within(WAIT, "items", list, self.client.sample("replay", count, emit_timesteps=False))
+        columns = [np.stack(c) for c in zip(*(sample.data for sample in samples), strict=True)]
+        return self.packing.sample(columns).steps, [sample.info.priority for sample in samples]
+
+
+@pytest.mark.parametrize(("n", "stack", "num_envs"), [(1, 2, 3), (1, 4, 1), (3, 4, 6), (5, 2, 4)])
+def test_every_item_has_the_stacks_of_its_two_ends(serve, n, stack, num_envs):
+    """Episodes of 1 to 5 steps, terminated and truncated: shorter than n or the stack, and longer."""
+    rows = 45
+    written = Written(serve, Transitions(n, GAMMA, stack))
+    written.write(framed(num_envs, rows))
+    expected = [told for e in range(num_envs) for _, told in windows(e, rows, n)]
+    assert written.size() == len(expected) > 30
+    transition, priorities = written.read(len(expected))
+    assert transition.observation.shape == (len(expected), stack, 2, 3) and transition.observation.dtype == np.uint8
+    by_start = {(told.observation[0], told.action): told for told in expected}
+    assert len(by_start) == len(expected)
+    for index in range(len(expected)):
+        start = int(transition.observation[index, -1, 0, 0]), int(transition.action[index])
+        check(transition, index, by_start.pop(start), stack)
+    assert not by_start and set(priorities) == {1.0}
+
+
+def test_items_of_several_servers_are_sampled_as_they_were_written(serve):
+    """Each of two servers has environments of its own; batches take turns, and the likelihood is the mixture's."""
+    n, stack, rows = 3, 4, 40
+    servers = [Written(serve, Transitions(n, GAMMA, stack), kind="uniform") for _ in range(2)]
+    batches = iter(Replay([w.client for w in servers], servers[0].table, servers[0].structure, 16))
+    expected = []
+    for index, written in enumerate(servers):
+        written.write(framed(index + 2, rows, 2 * index))
+        mine = range(2 * index, 3 * index + 2)
+        expected.append({(e, told.action): told for e in mine for _, told in windows(e, rows, n)})
+    environments_of = [{e for e, _ in each} for each in expected]
+    assert not environments_of[0] & environments_of[1]
+    sizes, seen, counted = [len(each) for each in expected], set(), 0
+    for _ in range(300):
+        batch = within(WAIT, "a batch", next, batches)
+        sample, transition = batch.sample, batch.sample.steps
+        for index in range(16):
+            start = int(transition.observation[index, -1, 0, 0]), int(transition.action[index])
+            check(transition, index, expected[index % 2][start], stack)
+            assert sample.likelihood[index] == pytest.approx(sum(sizes) / sizes[index % 2] / 2, rel=1e-5)
+            seen.add(start)
+        counted += batch.env_steps
+        if len(seen) == sum(sizes) and counted == sum(sizes):
+            break
+    assert len(seen) == counted == sum(sizes)
+
+
+def test_an_actors_priorities_are_of_the_stacked_items(serve):
+    """They are computed from what the item will be when it is sampled, with the parameters of the time."""
+    given = []
+
+    def priority(params, transition):
+        given.append(transition)
+        return params * (1.0 + transition.action)
+
+    written = Written(serve, Transitions(3, GAMMA, 4), priority=priority)
+    written.write(framed(5, 40), params=2.0)
+    count = written.size()
+    transition, priorities = written.read(count)
+    assert priorities == (2.0 * (1 + transition.action)).tolist()
+    assert sum(len(part.reward) for part in given) == count
+    told = Transition(*(np.concatenate(x) for x in zip(*given, strict=True)))
+
+    def in_order(t):
+        return [x[np.argsort(t.action, kind="stable")] for x in t]
+
+    for ours, theirs in zip(in_order(told), in_order(transition), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_actors_pull_after_so_many_items(serve):
+    written = Written(serve, Transitions(1, GAMMA, 2))
+    pulls = written.write(framed(20, 60))
+    transitions = sum(len(windows(e, 60, 1)) for e in range(20))
+    assert sum(pulls) == transitions // PULL_STEPS == 2
+
+
+def test_stacks_of_pong_equal_envpools_own(serve):
+    """From the first reset, within episodes and across the start of others, through the table."""
+    num_envs, stack = 2, 4
+    ours = environments.make("Pong-v5", num_envs, seed=5)
+    options = ATARI | {"stack_num": stack, "reward_clip": True}
+    theirs = envpool.make("Pong-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
+    written = Written(serve, Transitions(2, 1.0, stack), (84, 84))
+    rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
+    timestep, steps, stacks = ours.reset(), [], [theirs.reset()[0]]  # by row
+    while (opened < 2).any():
+        assert len(steps) < 1500, "random play loses in some 800 steps"
+        for _ in range(20):
+            action = rng.integers(6, size=num_envs).astype(np.int32)
+            after = ours.step(action)
+            stacks.append(theirs.step(action)[0])
+            name = num_envs * len(steps) + np.arange(num_envs, dtype=np.int32)  # says where an item comes from
+            steps.append(Step(timestep.observation, name, after.reward, after.discount, timestep.first, {}))
+            opened += timestep.first
+            timestep = after
+    ours.close()
+    theirs.close()
+    written.write(steps)
+    count = written.size()
+    assert count >= num_envs * (len(steps) - 4)
+    while count:
+        transition, _ = written.read(min(count, 100))
+        count -= len(transition.reward)
+        for index, (row, environment) in enumerate(divmod(name, num_envs) for name in transition.action.tolist()):
+            later = row + (1 if steps[row + 2].first[environment] else 2)
+            np.testing.assert_array_equal(transition.observation[index], stacks[row][environment])
+            np.testing.assert_array_equal(transition.next_observation[index], stacks[later][environment])
+
+
+def test_a_restarted_server_has_the_items_and_goes_on_counting(tmp_path):
+    window = Transitions(2, GAMMA, 3)
+    table = TableSpec("replay", window, "uniform", 1000)
+    packed = packing(window, structure_of(3, (2, 3)))
+    written, counts = [], []
+    for _ in range(2):
+        running = server.serve([server.build_table(table, packed.structure)], None, tmp_path / "replay_0")
+        try:
+            client = connect(f"localhost:{running.port}", 30)
+            mine = Written(lambda _, client=client: client, window, kind="uniform")
+            mine.write(framed(3, 20))
+            info = client.server_info()["replay"]
+            counts.append(info.rate_limiter_info.insert_stats.completed)
+            assert info.current_size == counts[-1]
+            batches = iter(Replay([client], table, mine.structure, 32))
+            for _ in range(5):
+                sample: Sample = within(WAIT, "a batch", next, batches).sample
+                starts = {(e, t.action): t for e in range(3) for _, t in windows(e, 20, 2)}
+                for index in range(32):
+                    start = int(sample.steps.observation[index, -1, 0, 0]), int(sample.steps.action[index])
+                    check(sample.steps, index, starts[start], 3)
+            within(WAIT, "the checkpoint", server.save_tables, client)
+            written.append(sum(len(windows(e, 20, 2)) for e in range(3)))
+        finally:
+            running.stop()
+    assert counts == [written[0], 2 * written[0]]
+    other = dataclasses.replace(table, window=Transitions(3, GAMMA, 3))
+    another = packing(other.window, structure_of(3, (2, 3)))
+    with pytest.raises(ValueError, match=r"uint8\[5, 2, 3\], int32\[2\], float32\[2\], not uint8\[6, 2, 3\]"):
+        server.serve([server.build_table(other, another.structure)], None, tmp_path / "replay_0")
+
+
+def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
+    written = Written(serve, Transitions(1, GAMMA, 2))
+    table = dataclasses.replace(written.table, max_size=4)
+    client = serve(server.build_table(table, written.packing.structure))
+    writer = make_writer(client, table, written.structure, None)
+    asked = []
+
+    def stopped() -> bool:
+        asked[-1] += 1  # again after each time-out of the flush that waits for the table
+        return asked[-1] > 1
+
+    for step in framed(1, 4 * IN_FLIGHT):
+        asked.append(0)
+        within(WAIT, "a row to be written", writer.append, step, (), 0, None, stopped)
+        if asked[-1] > 1:
+            break
+    assert asked[-1] == 2 and len(asked) >= 4 + IN_FLIGHT
+    assert client.server_info()["replay"].current_size == 4
