@@ -263,12 +263,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         lstm: Any = memory.lstm if config.stored_state else jax.tree.map(jnp.zeros_like, memory.lstm)
         observation, _ = see(steps.observation, steps.first, memory.frames)
         last = inputs(steps.first, steps.extras["previous_action"], steps.extras["previous_reward"])
-        l, q = config.burn_in, None
-        for rows in (slice(None, l), slice(l, None)) if l else (slice(None),):
-            lstm = jax.lax.stop_gradient(lstm)
-            heads: Any = network.apply(params, observation[rows], steps.first[rows], lstm, last[rows])
-            q, lstm = heads
-        return q
+
+        def apply(rows: slice, lstm) -> Any:
+            return network.apply(params, observation[rows], steps.first[rows], lstm, last[rows])
+
+        if config.burn_in:
+            lstm = jax.lax.stop_gradient(apply(slice(None, config.burn_in), lstm)[1])
+        return apply(slice(config.burn_in, None), lstm)[0]
 
     def after_burn_in(steps: Step) -> Step:
         return jax.tree.map(lambda x: x[config.burn_in :], steps)

@@ -112,6 +112,9 @@ def test_rescaling_without_a_linear_part():
     np.testing.assert_allclose(r2d2.unscale(r2d2.rescale(x, 0.0), 0.0), x, rtol=1e-5, atol=1e-6)
 
 
+td_errors = jax.jit(r2d2.td_errors, static_argnames=("n", "eps"))
+
+
 def naive_errors(q, q_target, steps: Step, gamma: float, n: int, eps: float):
     """Each row's target by a walk along its episode: at most n steps, to the last observation or the last row."""
     q, q_target, r, discount = (np.asarray(x, np.float64) for x in (q, q_target, steps.reward, steps.discount))
@@ -133,13 +136,13 @@ def naive_errors(q, q_target, steps: Step, gamma: float, n: int, eps: float):
     return errors, live
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("n", [1, 3, 9])
 @pytest.mark.parametrize("seed", range(4))
 def test_errors_are_those_of_a_walk_along_each_episode(seed, n):
     steps = random_steps(seed)
     rng = np.random.default_rng(seed)
     q, q_target = rng.normal(size=(2, *steps.reward.shape, A)).astype(np.float32)
-    errors, live = r2d2.td_errors(q, q_target, steps, 0.9, n, 1e-2)
+    errors, live = td_errors(q, q_target, steps, 0.9, n, 1e-2)
     expected, expected_live = naive_errors(q, q_target, steps, 0.9, n, 1e-2)
     np.testing.assert_array_equal(live, expected_live)
     np.testing.assert_allclose(errors, expected, rtol=1e-4, atol=1e-5)
@@ -168,10 +171,10 @@ def test_errors_without_an_episodes_end_are_rlaxs(n):
         functools.partial(rlax.signed_hyperbolic, eps=eps), functools.partial(rlax.signed_parabolic, eps=eps)
     )
     theirs = functools.partial(rlax.transformed_n_step_q_learning, n=n, tx_pair=pair)
-    expected = jax.vmap(theirs, in_axes=1, out_axes=1)(
+    expected = jax.jit(jax.vmap(theirs, in_axes=1, out_axes=1))(
         q[:-1], steps.action[:-1], q_target[1:], q.argmax(-1)[1:], steps.reward[:-1], 0.9 * steps.discount[:-1]
     )
-    errors, live = r2d2.td_errors(q, q_target, steps, 0.9, n, eps)
+    errors, live = td_errors(q, q_target, steps, 0.9, n, eps)
     np.testing.assert_allclose(errors, expected, rtol=1e-4, atol=1e-4)
     assert (live == 1).all()
 
@@ -192,9 +195,14 @@ def test_a_sequences_priority(eta):
 # The update ----------------------------------------------------------------------------------------------------------
 
 
+@functools.cache
+def compiled(network: QNetwork):
+    return jax.jit(network.apply)
+
+
 def naive_unroll(network, params, steps: Step, lstm: LSTMState):
     """Row by row: Q of every row, and the LSTM's state before it."""
-    values, states = [], []
+    apply, values, states = compiled(network), [], []
     for t in range(len(steps.reward)):
         first = steps.first[t]
         states.append(lstm)
@@ -202,7 +210,7 @@ def naive_unroll(network, params, steps: Step, lstm: LSTMState):
             [np.eye(A)[steps.extras["previous_action"][t]], steps.extras["previous_reward"][t][:, None]], 1
         )
         last[first] = 0.0
-        q, lstm = network.apply(params, steps.observation[t][None], first[None], lstm, last[None])
+        q, lstm = apply(params, steps.observation[t][None], first[None], lstm, last[None])
         values.append(q[0])
     return jnp.stack(values), states
 
@@ -212,7 +220,7 @@ def test_gradient_is_the_papers(burn_in, stored, dueling):
     """Of the mean over sequences of w_i sum_t 1/2 delta_t^2, from the state that each network has after the burn-in."""
     options = {"burn_in": burn_in, "sequence_length": 10 - burn_in, "stored_state": stored, "dueling": dueling}
     agent = r2d2.make(config(**options), SPEC)
-    state = loud(agent.init(jax.random.key(0)))
+    state = loud(jax.jit(agent.init)(jax.random.key(0)))
     # The hypers are the state's, not the config's.
     hypers = r2d2.Hypers(jnp.float32(0.5), jnp.float32(0.8), jnp.float32(0.1))
     state = state._replace(hypers=hypers)
@@ -235,7 +243,7 @@ def test_gradient_is_the_papers(burn_in, stored, dueling):
         q = jnp.take_along_axis(q[:-1], steps.action[:-1, :, None], -1)[..., 0]
         return jnp.mean(w * jnp.sum(live * 0.5 * (y - q) ** 2, axis=0))
 
-    expected_loss, expected = jax.value_and_grad(loss)(state.params)
+    expected_loss, expected = jax.jit(jax.value_and_grad(loss))(state.params)
     assert max(np.abs(g).max() for g in jax.tree.leaves(expected)) > 0.03
     got = jax.tree.map(lambda m: m / (1 - ADAM_B1), new.opt_state[1].mu)
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=2e-3, atol=2e-5), got, expected)
@@ -360,7 +368,7 @@ def test_targets_are_copied_every_period():
         if step % 3 == 0:
             targets = state.params
         jax.tree.map(np.testing.assert_array_equal, state.target_params, targets)
-    fresh = agent.init(jax.random.key(0))
+    fresh = jax.jit(agent.init)(jax.random.key(0))
     jax.tree.map(np.testing.assert_array_equal, fresh.target_params, fresh.params)
 
 
@@ -468,23 +476,24 @@ def test_nothing_crosses_into_an_episode_as_it_opens():
     observation = np.ones((4, D), np.float32)
     first = np.array([True, True, False, False])
     timestep = TimeStep(observation, np.array([0, 0, 2, 2], np.float32), np.ones(4, np.float32), first, ~first)
-    memory = agent.memory(4)
+    memory, act = agent.memory(4), jax.jit(agent.act)
     other = memory._replace(previous_action=memory.previous_action + 2, lstm=jax.tree.map(lambda x: x + 1, memory.lstm))
-    q, q_other = (
-        np.asarray(agent.act(agent.policy(state), jax.random.key(0), timestep, m)[1]["q"]) for m in (memory, other)
-    )
+
+    def values(timestep, memory):
+        return np.asarray(act(agent.policy(state), jax.random.key(0), timestep, memory)[1]["q"])
+
+    q, q_other = values(timestep, memory), values(timestep, other)
     np.testing.assert_array_equal(q[:2], q_other[:2])
     assert (q[2:] != q_other[2:]).all()
     by_action = memory._replace(previous_action=memory.previous_action + 2)
-    assert (agent.act(agent.policy(state), jax.random.key(0), timestep, by_action)[1]["q"][2:] != q[2:]).all()
-    by_reward = timestep._replace(reward=timestep.reward + 1)
-    assert (agent.act(agent.policy(state), jax.random.key(0), by_reward, memory)[1]["q"][2:] != q[2:]).all()
+    assert (values(timestep, by_action)[2:] != q[2:]).all()
+    assert (values(timestep._replace(reward=timestep.reward + 1), memory)[2:] != q[2:]).all()
 
 
 def test_epsilons_ladder():
     """Environment i of N acts at random with epsilon^(1 + alpha i / (N - 1)) (section 2.3)."""
     agent = r2d2.make(config(epsilon=0.5, epsilon_spread=3.0), SPEC)
-    state = loud(agent.init(jax.random.key(0)))
+    state = loud(jax.jit(agent.init)(jax.random.key(0)))
     policy, each = agent.policy(state), 4000
     ranks = np.repeat([0.0, 0.5, 1.0], each)
     none = np.zeros(3 * each, np.float32)
@@ -508,7 +517,7 @@ def test_memory_remembers_the_action_that_was_taken():
     none = np.zeros(64, np.float32)
     timestep = TimeStep(np.ones((64, D), np.float32), none, none + 1, none > 0, none > 0)
     for act in (agent.act, agent.act_greedily):
-        action, _, memory = act(agent.policy(state), jax.random.key(0), timestep, agent.memory(64))
+        action, _, memory = jax.jit(act)(agent.policy(state), jax.random.key(0), timestep, agent.memory(64))
         np.testing.assert_array_equal(memory.previous_action, action)
 
 
