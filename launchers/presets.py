@@ -64,14 +64,17 @@ SMALL_DQN = SMALL | {
     "min_replay_size": 1_000,
 }
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
+CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
+CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
 ATARI_DQN_RUN = DQN_RUN | {"max_env_steps": 50_000_000, "eval_episodes": 10, "eval_period": 250_000}
-SMALL_Q = {"hidden_sizes": (64, 64), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
+SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
 
 
 def dqn(**config: Any) -> list[Preset]:
     """DQN's presets, with one of its improvements: the papers' on Atari, ours on small tasks."""
     return [
         Preset("CartPole-v1", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 2.5e-4} | config),
+        Preset("Catch-v0", CATCH_RUN, CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500} | config),
         Preset("*-v5", ATARI_DQN_RUN, config),
         Preset("*", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4} | config),
     ]
@@ -79,7 +82,8 @@ def dqn(**config: Any) -> list[Preset]:
 
 def q_learning(**config: Any) -> list[Preset]:
     """Online and without replay."""
-    return [Preset("*", SMALL_RUN, SMALL_Q | {"learning_rate": 1e-3, "epsilon_steps": 5_000} | config)]
+    config = {"learning_rate": 1e-3, "epsilon_final": 0.05, "epsilon_steps": 5_000} | config
+    return [Preset("*", SMALL_RUN, SMALL_Q | config)]
 
 
 PRESETS = {
@@ -89,6 +93,7 @@ PRESETS = {
     "prioritized_dqn": dqn(double=True, replay="prioritized"),
     "apex_dqn": [
         Preset("CartPole-v1", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 2.5e-4}),
+        Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN),
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
         Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 5e-4}),
     ],
