@@ -109,17 +109,17 @@ def test_actors_priorities_are_the_updates_own(double, dueling):
 
 
 def test_actors_priorities_are_those_of_stacked_frames():
-    spec = dataclasses.replace(SPEC, observation_shape=(36, 36), observation_dtype=np.dtype(np.uint8))
+    spec = dataclasses.replace(SPEC, observation_shape=(20, 20), observation_dtype=np.dtype(np.uint8))
     agent = apex_dqn.make(apex_dqn.Config(torso="shallow", frame_stack=3, min_replay_size=10), spec)
     rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (2, 4, 3, 36, 36), dtype=np.uint8)
+    frames = rng.integers(0, 256, (2, 4, 3, 20, 20), dtype=np.uint8)
     sample = random_sample(0, B=4)
     sample = sample._replace(steps=sample.steps._replace(observation=frames[0], next_observation=frames[1]))
     state = agent.init(jax.random.key(0))
     priorities = jax.jit(agent.priority)(agent.policy(state), sample.steps)
     _, feedback = jax.jit(agent.update)(state, jax.random.key(0), sample)
     np.testing.assert_allclose(priorities, feedback.priorities, rtol=1e-4, atol=1e-5)
-    assert agent.memory(5, None).dqn.frames.shape == (5, 2, 36, 36)
+    assert agent.memory(5, None).dqn.frames.shape == (5, 2, 20, 20)
 
 
 def test_update_is_dqns():
