@@ -121,7 +121,7 @@ class Replay:
             parts = [next(dataset) for dataset in datasets]
             # Servers by turns, so that any part of the batch is a mixture of them too.
             mixed = [_by_turns([np.asarray(x) for x in c]) for c in zip(*(part.data for part in parts), strict=True)]
-            sizes = sum(float(part.info.table_size[-1]) for part in parts)
+            sizes = sum(float(np.asarray(part.info.table_size)[-1]) for part in parts)
             probability = _by_turns([np.asarray(part.info.probability) for part in parts])
             likelihood = (probability * sizes / servers).astype(np.float32)
             sample = self._packing.sample(mixed)._replace(likelihood=likelihood)
