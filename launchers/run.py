@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
+import jax
 import numpy as np
 
 import environments
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, TableSpec
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, TableSpec, Transitions, Window
 from launchers import presets
 
 # Some share a file and differ in their presets.
@@ -45,7 +46,8 @@ FREE = {
     "eval_period",
     "checkpoint_seconds",
 }
-ITEM_BYTES = 500  # what Reverb needs for an item besides its data, about
+# What Reverb needs besides the data, about: for an item, and for each row of a stream that items share.
+ITEM_BYTES, ROW_BYTES = 500, 1_000
 CHOICES = {"placement": ("threads", "processes", "serial"), "actor_backend": ("cpu", "accelerator")}
 
 
@@ -88,7 +90,7 @@ class Run:
         if table.kind == "queue":
             self._check_queue(agent)
         else:
-            self._check_replay(agent, table)
+            self._check_replay(agent, table, spec)
         return agent
 
     def _check_queue(self, agent: Agent) -> None:
@@ -104,7 +106,7 @@ class Run:
                     f"--{name}={getattr(self, name)}: {self.agent} has a queue, not a replay; leave it at 1"
                 )
 
-    def _check_replay(self, agent: Agent, table: TableSpec) -> None:
+    def _check_replay(self, agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> None:
         if self.placement == "serial":
             raise UsageError(
                 f"--placement=serial repeats a run to the bit, which {self.agent}'s replay cannot: Reverb's random "
@@ -113,11 +115,16 @@ class Run:
         batch = agent.batch_size * self.updates_per_dispatch
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
+        window, longest = table.window, spec.max_episode_steps
+        assert not isinstance(window, Window)
+        field, steps = ("sequence_length", window.length) if isinstance(window, Sequences) else ("n_step", window.n)
+        if longest is not None and steps > longest:
+            raise UsageError(f"config.{field}={steps} is more than an episode of {self.env} can have, {longest} steps")
         share = table.max_size // self.num_replay_servers
         for name, size in (
             ("minimum size", table.min_size // self.num_replay_servers),
             ("batch", batch // self.num_replay_servers),
-            ("n-step window", getattr(table.window, "n", 1)),
+            ("n-step window", getattr(window, "n", 1)),
         ):
             if size > share:
                 raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
@@ -144,15 +151,19 @@ class Run:
         """Raises UsageError if there is no such environment, if the agent does not fit it, or if this machine has no
         room for what `servers` of the run's replay servers hold."""
         spec = self.spec()
-        (table,) = self.make_agent(spec).tables
+        agent = self.make_agent(spec)
+        (table,) = agent.tables
         if table.kind == "queue":
             return
-        items = min(table.max_size, self.max_env_steps) * servers // self.num_replay_servers
-        size = items * (_transition_bytes(spec) + ITEM_BYTES)
+        steps, noun = 1, "transitions"  # to an item
+        if isinstance(table.window, Sequences):
+            steps, noun = table.window.period, "sequences"
+        items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
+        size = items * _item_bytes(agent, table, spec)
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if size > memory:
             raise UsageError(
-                f"a replay of {items:,} transitions takes about {size / 1e9:.1f} GB and this machine has "
+                f"a replay of {items:,} {noun} takes about {size / 1e9:.1f} GB and this machine has "
                 f"{memory / 1e9:.1f} GB: give a smaller --config.replay_size"
             )
 
@@ -170,10 +181,18 @@ class Run:
         return dataclasses.asdict(self)
 
 
-def _transition_bytes(spec: EnvironmentSpec) -> int:
+def _item_bytes(agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> int:
+    """What an item takes in a table's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
     observation = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
-    action = 4 * (1 if isinstance(spec.actions, DiscreteActions) else math.prod(spec.actions.shape))
-    return 2 * observation + action + 8
+    rest = 8 + 4 * (1 if isinstance(spec.actions, DiscreteActions) else math.prod(spec.actions.shape))
+    window = table.window
+    if isinstance(window, Sequences):
+        # Items share rows: `period` are new. What else is in them is small.
+        memory = jax.tree.leaves(jax.eval_shape(lambda: agent.memory(1, None)))
+        return window.period * (observation + rest + ROW_BYTES) + sum(x.size * x.dtype.itemsize for x in memory)
+    if isinstance(window, Transitions) and window.stack > 1:
+        return observation + rest + ROW_BYTES + ITEM_BYTES
+    return 2 * observation + rest + ITEM_BYTES
 
 
 def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:

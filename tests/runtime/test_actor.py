@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from agents import impala
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Transition
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sample, Step, Transition
 from environments.counting import CountingEnvironment
 from replay.items import Version
 from runtime import actor
@@ -212,6 +212,24 @@ def test_priorities_are_traced_once_however_many_transitions_there_are():
         assert isinstance(found, np.ndarray)
         np.testing.assert_array_equal(found, size * rewards + frames[:, 1])
     assert traces == [(5,)]
+
+
+def test_priorities_of_sequences_are_filled_up_along_their_batch():
+    """Steps are [T, b, ...], the memory [b, ...]."""
+    traces = []
+
+    def priority(params, sample):
+        traces.append((sample.steps.reward.shape, sample.memory["state"].shape))
+        return params * sample.steps.reward.sum(axis=0) + sample.memory["state"][:, 1]
+
+    compiled = actor.compile_priority(priority, 5, jax.devices()[0])
+    for size in (2, 5, 1, 3):
+        rows = np.arange(3 * size, dtype=np.float32).reshape(3, size)
+        steps = Step(rows[..., None], rows.astype(np.int32), rows, rows, rows > 1, {"q": rows})
+        state = np.arange(2 * size, dtype=np.float32).reshape(size, 2)
+        found = compiled(np.float32(10), Sample(steps, {"state": state}))
+        np.testing.assert_array_equal(found, 10 * rows.sum(axis=0) + state[:, 1])
+    assert traces == [((3, 5), (5, 2))]
 
 
 def test_an_agent_without_priorities_has_none_to_compile():

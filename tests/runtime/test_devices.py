@@ -80,6 +80,24 @@ for seed, step in ((0, 0), (0, 1), (1, 0), (0, 0)):
     numbers.append(feedback.metrics["number"].tolist())
 report["numbers"] = numbers
 
+# Sequences from a replay, three minibatches in a dispatch: which each update sees, and whose priorities are whose.
+def noted(state, key, sample):
+    steps, memory, likelihood = sample
+    assert steps.observation.shape == (2, 2, 3) and memory["m"].shape == (2, 4) and likelihood.shape == (2,)
+    metrics = {"names": steps.reward[0], "ends": steps.observation[1, :, 2], "memory": memory["m"][:, 3]}
+    return state + 1, Feedback(metrics, 1000 * state + steps.reward[0] + likelihood)
+
+names = np.arange(12, dtype=np.float32)
+rows = np.stack([np.tile(names[:, None] + 100 * row, 3) for row in range(2)])
+steps = Step(rows, *[np.stack([names, names])] * 4, {})
+many = Sample(steps, {"m": np.tile(names[:, None] + 500, 4)}, names / 16)
+dispatch = devices.pmap_update(fake._replace(update=noted), 0, 3)
+state, count = devices.replicate(jnp.float32(0)), devices.replicate(np.uint32(0))
+state, count, feedback = dispatch(state, count, devices.shard(many))
+report["minibatches"] = {
+    "priorities": np.asarray(feedback.priorities).tolist(), "count": np.asarray(count).tolist(),
+    **{name: np.asarray(x).tolist() for name, x in feedback.metrics.items()}}
+
 sharded = devices.shard(sample(0))
 report["shards"] = {"reward": np.array_equal(sharded.steps.reward, np.stack(np.split(sample(0).steps.reward, 2, 1))),
                     "frames": np.array_equal(sharded.memory.frames, np.stack(np.split(sample(0).memory.frames, 2, 0)))}
@@ -137,3 +155,13 @@ def test_each_device_update_and_seed_has_a_key_of_its_own(report):
 def test_shard_splits_the_batch_axis(report):
     assert report["shards"] == {"reward": True, "frames": True}
     assert report["odd"] == "a batch of 3 sequences does not divide over 2 devices"
+
+
+def test_sequences_from_a_replay_are_split_into_minibatches(report):
+    """Twelve sequences: six on each device, two to each of three updates, with their memory and likelihood."""
+    expected = [[1000.0 * (i // 2) + name + name / 16 for i, name in enumerate(half)]
+                for half in (range(6), range(6, 12))]  # fmt: skip
+    found = report["minibatches"]
+    assert found["priorities"] == expected and found["count"] == [3, 3]
+    assert found["names"] == [[4, 5], [10, 11]], "metrics are the last update's"
+    assert found["ends"] == [[104, 105], [110, 111]] and found["memory"] == [[504, 505], [510, 511]]

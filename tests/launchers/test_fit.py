@@ -1,0 +1,98 @@
+"""What a run with a replay asks of its environment and of the machine's memory, from its settings alone."""
+
+import os
+
+import numpy as np
+import pytest
+
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, TableSpec, Transitions
+from launchers import run
+
+FRAMES = EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(6), max_episode_steps=100)
+WINDOWS = {
+    "transitions": Transitions(3, 0.99),
+    "stacked": Transitions(3, 0.99, stack=4),
+    "sequences": Sequences(40, 80, 40),
+}
+
+
+def settings(**changes) -> run.Run:
+    return run.make("ddpg", "Pendulum-v1", {"max_env_steps": 10**9} | changes, {})
+
+
+def agent_of(window, max_size: int) -> Agent:
+    def memory(num_envs, ranks):
+        return {"hidden": np.zeros((num_envs, 512), np.float32), "cell": np.zeros((num_envs, 512), np.float32)}
+
+    tables = (TableSpec("replay", window, "uniform", max_size),)
+    return Agent(None, None, memory, None, None, None, tables, batch_size=32)
+
+
+class Fixed:
+    """A run's agent and spec without its files."""
+
+    def __init__(self, monkeypatch, window, max_size: int, gigabytes: float, **changes):
+        monkeypatch.undo()
+        self.run = settings(**changes)
+        agent = agent_of(window, max_size)
+        monkeypatch.setattr(run, "agent_module", lambda name: self)
+        monkeypatch.setattr(run.Run, "spec", lambda self: FRAMES)
+        monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(gigabytes * 1e9)}.get)
+        self.make = lambda config, spec: agent
+
+
+@pytest.mark.parametrize(
+    ("window", "max_size", "gigabytes", "noun"),
+    [
+        ("transitions", 10**6, 14.6, "transitions"),
+        ("stacked", 10**6, 8.6, "transitions"),
+        ("sequences", 10**5, 32.7, "sequences"),
+    ],
+)
+def test_a_replay_that_does_not_fit_is_refused_and_one_that_fits_is_not(monkeypatch, window, max_size, gigabytes, noun):
+    """The sizes are those that docs/replay.md has measured, give or take a tenth."""
+    fits = Fixed(monkeypatch, WINDOWS[window], max_size, 1.1 * gigabytes)
+    fits.run.check_fit(1)
+    fails = Fixed(monkeypatch, WINDOWS[window], max_size, gigabytes / 1.1)
+    with pytest.raises(run.UsageError, match=f"a replay of {max_size:,} {noun} takes about .* --config.replay_size"):
+        fails.run.check_fit(1)
+    fails.run.check_fit(0)  # a machine without a replay server
+
+
+def test_a_million_stacked_frames_fit_in_ten_gigabytes(monkeypatch):
+    Fixed(monkeypatch, WINDOWS["stacked"], 10**6, 10.0).run.check_fit(1)
+
+
+def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
+    """40 steps to a sequence."""
+    steps = 40 * 1000
+    Fixed(monkeypatch, WINDOWS["sequences"], 10**6, 1000 * 400e3 / 1e9, max_env_steps=steps).run.check_fit(1)
+    with pytest.raises(run.UsageError, match="a replay of 1,000 sequences"):
+        Fixed(monkeypatch, WINDOWS["sequences"], 10**6, 0.1, max_env_steps=steps).run.check_fit(1)
+
+
+@pytest.mark.parametrize(
+    ("window", "words"),
+    [
+        (Transitions(101, 0.99, stack=4), "config.n_step=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Transitions(101, 0.99), "config.n_step=101"),
+        (Sequences(0, 101, 50), "config.sequence_length=101 is more than an episode of Pendulum-v1 can have, 100 "),
+    ],
+)
+def test_a_window_longer_than_any_episode_is_refused(monkeypatch, window, words):
+    with pytest.raises(run.UsageError, match=words) as error:
+        Fixed(monkeypatch, window, 10**4, 100.0).run.check_fit(1)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("window", [Transitions(100, 0.99, stack=4), Sequences(500, 100, 50)])
+def test_the_longest_window_of_an_episode_is_not(monkeypatch, window):
+    Fixed(monkeypatch, window, 10**4, 100.0).run.check_fit(1)
+
+
+def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
+    fixed = Fixed(monkeypatch, Sequences(0, 101, 50), 10**4, 100.0)
+    monkeypatch.setattr(
+        run.Run, "spec", lambda self: FRAMES.__class__((84, 84), FRAMES.observation_dtype, FRAMES.actions)
+    )
+    fixed.run.check_fit(1)
