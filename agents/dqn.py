@@ -33,7 +33,7 @@ from agents.agent import (
     pmean,
 )
 from agents.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.networks import QNetwork, stack_frames
+from agents.networks import QNetwork, check_frames, stack_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +138,7 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
     """
     num_actions = discrete_actions(agent, spec)
     shape, stack = spec.observation_shape, config.frame_stack
-    if config.torso != "mlp" and len(shape) != 2:
-        raise ValueError(f"torso={config.torso} needs frames [height, width], not observations {shape}; use torso=mlp")
-    if stack > 1 and len(shape) != 2:
-        raise ValueError(
-            f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
-        )
+    check_frames(config.torso, stack, shape)
     network = QNetwork(
         torso=config.torso,
         num_actions=num_actions,

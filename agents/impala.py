@@ -28,7 +28,7 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.networks import ActorCritic, LSTMState, stack_frames
+from agents.networks import ActorCritic, LSTMState, check_frames, stack_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +150,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     if not isinstance(spec.actions, DiscreteActions):
         raise ValueError("impala needs discrete actions; this environment's are continuous")
     shape, stack = spec.observation_shape, config.frame_stack
-    if config.torso != "mlp" and len(shape) != 2:
-        raise ValueError(f"torso={config.torso} needs frames [height, width], not observations {shape}; use torso=mlp")
-    if stack > 1 and len(shape) != 2:
-        raise ValueError(
-            f"frame_stack={stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
-        )
+    check_frames(config.torso, stack, shape)
 
     network = ActorCritic(
         torso=config.torso,

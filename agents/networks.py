@@ -17,6 +17,16 @@ ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 ORTHOGONAL = nn.initializers.orthogonal(2**0.5)
 
 
+def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
+    """Raises ValueError if a convolutional torso, or a stack of frames, is asked for of observations that are none."""
+    if len(shape) != 2 and torso != "mlp":
+        raise ValueError(f"torso={torso} needs frames [height, width], not observations {shape}; use torso=mlp")
+    if len(shape) != 2 and frame_stack > 1:
+        raise ValueError(
+            f"frame_stack={frame_stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
+        )
+
+
 def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Stacks the S newest frames of each row's own episode, as EnvPool does (Mnih et al. 2015, 10.1038/nature14236).
 
