@@ -26,12 +26,12 @@ def config(**fields) -> r2d2.Config:
     return r2d2.Config(**(SMALL | fields))
 
 
-def loud(state: r2d2.State, seed: int = 0, apart: bool = True) -> r2d2.State:
+def loud(state: r2d2.State, seed: int = 0, apart: bool = True, scale: float = 0.5) -> r2d2.State:
     """Parameters far from 0; those of the target `apart` from the others."""
     rng = np.random.default_rng(seed)
 
     def noisy(params):
-        return jax.tree.map(lambda x: jnp.asarray(x + 0.5 * rng.normal(size=x.shape), jnp.float32), params)
+        return jax.tree.map(lambda x: jnp.asarray(x + scale * rng.normal(size=x.shape), jnp.float32), params)
 
     params = noisy(state.params)
     return state._replace(params=params, target_params=noisy(params) if apart else jax.tree.map(jnp.copy, params))
@@ -407,7 +407,6 @@ CASES = [
     ({}, (D,), np.float32),
     ({"dueling": False, "burn_in": 0}, (D,), np.float32),
     ({"frame_stack": 3}, (3, 4), np.uint8),
-    ({"torso": "nature", "frame_stack": 2}, (40, 40), np.uint8),
     ({"torso": "shallow", "frame_stack": 1}, (24, 24), np.uint8),
 ]
 
@@ -417,9 +416,12 @@ def test_acting_step_by_step_is_the_unrolled_network(fields, shape, dtype):
     """The learner that unrolls from the stored state finds the values that acting noted: so it finds the priority that
     the actor found, if both its networks are the actor's. An episode's first sequence too, and without its memory none
     but that."""
-    agent = r2d2.make(config(**fields), EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A)))
-    zero = r2d2.make(config(stored_state=False, **fields), EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A)))
-    state = loud(jax.jit(agent.init)(jax.random.key(1)), apart=False)
+    agent_config, spec = config(**fields), EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A))
+    agent = r2d2.make(agent_config, spec)
+    zero = r2d2.make(dataclasses.replace(agent_config, stored_state=False), spec)
+    # With the convolutions' many features a little suffices; with more the gates would be shut, and nothing remembered.
+    scale = 0.5 if agent_config.torso == "mlp" else 0.05
+    state = loud(jax.jit(agent.init)(jax.random.key(1)), apart=False, scale=scale)
     rows, B, burn_in = 24, 2, fields.get("burn_in", 3)
     rng = np.random.default_rng(0)
     observation = (
