@@ -70,13 +70,15 @@ ATARI_DQN_RUN = DQN_RUN | {"max_env_steps": 50_000_000, "eval_episodes": 10, "ev
 SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
 
 
-def dqn(**config: Any) -> list[Preset]:
-    """DQN's presets, with one of its improvements: the papers' on Atari, ours on small tasks."""
+def dqn(atari: dict[str, Any] | None = None, **config: Any) -> list[Preset]:
+    """DQN's presets, with one of its improvements: ours on small tasks, its paper's (`atari` on top of all) on Atari."""
+    small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
+    catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
-        Preset("CartPole-v1", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 2.5e-4} | config),
-        Preset("Catch-v0", CATCH_RUN, CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500} | config),
-        Preset("*-v5", ATARI_DQN_RUN, config),
-        Preset("*", DQN_RUN, SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4} | config),
+        Preset("CartPole-v1", DQN_RUN, small | {"learning_rate": 2.5e-4} | config),
+        Preset("Catch-v0", CATCH_RUN, catch | config),
+        Preset("*-v5", ATARI_DQN_RUN, config | (atari or {})),
+        Preset("*", DQN_RUN, small | {"learning_rate": 5e-4} | config),
     ]
 
 
@@ -89,13 +91,12 @@ def q_learning(**config: Any) -> list[Preset]:
 PRESETS = {
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
-    "dueling_dqn": dqn(double=True, dueling=True, max_gradient_norm=10.0),
-    "prioritized_dqn": dqn(double=True, replay="prioritized"),
+    "dueling_dqn": dqn({"learning_rate": 6.25e-5}, double=True, dueling=True, max_gradient_norm=10.0),
+    "prioritized_dqn": dqn({"learning_rate": 6.25e-5}, double=True, replay="prioritized"),
     "apex_dqn": [
-        Preset("CartPole-v1", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 2.5e-4}),
-        Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN),
+        Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
-        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"learning_rate": 5e-4}),
+        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 5e-4}),
     ],
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),
