@@ -71,7 +71,7 @@ SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsil
 
 
 def dqn(atari: dict[str, Any] | None = None, **config: Any) -> list[Preset]:
-    """DQN's presets, with one of its improvements: ours on small tasks, its paper's (`atari` on top of all) on Atari."""
+    """DQN's presets, with one of its improvements: ours on small tasks; on Atari the papers', `atari` on top."""
     small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
     catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
