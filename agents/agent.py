@@ -119,7 +119,8 @@ class Sequences:
 
     The first sequence's row `burn_in` is the episode's first row, so that each row stands beyond the burn-in of one.
     Rows before the episode's first and after its last observation are padding: zeros, and `first`. At the episode's end
-    the oldest sequence still open is padded and written; younger ones hold nothing that it does not.
+    the oldest sequence still open is padded and written, unless the one before it ended with the episode; younger ones
+    hold nothing that it does not. `period` is below `length`: a sequence's last row only bootstraps.
     """
 
     burn_in: int

@@ -134,6 +134,3 @@ class Replay:
 def _by_turns(parts: Sequence[np.ndarray]) -> np.ndarray:
     """[b, ...] each -> [b * parts, ...]: the first rows of all, the second of all, and so on."""
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
-
-
-Transitions = Replay  # its name in scripts/bench.py

@@ -7,7 +7,7 @@ JSON lines. Machines are noisy: read the ratios, which are of one run, each of a
   inference     the actors' act, in as many threads as there are actors
   learner       updates on one batch that is on the device already
   write         CPU (all threads) of cutting items and writing them to a real server
-  sample        CPU (all threads) of sampling them back as batches
+  sample        CPU (all threads) of sampling them back as batches, per row of a queue or per item of a replay
   plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns (agents with a queue)
   end_to_end    `scripts/train --placement=threads` without evaluations
   limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
@@ -30,18 +30,20 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from agents.agent import DiscreteActions, Sample, Step, TimeStep, Transitions
+from agents.agent import DiscreteActions, Sample, Sequences, Step, TableSpec, TimeStep
 from launchers import flags, roles
 from launchers import run as runs
 from launchers.run import Run, UsageError
-from replay import sampler
-from replay.server import build_table, serve
-from replay.transitions import NStep
+from replay import Client, Server, sampler
+from replay.server import build_steps_table, build_table, serve
 from replay.writer import make_writer
 from runtime import devices, learner
 
 absl_flags.DEFINE_float("seconds", 5.0, "How long each stage runs in each round; the whole runs four times as long.")
 absl_flags.DEFINE_integer("repeats", 3, "Rounds.")
+
+
+LONGEST = 256  # rows of any item
 
 
 def rate(seconds: float, work: Callable[[], float]) -> float:
@@ -133,22 +135,29 @@ class Bench:
         environment.close()
         return steps
 
+    def serve(self, rows: int) -> tuple[TableSpec, Server, Client]:
+        """A server with room for all that so many rows make, where nobody waits for anybody."""
+        parts = self.parts
+        table = dataclasses.replace(parts.table, max_size=rows * self.envs, min_size=1, samples_per_insert=0.0)
+        tables = [build_table(table, parts.table_items, self.envs)]
+        if isinstance(table.window, Sequences):
+            tables.append(build_steps_table())
+        server = serve(tables, None, None)
+        return table, server, server.localhost_client()
+
     def write_and_sample(self, batches: int = 32) -> tuple[float, float]:
-        """CPU microseconds per environment step of each: once each is written, and once each is sampled."""
+        """CPU microseconds of each: writing, per environment step, and sampling, per row of a queue or per item."""
         parts, batch = self.parts, self.agent.batch_size
         length = 1 if parts.replays else self.run.config.unroll_length
         rows = self.rollout(batches * max(batch, self.envs) // self.envs * length + 16)
-        # All fit, and nobody waits for anybody.
-        table = dataclasses.replace(parts.table, max_size=len(rows) * self.envs, min_size=1, samples_per_insert=0.0)
-        server = serve([build_table(table, parts.table_items, self.envs)], None, None)
-        client = server.localhost_client()
+        table, server, client = self.serve(len(rows))
         writer = make_writer(client, table, parts.items, parts.priority)
         start = time.process_time()
         for step, memory in rows:
             writer.append(step, memory, 0, self.params)
         wrote = time.process_time()
         if parts.replays:
-            sampled = iter(sampler.Transitions([client], table, parts.items, batch))
+            sampled = iter(sampler.Replay([client], table, parts.items, batch))
             next(sampled)  # its threads are started
             wrote_before, wrote = wrote, time.process_time()
         else:
@@ -161,14 +170,18 @@ class Bench:
         return (wrote_before - start) / (len(rows) * self.envs) * 1e6, (end - wrote) / (batches * batch * length) * 1e6
 
     def sample_in_memory(self) -> Sample:
-        """A batch without Reverb."""
-        batch = self.agent.batch_size
-        if isinstance(self.parts.table.window, Transitions):
-            n_step, transitions = NStep(self.parts.table.window), []
-            for step, _ in self.rollout(2 * batch // self.envs + 2 * self.parts.table.window.n):
-                transitions += n_step.append(step)
-            steps = jax.tree.map(lambda *x: np.concatenate(x)[:batch], *transitions)
-            return Sample(steps, (), np.ones(batch, np.float32))
+        """A batch on the host."""
+        parts, batch = self.parts, self.agent.batch_size
+        if parts.replays:
+            rows = self.rollout(2 * batch // self.envs + 2 * LONGEST)
+            table, server, client = self.serve(len(rows))
+            writer = make_writer(client, table, parts.items, parts.priority)
+            for step, memory in rows:
+                writer.append(step, memory, 0, self.params)
+            sample = next(iter(sampler.Replay([client], table, parts.items, batch))).sample
+            writer.close()
+            server.stop()
+            return sample
         rows = self.rollout(self.run.config.unroll_length + 1)
         steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
         copies = -(-batch // self.envs)
