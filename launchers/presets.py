@@ -34,7 +34,12 @@ LARGE_CONTROL = {
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
 # To publish more often than actors pull is of no use.
 DPG_RUN = CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8, "publish_period": 16}
-LARGE_RUN = CONTROL_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 4, "publish_period": 16}
+LARGE_RUN = CONTROL_RUN | {
+    "max_env_steps": 1_000_000,
+    "envs_per_actor": 4,
+    "publish_period": 16,
+    "updates_per_dispatch": 4,
+}
 APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
 # Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
@@ -67,6 +72,21 @@ SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
 ATARI_DQN_RUN = DQN_RUN | {"max_env_steps": 50_000_000, "eval_episodes": 10, "eval_period": 250_000}
+SMALL_R2D2 = SMALL | {
+    "hidden_sizes": (128,),
+    "lstm_size": 64,
+    "burn_in": 0,
+    "sequence_length": 12,  # about an episode's: what is longer is padding
+    "overlap": 2,
+    "discount": 0.99,
+    "batch_size": 32,
+    "samples_per_insert": 8.0,
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-5,
+    "target_period": 200,
+    "replay_size": 8_000,
+    "min_replay_size": 100,
+}
 SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
 
 
@@ -97,6 +117,10 @@ PRESETS = {
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
         Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 5e-4}),
+    ],
+    "r2d2": [
+        Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
+        Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
     ],
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),

@@ -21,6 +21,7 @@ from launchers import run as runs
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
 from replay.client import connect
+from runtime.scheduling import give_way
 
 absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
 absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
@@ -56,6 +57,8 @@ def role() -> int:
             raise UsageError(f"--task={values.task}: the run has {run.num_replay_servers} replay servers, from 0")
         run.check_fit(servers=1)
     stop = stop_on_signals()
+    if values.role != "learner":
+        give_way()
     if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if values.num_learners > 1 and values.role == "learner":

@@ -1,5 +1,6 @@
 """Placement `threads`: every role a thread of this process, the Reverb servers in it too."""
 
+import concurrent.futures
 import pathlib
 import threading
 from collections.abc import Iterator
@@ -9,18 +10,23 @@ from launchers import roles
 from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
+from runtime.scheduling import give_way
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
     stop, acting_ends = stop_on_signals(), threading.Event()
     parts = roles.Parts(run, logdir)
-    servers = [parts.serve(task, port and port + task) for task in range(run.num_replay_servers)]
+    tasks = range(run.num_replay_servers)
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
+        servers = list(executor.map(lambda task: parts.serve(task, port and port + task), tasks))
     clients = [server.localhost_client() for server in servers]
     errors: list[BaseException] = []
 
     def start(name: str, role: Iterator[Any]) -> threading.Thread:
         def guarded():
+            if name != "learner":
+                give_way()
             try:
                 for _ in role:
                     pass

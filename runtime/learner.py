@@ -19,6 +19,7 @@ from replay.priorities import update_priorities
 from replay.sampler import Batch
 from replay.variables import VariableContainer
 from runtime import devices
+from runtime.scheduling import give_way
 
 STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
 
@@ -34,6 +35,7 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
     wanted = threading.Semaphore(1)  # one ahead, not one in the queue and another in the thread's hand
 
     def fetch():
+        give_way()  # and Reverb's sampler, which this thread starts
         try:
             while wanted.acquire():
                 batch = next(batches, None)

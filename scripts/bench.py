@@ -16,6 +16,7 @@ An agent with a replay takes --config.samples_per_insert / --config.batch_size u
 learner's speed is given in the environment steps that this comes to, and in updates.
 """
 
+import concurrent.futures
 import dataclasses
 import json
 import pathlib
@@ -38,6 +39,7 @@ from replay import Client, Server, sampler
 from replay.server import build_steps_table, build_table, serve
 from replay.writer import make_writer
 from runtime import devices, learner
+from runtime.scheduling import give_way
 
 absl_flags.DEFINE_float("seconds", 5.0, "How long each stage runs in each round; the whole runs four times as long.")
 absl_flags.DEFINE_integer("repeats", 3, "Rounds.")
@@ -233,10 +235,12 @@ class Bench:
 
     def end_to_end(self, seconds: float) -> float:
         parts, stop = self.parts, threading.Event()
-        server = parts.serve()
+        with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:
+            server = executor.submit(parts.serve).result()
         clients = [server.localhost_client()]
 
         def act(task: int):
+            give_way()
             for _ in roles.act(parts, clients, task, stop):
                 pass
 
