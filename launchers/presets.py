@@ -38,7 +38,7 @@ LARGE_RUN = CONTROL_RUN | {
     "max_env_steps": 1_000_000,
     "envs_per_actor": 4,
     "publish_period": 16,
-    "updates_per_dispatch": 4,
+    "updates_per_dispatch": 8,
 }
 APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
