@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import textwrap
 from typing import Any
 
 import matplotlib
@@ -12,12 +13,16 @@ from runtime import metrics
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+# Settings that change nothing of what a run learns until it ends.
+NOT_LEARNT = {"seed", "max_env_steps", "eval_period", "eval_episodes", "checkpoint_seconds"}
+
 
 def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -> bool:
     """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
 
-    Runs that differ in nothing but their seed make one curve: their mean, and the range from the lowest to the highest.
-    A single run's range is a standard deviation of its episodes to either side.
+    Runs that differ in nothing but seed, length and evaluations make one curve, as far as the shortest
+    of them: their mean, and the range from the lowest to the highest. A single run's range is a standard deviation of
+    its episodes to either side.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -26,7 +31,7 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
         if len(rows) < 2:
             continue
         run = json.loads((logdir / "config.json").read_text())
-        flat = {k: v for k, v in run.items() if k not in ("config", "seed")} | run["config"]
+        flat = {k: v for k, v in (run | run["config"]).items() if k not in NOT_LEARNT | {"config"}}
         group = json.dumps(flat, sort_keys=True)
         settings[group] = flat
         groups.setdefault(group, []).append(np.array([(row[x], row["return_mean"], row["return_std"]) for row in rows]))
@@ -54,10 +59,11 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
 
 
 def _label(settings: dict[str, dict[str, Any]], group: str, seeds: int) -> str:
-    """Agent, environment and whatever else tells this group from the others."""
+    """Agent, environment and whatever else tells this group from the others of the same agent and environment."""
     run = settings[group]
+    same = [other for other in settings.values() if (other["agent"], other["env"]) == (run["agent"], run["env"])]
     parts = [f"{run['agent']} on {run['env']}"]
     for name in sorted(run.keys() - {"agent", "env"}):
-        if any(other.get(name) != run[name] for other in settings.values()):
+        if any(other.get(name) != run[name] for other in same):
             parts.append(f"{name}={run[name]}")
-    return ", ".join(parts) + (f" ({seeds} seeds)" if seeds > 1 else "")
+    return textwrap.fill(", ".join(parts) + (f" ({seeds} seeds)" if seeds > 1 else ""), 70)
