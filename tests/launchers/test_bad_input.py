@@ -26,6 +26,10 @@ MISTAKES = {
     "batch": ("train", ["--config.batch_size=33"], ["batch_size=33", "envs_per_actor"]),
     "continuous environment": ("train", ["--env=Pendulum-v1"], ["discrete", "continuous"]),
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
+    "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
+    "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
+    "overlap": ("train", ["--agent=r2d2", "--env=Catch-v0", "--config.overlap=12"], ["overlap=12", "sequence_length"]),
+    "ladder": ("train", ["--agent=apex_dqn", "--config.epsilon=1"], ["epsilon", "below 1"]),
     "batch larger than the replay": (
         "train",
         [*DDPG, "--config.replay_size=100", "--config.min_replay_size=10", "--config.batch_size=101"],
