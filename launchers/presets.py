@@ -57,7 +57,14 @@ def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
 
 
 # Values of discrete actions from a replay; an update for each four steps.
-DQN_RUN = {"max_env_steps": 250_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "publish_period": 4}
+DQN_RUN = {
+    "max_env_steps": 250_000,
+    "num_actors": 1,
+    "envs_per_actor": 8,
+    "eval_episodes": 20,
+    "publish_period": 4,
+    "updates_per_dispatch": 4,  # small updates: to fetch a batch takes as long
+}
 SMALL_DQN = SMALL | {
     "optimizer": "adam",
     "optimizer_epsilon": 1e-8,
@@ -71,7 +78,12 @@ SMALL_DQN = SMALL | {
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
-ATARI_DQN_RUN = DQN_RUN | {"max_env_steps": 50_000_000, "eval_episodes": 10, "eval_period": 250_000}
+ATARI_DQN_RUN = DQN_RUN | {
+    "max_env_steps": 50_000_000,
+    "eval_episodes": 10,
+    "eval_period": 250_000,
+    "updates_per_dispatch": 1,  # on a CPU a convolution's gradient inside a scan takes 40 times as long
+}
 SMALL_R2D2 = SMALL | {
     "hidden_sizes": (128,),
     "lstm_size": 64,
