@@ -142,10 +142,10 @@ class TransitionWriter:
             for row, priority in zip(zip(*self._packing.pack(transition), strict=True), priorities, strict=True):
                 columns = [[reference] for reference in self._unnested.Append(list(row))]
                 self._unnested.CreateItem(self._table.name, priority, columns, [True] * len(columns))
-            self._items += len(priorities)
-        # Not at each row, for a look at what is in flight costs a third of writing an item.
-        if before // (IN_FLIGHT // 2) != self._items // (IN_FLIGHT // 2):
-            _flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
+                self._items += 1
+                # Not after each, for a look at what is in flight costs a third of writing an item.
+                if self._items % (IN_FLIGHT // 2) == 0:
+                    _flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
         return before // PULL_ITEMS != self._items // PULL_ITEMS
 
     def close(self) -> None:
