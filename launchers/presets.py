@@ -40,7 +40,7 @@ LARGE_RUN = CONTROL_RUN | {
     "publish_period": 16,
     "updates_per_dispatch": 8,
 }
-APEX_RUN = LARGE_RUN | {"num_actors": 4, "envs_per_actor": 16}  # priorities are computed for all of them at once
+APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
 # Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
 DM_CONTROL = (
