@@ -13,16 +13,19 @@ from runtime import metrics
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# Settings that change nothing of what a run learns until it ends.
-NOT_LEARNT = {"seed", "max_env_steps", "eval_period", "eval_episodes", "checkpoint_seconds"}
+# Settings that do not decide what a run learns until it ends.
+NOT_LEARNT = {
+    *("seed", "max_env_steps", "eval_period", "eval_episodes", "checkpoint_seconds"),
+    *("placement", "actors_per_process", "actor_backend", "updates_per_dispatch"),
+}
 
 
 def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -> bool:
     """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
 
-    Runs that differ in nothing but seed, length and evaluations make one curve, as far as the shortest
-    of them: their mean, and the range from the lowest to the highest. A single run's range is a standard deviation of
-    its episodes to either side.
+    Runs that differ in nothing but seed, length, evaluations and where their roles ran make one curve, as far as the
+    shortest of them: their mean, and the range from the lowest to the highest. A single run's range is a standard
+    deviation of its episodes to either side.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
