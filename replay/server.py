@@ -54,29 +54,27 @@ def error_buffer(spec: TableSpec, num_servers: int = 1) -> float:
     return max(MIN_BUFFER_ITEMS, 0.1 * spec.min_size / num_servers) * max(1.0, spec.samples_per_insert)
 
 
-def build_variables_table(structure: Structure) -> reverb.Table:
-    """A table of size one: the newest parameters."""
+def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
+    """A table that keeps the newest item alone."""
     return reverb.Table(
-        VARIABLES,
+        name,
         sampler=reverb.selectors.Fifo(),
         remover=reverb.selectors.Fifo(),
         max_size=1,
         rate_limiter=reverb.rate_limiters.MinSize(1),
-        signature=structure.signature,
+        signature=signature,
     )
+
+
+def build_variables_table(structure: Structure) -> reverb.Table:
+    """A table of size one: the newest parameters."""
+    return _build_newest(VARIABLES, structure.signature)
 
 
 def build_steps_table() -> reverb.Table:
     """A table of size one that is there to count: into it go items for so many transitions each. Reverb keeps the count
     of a table's items, in checkpoints too, and with it how much experience the items of sequences were made of."""
-    return reverb.Table(
-        STEPS,
-        sampler=reverb.selectors.Fifo(),
-        remover=reverb.selectors.Fifo(),
-        max_size=1,
-        rate_limiter=reverb.rate_limiters.MinSize(1),
-        signature=[tf.TensorSpec((), tf.int32)],
-    )
+    return _build_newest(STEPS, [tf.TensorSpec((), tf.int32)])
 
 
 def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib.Path | None) -> reverb.Server:
