@@ -178,6 +178,14 @@ def check_ranges(
             raise ValueError(f"config.{name} must be {wanted}, not {getattr(config, name)}")
 
 
+def check_replay_sizes(config: Any) -> None:
+    """Raises ValueError unless `config.min_replay_size` fits in `config.replay_size`."""
+    if config.min_replay_size > config.replay_size:
+        raise ValueError(
+            f"config.min_replay_size={config.min_replay_size} must not exceed config.replay_size={config.replay_size}"
+        )
+
+
 def pmean(tree: Any) -> Any:
     """Averages over the learner's devices where an update runs on several; elsewhere the identity.
 

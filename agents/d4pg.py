@@ -27,8 +27,17 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
+    check_replay_sizes,
     pmax,
     pmean,
+)
+from agents.distributions import (
+    Distance,
+    Gaussians,
+    categorical_distance,
+    gaussians,
+    gaussians_distance,
+    gaussians_mean,
 )
 from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
 from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
@@ -87,10 +96,7 @@ class Config:
             raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}, both finite")
         if self.num_atoms < 2:
             raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
-        if self.min_replay_size > self.replay_size:
-            raise ValueError(
-                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
-            )
+        check_replay_sizes(self)
 
 
 class Memory(NamedTuple):
@@ -125,78 +131,6 @@ class Policy(NamedTuple):
     normalizer: Any
     noise_scale: chex.Array  # float32, a scalar or [B]
     max_priority: chex.Array
-
-
-class Distance(NamedTuple):
-    """Between the critic's distributions and their targets, of each item."""
-
-    losses: chex.Array  # [B] d(T Z', Z)
-    errors: chex.Array  # [B] 0 where the critic is right
-    metrics: dict[str, Any]
-
-
-def project(returns: chex.Array, probabilities: chex.Array, atoms: chex.Array) -> chex.Array:
-    """Moves each return's probability to the two atoms around it, the nearer getting more (appendix A.1, Phi).
-
-    Args:
-      returns: [B, K]; beyond the first or the last atom they count as that atom.
-      probabilities: of the returns, [B, K].
-      atoms: rising in even steps, [L].
-
-    Returns:
-      Probabilities of the atoms, [B, L]; the sum stays, and so does the mean where no return was beyond the ends.
-    """
-    step = (atoms[-1] - atoms[0]) / (atoms.shape[0] - 1)
-    distances = jnp.abs(jnp.clip(returns, atoms[0], atoms[-1])[:, None, :] - atoms[:, None]) / step  # [B, L, K]
-    return jnp.sum(jnp.maximum(0.0, 1.0 - distances) * probabilities[:, None, :], axis=-1)
-
-
-def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Distance:
-    """Cross-entropy to the projected target; outputs are logits [B, L], reward and discount [B], atoms [L]."""
-    returns = reward[:, None] + discount[:, None] * atoms  # [B, L]
-    probabilities = jax.nn.softmax(target_outputs)
-    target = jax.lax.stop_gradient(project(returns, probabilities, atoms))
-    losses = -jnp.sum(target * jax.nn.log_softmax(outputs), axis=-1)
-    entropy = -jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1)
-    outside = (returns < atoms[0]) | (returns > atoms[-1])
-    clipped = jnp.sum(probabilities * outside, axis=-1).mean()  # that the support is too narrow
-    return Distance(losses, jnp.maximum(0.0, losses - entropy), {"clipped_fraction": clipped})
-
-
-class Gaussians(NamedTuple):
-    """A mixture of K; [B, K] each."""
-
-    logits: chex.Array
-    means: chex.Array
-    scales: chex.Array
-
-
-def gaussians(outputs: chex.Array, v_min: float, v_max: float) -> Gaussians:
-    """[B, 3 K] -> a mixture that covers [v_min, v_max] evenly where the outputs are 0, and is not bound to it."""
-    logits, means, scales = jnp.split(outputs, 3, axis=-1)
-    half, count = 0.5 * (v_max - v_min), logits.shape[-1]
-    centres = v_min + (jnp.arange(count) + 0.5) * (v_max - v_min) / count
-    # The floor bounds the density where returns are certain, as at an episode's end.
-    return Gaussians(logits, centres + half * means, half * (jax.nn.softplus(scales) / count + 1e-4))
-
-
-def gaussians_distance(key, z: Gaussians, target: Gaussians, reward, discount, num_samples: int) -> Distance:
-    """Cross-entropy to r + gamma^N Z', estimated from samples of it (appendix A.2); reward and discount [B]."""
-    component_key, normal_key = jax.random.split(key)
-    shape = (num_samples, reward.shape[0])
-    component = jax.random.categorical(component_key, target.logits, shape=shape)[..., None]  # [samples, B, 1]
-    mean, scale = (jnp.take_along_axis(x[None], component, axis=-1)[..., 0] for x in (target.means, target.scales))
-    returns = reward + discount * (mean + scale * jax.random.normal(normal_key, shape))
-    returns = jax.lax.stop_gradient(returns)[..., None]  # [samples, B, 1]
-    log_densities = jax.scipy.stats.norm.logpdf(returns, z.means, z.scales)  # [samples, B, K]
-    log_density = jax.nn.logsumexp(jax.nn.log_softmax(z.logits) + log_densities, axis=-1)
-    errors = reward + discount * gaussians_mean(target) - gaussians_mean(z)
-    return Distance(-log_density.mean(axis=0), jnp.abs(errors), {})
-
-
-def gaussians_mean(z: Gaussians) -> chex.Array:
-    """[B, K] -> [B]."""
-    return jnp.sum(jax.nn.softmax(z.logits) * z.means, axis=-1)
 
 
 class Functions(NamedTuple):
@@ -352,10 +286,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         state = State(params, targets, opt_state, statistics, max_priority, hypers, step)
         return state, Feedback(metrics, priorities)
 
-    def priority(params: Policy, transition: Transition) -> chex.Array:
-        """The largest so far: what is new is sampled soon, and then gets its own."""
-        return jnp.broadcast_to(params.max_priority, transition.reward.shape)
-
     table = TableSpec(
         "replay",
         Transitions(config.n_step, config.discount),
@@ -374,5 +304,5 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         update=update,
         tables=(table,),
         batch_size=config.batch_size,
-        priority=priority if config.replay == "prioritized" else None,
+        priority=prioritized.largest_priority if config.replay == "prioritized" else None,
     )

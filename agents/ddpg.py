@@ -27,6 +27,7 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
+    check_replay_sizes,
     pmax,
     pmean,
 )
@@ -71,10 +72,7 @@ class Config:
             ),
             fractions=("discount", "tau", "importance_exponent"),
         )
-        if self.min_replay_size > self.replay_size:
-            raise ValueError(
-                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
-            )
+        check_replay_sizes(self)
 
 
 class Memory(NamedTuple):
@@ -235,10 +233,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         return state, Feedback(metrics, priorities)
 
-    def priority(params: Policy, transition: Transition) -> chex.Array:
-        """The largest so far: what is new is sampled soon, and then gets its own."""
-        return jnp.broadcast_to(params.max_priority, transition.reward.shape)
-
     table = TableSpec(
         "replay",
         Transitions(config.n_step, config.discount),
@@ -257,5 +251,5 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         update=update,
         tables=(table,),
         batch_size=config.batch_size,
-        priority=priority if config.replay == "prioritized" else None,
+        priority=prioritized.largest_priority if config.replay == "prioritized" else None,
     )

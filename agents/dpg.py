@@ -32,6 +32,7 @@ from agents.agent import (
     Transitions,
     Window,
     check_ranges,
+    check_replay_sizes,
     pmean,
 )
 
@@ -74,10 +75,7 @@ class Config:
             positive=("alpha_theta", "alpha_w", "alpha_v", "reward_scale", "sigma", "samples_per_insert"),
             fractions=("discount", "noise_correlation"),
         )
-        if self.min_replay_size > self.replay_size:
-            raise ValueError(
-                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
-            )
+        check_replay_sizes(self)
         if len(self.observation_low) != len(self.observation_high) or not all(
             low < high and np.isfinite(high - low) for low, high in zip(self.observation_low, self.observation_high)
         ):

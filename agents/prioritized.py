@@ -3,10 +3,12 @@
 Schaul et al. 2016, https://arxiv.org/abs/1511.05952. The table itself is a TableSpec of kind "prioritized".
 """
 
+from typing import Any
+
 import chex
 import jax.numpy as jnp
 
-from agents.agent import pmax
+from agents.agent import Transition, pmax
 
 EPSILON = 1e-6  # the paper's: an item whose error was 0 can still be sampled
 
@@ -32,3 +34,11 @@ def importance_weights(likelihood: chex.Array, beta: chex.Array, normalize: bool
 def priorities(errors: chex.Array) -> chex.Array:
     """p_i = |delta_i| + epsilon (section 3.3), [B] -> [B]; the table takes them to the power of alpha."""
     return jnp.abs(errors) + EPSILON
+
+
+def largest_priority(params: Any, transition: Transition) -> chex.Array:
+    """An agent's `priority` for new items, [B]: `params.max_priority`, the largest so far (algorithm 1, line 6).
+
+    What is new is sampled soon, and then gets its own.
+    """
+    return jnp.broadcast_to(params.max_priority, transition.reward.shape)

@@ -29,6 +29,7 @@ from agents.agent import (
     TableSpec,
     TimeStep,
     check_ranges,
+    check_replay_sizes,
     pmean,
 )
 from agents.exploration import discrete_actions, epsilon_greedy, greedy
@@ -87,10 +88,7 @@ class Config:
                 raise ValueError(
                     f"config.{name}={getattr(self, name)} must be below config.sequence_length={self.sequence_length}"
                 )
-        if self.min_replay_size > self.replay_size:
-            raise ValueError(
-                f"config.min_replay_size={self.min_replay_size} must not exceed config.replay_size={self.replay_size}"
-            )
+        check_replay_sizes(self)
 
 
 class Memory(NamedTuple):

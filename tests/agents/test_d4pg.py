@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import d4pg
+from agents import d4pg, distributions
 from agents.agent import BoundedActions, EnvironmentSpec, Sample, Transition
 
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)
@@ -73,7 +73,7 @@ def test_projection_is_the_double_loop(seed):
     atoms = np.linspace(v_min, v_max, int(rng.choice([2, 3, 11, 51])))
     probabilities = softmax(2 * rng.normal(size=(6, 17)))
     returns = rng.uniform(v_min - 3, v_max + 3, (6, 17))
-    got = d4pg.project(returns.astype(np.float32), probabilities.astype(np.float32), atoms.astype(np.float32))
+    got = distributions.project(returns.astype(np.float32), probabilities.astype(np.float32), atoms.astype(np.float32))
     np.testing.assert_allclose(got, naive_project(returns, probabilities, atoms), atol=2e-5)
     np.testing.assert_allclose(got.sum(axis=-1), 1.0, atol=2e-5)
 
@@ -81,7 +81,7 @@ def test_projection_is_the_double_loop(seed):
 def test_projection_at_and_beyond_the_ends():
     atoms = np.array([-1.0, 0.0, 1.0], np.float32)
     returns = np.array([[-1.0], [1.0], [-7.0], [1e6], [0.0], [0.25], [-1.0 + 1e-3]], np.float32)
-    got = d4pg.project(returns, np.ones_like(returns), atoms)
+    got = distributions.project(returns, np.ones_like(returns), atoms)
     expected = [[1, 0, 0], [0, 0, 1], [1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0.75, 0.25], [0.999, 0.001, 0]]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -89,7 +89,7 @@ def test_projection_at_and_beyond_the_ends():
 def test_projection_of_the_atoms_is_the_identity():
     atoms = np.linspace(-10, 10, 51).astype(np.float32)
     p = softmax(np.random.default_rng(0).normal(size=(4, 51))).astype(np.float32)
-    np.testing.assert_allclose(d4pg.project(np.broadcast_to(atoms, p.shape), p, atoms), p, atol=1e-5)
+    np.testing.assert_allclose(distributions.project(np.broadcast_to(atoms, p.shape), p, atoms), p, atol=1e-5)
 
 
 def test_two_atoms_wide_apart_have_ddpgs_target():
@@ -98,7 +98,7 @@ def test_two_atoms_wide_apart_have_ddpgs_target():
     atoms = np.array([-100.0, 100.0], np.float32)
     p = softmax(0.3 * rng.normal(size=(32, 2))).astype(np.float32)
     r, discount = rng.normal(size=32).astype(np.float32), np.where(rng.random(32) < 0.3, 0, 0.9).astype(np.float32)
-    target = d4pg.project(r[:, None] + discount[:, None] * atoms, p, atoms)
+    target = distributions.project(r[:, None] + discount[:, None] * atoms, p, atoms)
     np.testing.assert_allclose(target @ atoms, r + discount * (p @ atoms), atol=1e-3)
 
 
@@ -106,7 +106,9 @@ def test_clipped_fraction_is_the_probability_beyond_the_ends():
     atoms = np.array([-1.0, 0.0, 1.0], np.float32)
     p = np.array([[0.2, 0.3, 0.5], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], np.float32)
     reward, discount = np.array([0.5, 5.0, -1.5], np.float32), np.array([1.0, 0.0, 1.0], np.float32)
-    metrics = d4pg.categorical_distance(np.zeros((3, 3), np.float32), np.log(p), reward, discount, atoms).metrics
+    metrics = distributions.categorical_distance(
+        np.zeros((3, 3), np.float32), np.log(p), reward, discount, atoms
+    ).metrics
     # 1.5 leaves; 5 leaves whatever came after; -2.5 and -1.5 leave, -0.5 does not.
     np.testing.assert_allclose(metrics["clipped_fraction"], np.mean([0.5, 1.0, 0.9]), rtol=1e-5)
 
@@ -116,13 +118,13 @@ def test_categorical_errors_are_the_divergence():
     atoms = np.linspace(-3, 3, 7).astype(np.float32)
     logits, target_logits = rng.normal(size=(2, 5, 7)).astype(np.float32)
     reward, discount = rng.normal(size=5).astype(np.float32), np.full(5, 0.9, np.float32)
-    distance = d4pg.categorical_distance(logits, target_logits, reward, discount, atoms)
+    distance = distributions.categorical_distance(logits, target_logits, reward, discount, atoms)
     m = naive_project(reward[:, None] + discount[:, None] * atoms, softmax(target_logits), atoms)
     q = softmax(logits.astype(np.float64))
     np.testing.assert_allclose(distance.losses, -np.sum(m * np.log(q), axis=-1), rtol=1e-5)
     divergence = np.sum(np.where(m > 0, m * np.log(np.where(m > 0, m, 1) / q), 0), axis=-1)
     np.testing.assert_allclose(distance.errors, divergence, rtol=1e-4, atol=1e-6)
-    right = d4pg.categorical_distance(target_logits, target_logits, 0 * reward, discount / 0.9, atoms)
+    right = distributions.categorical_distance(target_logits, target_logits, 0 * reward, discount / 0.9, atoms)
     np.testing.assert_allclose(right.errors, 0.0, atol=1e-5)
 
 
@@ -139,12 +141,14 @@ def test_gaussians_distance_is_the_cross_entropy():
     rng = np.random.default_rng(0)
 
     def mixture():
-        return d4pg.Gaussians(rng.normal(size=(3, 4)), 2 * rng.normal(size=(3, 4)), rng.uniform(0.5, 1.5, (3, 4)))
+        return distributions.Gaussians(
+            rng.normal(size=(3, 4)), 2 * rng.normal(size=(3, 4)), rng.uniform(0.5, 1.5, (3, 4))
+        )
 
     z, target = mixture(), mixture()
     reward, discount = np.array([0.5, -1.0, 2.0]), np.array([0.9, 0.5, 0.0])
     as_float32 = [jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), m) for m in (z, target)]
-    distance = d4pg.gaussians_distance(
+    distance = distributions.gaussians_distance(
         jax.random.key(0), *as_float32, jnp.asarray(reward), jnp.asarray(discount), 40_000
     )
     x = np.linspace(-12, 12, 4001)
@@ -161,11 +165,11 @@ def test_gaussians_distance_is_the_cross_entropy():
 
 
 def test_gaussians_start_over_the_whole_range():
-    z = d4pg.gaussians(jnp.zeros((2, 12)), -10.0, 30.0)
+    z = distributions.gaussians(jnp.zeros((2, 12)), -10.0, 30.0)
     np.testing.assert_allclose(z.means, [[-5, 5, 15, 25]] * 2, rtol=1e-6)
     assert (z.scales > 1).all() and (z.scales < 10).all()
-    np.testing.assert_allclose(d4pg.gaussians_mean(z), 10.0, rtol=1e-6)
-    tiny = d4pg.gaussians(jnp.full((2, 12), -1e4), -10.0, 30.0)
+    np.testing.assert_allclose(distributions.gaussians_mean(z), 10.0, rtol=1e-6)
+    tiny = distributions.gaussians(jnp.full((2, 12), -1e4), -10.0, 30.0)
     assert (tiny.scales > 0).all()
 
 

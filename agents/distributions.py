@@ -1,0 +1,82 @@
+"""Distributions of returns: D4PG's critics, and how far they are from their targets.
+
+Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617, appendix A.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+
+class Distance(NamedTuple):
+    """Between the critic's distributions and their targets, of each item."""
+
+    losses: chex.Array  # [B] d(T Z', Z)
+    errors: chex.Array  # [B] 0 where the critic is right
+    metrics: dict[str, Any]
+
+
+def project(returns: chex.Array, probabilities: chex.Array, atoms: chex.Array) -> chex.Array:
+    """Moves each return's probability to the two atoms around it, the nearer getting more (appendix A.1, Phi).
+
+    Args:
+      returns: [B, K]; beyond the first or the last atom they count as that atom.
+      probabilities: of the returns, [B, K].
+      atoms: rising in even steps, [L].
+
+    Returns:
+      Probabilities of the atoms, [B, L]; the sum stays, and so does the mean where no return was beyond the ends.
+    """
+    step = (atoms[-1] - atoms[0]) / (atoms.shape[0] - 1)
+    distances = jnp.abs(jnp.clip(returns, atoms[0], atoms[-1])[:, None, :] - atoms[:, None]) / step  # [B, L, K]
+    return jnp.sum(jnp.maximum(0.0, 1.0 - distances) * probabilities[:, None, :], axis=-1)
+
+
+def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Distance:
+    """Cross-entropy to the projected target; outputs are logits [B, L], reward and discount [B], atoms [L]."""
+    returns = reward[:, None] + discount[:, None] * atoms  # [B, L]
+    probabilities = jax.nn.softmax(target_outputs)
+    target = jax.lax.stop_gradient(project(returns, probabilities, atoms))
+    losses = -jnp.sum(target * jax.nn.log_softmax(outputs), axis=-1)
+    entropy = -jnp.sum(jax.scipy.special.xlogy(target, target), axis=-1)
+    outside = (returns < atoms[0]) | (returns > atoms[-1])
+    clipped = jnp.sum(probabilities * outside, axis=-1).mean()  # that the support is too narrow
+    return Distance(losses, jnp.maximum(0.0, losses - entropy), {"clipped_fraction": clipped})
+
+
+class Gaussians(NamedTuple):
+    """A mixture of K; [B, K] each."""
+
+    logits: chex.Array
+    means: chex.Array
+    scales: chex.Array
+
+
+def gaussians(outputs: chex.Array, v_min: float, v_max: float) -> Gaussians:
+    """[B, 3 K] -> a mixture that covers [v_min, v_max] evenly where the outputs are 0, and is not bound to it."""
+    logits, means, scales = jnp.split(outputs, 3, axis=-1)
+    half, count = 0.5 * (v_max - v_min), logits.shape[-1]
+    centres = v_min + (jnp.arange(count) + 0.5) * (v_max - v_min) / count
+    # The floor bounds the density where returns are certain, as at an episode's end.
+    return Gaussians(logits, centres + half * means, half * (jax.nn.softplus(scales) / count + 1e-4))
+
+
+def gaussians_distance(key, z: Gaussians, target: Gaussians, reward, discount, num_samples: int) -> Distance:
+    """Cross-entropy to r + gamma^N Z', estimated from samples of it (appendix A.2); reward and discount [B]."""
+    component_key, normal_key = jax.random.split(key)
+    shape = (num_samples, reward.shape[0])
+    component = jax.random.categorical(component_key, target.logits, shape=shape)[..., None]  # [samples, B, 1]
+    mean, scale = (jnp.take_along_axis(x[None], component, axis=-1)[..., 0] for x in (target.means, target.scales))
+    returns = reward + discount * (mean + scale * jax.random.normal(normal_key, shape))
+    returns = jax.lax.stop_gradient(returns)[..., None]  # [samples, B, 1]
+    log_densities = jax.scipy.stats.norm.logpdf(returns, z.means, z.scales)  # [samples, B, K]
+    log_density = jax.nn.logsumexp(jax.nn.log_softmax(z.logits) + log_densities, axis=-1)
+    errors = reward + discount * gaussians_mean(target) - gaussians_mean(z)
+    return Distance(-log_density.mean(axis=0), jnp.abs(errors), {})
+
+
+def gaussians_mean(z: Gaussians) -> chex.Array:
+    """[B, K] -> [B]."""
+    return jnp.sum(jax.nn.softmax(z.logits) * z.means, axis=-1)
