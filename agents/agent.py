@@ -157,6 +157,13 @@ class Agent(NamedTuple):
     # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,
     # a Sample of them. None: 1 for all.
     priority: Callable[[Params, Any], Any] | None = None
+    # The two halves of `update`, for workers that compute gradients and a learner that applies them; None: not halved.
+    # (state, key, sample) -> (gradient, Feedback); reads no `state.opt_state`, which workers do not have.
+    gradient: Callable[[State, jax.Array, Sample], tuple[Any, Feedback]] | None = None
+    apply: Callable[[State, Any], State] | None = None  # (state, gradient) -> the next state
+    # Updates carry something of each environment (an eligibility trace) from one sample to the next: a run has one
+    # actor, whose environments are the batch.
+    in_order: bool = False
 
 
 def check_ranges(

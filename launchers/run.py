@@ -94,6 +94,12 @@ class Run:
         return agent
 
     def _check_queue(self, agent: Agent) -> None:
+        if agent.in_order and (self.num_actors, self.envs_per_actor) != (1, agent.batch_size):
+            raise UsageError(
+                f"{self.agent} carries eligibility traces of each environment from one update to the next: give "
+                f"--num_actors=1 --envs_per_actor={agent.batch_size}, config.batch_size; not {self.num_actors} actors "
+                f"of {self.envs_per_actor}"
+            )
         small, large = sorted((agent.batch_size, self.envs_per_actor))
         if large % small:
             raise UsageError(
