@@ -15,7 +15,7 @@ from agents.agent import Feedback, Sequences, Window
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, sampler, server
 from replay.variables import VariableContainer
-from replay.writer import make_writer
+from replay.writer import items_at_once, make_writer
 from runtime import actor, evaluator, learner
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder
@@ -37,7 +37,9 @@ class Parts:
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
-        self.priority = actor.compile_priority(self.agent.priority, run.envs_per_actor, self.device)
+        self.priority = actor.compile_priority(
+            self.agent.priority, items_at_once(self.table, run.envs_per_actor), self.device
+        )
 
     def init(self) -> Any:
         """A new state."""

@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import jax
 import numpy as np
 import reverb
 from absl import logging
@@ -17,6 +18,9 @@ STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
 # Transitions that may be on their way to the table while an actor goes on; of stacked ones, each stream's.
 IN_FLIGHT = 16
 SEQUENCES_IN_FLIGHT = 2  # likewise, of each environment's
+# Transitions that an actor keeps until it gives them priorities and writes them, all at once (Horgan et al. 2018,
+# appendix D, have 50): both cost Python as much for a few as for one. Never fewer than one of each environment.
+LOCAL_ITEMS = 16
 PULL_ITEMS = 32  # transitions from one pull of parameters to the next
 # Likewise for the larger networks of frames and memories, whose pulls take longer: 400 as in Ape-X and R2D2.
 PULL_STEPS = 400
@@ -107,7 +111,8 @@ class BlockWriter:
 
 
 class TransitionWriter:
-    """Writes one item per environment and step: an n-step Transition, packed."""
+    """Writes one item per environment and step: an n-step Transition, packed; LOCAL_ITEMS at a time, or one of each
+    environment where there are more of those."""
 
     def __init__(
         self,
@@ -124,6 +129,7 @@ class TransitionWriter:
         # Reverb's Python layer finds columns in nested structures, at the price of all the rest of writing an item; a
         # packed item is a flat list.
         self._unnested: Any = self._writer._writer
+        self._local: list[Transition] = []
         self._items = 0
 
     def append(
@@ -136,17 +142,23 @@ class TransitionWriter:
     ) -> bool:
         """As of any Writer; true each time another PULL_ITEMS items were written. All but IN_FLIGHT are there then."""
         del memory, learner_steps
-        before = self._items
-        for transition in self._n_step.append(step):
-            priorities = _priorities(self._priority, params, transition, len(transition.reward))
-            for row, priority in zip(zip(*self._packing.pack(transition), strict=True), priorities, strict=True):
-                columns = [[reference] for reference in self._unnested.Append(list(row))]
-                self._unnested.CreateItem(self._table.name, priority, columns, [True] * len(columns))
-                self._items += 1
-                # Not after each, for a look at what is in flight costs a third of writing an item.
-                if self._items % (IN_FLIGHT // 2) == 0:
-                    _flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
+        before, size = self._items, items_at_once(self._table, len(step.first))
+        self._local += self._n_step.append(step)
+        while sum(len(transition.reward) for transition in self._local) >= size:
+            together = jax.tree.map(lambda *x: np.concatenate(x), *self._local)
+            self._local = [jax.tree.map(lambda x: x[size:], together)]
+            self._write(jax.tree.map(lambda x: x[:size], together), params, stopped)
         return before // PULL_ITEMS != self._items // PULL_ITEMS
+
+    def _write(self, transition: Transition, params: Params, stopped: Callable[[], bool]) -> None:
+        priorities = _priorities(self._priority, params, transition, len(transition.reward))
+        for row, priority in zip(zip(*self._packing.pack(transition), strict=True), priorities, strict=True):
+            columns = [[reference] for reference in self._unnested.Append(list(row))]
+            self._unnested.CreateItem(self._table.name, priority, columns, [True] * len(columns))
+            self._items += 1
+            # Not after each, for a look at what is in flight costs a third of writing an item.
+            if self._items % (IN_FLIGHT // 2) == 0:
+                _flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
 
     def close(self) -> None:
         self._writer.close()
@@ -385,6 +397,11 @@ class SequenceWriter:
         for stream in self._streams:
             stream.writer.close()
         self._counter.close()
+
+
+def items_at_once(table: TableSpec, num_envs: int) -> int:
+    """The most items whose priorities a table's writer asks for at once."""
+    return num_envs if getattr(table.window, "stack", 0) != 1 else max(LOCAL_ITEMS, num_envs)
 
 
 def make_writer(

@@ -32,9 +32,9 @@ def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., An
 
 
 def compile_priority(
-    priority: Callable[..., Any] | None, num_envs: int, device: jax.Device
+    priority: Callable[..., Any] | None, capacity: int, device: jax.Device
 ) -> Callable[..., np.ndarray] | None:
-    """`priority` of an Agent for up to `num_envs` transitions or sequences, on `device`; None of None.
+    """`priority` of an Agent for up to `capacity` transitions or sequences, on `device`; None of None.
 
     Traced once: fewer, as at an episode's end, are filled up.
     """
@@ -45,7 +45,7 @@ def compile_priority(
     def call(params, item):
         sequences = isinstance(item, Sample)
         size = item.steps.reward.shape[1] if sequences else len(item.reward)
-        rows = np.arange(num_envs) % size
+        rows = np.arange(capacity) % size
         if sequences:
             steps = jax.tree.map(lambda x: x[:, rows], item.steps)
             item = Sample(steps, jax.tree.map(lambda x: x[rows], item.memory))

@@ -16,7 +16,7 @@ from replay.items import Packing, Structure, Version
 from replay.sampler import Replay as Sampler
 from replay.transitions import NStep
 from replay.variables import VariableContainer
-from replay.writer import PULL_ITEMS, TransitionWriter, make_writer
+from replay.writer import LOCAL_ITEMS, PULL_ITEMS, TransitionWriter, items_at_once, make_writer
 from runtime import actor
 from tests.counting_rows import first_rows
 from tests.waiting import until, within
@@ -244,7 +244,7 @@ class Path:
         self.variables = VariableContainer(self.client, params)
         self.push(1.0)
         device = jax.devices()[0]
-        priority = actor.compile_priority(self.agent.priority, num_envs, device)
+        priority = actor.compile_priority(self.agent.priority, items_at_once(self.table, num_envs), device)
         self.writer = make_writer(self.client, self.table, self.structure, priority)
         assert isinstance(self.writer, TransitionWriter)
         self.actor = actor.run(
@@ -268,9 +268,18 @@ class Path:
         within(WAIT, "the actor to write items", next, self.actor)
 
     def expected(self) -> list[Told]:
-        """All that belongs into the table: the actor's last row is not written before the next action is."""
+        """All that belongs into the table: the actor's last row is not written before the next action is, and the
+        newest transitions wait until there are LOCAL_ITEMS of them."""
+
+        def place(window: tuple[int, Told]) -> tuple:
+            """In the writer's order: by rows, first what an episode's end has cut short, the oldest first."""
+            row, told = window
+            whole = told.next_observation[2] - told.observation[2] == self.n
+            return row, whole, told.action - action_in(told.observation[0], 0), told.observation[0]
+
         rows = self.environment.rows - 1
-        return [told for e in range(self.num_envs) for _, told in windows(e, rows, self.n)]
+        done = sorted((w for e in range(self.num_envs) for w in windows(e, rows, self.n)), key=place)
+        return [told for _, told in done[: len(done) // LOCAL_ITEMS * LOCAL_ITEMS]]
 
     def wait(self) -> None:
         """Returns once the items that were on their way are there."""
@@ -303,11 +312,11 @@ def test_the_actor_pulls_after_so_many_items_and_new_items_have_the_priorities_o
     path = Path(serve, 3, 4, "prioritized")
     path.write()
     first = len(path.expected())
-    assert PULL_ITEMS <= first < PULL_ITEMS + 3 * 4, "the row that completed the items ends the turn"
+    assert PULL_ITEMS <= first < PULL_ITEMS + LOCAL_ITEMS, "the row that completed the items ends the turn"
     path.push(1000.0)
     path.write()
     path.wait()
-    assert 2 * PULL_ITEMS <= len(path.expected()) < 2 * PULL_ITEMS + 3 * 4
+    assert 2 * PULL_ITEMS <= len(path.expected()) < 2 * PULL_ITEMS + LOCAL_ITEMS
     by_action: dict[int, float] = {}
     for _ in range(300):
         samples = within(WAIT, "samples", list, path.client.sample("replay", 200, emit_timesteps=False))
@@ -339,11 +348,11 @@ def test_frames_and_vectors_survive_the_table(serve):
             np.full(2, row == 0),
             {},
         )
-        for row in range(5)
+        for row in range(1 + LOCAL_ITEMS // 2)
     ]
     for step in steps:
         within(WAIT, "a row to be written", writer.append, step, (), 0)
-    until(lambda: client.server_info()["replay"].current_size == 8, WAIT, "the table holds 8 items")
+    until(lambda: client.server_info()["replay"].current_size == LOCAL_ITEMS, WAIT, "the table holds all items")
     batches = iter(Sampler([client], table, structure, 32))
     seen = set()
     for _ in range(100):
@@ -354,9 +363,9 @@ def test_frames_and_vectors_survive_the_table(serve):
             np.testing.assert_array_equal(transition.action[index], steps[row].action[environment])
             np.testing.assert_array_equal(transition.next_observation[index], steps[row + 1].observation[environment])
             seen.add(reward)
-        if len(seen) == 8:
+        if len(seen) == LOCAL_ITEMS:
             break
-    assert seen == set(range(8))
+    assert seen == set(range(LOCAL_ITEMS))
     assert transition.observation.dtype == np.uint8 and transition.action.dtype == np.float32
 
 
