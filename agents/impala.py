@@ -3,8 +3,9 @@
 Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
 
 Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); Atari's training episodes
-do not end at a lost life; lambda is Remark 2's and is 1 in the paper's experiments. Rows whose action the environment
-threw away (they close an episode) are no transitions: they neither learn nor let anything across.
+do not end at a lost life; lambda is Remark 2's and is 1 in the paper's experiments; continuous actions, which the paper
+has none of, have a Gaussian policy. Rows whose action the environment threw away (they close an episode) are no
+transitions: they neither learn nor let anything across.
 """
 
 import dataclasses
@@ -14,11 +15,9 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-import rlax
 
 from agents.agent import (
     Agent,
-    DiscreteActions,
     EnvironmentSpec,
     Feedback,
     Sample,
@@ -28,7 +27,7 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.networks import ActorCritic, LSTMState, check_frames, stack_frames
+from agents.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,9 @@ class Config:
     activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
     lstm_size: int = 0  # 0: feed-forward
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
 
     unroll_length: int = 20  # T
     batch_size: int = 32  # B, sequences in one update
@@ -65,19 +67,13 @@ class Config:
         check_ranges(
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
-            positive=("learning_rate", "epsilon", "rho_bar", "c_bar", "max_gradient_norm", "reward_scale"),
+            positive=("learning_rate", "epsilon", "rho_bar", "c_bar", "max_gradient_norm", "reward_scale")
+            + ("sigma_initial",),
             not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps"),
             fractions=("discount", "lambda_", "rmsprop_decay"),
         )
         if self.c_bar > self.rho_bar:
             raise ValueError(f"config.c_bar={self.c_bar} must not exceed config.rho_bar={self.rho_bar} (section 4.1)")
-
-
-class Memory(NamedTuple):
-    """What acting carries from step to step; empty where the config has no use for it."""
-
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
-    lstm: LSTMState | tuple[()]
 
 
 class Hypers(NamedTuple):
@@ -125,7 +121,7 @@ def vtrace(
     Returns:
       VTrace; no gradient passes through it. A dead row's target is its own value, its advantage 0.
     """
-    ratios = live * jnp.exp(log_ratios)  # 0 on dead rows: no error there, and no trace across
+    ratios = jnp.where(live > 0, jnp.exp(log_ratios), 0.0)  # 0 on dead rows: no error there, and no trace across
     rhos = jnp.minimum(rho_bar, ratios)
     cs = lambda_ * jnp.minimum(c_bar, ratios)
     deltas = rhos * (rewards + discounts * values[1:] - values[:-1])
@@ -145,21 +141,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: a network that does not fit the observation, or an action without bounds.
     """
-    if not isinstance(spec.actions, DiscreteActions):
-        raise ValueError("impala needs discrete actions; this environment's are continuous")
-    shape, stack = spec.observation_shape, config.frame_stack
-    check_frames(config.torso, stack, shape)
-
-    network = ActorCritic(
-        torso=config.torso,
-        num_actions=spec.actions.num_actions,
-        hidden_sizes=config.hidden_sizes,
-        activation=config.activation,
-        lstm_size=config.lstm_size,
-        dtype=jnp.dtype(config.dtype),
-    )
+    f = functions("impala", config, spec)
+    policy = f.policy
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
         optax.scale_by_adam(eps=config.epsilon)
@@ -168,68 +153,44 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     )
     steps_per_update = config.unroll_length * config.batch_size
 
-    def memory(num_envs: int, ranks: Any) -> Memory:
-        del ranks
-        frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
-        return Memory(frames, network.initial_state(num_envs))
-
-    def unroll(params, observation, first, memory):
-        """observation [T, B, ...], first [T, B] -> logits [T, B, A], values [T, B], memory after the last row."""
-        frames = memory.frames
-        if frames is not None:
-            observation, frames = stack_frames(frames, observation, first)
-        elif config.torso != "mlp":
-            observation = observation[..., None]
-        heads: Any = network.apply(params, observation, first, memory.lstm)
-        logits, values, lstm = heads
-        return logits, values, Memory(frames, lstm)
-
     def init(key: jax.Array) -> State:
-        batch = memory(1, None)
-        observation = jnp.zeros((1, 1, *shape), spec.observation_dtype)
-        first = jnp.ones((1, 1), bool)
-        if batch.frames is not None:
-            observation, _ = stack_frames(batch.frames, observation, first)
-        elif config.torso != "mlp":
-            observation = observation[..., None]
-        params = network.init(key, observation, first, batch.lstm)
+        params = f.init(key)
         hypers = Hypers(config.learning_rate, config.discount, config.baseline_cost, config.entropy_cost)
         hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
         return State(params, optimizer.init(params), hypers, jnp.int32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
-        logits, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
-        return jax.random.categorical(key, logits[0]).astype(jnp.int32), {"logits": logits[0]}, memory
+        outputs, memory = f.outputs(params, timestep, memory)
+        raw = policy.sample(key, outputs)
+        return policy.to_environment(raw), {"outputs": outputs} | policy.keep(raw), memory
 
     def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
-        logits, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
-        return jnp.argmax(logits[0], axis=-1).astype(jnp.int32), {}, memory
+        del key
+        outputs, memory = f.outputs(params, timestep, memory)
+        return policy.to_environment(policy.mode(outputs)), {}, memory
 
     def variance(x):
         return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
 
     def loss(params, hypers: Hypers, sample: Sample):
         steps = sample.steps
-        logits, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
-        logits, actions, mu_logits = logits[:-1], steps.action[:-1], steps.extras["logits"][:-1]
+        outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
+        pi, mu, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
         live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
-
-        def log_prob(logits):
-            return jnp.take_along_axis(jax.nn.log_softmax(logits), actions[..., None], axis=-1)[..., 0]
+        log_pi = policy.log_prob(pi, actions)
 
         v = vtrace(
             jax.lax.stop_gradient(values),
             config.reward_scale * steps.reward[:-1],
             hypers.discount * steps.discount[:-1],
-            jax.lax.stop_gradient(log_prob(logits)) - log_prob(mu_logits),
+            jax.lax.stop_gradient(log_pi) - policy.log_prob(mu, actions),
             live,
             config.rho_bar,
             config.c_bar,
             config.lambda_,
         )
-        over_batch = jax.vmap(rlax.policy_gradient_loss, in_axes=1)
-        policy_loss = over_batch(logits, actions, v.advantages, live).mean()
-        entropy = -jax.vmap(rlax.entropy_loss, in_axes=1)(logits, live).mean()
+        policy_loss = -jnp.mean(v.advantages * log_pi)
+        entropy = jnp.mean(live * policy.entropy(pi))
         baseline_loss = 0.5 * jnp.mean(live * jnp.square(v.targets - values[:-1]))
         total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
         live_fraction = jnp.maximum(live.mean(), 1e-6)  # what is logged is over transitions alone
@@ -262,7 +223,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     return Agent(
         init=init,
         policy=lambda state: state.params,
-        memory=memory,
+        memory=f.memory,
         act=act,
         act_greedily=act_greedily,
         update=update,

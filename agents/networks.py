@@ -210,11 +210,13 @@ class ActorCritic(nn.Module):
     """Policy and value heads on a shared torso ('mlp', 'shallow', 'nature' or 'residual') and an optional LSTM."""
 
     torso: str
-    num_actions: int
+    num_outputs: int  # P, of the policy
     hidden_sizes: Sequence[int] = (64, 64)
     lstm_size: int = 0
     activation: str = "tanh"
     dtype: Any = jnp.float32
+    num_free: int = 0  # the last of the policy's outputs are parameters of their own, which start at 0
+    separate_value: bool = False  # the value has a torso of its own, without an LSTM
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
         """The LSTM's state before an episode; empty without an LSTM."""
@@ -224,17 +226,26 @@ class ActorCritic(nn.Module):
     def __call__(
         self, observation: chex.Array, first: chex.Array, lstm_state: Any
     ) -> tuple[chex.Array, chex.Array, Any]:
-        """[T, B, ...], bool [T, B], state -> float32 logits [T, B, A] and value [T, B], the new state."""
-        torso = make_torso(self.torso, self.hidden_sizes, self.activation, self.dtype)
+        """[T, B, ...], bool [T, B], state -> float32 outputs [T, B, P] and value [T, B], the new state."""
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
-        x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
+
+        def seen() -> chex.Array:
+            torso: Any = make_torso(self.torso, self.hidden_sizes, self.activation, self.dtype)
+            return torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
+
+        x = seen()
         if self.lstm_size:
             lstm_state, x = LSTM(self.lstm_size, self.dtype)(lstm_state, x, first)
         x = x.astype(jnp.float32)
-        logits = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
+        size = self.num_outputs - self.num_free
+        outputs = nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
+        if self.num_free:
+            free = self.param("free", nn.initializers.zeros, (self.num_free,))
+            outputs = jnp.concatenate([outputs, jnp.broadcast_to(free, (rows, batch, self.num_free))], axis=-1)
+        x = seen().astype(jnp.float32) if self.separate_value else x
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
-        return logits, value[..., 0], lstm_state
+        return outputs, value[..., 0], lstm_state
 
 
 class QNetwork(nn.Module):
@@ -324,3 +335,24 @@ class PolicyAndCritic(NamedTuple):
 
     policy: Any
     critic: Any
+
+
+class MLP(nn.Module):
+    """Dense layers and a linear one: [..., d] -> float32 [..., num_outputs], near 0 at first.
+
+    Without hidden layers it is linear, 0 at first and without a bias, which all states would share: of one-hot inputs a
+    table.
+    """
+
+    num_outputs: int
+    hidden_sizes: Sequence[int] = ()
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        if not self.hidden_sizes:
+            return nn.Dense(self.num_outputs, use_bias=False, kernel_init=nn.initializers.zeros)(x)
+        shape = x.shape[:-1]
+        x = MLPTorso(self.hidden_sizes, self.activation)(x.reshape(-1, x.shape[-1]))
+        x = nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(0.01))(x)
+        return x.reshape(*shape, self.num_outputs)

@@ -175,7 +175,7 @@ def random_steps(rng, observation, first, num_actions: int) -> Step:
         reward=rng.normal(size=shape).astype(np.float32),
         discount=discount,
         first=first,
-        extras={"logits": rng.normal(size=(*shape, num_actions)).astype(np.float32)},
+        extras={"outputs": rng.normal(size=(*shape, num_actions)).astype(np.float32)},
     )
 
 
@@ -202,7 +202,7 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_, rew
 
     x, a, live = sample.steps.observation, sample.steps.action, 1.0 - first[1:]
     r = reward_scale * sample.steps.reward
-    mu = softmax(sample.steps.extras["logits"])
+    mu = softmax(sample.steps.extras["outputs"])
     heads = params["params"]
     V = (x @ heads["value"]["kernel"] + heads["value"]["bias"])[..., 0]
     pi = softmax(x @ heads["policy"]["kernel"] + heads["policy"]["bias"])
@@ -361,7 +361,7 @@ def perturb(sample: Sample, episode: int) -> Sample:
     steps.observation[np.ix_(rows, [0], [0], pixels)] = rng.integers(0, 4, (len(rows), 1, 1, len(pixels)))
     steps.action[rows, 0] = (steps.action[rows, 0] + rng.integers(1, A, len(rows))) % A
     steps.reward[rows, 0] += rng.normal(size=len(rows)) * 10
-    steps.extras["logits"][rows, 0] += rng.normal(size=(len(rows), A))
+    steps.extras["outputs"][rows, 0] += rng.normal(size=(len(rows), A))
     if episode == 0:
         jax.tree.map(lambda x: x.__setitem__(0, x[0] + 0.5), memory.lstm)
         if memory.frames is not None:
@@ -486,7 +486,7 @@ def test_actions_follow_the_policy():
     action, extras, _ = act(params, jax.random.key(0), timestep, agent.memory(num_envs, None))
     head = params["params"]["policy"]
     logits = observation[0] @ np.asarray(head["kernel"]) + np.asarray(head["bias"])
-    np.testing.assert_allclose(extras["logits"], np.tile(logits, (num_envs, 1)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(extras["outputs"], np.tile(logits, (num_envs, 1)), rtol=1e-4, atol=1e-5)
     probabilities = softmax(logits)
     assert probabilities.max() < 0.95 and np.ptp(probabilities) > 0.2, "neither certain nor uniform"
     np.testing.assert_allclose(np.bincount(action, minlength=3) / num_envs, probabilities, atol=0.03)
@@ -502,8 +502,8 @@ def test_actions_follow_the_policy():
     [
         (
             {},
-            EnvironmentSpec((84, 84), np.dtype(np.uint8), BoundedActions(-np.ones(2), np.ones(2))),
-            "discrete actions",
+            EnvironmentSpec((84, 84), np.dtype(np.uint8), BoundedActions(-np.ones(2), np.full(2, np.inf))),
+            "impala needs actions with finite bounds",
         ),
         ({"torso": "nature", "frame_stack": 1}, vector_spec(4, 2), "torso=mlp"),
         ({"torso": "residual", "frame_stack": 1}, vector_spec(4, 2), "torso=mlp"),

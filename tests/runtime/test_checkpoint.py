@@ -40,7 +40,7 @@ def batch(agent, seed: int) -> Batch:
         reward=rng.normal(size=rows).astype(np.float32),
         discount=np.ones(rows, np.float32),
         first=rng.random(rows) < 0.2,
-        extras={"logits": rng.normal(size=(*rows, 2)).astype(np.float32)},
+        extras={"outputs": rng.normal(size=(*rows, 2)).astype(np.float32)},
     )
     sample = Sample(steps, jax.tree.map(np.asarray, agent.memory(CONFIG.batch_size, None)))
     return Batch(devices.shard(sample), np.array([0]), env_steps=8, rows=8)

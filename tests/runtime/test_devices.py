@@ -29,7 +29,7 @@ def sample(seed):
     steps = Step(rng.integers(0, 3, (*rows, 2, 3), np.uint8), rng.integers(3, size=rows).astype(np.int32),
                  (rng.normal(size=rows) * np.arange(1, B + 1)).astype(np.float32),
                  (rng.random(rows) < 0.9).astype(np.float32), rng.random(rows) < 0.2,
-                 {"logits": rng.normal(size=(*rows, 3)).astype(np.float32)})
+                 {"outputs": rng.normal(size=(*rows, 3)).astype(np.float32)})
     memory = jax.tree.map(lambda x: rng.integers(0, 3, x.shape).astype(x.dtype), agent.memory(B, None))
     return Sample(steps, memory)
 

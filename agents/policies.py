@@ -1,0 +1,161 @@
+"""Families of stochastic policies: the softmax over discrete actions, the diagonal Gaussian over continuous ones.
+
+A network computes a policy's outputs; a `Policy` says what distribution they stand for. The Gaussian is Williams's
+(1992, https://doi.org/10.1007/BF00992696, section 6). It lives where an action's bounds are -1 and 1. What it samples
+is not clipped: the environment gets the clipped action, and the update the raw one, whose density is exact.
+Squashed, the action is tanh of the Gaussian's, and its density has the change of variables (Haarnoja et al. 2018,
+https://arxiv.org/abs/1801.01290, appendix C).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import DiscreteActions, EnvironmentSpec, Extras, Step
+from agents.exploration import bounded_actions, greedy, to_bounds
+
+SIGMA_MIN, SIGMA_MAX = 1e-3, 10.0  # where an action's bounds are -1 and 1; beyond them sigma has no gradient
+# Squashed entropies are means over the Gaussian, by Gauss and Hermite's rule: sum_i weight_i f(mu + sigma node_i).
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+class Policy(NamedTuple):
+    """A family of distributions over actions. Outputs are float32 [..., num_outputs], one distribution each.
+
+    Raw actions are what is sampled and what has a probability: of the softmax, int32 [...], the action itself; of
+    Gaussians, float32 [..., n] with n the numbers of one action.
+    """
+
+    num_outputs: int
+    num_free: int  # the last of them are parameters of their own, which no observation moves
+    sample: Callable[[jax.Array, Any], chex.Array]  # (key, outputs) -> raw
+    mode: Callable[[Any], chex.Array]  # outputs -> raw: the likeliest; the Gaussian's mean
+    to_environment: Callable[[Any], chex.Array]  # raw -> what the environment is given, [..., *shape]
+    log_prob: Callable[[Any, Any], chex.Array]  # (outputs, raw) -> [...], of a density where actions are continuous
+    entropy: Callable[[Any], chex.Array]  # outputs -> [...] in nats; of a density it may be negative
+    kl: Callable[[Any, Any], chex.Array]  # (p's outputs, q's outputs) -> KL(p || q), [...] in nats
+    keep: Callable[[Any], Extras]  # raw -> what a Step's extras must hold of it
+    kept: Callable[[Step], Any]  # a Step, with such extras -> raw
+
+
+def softmax(num_actions: int) -> Policy:
+    """Probabilities exp(outputs_a) / sum_b exp(outputs_b) of actions 0 .. num_actions - 1."""
+
+    def sample(key: jax.Array, outputs: Any) -> chex.Array:
+        return jax.random.categorical(key, outputs).astype(jnp.int32)
+
+    def log_prob(outputs: Any, raw: Any) -> chex.Array:
+        return jnp.take_along_axis(jax.nn.log_softmax(outputs), raw[..., None], axis=-1)[..., 0]
+
+    def entropy(outputs: Any) -> chex.Array:
+        return -jnp.sum(jax.nn.softmax(outputs) * jax.nn.log_softmax(outputs), axis=-1)
+
+    def kl(p: Any, q: Any) -> chex.Array:
+        return jnp.sum(jax.nn.softmax(p) * (jax.nn.log_softmax(p) - jax.nn.log_softmax(q)), axis=-1)
+
+    return Policy(
+        num_outputs=num_actions,
+        num_free=0,
+        sample=sample,
+        mode=greedy,
+        to_environment=lambda raw: raw,
+        log_prob=log_prob,
+        entropy=entropy,
+        kl=kl,
+        keep=lambda raw: {},  # a Step has it already
+        kept=lambda step: step.action,
+    )
+
+
+def mean_and_log_sigma(outputs: Any, sigma_initial: float) -> tuple[chex.Array, chex.Array]:
+    """mu and log sigma of a Gaussian's outputs, [..., n] each; sigma is `sigma_initial` where its outputs are 0."""
+    mu, log_sigma = jnp.split(outputs, 2, axis=-1)
+    return mu, jnp.clip(log_sigma + math.log(sigma_initial), math.log(SIGMA_MIN), math.log(SIGMA_MAX))
+
+
+def log_tanh_derivative(x: Any) -> chex.Array:
+    """log(1 - tanh(x)^2), also where that is nothing but rounding."""
+    return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
+
+
+def gaussian(num_free: int, spec: EnvironmentSpec, sigma_initial: float, squash: bool, agent: str) -> Policy:
+    """Independent Gaussians of each number of an action; outputs are the means, then the logarithms of sigmas.
+
+    Of the squashed, `log_prob` is that of tanh(raw), `entropy` its too, by quadrature: to about 1e-3 nats for each
+    number while sigma is 1 or less. `kl` is the Gaussians' own, which squashing leaves as it is.
+
+    Raises:
+      ValueError: an action's bound is infinite.
+    """
+    bounds = bounded_actions(agent, spec)
+    size = math.prod(bounds.shape)
+
+    def sample(key: jax.Array, outputs: Any) -> chex.Array:
+        mu, log_sigma = mean_and_log_sigma(outputs, sigma_initial)
+        return mu + jnp.exp(log_sigma) * jax.random.normal(key, mu.shape)
+
+    def to_environment(raw: Any) -> chex.Array:
+        raw = raw.reshape(*raw.shape[:-1], *bounds.shape)
+        return to_bounds(bounds, jnp.tanh(raw) if squash else raw)
+
+    def log_prob(outputs: Any, raw: Any) -> chex.Array:
+        mu, log_sigma = mean_and_log_sigma(outputs, sigma_initial)
+        log_density = -0.5 * jnp.square((raw - mu) * jnp.exp(-log_sigma)) - log_sigma - 0.5 * math.log(2 * math.pi)
+        return jnp.sum(log_density - log_tanh_derivative(raw) if squash else log_density, axis=-1)
+
+    def entropy(outputs: Any) -> chex.Array:
+        mu, log_sigma = mean_and_log_sigma(outputs, sigma_initial)
+        entropies = log_sigma + 0.5 * math.log(2 * math.pi * math.e)
+        if squash:
+            x = mu[..., None] + jnp.exp(log_sigma)[..., None] * NODES
+            entropies += jnp.sum(WEIGHTS * log_tanh_derivative(x), axis=-1)
+        return jnp.sum(entropies, axis=-1)
+
+    def kl(p: Any, q: Any) -> chex.Array:
+        (mu_p, log_p), (mu_q, log_q) = (mean_and_log_sigma(outputs, sigma_initial) for outputs in (p, q))
+        squares = jnp.exp(2.0 * (log_p - log_q)) + jnp.square((mu_p - mu_q) * jnp.exp(-log_q))
+        return jnp.sum(log_q - log_p + 0.5 * (squares - 1.0), axis=-1)
+
+    return Policy(
+        num_outputs=2 * size,
+        num_free=num_free * size,
+        sample=sample,
+        mode=lambda outputs: mean_and_log_sigma(outputs, sigma_initial)[0],
+        to_environment=to_environment,
+        log_prob=log_prob,
+        entropy=entropy,
+        kl=kl,
+        keep=lambda raw: {"raw": raw},
+        kept=lambda step: step.extras["raw"],
+    )
+
+
+def make_policy(
+    agent: str,
+    spec: EnvironmentSpec,
+    sigma: Literal["free", "state"] = "free",
+    sigma_initial: float = 1.0,
+    squash: bool = False,
+) -> Policy:
+    """The family for a spec's actions: the softmax of discrete ones, the Gaussian of continuous ones.
+
+    Args:
+      agent: whose name an error gives.
+      spec: the environment's.
+      sigma: the Gaussian's standard deviation is 'free', a parameter of its own, or of the 'state', an output as the
+        mean is.
+      sigma_initial: what it is where its outputs are 0; an action's bounds are -1 and 1.
+      squash: tanh takes the Gaussian's samples into the bounds, which else clip them.
+
+    Raises:
+      ValueError: an action's bound is infinite.
+    """
+    if isinstance(spec.actions, DiscreteActions):
+        return softmax(spec.actions.num_actions)
+    return gaussian(int(sigma == "free"), spec, sigma_initial, squash, agent)

@@ -1,0 +1,91 @@
+"""A policy and a value from one network, and the memory that acting and learning share, for agents of blocks of rows.
+
+Sizes: T rows of time, B environments, P outputs of the policy.
+"""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from agents.agent import EnvironmentSpec, TimeStep
+from agents.networks import ActorCritic, LSTMState, check_frames, stack_frames
+from agents.policies import Policy, make_policy
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step; empty where the config has no use for it."""
+
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
+    lstm: LSTMState | tuple[()]
+
+
+class Functions(NamedTuple):
+    """What acting and learning are made of."""
+
+    policy: Policy
+    init: Any  # key -> params
+    memory: Any  # (num_envs, ranks) -> Memory
+    # (params, observation [T, B, ...], first [T, B], Memory) -> outputs [T, B, P], values [T, B], Memory after them
+    unroll: Any
+    outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory
+
+
+def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False) -> Functions:
+    """Those of the `agent` by that name.
+
+    Args:
+      agent: whose name an error gives.
+      config: has the fields torso, frame_stack, hidden_sizes, activation, lstm_size and dtype of the network, and
+        sigma, sigma_initial and squash of the policy.
+      spec: the environment's.
+      separate_value: the value has a torso of its own.
+
+    Raises:
+      ValueError: a network that does not fit the observation, an action without bounds, or an LSTM where the value has
+        a torso of its own.
+    """
+    shape, stack = spec.observation_shape, config.frame_stack
+    check_frames(config.torso, stack, shape)
+    if separate_value and config.lstm_size:
+        raise ValueError("config.separate_value=True is for networks without an LSTM: give config.lstm_size=0")
+    policy = make_policy(agent, spec, config.sigma, config.sigma_initial, config.squash)
+    network = ActorCritic(
+        torso=config.torso,
+        num_outputs=policy.num_outputs,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        lstm_size=config.lstm_size,
+        dtype=jnp.dtype(config.dtype),
+        num_free=policy.num_free,
+        separate_value=separate_value,
+    )
+
+    def memory(num_envs: int, ranks: Any) -> Memory:
+        del ranks
+        frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
+        return Memory(frames, network.initial_state(num_envs))
+
+    def seen(observation, first, frames):
+        """What the network sees, and the frames after the last row."""
+        if frames is not None:
+            return stack_frames(frames, observation, first)
+        return (observation if config.torso == "mlp" else observation[..., None]), None
+
+    def init(key: jax.Array) -> Any:
+        first, batch = jnp.ones((1, 1), bool), memory(1, None)
+        observation, _ = seen(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch.frames)
+        return network.init(key, observation, first, batch.lstm)
+
+    def unroll(params, observation, first, memory: Memory):
+        observation, frames = seen(observation, first, memory.frames)
+        heads: Any = network.apply(params, observation, first, memory.lstm)
+        outputs, values, lstm = heads
+        return outputs, values, Memory(frames, lstm)
+
+    def outputs(params, timestep: TimeStep, memory: Memory):
+        outputs, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
+        return outputs[0], memory
+
+    return Functions(policy, init, memory, unroll, outputs)
