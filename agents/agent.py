@@ -58,6 +58,15 @@ class Sample(NamedTuple):
     likelihood: Any = ()  # float32 [B], from a replay: N P(i), how many times likelier than by uniform sampling
 
 
+class Gradient(NamedTuple):
+    """What a worker computes of one sample, and a learner applies."""
+
+    gradient: Any  # as `Agent.gradient` gives it
+    metrics: dict[str, Any]  # float32 scalars, those of the sample
+    learner_steps: Any  # int64, of the parameters that it is the gradient at
+    env_steps: Any  # int64, transitions that the worker made since its last
+
+
 class Feedback(NamedTuple):
     """What an update reports."""
 
@@ -129,11 +138,19 @@ class Sequences:
 
 
 @dataclasses.dataclass(frozen=True)
+class Gradients:
+    """Items that are a worker's Gradients; each worker keeps the experience that `table` describes to itself."""
+
+    table: "TableSpec"
+    batch_size: int  # sequences in a worker's sample
+
+
+@dataclasses.dataclass(frozen=True)
 class TableSpec:
     """A Reverb table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
 
     name: str
-    window: Window | Transitions | Sequences
+    window: Window | Transitions | Sequences | Gradients
     kind: Literal["queue", "uniform", "prioritized"]
     max_size: int
     min_size: int = 1  # before the first sample
@@ -151,7 +168,7 @@ class Agent(NamedTuple):
     memory: Callable[[int, Any], Memory]
     act: Callable[..., tuple[Any, Extras, Memory]]  # (params, key, timestep, memory) explores
     act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluation
-    update: Callable[[State, jax.Array, Sample], tuple[State, Feedback]]
+    update: Callable[[State, jax.Array, Any], tuple[State, Feedback]]  # (state, key, Sample)
     tables: tuple[TableSpec, ...]
     batch_size: int  # sequences in one update's sample, over all devices of a host
     # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,

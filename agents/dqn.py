@@ -233,37 +233,45 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         losses = rlax.huber_loss(errors) if config.loss == "huber" else rlax.l2_loss(errors)
         return jnp.mean(weights * losses), (errors, values)
 
-    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+    def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
-        weights, max_priority, priorities = jnp.ones_like(sample.steps.reward), state.max_priority, ()
+        weights, priorities = jnp.ones_like(sample.steps.reward), ()
         if config.replay == "prioritized":
             beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
             weights = prioritized.importance_weights(sample.likelihood, beta, config.normalize_weights)
         (total, (errors, values)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.target_params, sample.steps, weights
         )
-        gradient = pmean(gradient)
+        if config.replay == "prioritized":
+            priorities = prioritized.priorities(errors)
+        metrics = {
+            "loss": total,
+            "value": values.mean(),
+            "td_error": jnp.abs(errors).mean(),
+            "importance_weight": weights.mean(),
+            "gradient_norm": optax.global_norm(gradient),
+            "epsilon": epsilon(state),
+        }
+        return gradient, Feedback(metrics, priorities)
+
+    def apply(state: State, gradient: Any) -> State:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = state.hypers.learning_rate
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
         step = state.step + 1
         due = step % config.target_period == 0
         targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target_params)
+        return State(params, targets, opt_state, state.max_priority, state.hypers, step)
 
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        value, feedback = gradient(state, key, sample)
+        value, metrics = pmean((value, feedback.metrics))
+        state = apply(state, value)
         if config.replay == "prioritized":
-            priorities = prioritized.priorities(errors)
-            max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
-        metrics = pmean(
-            {
-                "loss": total,
-                "value": values.mean(),
-                "td_error": jnp.abs(errors).mean(),
-                "importance_weight": weights.mean(),
-            }
-        )
-        metrics |= {"gradient_norm": optax.global_norm(gradient), "epsilon": epsilon(state)}
-        state = State(params, targets, opt_state, max_priority, state.hypers, step)
-        return state, Feedback(metrics, priorities)
+            max_priority = jnp.maximum(state.max_priority, pmax(feedback.priorities.max()))
+            state = state._replace(max_priority=max_priority)
+        metrics |= {"gradient_norm": optax.global_norm(value)}
+        return state, Feedback(metrics, feedback.priorities)
 
     table = TableSpec(
         "replay",
@@ -284,4 +292,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         tables=(table,),
         batch_size=config.batch_size,
         priority=prioritized.largest_priority if config.replay == "prioritized" else None,
+        gradient=gradient,
+        apply=apply,
     )

@@ -4,6 +4,10 @@ Watkins 1989, *Learning from Delayed Rewards*, https://www.cs.rhul.ac.uk/~chrisw
 http://incompleteideas.net/book/the-book-2nd.html, sections 6.4 to 6.6 and 10.1, whose names these are. No replay and no
 target network: each transition is learnt from once, in its order.
 
+Asynchronous one-step Q-learning, one-step Sarsa and n-step Q-learning (Mnih et al. 2016,
+https://arxiv.org/abs/1602.01783, algorithms 1 to 3) are the same with target parameters, an epsilon of each worker's
+own, and gradients that travel.
+
 Deviations: an update is one semi-gradient step with the mean of the newest transitions of several environments; the
 policy that made them may be some updates old.
 """
@@ -43,7 +47,7 @@ from agents.networks import QNetwork
 class Config:
     """The book's plain form by default: a linear function, a constant epsilon, one transition at a time."""
 
-    form: Literal["q_learning", "sarsa", "expected_sarsa"] = "q_learning"
+    form: Literal["q_learning", "sarsa", "expected_sarsa", "n_step_q"] = "q_learning"
 
     num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
     hidden_sizes: tuple[int, ...] = ()  # (): linear in what is seen, and so a table where that is one-hot
@@ -52,12 +56,17 @@ class Config:
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one update
     batch_size: int = 1  # B, environments in one update
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    target_period: int = 0  # updates from one copy of the target parameters to the next; 0: there are none
+    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     learning_rate: float = 0.1  # alpha
-    optimizer_epsilon: float = 1e-8  # outside Adam's root
+    optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
+    rmsprop_decay: float = 0.99
+    max_gradient_norm: float = 0.0  # 0: not clipped
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
     epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
+    # Where there are some, the run's environments, one after another, end at these, evenly, and not at epsilon_final.
+    epsilon_finals: tuple[float, ...] = ()
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -66,9 +75,11 @@ class Config:
             self,
             counts=("unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
-            not_negative=("num_states", "epsilon_steps"),
-            fractions=("discount", "epsilon_initial", "epsilon_final"),
+            not_negative=("num_states", "epsilon_steps", "target_period", "max_gradient_norm"),
+            fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
+        if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
+            raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
 
 
 class Hypers(NamedTuple):
@@ -77,11 +88,12 @@ class Hypers(NamedTuple):
     learning_rate: Any
     discount: Any
     epsilon_initial: Any
-    epsilon_final: Any
+    epsilon_final: Any  # a scalar, or [K] of so many epsilon_finals
 
 
 class State(NamedTuple):
     params: Any  # w
+    target_params: Any  # w^-; () where there are none
     opt_state: optax.OptState
     hypers: Hypers
     step: chex.Array  # updates so far, int32
@@ -91,10 +103,24 @@ class Policy(NamedTuple):
     """What actors pull."""
 
     params: Any
-    epsilon: chex.Array  # float32 scalar
+    epsilon: chex.Array  # float32 scalar, or [K] of so many epsilon_finals
 
 
-def td_errors(form: str, q: chex.Array, actions: chex.Array, rewards: chex.Array, discounts: chex.Array, epsilon: Any):
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+
+
+def td_errors(
+    form: str,
+    q: chex.Array,
+    actions: chex.Array,
+    rewards: chex.Array,
+    discounts: chex.Array,
+    epsilon: Any,
+    q_target: chex.Array,
+):
     """R_{t+1} + gamma (the value of S_{t+1}) - Q(S_t, A_t), whose gradient is that of -Q(S_t, A_t) alone.
 
     The value is max_a Q(S_{t+1}, a) of Q-learning (eq. 6.8), Q(S_{t+1}, A_{t+1}) of Sarsa (eq. 6.7), and the mean of
@@ -106,11 +132,12 @@ def td_errors(form: str, q: chex.Array, actions: chex.Array, rewards: chex.Array
       actions: A_0 .. A_T, int [T+1, B].
       rewards, discounts: R_{t+1} and gamma, 0 where S_{t+1} is terminal, [T, B].
       epsilon: scalar.
+      q_target: what next states are valued by, as q.
 
     Returns:
       [T, B].
     """
-    rows = [x.reshape(-1, *x.shape[2:]) for x in (q[:-1], actions[:-1], rewards, discounts, q[1:])]
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (q[:-1], actions[:-1], rewards, discounts, q_target[1:])]
     if form == "sarsa":
         errors = jax.vmap(rlax.sarsa)(*rows, actions[1:].reshape(-1))
     elif form == "expected_sarsa":
@@ -118,6 +145,27 @@ def td_errors(form: str, q: chex.Array, actions: chex.Array, rewards: chex.Array
     else:
         errors = jax.vmap(rlax.q_learning)(*rows)
     return errors.reshape(rewards.shape)
+
+
+def n_step_errors(
+    q: chex.Array,
+    actions: chex.Array,
+    rewards: chex.Array,
+    discounts: chex.Array,
+    live: chex.Array,
+    q_target: chex.Array,
+):
+    """R - Q(s_i, a_i) of each row, R summed to the block's end or the episode's and there bootstrapped by max_a Q(s, a;
+    w^-) (Mnih et al. 2016, algorithm 3); arguments as above.
+
+    Args:
+      live: 1 where row s is a transition, 0 where its action was thrown away, [T, B].
+    """
+    values = q_target.max(axis=-1)
+    goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # else the next row is the episode's last
+    returns = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)(rewards, discounts, values[1:], goes_on)
+    chosen = jnp.take_along_axis(q[:-1], actions[:-1, :, None], axis=-1)[..., 0]
+    return jax.lax.stop_gradient(returns) - chosen
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
@@ -135,7 +183,16 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     if not num_states and shape == ():
         raise ValueError("this environment's observations are the numbers of states: give config.num_states")
     network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
-    direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
+    directions = {
+        "sgd": optax.identity(),
+        "adam": optax.scale_by_adam(eps=config.optimizer_epsilon),
+        "rmsprop": optax.scale_by_rms(config.rmsprop_decay, config.optimizer_epsilon),
+    }
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity(),
+        directions[config.optimizer],
+    )
+    finals, target_period = config.epsilon_finals, config.target_period
 
     def seen(observation) -> chex.Array:
         """[T, B, n]"""
@@ -156,46 +213,68 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         params: Any = jnp.zeros((x.shape[-1], num_actions))
         if config.hidden_sizes:
             params = network.init(key, x, jnp.zeros((1, 1), bool), ())
-        hypers = Hypers(config.learning_rate, config.discount, config.epsilon_initial, config.epsilon_final)
+        epsilon_final = np.array(finals) if finals else config.epsilon_final
+        hypers = Hypers(config.learning_rate, config.discount, config.epsilon_initial, epsilon_final)
         hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
-        return State(params, direction.init(params), hypers, jnp.int32(0))
+        targets = jax.tree.map(jnp.copy, params) if target_period else ()
+        return State(params, targets, optimizer.init(params), hypers, jnp.int32(0))
 
     def epsilon(state: State) -> chex.Array:
         return linear_epsilon(
             state.hypers.epsilon_initial, state.hypers.epsilon_final, config.epsilon_steps, state.step
         )
 
-    def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
-        del num_envs, ranks
-        return ()
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        return Memory(jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks))
 
-    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
-        return epsilon_greedy(key, q(params.params, timestep.observation[None])[0], params.epsilon), {}, memory
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
+        epsilon = params.epsilon
+        if finals:
+            epsilon = epsilon[jnp.minimum(memory.rank * len(finals), len(finals) - 1).astype(jnp.int32)]
+        return epsilon_greedy(key, q(params.params, timestep.observation[None])[0], epsilon), {}, memory
 
-    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         return greedy(q(params.params, timestep.observation[None])[0]), {}, memory
 
-    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+    def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
         steps, hypers = sample.steps, state.hypers
         live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
         number = jnp.maximum(pmean(live.sum()), 1e-6)
+        rewards, discounts = steps.reward[:-1], hypers.discount * steps.discount[:-1]
 
         def loss(params):
             """Half the squared error, summed over this device's live rows, over their number on the mean device."""
             values = q(params, steps.observation)
-            discounts = hypers.discount * steps.discount[:-1]
-            errors = live * td_errors(config.form, values, steps.action, steps.reward[:-1], discounts, epsilon(state))
+            targets = q(state.target_params, steps.observation) if target_period else values
+            if config.form == "n_step_q":
+                errors = n_step_errors(values, steps.action, rewards, discounts, live, targets)
+            else:
+                # Expected Sarsa's policy is that of the first environments.
+                policy = jnp.ravel(epsilon(state))[0]
+                errors = td_errors(config.form, values, steps.action, rewards, discounts, policy, targets)
+            errors = live * errors
             return 0.5 * jnp.sum(jnp.square(errors)) / number, (errors, values)
 
         (total, (errors, values)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        gradient, total, error, value = pmean((gradient, total, jnp.abs(errors).sum() / number, values.max(-1).mean()))
-        updates, opt_state = direction.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -hypers.learning_rate * u, updates))
-        metrics = {"loss": total, "value": value, "td_error": error}
-        metrics |= {"gradient_norm": optax.global_norm(gradient), "epsilon": epsilon(state)}
-        return State(params, opt_state, hypers, state.step + 1), Feedback(metrics)
+        metrics = {"loss": total, "value": values.max(-1).mean(), "td_error": jnp.abs(errors).sum() / number}
+        metrics |= {"gradient_norm": optax.global_norm(gradient), "epsilon": epsilon(state).mean()}
+        return gradient, Feedback(metrics)
+
+    def apply(state: State, gradient: Any) -> State:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -state.hypers.learning_rate * u, updates))
+        step, targets = state.step + 1, state.target_params
+        if target_period:
+            due = step % target_period == 0
+            targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, targets)
+        return State(params, targets, opt_state, state.hypers, step)
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        value, feedback = gradient(state, key, sample)
+        value, metrics = pmean((value, feedback.metrics))
+        return apply(state, value), Feedback(metrics | {"gradient_norm": optax.global_norm(value)})
 
     window = Window(length=config.unroll_length + 1, period=config.unroll_length)
     table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
@@ -208,4 +287,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         update=update,
         tables=(table,),
         batch_size=config.batch_size,
+        gradient=gradient,
+        apply=apply,
     )

@@ -34,6 +34,9 @@ flags.DEFINE_float("checkpoint_seconds", None, "Seconds between checkpoints. Def
 flags.DEFINE_integer("publish_period", None, "Updates from one publication of the parameters to the next.")
 flags.DEFINE_integer("num_replay_servers", None, "Replay servers; actors spread over them, samples mix. Default 1.")
 flags.DEFINE_integer("updates_per_dispatch", None, "Updates from a replay that run without Python between. Default 1.")
+flags.DEFINE_string("travels", None, "From actors to the learner: experience, or gradients (actors are workers then).")
+flags.DEFINE_integer("max_staleness", None, "Of a gradient that is applied, in updates. Default 0: any.")
+flags.DEFINE_float("max_loss_deviations", None, "Likewise, of its loss above the mean. Default 0: any.")
 flags.DEFINE_integer("port", 0, "The replay server's port; 0 picks a free one.")
 
 FLAGS = flags.FLAGS

@@ -120,7 +120,59 @@ def q_learning(**config: Any) -> list[Preset]:
     return [Preset("*", SMALL_RUN, SMALL_Q | config)]
 
 
+# Online: the environments of one actor are the batch.
+ONLINE_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20}
+SMALL_POLICY = {"hidden_sizes": (64,), "optimizer": "adam", "discount_weighting": False}
+SMALL_ACTOR_CRITIC = SMALL_POLICY | {"batch_size": 32, "unroll_length": 8, "alpha_theta": 3e-4, "alpha_w": 3e-3}
+EPISODES_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
+SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w": 1e-2}
+
+
+def actor_critic(**config: Any) -> list[Preset]:
+    return [Preset("*", ONLINE_RUN, SMALL_ACTOR_CRITIC | config)]
+
+
+def reinforce(**config: Any) -> list[Preset]:
+    return [Preset("*", EPISODES_RUN, SMALL_REINFORCE | config)]
+
+
+SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
+A2C_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1}
+CONTINUOUS_A2C = SMALL_A2C | {
+    "separate_value": True,
+    "learning_rate": 1e-3,
+    "entropy_cost": 1e-4,
+    "sigma_initial": 0.6,
+    "reward_scale": 0.1,
+}
+
+
+def a2c() -> list[Preset]:
+    """Discrete actions, Atari by the paper, continuous actions, and what is left."""
+    masked = {"reward_scale": 0.1, "lstm_size": 64}
+    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
+    return [
+        Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
+        Preset("MaskedCartPole-v1", A2C_RUN, SMALL_A2C | masked),
+        Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
+        Preset(
+            "*-v5",
+            {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
+            {},
+        ),
+        Preset("Pendulum-v1", A2C_RUN, CONTINUOUS_A2C | {"discount": 0.95}),
+        *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
+        Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
+    ]
+
+
 PRESETS = {
+    "a2c": a2c(),
+    "actor_critic": actor_critic(),
+    "actor_critic_lambda": actor_critic(lambda_theta=0.9, lambda_w=0.9, alpha_theta=1e-3, alpha_w=1e-2),
+    "reinforce": reinforce(),
+    "reinforce_baseline": reinforce(baseline=True),
+    "all_actions": reinforce(form="all_actions"),
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
     "dueling_dqn": dqn({"learning_rate": 6.25e-5}, double=True, dueling=True, max_gradient_norm=10.0),
@@ -133,6 +185,16 @@ PRESETS = {
     "r2d2": [
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
         Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
+    ],
+    "async_n_step_q": async_q(form="n_step_q"),
+    "async_q": async_q(),
+    "async_sarsa": async_q(form="sarsa"),
+    "gorila": [
+        Preset(
+            "*",
+            WORKERS_RUN | {"envs_per_actor": 4, "num_actors": 2, "max_staleness": 100, "max_loss_deviations": 5.0},
+            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4},
+        )
     ],
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),

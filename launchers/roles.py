@@ -11,12 +11,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from agents.agent import Feedback, Sequences, Window
+from agents.agent import Feedback, Gradients, Sequences, Window
 from launchers.run import Run, UsageError
-from replay import Client, Server, items, sampler, server
+from replay import Client, Server, items, local, sampler, server
+from replay.gradients import GradientWriter, sample_gradients
 from replay.variables import VariableContainer
 from replay.writer import items_at_once, make_writer
-from runtime import actor, evaluator, learner
+from runtime import actor, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder
 
@@ -32,9 +33,14 @@ class Parts:
         self.spec = run.spec()
         self.agent = run.make_agent(self.spec)
         (self.table,) = self.agent.tables
-        self.items = items.item_structure(self.agent, self.spec, run.envs_per_actor)
-        self.params = items.params_structure(self.agent, self.spec)
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
+        self.items = items.item_structure(self.agent, self.spec, run.envs_per_actor)
+        window = self.table.window
+        if isinstance(window, Gradients):  # what a worker keeps to itself, and makes of it
+            self.gradient = worker.compile_gradient(self.agent, self.device)
+            own = self.agent._replace(tables=(window.table,))
+            self.own_items = items.item_structure(own, self.spec, run.envs_per_actor)
+        self.params = items.params_structure(self.agent, self.spec)
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
         self.priority = actor.compile_priority(
@@ -63,8 +69,9 @@ class Parts:
         Raises:
           UsageError: what was saved is another run's.
         """
+        per_item = self.run.envs_per_actor if isinstance(self.table.window, Window) else 1
         tables = [
-            server.build_table(self.table, self.table_items, self.run.envs_per_actor, self.run.num_replay_servers),
+            server.build_table(self.table, self.table_items, per_item, self.run.num_replay_servers),
             server.build_variables_table(self.params),
         ]
         if isinstance(self.table.window, Sequences):
@@ -79,6 +86,8 @@ class Parts:
         if self.replays:
             size = self.agent.batch_size * self.run.updates_per_dispatch
             return iter(sampler.Replay(clients, self.table, self.items, size))
+        if isinstance(self.table.window, Gradients):
+            return sample_gradients(clients[0], self.table, self.items, jax.local_device_count())
         return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
 
     def variables(self, client: Client) -> VariableContainer:
@@ -108,21 +117,40 @@ class Throttle:
 
 
 def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Event) -> Generator[None, None, None]:
-    """One actor, until `stop`, which writes to one of the servers; yields after each item it has written."""
+    """One actor, until `stop`, which writes to one of the servers; yields after each item it has written. A worker,
+    which writes gradients, where those travel."""
     run = parts.run
     environment = run.make_environment("actor", task, run.envs_per_actor)
     variables = parts.variables(clients[0])
     variables.wait()
-    writer = make_writer(clients[task % len(clients)], parts.table, parts.items, parts.priority)
+    client = clients[task % len(clients)]
     places = np.arange(task * run.envs_per_actor, (task + 1) * run.envs_per_actor, dtype=np.float32)
     ranks = places / max(1, run.num_actors * run.envs_per_actor - 1)
-    recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     key = jax.random.key(run.seed_of("actor", task))
+    window = parts.table.window
+    if isinstance(window, Gradients):
+        experience = local.make_experience(window.table, parts.own_items, window.batch_size, run.num_actors)
+        gradient_writer = GradientWriter(client, parts.table, parts.items)
+        turns = worker.run(
+            parts.agent,
+            parts.act,
+            parts.gradient,
+            environment,
+            variables,
+            experience,
+            gradient_writer,
+            key,
+            parts.device,
+            stop.is_set,
+            ranks,
+        )
+    else:
+        writer = make_writer(client, parts.table, parts.items, parts.priority)
+        turns = actor.run(parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set, ranks)
+    recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
-    for metrics, episodes in actor.run(
-        parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set, ranks
-    ):
+    for metrics, episodes in turns:
         returns += episodes.returns
         if due():
             now = time.perf_counter()
@@ -143,7 +171,8 @@ class Learning:
         """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
         saves for all: the `clients`' replays too."""
         self._run, devices = parts.run, jax.local_device_count()
-        if parts.agent.batch_size % devices:
+        gradients = isinstance(parts.table.window, Gradients)
+        if parts.agent.batch_size % devices and not gradients:
             raise UsageError(f"config.batch_size={parts.agent.batch_size} does not divide over {devices} devices")
         self._first_host = jax.process_index() == 0
         if not self._first_host:
@@ -162,6 +191,7 @@ class Learning:
             parts.run.publish_period,
             self._priorities,
             parts.run.updates_per_dispatch,
+            learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if gradients else None,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         self._warned = False
@@ -184,10 +214,13 @@ class Learning:
             return
         due = Throttle()
         start, start_version, waited = time.perf_counter(), self.version, 0.0
+        lags: list[float] = []
         saved = time.monotonic()
         feedback = None
         for feedback, host in self._learner.run(batches):
-            waited += host["wait_seconds"]
+            waited += host.pop("wait_seconds")
+            if "lag" in host:
+                lags.append(host["lag"])
             done = self.version.env_steps >= self._run.max_env_steps
             if due() or done:
                 now, version = time.perf_counter(), self.version
@@ -198,11 +231,12 @@ class Learning:
                         "learner_steps_per_second": (version.learner_steps - start_version.learner_steps)
                         / (now - start),
                         "wait_fraction": waited / (now - start),
-                        **({"lag": host["lag"]} if "lag" in host else {}),
+                        **host,
                         **learner.read_metrics(feedback),
-                    }
+                    },
+                    lags,
                 )
-                start, start_version, waited = now, version, 0.0
+                start, start_version, waited, lags = now, version, 0.0, []
             if time.monotonic() - saved > self._run.checkpoint_seconds:
                 self._save(feedback)
                 saved = time.monotonic()
@@ -219,7 +253,7 @@ class Learning:
             for client in self._replays:
                 server.save_tables(client)
 
-    def _record(self, row: dict[str, Any]) -> None:
+    def _record(self, row: dict[str, Any], lags: list[float]) -> None:
         clipped = row.get("clipped_fraction", 0.0)
         if clipped > CLIPPED_FRACTION and not self._warned:
             self._warned = True
@@ -228,7 +262,7 @@ class Learning:
                 100 * clipped,
             )
         if self._recorder:
-            self._recorder.write(row)
+            self._recorder.write(row, {"lags": lags} if lags else {})
 
     def close(self) -> None:
         if self._priorities:

@@ -16,23 +16,35 @@ import jax
 import numpy as np
 
 import environments
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, TableSpec, Transitions, Window
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Gradients, Sequences, TableSpec, Transitions, Window
+from agents.gradients import by_gradients
 from launchers import presets
 
 # Some share a file and differ in their presets.
 AGENTS = {
+    "a2c": "agents.a2c",
+    "actor_critic": "agents.actor_critic",
+    "actor_critic_lambda": "agents.actor_critic",
+    "all_actions": "agents.reinforce",
+    "a3c": "agents.a2c",
     "apex_dpg": "agents.apex_dpg",
     "apex_dqn": "agents.apex_dqn",
+    "async_n_step_q": "agents.q_learning",
+    "async_q": "agents.q_learning",
+    "async_sarsa": "agents.q_learning",
     "d4pg": "agents.d4pg",
     "ddpg": "agents.ddpg",
     "double_dqn": "agents.dqn",
     "dpg": "agents.dpg",
     "dqn": "agents.dqn",
     "dueling_dqn": "agents.dqn",
+    "gorila": "agents.dqn",
     "impala": "agents.impala",
     "prioritized_dqn": "agents.dqn",
     "q_learning": "agents.q_learning",
     "r2d2": "agents.r2d2",
+    "reinforce": "agents.reinforce",
+    "reinforce_baseline": "agents.reinforce",
     "sarsa": "agents.q_learning",
 }
 
@@ -48,7 +60,11 @@ FREE = {
 }
 # What Reverb needs besides the data, about: for an item, and for each row of a stream that items share.
 ITEM_BYTES, ROW_BYTES = 500, 1_000
-CHOICES = {"placement": ("threads", "processes", "serial"), "actor_backend": ("cpu", "accelerator")}
+CHOICES = {
+    "placement": ("threads", "processes", "serial"),
+    "actor_backend": ("cpu", "accelerator"),
+    "travels": ("experience", "gradients"),
+}
 
 
 class UsageError(ValueError):
@@ -74,6 +90,9 @@ class Run:
     publish_period: int  # updates from one publication of parameters to the next
     num_replay_servers: int  # an agent with a replay only
     updates_per_dispatch: int  # likewise: updates that the learner does at once, on as many minibatches
+    travels: str  # from those who act to the learner: experience, or gradients, and then who acts is a worker
+    max_staleness: int  # of a gradient, in updates since its parameters; an older one is dropped; 0: none is
+    max_loss_deviations: float  # standard deviations of a gradient's loss above the mean, likewise
     config: Any  # the agent's Config
 
     def make_agent(self, spec: EnvironmentSpec) -> Agent:
@@ -84,14 +103,27 @@ class Run:
         """
         try:
             agent = agent_module(self.agent).make(self.config, spec)
+            travelling = by_gradients(agent) if self.travels == "gradients" else agent
         except ValueError as error:
             raise UsageError(str(error)) from error
         (table,) = agent.tables
+        if self.travels == "gradients":
+            self._check_gradients(agent, table)
         if table.kind == "queue":
             self._check_queue(agent)
         else:
             self._check_replay(agent, table, spec)
-        return agent
+        return travelling
+
+    def _check_gradients(self, agent: Agent, table: TableSpec) -> None:
+        if isinstance(table.window, Window) and agent.batch_size != self.envs_per_actor:
+            raise UsageError(
+                f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} differ: a worker's "
+                "gradient is of one block of its own environments"
+            )
+        for name in ("num_replay_servers", "updates_per_dispatch"):
+            if getattr(self, name) > 1:
+                raise UsageError(f"--{name}={getattr(self, name)}: where gradients travel leave it at 1")
 
     def _check_queue(self, agent: Agent) -> None:
         if agent.in_order and (self.num_actors, self.envs_per_actor) != (1, agent.batch_size):
@@ -122,7 +154,7 @@ class Run:
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
         window, longest = table.window, spec.max_episode_steps
-        assert not isinstance(window, Window)
+        assert isinstance(window, Transitions | Sequences)
         field, steps = ("sequence_length", window.length) if isinstance(window, Sequences) else ("n_step", window.n)
         if longest is not None and steps > longest:
             raise UsageError(f"config.{field}={steps} is more than an episode of {self.env} can have, {longest} steps")
@@ -159,6 +191,8 @@ class Run:
         spec = self.spec()
         agent = self.make_agent(spec)
         (table,) = agent.tables
+        if isinstance(table.window, Gradients):
+            table = table.window.table
         if table.kind == "queue":
             return
         steps, noun = 1, "transitions"  # to an item
@@ -235,6 +269,9 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
         "publish_period": 1,
         "num_replay_servers": 1,
         "updates_per_dispatch": 1,
+        "travels": "experience",
+        "max_staleness": 0,
+        "max_loss_deviations": 0.0,
     }
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
@@ -305,10 +342,9 @@ def check(run: Run) -> None:
     """Raises UsageError if a number is out of range or two do not fit."""
     for field in dataclasses.fields(run):
         value = getattr(run, field.name)
-        if field.type in ("int", int) and field.name != "seed" and value < 1:
-            raise UsageError(f"--{field.name} must be at least 1, not {value}")
-    if run.seed < 0:
-        raise UsageError(f"--seed must be 0 or more, not {run.seed}")
+        least = 0 if field.name in ("seed", "max_staleness", "max_loss_deviations") else 1
+        if field.type in ("int", int, "float", float) and field.name != "checkpoint_seconds" and value < least:
+            raise UsageError(f"--{field.name} must be {least} or more, not {value}")
     for name, choices in CHOICES.items():
         if getattr(run, name) not in choices:
             raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")

@@ -12,6 +12,8 @@ from agents.agent import (
     Agent,
     DiscreteActions,
     EnvironmentSpec,
+    Gradient,
+    Gradients,
     Memory,
     Sample,
     Sequences,
@@ -110,11 +112,30 @@ def sequence_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
     return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
 
 
+def gradient_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
+    """The structure of one Gradient of a worker that acts in `num_envs` environments; `agent` as of `by_gradients`."""
+    (table,) = agent.tables
+    assert isinstance(table.window, Gradients) and agent.gradient is not None
+    own, batch = agent._replace(tables=(table.window.table,)), table.window.batch_size
+    item = item_structure(own, spec, num_envs)
+    example = item.unflatten(item.leaves)
+    if isinstance(example, Block):
+        sample = Sample(example.steps, example.memory)
+    else:
+        steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype), example)
+        sample = Sample(steps, likelihood=jax.ShapeDtypeStruct((batch,), np.float32))
+    state = step_structs(agent, spec, num_envs)[2]
+    gradient, feedback = jax.eval_shape(agent.gradient, state, jax.eval_shape(jax.random.key, 0), sample)
+    return Structure(Gradient(gradient, feedback.metrics, np.int64(0), np.int64(0)))
+
+
 def item_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
     """The structure of the items in the agent's table, where an actor has `num_envs` environments."""
     (table,) = agent.tables
     if isinstance(table.window, Window):
         return block_structure(agent, spec, num_envs)
+    if isinstance(table.window, Gradients):
+        return gradient_structure(agent, spec, num_envs)
     if isinstance(table.window, Sequences):
         return sequence_structure(agent, spec)
     return transition_structure(agent, spec)
@@ -222,11 +243,15 @@ class SequencePacking:
         return Sample(self.rows.unpack(rows), self.memory.unpack(columns[self.num_row_columns :]))
 
 
-def packing(window: Transitions | Sequences, structure: Structure) -> Packing | StackedPacking | SequencePacking:
-    """How a replay's items, of `structure`, lie in Reverb's columns, and how to read them."""
+def packing(
+    window: Transitions | Sequences | Gradients, structure: Structure
+) -> Packing | StackedPacking | SequencePacking:
+    """How items of `structure` lie in Reverb's columns, and how to read them."""
     if isinstance(window, Sequences):
         return SequencePacking(structure)
-    return StackedPacking(window, structure) if window.stack > 1 else Packing(structure)
+    if isinstance(window, Transitions) and window.stack > 1:
+        return StackedPacking(window, structure)
+    return Packing(structure)
 
 
 def params_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:

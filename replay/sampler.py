@@ -19,11 +19,12 @@ COUNT_SECONDS = 0.05  # between two looks at how much was written
 class Batch(NamedTuple):
     """What one update is given, and what the learner's host wants to know of it."""
 
-    sample: Sample
+    sample: Any  # a Sample; a Gradient where those travel
     learner_steps: np.ndarray | None  # int64 [blocks], the versions that acted; None from a replay
     env_steps: int  # transitions: rows whose action was not thrown away; from a replay: written since the last batch
     rows: int  # T * B, those too
     keys: tuple[np.ndarray, ...] = ()  # uint64 [B / servers] of each replay server, which take turns in the batch
+    losses: np.ndarray | None = None  # float32 [gradients], of gradients
 
 
 def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:

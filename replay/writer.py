@@ -56,6 +56,37 @@ class Writer(Protocol):
         """Ends the stream; items that are not complete are dropped."""
 
 
+class BlockBuilder:
+    """Collects rows of a batch of environments to [T+1, B] blocks; a block's last row opens the next."""
+
+    def __init__(self, table: TableSpec, structure: Structure):
+        """`structure`: of the table's Blocks, as `block_structure` gives it."""
+        assert isinstance(table.window, Window)
+        if table.window.length != table.window.period + 1:
+            raise ValueError(f"blocks overlap by one row, which {table.window} does not")
+        block: Block = structure.unflatten([np.zeros(leaf.shape, leaf.dtype) for leaf in structure.leaves])
+        self._block, self._steps = block, Structure(block.steps)
+        self._columns = self._steps.flatten(block.steps)
+        self._row = 0
+
+    def append(self, step: Step, memory: Memory, learner_steps: int) -> Block | None:
+        """Adds a row; the block that it completes, until the next call: then its arrays are written over. The memory
+        and the version are kept of the row that opens it."""
+        if self._row == len(self._columns[0]):
+            for column in self._columns:
+                column[0] = column[-1]
+            self._row = 1
+        if self._row == 0:
+            self._opening = memory, learner_steps
+        for column, value in zip(self._columns, self._steps.flatten(step), strict=True):
+            column[self._row] = value
+        self._row += 1
+        if self._row < len(self._columns[0]):
+            return None
+        opening, self._opening = self._opening, (memory, learner_steps)
+        return Block(self._block.steps, opening[0], np.int64(opening[1]))
+
+
 class BlockWriter:
     """Writes one item per [T+1, B] block: T+1 rows of a whole batch, the last of which opens the next block.
 
@@ -65,15 +96,8 @@ class BlockWriter:
 
     def __init__(self, client: reverb.Client, table: TableSpec, structure: Structure):
         """`structure`: of the table's Blocks, as `block_structure` gives it."""
-        assert isinstance(table.window, Window)
-        if table.window.length != table.window.period + 1:
-            raise ValueError(f"blocks overlap by one row, which {table.window} does not")
-        self._table, self._structure = table, structure
+        self._table, self._structure, self._builder = table, structure, BlockBuilder(table, structure)
         self._writer = client.trajectory_writer(num_keep_alive_refs=1)
-        block: Block = structure.unflatten([np.zeros(leaf.shape, leaf.dtype) for leaf in structure.leaves])
-        self._block, self._steps = block, Structure(block.steps)
-        self._columns = self._steps.flatten(block.steps)
-        self._row = 0
 
     def append(
         self,
@@ -83,28 +107,15 @@ class BlockWriter:
         params: Params = None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> bool:
-        """As of any Writer; true if the row completed a block, which is then in the table. The memory and the version
-        are kept of the row that opens it."""
+        """As of any Writer; true if the row completed a block, which is then in the table."""
         del params
-        if self._row == 0:
-            self._opening = memory, learner_steps
-        for column, value in zip(self._columns, self._steps.flatten(step), strict=True):
-            column[self._row] = value
-        self._row += 1
-        if self._row < len(self._columns[0]):
+        block = self._builder.append(step, memory, learner_steps)
+        if block is None:
             return False
-        self._send(stopped)
-        for column in self._columns:
-            column[0] = column[-1]
-        self._row, self._opening = 1, (memory, learner_steps)
-        return True
-
-    def _send(self, stopped: Callable[[], bool]) -> None:
-        memory, learner_steps = self._opening
-        block = Block(self._block.steps, memory, np.int64(learner_steps))
         self._writer.append(self._structure.flatten(block))
         self._writer.create_item(self._table.name, 1.0, [column[-1] for column in self._writer.history])
-        _flush(self._writer, self._table.name, 0, stopped)
+        flush(self._writer, self._table.name, 0, stopped)
+        return True
 
     def close(self) -> None:
         self._writer.close()
@@ -158,7 +169,7 @@ class TransitionWriter:
             self._items += 1
             # Not after each, for a look at what is in flight costs a third of writing an item.
             if self._items % (IN_FLIGHT // 2) == 0:
-                _flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
+                flush(self._writer, self._table.name, IN_FLIGHT // 2, stopped)
 
     def close(self) -> None:
         self._writer.close()
@@ -228,7 +239,7 @@ class StackedTransitionWriter:
             self._items += size
         for writer, frame, first, items in zip(self._writers, step.observation, step.first, done, strict=True):
             self._write(writer, frame, first, items)
-            _flush(writer, self._table.name, IN_FLIGHT, stopped)
+            flush(writer, self._table.name, IN_FLIGHT, stopped)
         self._row += 1
         return before // PULL_STEPS != self._items // PULL_STEPS
 
@@ -379,7 +390,7 @@ class SequenceWriter:
             for sequence, priority in zip(done, priorities, strict=True):
                 sequence.writer.create_item(self._table.name, priority, sequence.columns)
             for sequence in done:
-                _flush(sequence.writer, self._table.name, SEQUENCES_IN_FLIGHT, stopped)
+                flush(sequence.writer, self._table.name, SEQUENCES_IN_FLIGHT, stopped)
         before, self._steps = self._steps, self._steps + int(np.sum(~step.first))
         for _ in range(before // self._window.period, self._steps // self._window.period):
             self._counter.append([np.int32(0)])
@@ -433,7 +444,7 @@ def _stream(client: reverb.Client, kept: Sequence[int], num_rows: int | None = N
     return writer
 
 
-def _flush(writer: reverb.TrajectoryWriter, table: str, in_flight: int, stopped: Callable[[], bool]) -> None:
+def flush(writer: reverb.TrajectoryWriter, table: str, in_flight: int, stopped: Callable[[], bool]) -> None:
     """Waits until all items but `in_flight` are in the table, or until `stopped`."""
     waited = 0
     while not stopped():

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import AXIS, Agent, Feedback, Params, Sample, State, Step
+from agents.agent import AXIS, Agent, Feedback, Gradient, Params, Sample, State, Step
 
 
 def replicate(tree: Any) -> Any:
@@ -31,7 +31,7 @@ def local(x: jax.Array) -> np.ndarray:
 
 
 @functools.cache
-def _pmap_send() -> Callable[[Sample], Sample]:
+def _pmap_send() -> Callable[[Any], Any]:
     # On the devices of this process alone, so that hosts need not agree who sends when. Made late: devices are known
     # only after `jax.distributed.initialize`.
     return jax.pmap(lambda sample: sample, devices=jax.local_devices())
@@ -42,11 +42,14 @@ def _batch_axis(sample: Sample) -> int:
     return 1 if isinstance(sample.steps, Step) else 0
 
 
-def shard(sample: Sample) -> Sample:
-    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it.
+def shard(sample: Sample | Gradient) -> Any:
+    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it. Of Gradients
+    there is one for each device, [devices, ...].
 
     By a pmapped identity: handing arrays to a compiled function takes a fifth of the time of `device_put_sharded`.
     """
+    if isinstance(sample, Gradient):
+        return _pmap_send()(sample)
     devices = jax.local_device_count()
 
     def split(x: np.ndarray, axis: int) -> np.ndarray:

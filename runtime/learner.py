@@ -136,6 +136,40 @@ class PriorityUpdater:
             logging.warning("the last priorities were lost: a replay server did not take them within %g s", timeout)
 
 
+class Admission:
+    """Which gradients a learner applies; Nair et al. 2015, https://arxiv.org/abs/1507.04296, section 4.5 drops likewise.
+
+    The mean and the deviation of losses are running ones, of all gradients, the dropped ones too: so that a change of
+    scale is followed, and not shut out for good.
+    """
+
+    DECAY, WARM_UP = 0.99, 100  # of the running averages; gradients before the first is an outlier
+
+    def __init__(self, max_staleness: int, max_loss_deviations: float):
+        """Either 0: no gradient is dropped for it."""
+        self._max_staleness, self._max_deviations = max_staleness, max_loss_deviations
+        self._mean = self._square = 0.0
+        self.seen = self.stale = self.outliers = 0
+
+    def __call__(self, batch: Batch, learner_steps: int) -> bool:
+        """Whether to apply the batch's gradients to the parameters of `learner_steps`."""
+        assert batch.learner_steps is not None and batch.losses is not None
+        loss = float(np.abs(batch.losses).max())
+        deviation = max(self._square - self._mean**2, 0.0) ** 0.5
+        outlier = self.seen >= self.WARM_UP and loss > self._mean + self._max_deviations * deviation
+        decay = min(self.DECAY, self.seen / (self.seen + 1))  # at first the mean of all so far
+        self._mean += (1 - decay) * (loss - self._mean)
+        self._square += (1 - decay) * (loss**2 - self._square)
+        self.seen += 1
+        if self._max_staleness and learner_steps - batch.learner_steps.min() > self._max_staleness:
+            self.stale += 1
+            return False
+        if self._max_deviations and outlier:
+            self.outliers += 1
+            return False
+        return True
+
+
 class Learner:
     """The state of learning and the loop that advances it."""
 
@@ -149,6 +183,7 @@ class Learner:
         publish_period: int = 1,
         update_priorities: Callable[[tuple[np.ndarray, ...], Any], None] | None = None,
         updates_per_dispatch: int = 1,
+        admission: Admission | None = None,
     ):
         """Replicates `state` over the local devices and publishes its parameters.
 
@@ -161,10 +196,11 @@ class Learner:
           publish_period: updates from one publication to the next.
           update_priorities: takes (keys, priorities on the devices), where the agent gives priorities.
           updates_per_dispatch: updates on one batch, a minibatch each; one after another, but asked for at once.
+          admission: of gradients: what it does not admit is passed over.
         """
         self.state, self.version = devices.replicate(state), version
         self._step = devices.replicate(np.uint32(version.learner_steps))
-        self._updates_per_dispatch = updates_per_dispatch
+        self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
         self._update = devices.pmap_update(agent, seed, updates_per_dispatch)
         self._policy, self._update_priorities = devices.pmap_policy(agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
@@ -190,13 +226,19 @@ class Learner:
             if batch is None:
                 return
             waited = time.perf_counter() - start
+            host: dict[str, float] = {"wait_seconds": waited}
+            if self._admission is not None:
+                if not self._admission(batch, self.version.learner_steps):
+                    # Its experience was made all the same.
+                    self.version = self.version._replace(env_steps=self.version.env_steps + batch.env_steps)
+                    continue
+                host |= {"stale": self._admission.stale, "outliers": self._admission.outliers}
             # Two updates under way keep an accelerator busy; more would only make the next batches older.
             jax.block_until_ready(in_flight[0])
             self.state, self._step, feedback = self._update(self.state, self._step, batch.sample)
             in_flight.append(feedback.metrics)
             if self._update_priorities is not None:
                 self._update_priorities(batch.keys, feedback.priorities)
-            host = {"wait_seconds": waited}
             if batch.learner_steps is not None:
                 host["lag"] = float((self.version.learner_steps - batch.learner_steps).mean())
             before = self.version.learner_steps

@@ -3,8 +3,10 @@
 import csv
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorboardX
 
 
@@ -24,8 +26,8 @@ class Recorder:
         self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
-    def write(self, row: dict[str, Any]) -> None:
-        """One row; `env_steps` in it is TensorBoard's x axis."""
+    def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
+        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone."""
         wall_seconds = round(time.monotonic() - self._start, 3)
         row = {"env_steps": 0, "learner_steps": 0, "wall_seconds": wall_seconds} | row
         if self._columns is None:
@@ -35,6 +37,8 @@ class Recorder:
         for name, value in row.items():
             if value == value:  # not NaN
                 self._tensorboard.add_scalar(name, value, row["env_steps"])
+        for name, values in (histograms or {}).items():
+            self._tensorboard.add_histogram(name, np.asarray(values), row["env_steps"])
 
     def close(self) -> None:
         self._file.close()

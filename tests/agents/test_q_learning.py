@@ -61,7 +61,7 @@ def test_errors_are_the_loops(form):
     q = rng.normal(size=(T + 1, B, A)).astype(np.float32)
     actions = rng.integers(A, size=(T + 1, B)).astype(np.int32)
     rewards, discounts = rng.normal(size=(2, T, B)).astype(np.float32)
-    got = q_learning.td_errors(form, q, actions, rewards, discounts, jnp.float32(epsilon))
+    got = q_learning.td_errors(form, q, actions, rewards, discounts, jnp.float32(epsilon), q)
     for t in range(T):
         for b in range(B):
             value = naive_value(form, q[t + 1, b], actions[t + 1, b], epsilon)

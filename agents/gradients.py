@@ -1,0 +1,53 @@
+"""Gradients that travel: an agent whose samples are not experience but gradients, which workers computed of theirs.
+
+Mnih et al. 2016, *Asynchronous Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1602.01783; Nair et al.
+2015, *Massively Parallel Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1507.04296. What the paper's
+workers and parameter server do is the agent's own `gradient` and `apply`; no algorithm knows how it travels.
+"""
+
+from typing import Any
+
+import jax
+
+from agents.agent import Agent, Feedback, Gradient, Gradients, State, TableSpec, pmean
+
+
+def by_gradients(agent: Agent) -> Agent:
+    """The same agent, learning from Gradients, one for each device.
+
+    What is pulled is the state without its optimiser's part: workers act by it and compute gradients at it.
+
+    Raises:
+      ValueError: its update has no halves, or wants priorities back, which would have to travel to the workers.
+    """
+    (table,) = agent.tables
+    if agent.gradient is None or agent.apply is None or agent.in_order:
+        raise ValueError("its gradients cannot travel: use --travels=experience")
+    if table.kind == "prioritized":
+        raise ValueError("gradients travel without priorities: give --config.replay=uniform or --travels=experience")
+    apply = agent.apply
+
+    def policy(state: Any) -> State:
+        return state._replace(opt_state=())
+
+    def act(state, *args):
+        return agent.act(agent.policy(state), *args)
+
+    def act_greedily(state, *args):
+        return agent.act_greedily(agent.policy(state), *args)
+
+    def update(state: State, key: jax.Array, sample: Gradient) -> tuple[State, Feedback]:
+        del key
+        gradient, metrics = pmean((sample.gradient, sample.metrics))
+        return apply(state, gradient), Feedback(metrics)
+
+    return agent._replace(
+        policy=policy,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        # Room for one: what waits grows old.
+        tables=(TableSpec("gradients", Gradients(table, agent.batch_size), "queue", max_size=1),),
+        batch_size=1,
+        priority=None,
+    )

@@ -1,0 +1,87 @@
+"""The worker: acts as an actor does, keeps what it sees to itself, and sends the gradients that it computes of it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents.agent import Agent, Gradient, Sample, State
+from environments.environment import Environment, Episodes
+from replay.gradients import GradientWriter
+from replay.items import Version
+from replay.local import Experience
+from replay.variables import VariableContainer
+from runtime import actor
+
+
+def compile_gradient(agent: Agent, device: jax.Device) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """(state, key, count, sample) -> (gradient, metrics) on `device`; each gradient's key is of `key` and `count`.
+
+    Give all workers of a process the same one: it is traced and compiled once.
+    """
+    assert agent.gradient is not None
+    compute = agent.gradient
+
+    def gradient_at(state, key, count, sample):
+        gradient, feedback = compute(state, jax.random.fold_in(key, count), sample)
+        return gradient, feedback.metrics
+
+    compiled = jax.jit(gradient_at)
+
+    def call(*args):
+        with jax.default_device(device):
+            return compiled(*args)
+
+    return call
+
+
+class _Source:
+    """Pulls, and remembers what was pulled last."""
+
+    def __init__(self, variables: VariableContainer):
+        self._variables = variables
+        self.newest: tuple[Version, State] | None = None
+
+    def pull(self) -> tuple[Version, State]:
+        self.newest = self._variables.pull()
+        return self.newest
+
+
+def run(
+    agent: Agent,
+    act: Callable[..., Any],
+    gradient: Callable[..., Any],
+    environment: Environment,
+    variables: VariableContainer,
+    experience: Experience,
+    writer: GradientWriter,
+    key: jax.Array,
+    device: jax.Device,
+    stopped: Callable[[], bool] = lambda: False,
+    ranks: np.ndarray | None = None,
+) -> Iterator[tuple[dict[str, Any], Episodes]]:
+    """Acts and sends gradients for ever; yields as an actor does, after each turn of both.
+
+    The order is fixed: pull, act until there is something to learn from, send the gradients of it, then pull again. On
+    policy a gradient is at the parameters that acted; from a replay each is at parameters pulled for it.
+
+    Args:
+      agent: as `by_gradients` made it: its parameters are states.
+      act, gradient: compiled.
+    """
+    source: Any = _Source(variables)
+    act_key, gradient_key = jax.random.split(key)
+    count = sent_steps = 0
+    turns = actor.run(agent, act, environment, source, experience, act_key, device, stopped, ranks)
+    for metrics, episodes in turns:
+        for sample in experience.samples():
+            if not experience.on_policy:
+                source.pull()
+            version, state = source.newest
+            value, feedback = gradient(state, gradient_key, np.uint32(count), Sample(*sample))
+            steps, sent_steps = metrics["actor_steps"] - sent_steps, metrics["actor_steps"]
+            versions = np.int64(version.learner_steps), np.int64(steps)
+            writer.append(Gradient(value, feedback, *versions), stopped)
+            count += 1
+        yield metrics | {"gradients": count}, episodes
