@@ -102,12 +102,16 @@ SMALL_R2D2 = SMALL | {
 SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
 
 
-def dqn(atari: dict[str, Any] | None = None, **config: Any) -> list[Preset]:
+def dqn(atari: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **config: Any) -> list[Preset]:
     """DQN's presets, with one of its improvements: ours on small tasks; on Atari the papers', `atari` on top."""
     small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
     catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
-        Preset("CartPole-v1", DQN_RUN, small | {"learning_rate": 2.5e-4} | config),
+        Preset(
+            "CartPole-v1",
+            DQN_RUN | {"max_env_steps": cartpole_steps},
+            small | {"learning_rate": 2.5e-4, "replay_size": 400_000} | config,
+        ),
         Preset("Catch-v0", CATCH_RUN, catch | config),
         Preset("*-v5", ATARI_DQN_RUN, config | (atari or {})),
         Preset("*", DQN_RUN, small | {"learning_rate": 5e-4} | config),
@@ -166,7 +170,43 @@ def a2c() -> list[Preset]:
     ]
 
 
+# Gradients that travel: workers of one environment, as in the papers.
+WORKERS_RUN = {
+    "travels": "gradients",
+    "max_env_steps": 250_000,
+    "num_actors": 4,
+    "envs_per_actor": 1,
+    "eval_episodes": 20,
+}
+SMALL_ASYNC_Q = {
+    "hidden_sizes": (128, 128),
+    "optimizer": "adam",
+    "learning_rate": 5e-4,
+    "unroll_length": 16,
+    "target_period": 200,
+    "max_gradient_norm": 10.0,
+    "epsilon_initial": 1.0,
+    "epsilon_finals": (0.1, 0.01, 0.2),
+    "epsilon_steps": 5_000,
+}
+
+
+def async_q(**config: Any) -> list[Preset]:
+    """Asynchronous Q-learning."""
+    return [Preset("*", WORKERS_RUN, SMALL_ASYNC_Q | config)]
+
+
+def a3c() -> list[Preset]:
+    """A2C's, a worker for each of a few environments."""
+    alone = {"batch_size": 1, "learning_rate": 5e-4}
+    return [
+        Preset(preset.pattern, preset.run | WORKERS_RUN | {"max_env_steps": 500_000}, preset.config | alone)
+        for preset in a2c()
+    ]
+
+
 PRESETS = {
+    "a3c": a3c(),
     "a2c": a2c(),
     "actor_critic": actor_critic(),
     "actor_critic_lambda": actor_critic(lambda_theta=0.9, lambda_w=0.9, alpha_theta=1e-3, alpha_w=1e-2),
@@ -175,8 +215,8 @@ PRESETS = {
     "all_actions": reinforce(form="all_actions"),
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
-    "dueling_dqn": dqn({"learning_rate": 6.25e-5}, double=True, dueling=True, max_gradient_norm=10.0),
-    "prioritized_dqn": dqn({"learning_rate": 6.25e-5}, double=True, replay="prioritized"),
+    "dueling_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, dueling=True, max_gradient_norm=10.0),
+    "prioritized_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, replay="prioritized"),
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
