@@ -497,6 +497,52 @@ def test_actions_follow_the_policy():
     assert (greedy == logits.argmax()).all() and greedy.dtype == jnp.int32
 
 
+def normal_log_density(x, mu, sigma):
+    return np.sum(-0.5 * ((x - mu) / sigma) ** 2 - np.log(sigma) - 0.5 * np.log(2 * np.pi), axis=-1)
+
+
+@pytest.mark.parametrize("sigma", ["free", "state"])
+def test_continuous_actions_have_gaussian_ratios(sigma):
+    """V-trace's are of the raw actions' densities, which clipping at the bounds leaves as they were."""
+    T, B, D = 6, 3, 4
+    spec = EnvironmentSpec((D,), np.dtype(np.float32), BoundedActions(np.full(2, -2.0), np.full(2, 2.0)))
+    agent = impala.make(linear_config(unroll_length=T, batch_size=B, sigma=sigma, discount=0.9), spec)
+    rng, memory, none = np.random.default_rng(0), agent.memory(B, None), np.zeros(B, np.float32)
+    behaviour = agent.init(jax.random.key(0))
+    act, rows = jax.jit(agent.act), []
+    for t in range(T + 1):
+        observation, first = rng.normal(size=(B, D)).astype(np.float32), rng.random(B) < 0.2
+        timestep = TimeStep(observation, none, none, first, first)
+        action, extras, memory = act(agent.policy(behaviour), jax.random.key(t), timestep, memory)
+        assert action.shape == (B, 2) and (np.abs(action) <= 2).all()
+        rows.append(Step(observation, action, rng.normal(size=B).astype(np.float32), none + 1, first, extras))
+    steps = jax.tree.map(lambda *x: np.stack(x), *rows)
+    raw, live = steps.extras["raw"], 1.0 - steps.first[1:]
+    assert (np.abs(raw) > 1).any()
+
+    state = behaviour._replace(params=jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), behaviour.params))
+    sample, update = Sample(steps, agent.memory(B, None)), jax.jit(agent.update)
+    np.testing.assert_allclose(update(behaviour, jax.random.key(0), sample)[1].metrics["rho"], 1.0, atol=1e-5)
+
+    def means_and_sigmas(params):
+        outputs = steps.observation @ params["policy"]["kernel"] + params["policy"]["bias"]
+        if "free" in params:
+            return outputs, np.exp(params["free"]) + 0 * outputs
+        return outputs[..., :2], np.exp(outputs[..., 2:])
+
+    params, old = (jax.tree.map(np.asarray, s.params["params"]) for s in (state, behaviour))
+    log_pi, log_mu = (normal_log_density(raw, *means_and_sigmas(p)) for p in (params, old))
+    log_ratios = (log_pi - log_mu)[:-1]
+    V = (steps.observation @ params["value"]["kernel"] + params["value"]["bias"])[..., 0]
+    _, advantages = naive_vtrace(V, steps.reward[:-1], 0.9 * steps.discount[:-1], log_ratios, live, 1.0, 1.0, 1.0)
+    metrics = update(state, jax.random.key(0), sample)[1].metrics
+    np.testing.assert_allclose(metrics["rho"], np.minimum(1, np.exp(log_ratios))[live > 0].mean(), rtol=1e-4)
+    np.testing.assert_allclose(metrics["policy_loss"], -np.mean(advantages * log_pi[:-1]), rtol=1e-3, atol=1e-5)
+    sigmas = means_and_sigmas(params)[1][:-1]
+    entropies = 0.5 * np.log(2 * np.pi * np.e * sigmas**2).sum(-1)
+    np.testing.assert_allclose(metrics["entropy"], entropies[live > 0].mean(), rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "spec", "message"),
     [

@@ -1,0 +1,191 @@
+"""A2C: the advantage actor-critic, A3C's update from many environments at once.
+
+Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4 and algorithm S3; advantages by GAE(lambda) (Schulman et
+al. 2016, https://arxiv.org/abs/1506.02438), of which a lambda of 1 is the paper's n-step return.
+
+Deviations: the paper's workers apply their gradients one by one, here those of `batch_size` environments are averaged;
+the gradient's norm is clipped; experience may be a few updates old, and nothing corrects for it. A continuous policy's
+sigma is a parameter of its own by default (the paper: the state's). Rows whose action the environment threw away (they
+close an episode) are no transitions and teach nothing.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents.advantages import gae
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
+from agents.policy_network import Memory, functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's Atari settings (section 8, of its supplement) by default."""
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "shallow"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    lstm_size: int = 0  # 0: feed-forward
+    separate_value: bool = False  # the value has a torso of its own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+
+    unroll_length: int = 5  # t_max
+    batch_size: int = 16  # environments in one update
+    discount: float = 0.99  # gamma
+    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    lambda_: float = 1.0  # of GAE; 1: n-step returns
+    baseline_cost: float = 0.5
+    entropy_cost: float = 0.01  # beta
+
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    learning_rate: float = 7e-4  # eta
+    epsilon: float = 0.1  # inside RMSProp's root, outside Adam's
+    rmsprop_decay: float = 0.99  # alpha
+    max_gradient_norm: float = 40.0  # of the gradient summed over time
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
+            positive=("learning_rate", "epsilon", "max_gradient_norm", "reward_scale", "sigma_initial"),
+            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps"),
+            fractions=("discount", "lambda_", "rmsprop_decay"),
+        )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    lambda_: Any
+    baseline_cost: Any
+    entropy_cost: Any
+
+
+class State(NamedTuple):
+    params: Any  # theta and theta_v
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a network that does not fit the observation, or an action without bounds.
+    """
+    f = functions("a2c", config, spec, config.separate_value)
+    policy = f.policy
+    # "Shared RMSProp" (section 4): one average of squares, the learner's, without a mean.
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm),
+        optax.scale_by_adam(eps=config.epsilon)
+        if config.optimizer == "adam"
+        else optax.scale_by_rms(config.rmsprop_decay, config.epsilon),
+    )
+
+    def init(key: jax.Array) -> State:
+        params = f.init(key)
+        hypers = Hypers(
+            config.learning_rate, config.discount, config.lambda_, config.baseline_cost, config.entropy_cost
+        )
+        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+
+    def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        outputs, memory = f.outputs(params, timestep, memory)
+        raw = policy.sample(key, outputs)
+        return policy.to_environment(raw), policy.keep(raw), memory
+
+    def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        outputs, memory = f.outputs(params, timestep, memory)
+        return policy.to_environment(policy.mode(outputs)), {}, memory
+
+    def loss(params, hypers: Hypers, sample: Sample):
+        steps = sample.steps
+        outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
+        pi, actions, V = outputs[:-1], policy.kept(steps)[:-1], values[:-1]
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
+        advantages = jax.lax.stop_gradient(gae(values, rewards, discounts, live, hypers.lambda_))
+        R = advantages + jax.lax.stop_gradient(V)
+
+        policy_loss = -jnp.mean(advantages * policy.log_prob(pi, actions))
+        baseline_loss = 0.5 * jnp.mean(live * jnp.square(R - V))
+        entropy = jnp.mean(live * policy.entropy(pi))
+        total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
+
+        def variance(x):
+            return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
+
+        metrics = {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "baseline_loss": baseline_loss,
+            "entropy": entropy / jnp.maximum(live.mean(), 1e-6),  # over transitions alone
+            "value": values.mean(),
+            "explained_variance": 1.0 - variance(R - V) / (variance(R) + 1e-8),
+        }
+        # The paper's worker sums over time; workers, here environments, are averaged.
+        return total * config.unroll_length, metrics
+
+    def learning_rate(state: State) -> chex.Array:
+        if not config.decay_env_steps:
+            return state.hypers.learning_rate
+        share = state.step * (config.unroll_length * config.batch_size / config.decay_env_steps)
+        return state.hypers.learning_rate * jnp.maximum(0.0, 1.0 - share)
+
+    def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
+        del key
+        g, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
+        metrics |= {"gradient_norm": optax.global_norm(pmean(g)), "learning_rate": learning_rate(state)}
+        return g, Feedback(metrics)
+
+    def apply(state: State, gradient: Any) -> State:
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        eta = learning_rate(state)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -eta * u, updates))
+        return State(params, opt_state, state.hypers, state.step + 1)
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        g, feedback = pmean(gradient(state, key, sample))
+        return apply(state, g), feedback
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: state.params,
+        memory=f.memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        gradient=gradient,
+        apply=apply,
+    )
