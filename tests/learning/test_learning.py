@@ -20,6 +20,11 @@ def test_impala_learns_cartpole(tmp_path):
 
 
 @pytest.mark.learn
+def test_a2c_learns_cartpole(tmp_path):
+    assert evaluation(tmp_path, "--agent=a2c", "--env=CartPole-v1") >= 475
+
+
+@pytest.mark.learn
 def test_impala_learns_catch(tmp_path):
     assert evaluation(tmp_path, "--agent=impala", "--env=Catch-v0") >= 0.95
 
