@@ -1,9 +1,11 @@
-"""Fixed features of an observation for agents that are linear in them: the Fourier basis and tile coding.
+"""Fixed features of an observation: the Fourier basis and tile coding for agents that are linear in them, and plain
+vectors for those that need not be.
 
 B is any batch shape, d the observation's size, n the number of features.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from agents.agent import EnvironmentSpec
+
 MAX_FEATURES = 20_000  # (order + 1)^d grows fast; beyond this a run would only be slow
 
 
@@ -19,7 +23,7 @@ class Features(NamedTuple):
     """phi and the factor of the step size of each of its coefficients."""
 
     size: int  # n
-    phi: Callable[[Any], chex.Array]  # x in [0, 1], [B, d] -> float32 [B, n]
+    phi: Callable[[Any], chex.Array]  # x in [0, 1], [B, d] -> float32 [B, n]; of `vector`, any observation
     step_sizes: np.ndarray  # float32 [n]
 
 
@@ -60,6 +64,29 @@ def tiles(size: int, tilings: int, width: int) -> Features:
         return chosen.reshape(*x.shape[:-1], tilings * cells)
 
     return Features(tilings * cells, phi, np.full(tilings * cells, 1.0 / tilings, np.float32))
+
+
+def vector(agent: str, spec: EnvironmentSpec, num_states: int = 0) -> Features:
+    """The observation itself, [B, *shape] flattened; with `num_states`, the number of a state, [B], as one-hot.
+
+    Raises:
+      ValueError: frames, or a `num_states` that does not fit the observation.
+    """
+    shape = spec.observation_shape
+    if spec.observation_dtype == np.uint8:
+        raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use impala")
+    if num_states and shape != ():
+        raise ValueError(f"config.num_states={num_states} needs observations of one number, not {shape}; leave it at 0")
+    if not num_states and shape == ():
+        raise ValueError("this environment's observations are the numbers of states: give config.num_states")
+    size = num_states or math.prod(shape)
+
+    def phi(observation: Any) -> chex.Array:
+        if num_states:
+            return jax.nn.one_hot(jnp.asarray(observation, jnp.int32), num_states)
+        return jnp.asarray(observation, jnp.float32).reshape(*observation.shape[: -len(shape)], size)
+
+    return Features(size, phi, np.ones(size, np.float32))
 
 
 def _check_number(what: str, number: int) -> None:

@@ -88,6 +88,8 @@ class Parts:
             return iter(sampler.Replay(clients, self.table, self.items, size))
         if isinstance(self.table.window, Gradients):
             return sample_gradients(clients[0], self.table, self.items, jax.local_device_count())
+        if isinstance(self.table.window, Sequences):
+            return sampler.sample_sequences(clients[0], self.table, self.items, self.agent.batch_size)
         return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
 
     def variables(self, client: Client) -> VariableContainer:

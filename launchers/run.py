@@ -132,8 +132,14 @@ class Run:
                 f"--num_actors=1 --envs_per_actor={agent.batch_size}, config.batch_size; not {self.num_actors} actors "
                 f"of {self.envs_per_actor}"
             )
+        (table,) = agent.tables
+        if isinstance(table.window, Sequences) and self.placement == "serial":
+            raise UsageError(
+                f"--placement=serial has each actor write a block in its turn, and {self.agent} learns from whole "
+                "episodes, which take as long as they take; use --placement=threads"
+            )
         small, large = sorted((agent.batch_size, self.envs_per_actor))
-        if large % small:
+        if large % small and isinstance(table.window, Window):
             raise UsageError(
                 f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} do not divide: "
                 "a batch is whole blocks of an actor's environments, or an even part of one"

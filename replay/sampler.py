@@ -9,7 +9,7 @@ import numpy as np
 import reverb
 import tensorflow as tf
 
-from agents.agent import Memory, Sample, Sequences, Step, TableSpec, Window
+from agents.agent import Sample, Sequences, TableSpec, Window
 from replay.items import Block, Structure, packing
 from replay.server import STEPS
 
@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What one update is given, and what the learner's host wants to know of it."""
 
     sample: Any  # a Sample; a Gradient where those travel
-    learner_steps: np.ndarray | None  # int64 [blocks], the versions that acted; None from a replay
+    learner_steps: np.ndarray | None  # int64 [blocks], the versions that acted; None of transitions and sequences
     env_steps: int  # transitions: rows whose action was not thrown away; from a replay: written since the last batch
     rows: int  # T * B, those too
     keys: tuple[np.ndarray, ...] = ()  # uint64 [B / servers] of each replay server, which take turns in the batch
@@ -40,24 +40,44 @@ def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure,
         blocks: list[Block] = [structure.unflatten(sample.data) for sample in samples]
         learner_steps = np.array([block.learner_steps for block in blocks])
         if len(blocks) > 1:
-            yield _batch(
+            sample = Sample(
                 jax.tree.map(lambda *x: np.concatenate(x, axis=1), *(block.steps for block in blocks)),
                 jax.tree.map(lambda *x: np.concatenate(x, axis=0), *(block.memory for block in blocks)),
-                learner_steps,
             )
+            yield _batch(sample, learner_steps)
             continue
         for start in range(0, num_envs, batch_size):
             part = slice(start, start + batch_size)
-            yield _batch(
+            sample = Sample(
                 jax.tree.map(lambda x, part=part: x[:, part], blocks[0].steps),
                 jax.tree.map(lambda x, part=part: x[part], blocks[0].memory),
-                learner_steps,
             )
+            yield _batch(sample, learner_steps)
 
 
-def _batch(steps: Step, memory: Memory, learner_steps: np.ndarray) -> Batch:
-    # A row before a first closed its episode: its action was thrown away.
-    return Batch(Sample(steps, memory), learner_steps, int(np.sum(~steps.first[1:])), steps.first[1:].size)
+def _batch(sample: Sample, learner_steps: np.ndarray | None) -> Batch:
+    # A row before a first closed its episode: its action was thrown away. Padding is first.
+    first = sample.steps.first[1:]
+    return Batch(sample, learner_steps, int(np.sum(~first)), first.size)
+
+
+def sample_sequences(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
+    """Batches of `batch_size` sequences for ever, taken once each, the oldest first; it waits as `sample_blocks` does.
+
+    Args:
+      structure: of one item, as `item_structure` gives it.
+
+    Raises:
+      ValueError: a transition may be in two sequences.
+    """
+    window = table.window
+    if not isinstance(window, Sequences) or (window.burn_in, window.length) != (0, window.period + 1):
+        raise ValueError(f"a queue's sequences share no transition, and {window} do")
+    packed = packing(window, structure)
+    while True:
+        samples = list(client.sample(table.name, num_samples=batch_size, emit_timesteps=False))
+        sample = packed.sample([np.stack(c) for c in zip(*(sample.data for sample in samples), strict=True)])
+        yield _batch(sample, None)
 
 
 class Replay:

@@ -358,6 +358,8 @@ class SequenceWriter:
             raise ValueError(f"sequences overlap by a row at least, which {table.window} do not")
         self._client, self._table, self._packing, self._priority = client, table, packing, priority
         self._window, self._streams = table.window, list[_Stream]()
+        # What waits here while its chunks fill up would only get older.
+        self._in_flight = 0 if table.kind == "queue" else SEQUENCES_IN_FLIGHT
         self._counter = client.trajectory_writer(num_keep_alive_refs=1)
         self._steps = 0
 
@@ -370,7 +372,8 @@ class SequenceWriter:
         stopped: Callable[[], bool] = lambda: False,
     ) -> bool:
         """As of any Writer; true each time the environments made another PULL_STEPS transitions. All sequences but
-        SEQUENCES_IN_FLIGHT of each environment are in the table then."""
+        SEQUENCES_IN_FLIGHT of each environment are in the table then. Of a queue: true if the row completed sequences,
+        which are then in the table."""
         del learner_steps
         rows = self._packing.rows.pack(step)
         if not self._streams:
@@ -390,12 +393,12 @@ class SequenceWriter:
             for sequence, priority in zip(done, priorities, strict=True):
                 sequence.writer.create_item(self._table.name, priority, sequence.columns)
             for sequence in done:
-                flush(sequence.writer, self._table.name, SEQUENCES_IN_FLIGHT, stopped)
+                flush(sequence.writer, self._table.name, self._in_flight, stopped)
         before, self._steps = self._steps, self._steps + int(np.sum(~step.first))
         for _ in range(before // self._window.period, self._steps // self._window.period):
             self._counter.append([np.int32(0)])
             self._counter.create_item(STEPS, 1.0, [self._counter.history[0][-1]])
-        return before // PULL_STEPS != self._steps // PULL_STEPS
+        return bool(done) if self._table.kind == "queue" else before // PULL_STEPS != self._steps // PULL_STEPS
 
     def _sample(self, sequences: list[_Sequence]) -> Sample:
         columns = [

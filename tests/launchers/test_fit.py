@@ -96,3 +96,18 @@ def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
         run.Run, "spec", lambda self: FRAMES.__class__((84, 84), FRAMES.observation_dtype, FRAMES.actions)
     )
     fixed.run.check_fit(1)
+
+
+def test_whole_episodes_need_no_turns_and_no_even_parts():
+    """They are items of their own, however many environments an actor has."""
+    run.make("reinforce", "CartPole-v1", {"envs_per_actor": 3}, {}).check_fit()
+    with pytest.raises(run.UsageError, match=r"reinforce learns from whole episodes, .*; use --placement=threads$"):
+        run.make("reinforce", "CartPole-v1", {"placement": "serial"}, {}).check_fit()
+    with pytest.raises(run.UsageError, match=r"max_episode_steps=20 is below 500, which this environment's episodes"):
+        run.make("reinforce", "CartPole-v1", {}, {"max_episode_steps": 20}).check_fit()
+
+
+def test_traces_need_one_actor_whose_environments_are_the_batch():
+    run.make("actor_critic", "CartPole-v1", {}, {}).check_fit()
+    with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, config\.batch_size"):
+        run.make("actor_critic", "CartPole-v1", {"num_actors": 2}, {}).check_fit()

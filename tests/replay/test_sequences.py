@@ -248,7 +248,7 @@ def test_sequences_of_two_servers_are_sampled_as_they_were_written(serve, kind):
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_transitions_are_counted_to_less_than_a_period(serve, window):
-    written = Written(serve, window)
+    written = Written(serve, window, kind="uniform")
     for rows in (7, 40):
         before = written.counted()
         written.writer = make_writer(written.client, written.table, written.structure, None)
@@ -259,7 +259,7 @@ def test_transitions_are_counted_to_less_than_a_period(serve, window):
 
 
 def test_actors_pull_after_so_many_transitions(serve):
-    written = Written(serve, Sequences(0, 3, 2))
+    written = Written(serve, Sequences(0, 3, 2), kind="uniform")
     pulls = written.write(range(20), 60)
     assert sum(pulls) == sum(len(transitions(e, 60)) for e in range(20)) // PULL_STEPS == 2
 

@@ -1,0 +1,220 @@
+"""Actor-critic, one-step and with eligibility traces: policy and value learn online from each temporal difference.
+
+Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html, section 13.5, whose names these are: theta
+parametrises the policy, w the value, z are their traces, I is gamma^t. With both lambdas 0 the boxed algorithm with
+traces is the one-step one.
+
+Deviations: a step is the mean of those of several environments at the same time, each with traces of its own; the
+policy that acted may be some updates old; Adam may follow the direction delta z; I may stay at 1. Where an episode is
+truncated, the value of its last observation stands for the rest.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import features
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import discrete_actions, greedy
+from agents.networks import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The book's plain form by default: one step, linear functions, stochastic gradient ascent."""
+
+    lambda_theta: float = 0.0  # of the policy's trace
+    lambda_w: float = 0.0  # of the value's
+    discount_weighting: bool = True  # I = gamma^t; else 1
+
+    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
+    hidden_sizes: tuple[int, ...] = ()  # of policy and value, which share nothing; (): linear in what is seen
+    activation: Literal["tanh", "relu"] = "tanh"
+
+    discount: float = 0.99  # gamma
+    unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
+    batch_size: int = 1  # B, environments
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    alpha_theta: float = 2**-9
+    alpha_w: float = 2**-6
+    optimizer_epsilon: float = 1e-8  # outside Adam's root
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("unroll_length", "batch_size", "queue_batches"),
+            positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
+            not_negative=("num_states",),
+            fractions=("discount", "lambda_theta", "lambda_w"),
+        )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    alpha_theta: Any
+    alpha_w: Any
+    discount: Any
+    lambda_theta: Any
+    lambda_w: Any
+
+
+class Params(NamedTuple):
+    theta: Any  # the policy's
+    w: Any  # the value's
+
+
+class Traces(NamedTuple):
+    """Of each environment's episode so far."""
+
+    z: Params  # [B, ...] as each parameter
+    I: chex.Array  # float32 [B]
+
+
+class State(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+    # Of all B environments. Of several devices, each has its share of environments, and their traces in the first rows.
+    traces: Traces
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+def decay_and_add(
+    traces: Traces, gradients: Params, first: chex.Array, hypers: Hypers, discount_weighting: bool
+) -> Traces:
+    """The traces with this row's gradients, and I of the next row.
+
+    Args:
+      traces: after the row before.
+      gradients: of ln pi(A_t | S_t, theta) and of v(S_t, w), [B, ...].
+      first: bool [B], the row opens an episode: what was before is forgotten.
+    """
+    I = jnp.where(first, 1.0, traces.I)
+
+    def add(z, gradient, decay, weight):
+        each = (-1, *(1 for _ in z.shape[1:]))
+        return decay * jnp.where(first.reshape(each), 0.0, z) + jnp.reshape(weight, each) * gradient
+
+    gamma = hypers.discount
+    theta = jax.tree.map(lambda z, g: add(z, g, gamma * hypers.lambda_theta, I), traces.z.theta, gradients.theta)
+    w = jax.tree.map(lambda z, g: add(z, g, gamma * hypers.lambda_w, jnp.float32(1.0)), traces.z.w, gradients.w)
+    return Traces(Params(theta, w), gamma * I if discount_weighting else I)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, frames, or a `num_states` that does not fit the observation.
+    """
+    num_actions = discrete_actions("actor_critic", spec)
+    seen = features.vector("actor_critic", spec, config.num_states)
+    preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
+    value = MLP(1, config.hidden_sizes, config.activation)
+    direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
+
+    def h(theta, x) -> chex.Array:
+        logits: Any = preferences.apply(theta, x)
+        return logits
+
+    def v(w, x) -> chex.Array:
+        values: Any = value.apply(w, x)
+        return values[..., 0]
+
+    def log_pi(theta, x, action):
+        return jax.nn.log_softmax(h(theta, x))[action]
+
+    def init(key: jax.Array) -> State:
+        theta_key, w_key = jax.random.split(key)
+        x = jnp.zeros(seen.size)
+        params = Params(preferences.init(theta_key, x), value.init(w_key, x))
+        z = jax.tree.map(lambda p: jnp.zeros((config.batch_size, *p.shape)), params)
+        hypers = Hypers(config.alpha_theta, config.alpha_w, config.discount, config.lambda_theta, config.lambda_w)
+        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        return State(params, direction.init(params), Traces(z, jnp.ones(config.batch_size)), hypers, jnp.int32(0))
+
+    def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
+        del num_envs, ranks
+        return ()
+
+    def act(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        logits = h(theta, seen.phi(timestep.observation))
+        return jax.random.categorical(key, logits).astype(jnp.int32), {}, memory
+
+    def act_greedily(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        del key
+        return greedy(h(theta, seen.phi(timestep.observation))), {}, memory
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        steps, hypers = sample.steps, state.hypers
+        streams = steps.first.shape[1]
+        x = seen.phi(steps.observation)
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+
+        def step(carry, row):
+            """One time step of all environments."""
+            params, opt_state, traces = carry
+            x, action, reward, discount, next_x, first, live = row
+            values, grad_v = jax.vmap(jax.value_and_grad(v), (None, 0))(params.w, x)
+            grad_log_pi = jax.vmap(jax.grad(log_pi), (None, 0, 0))(params.theta, x, action)
+            delta = live * (reward + discount * v(params.w, next_x) - values)
+            traces = decay_and_add(traces, Params(grad_log_pi, grad_v), first, hypers, config.discount_weighting)
+            # The mean over the live rows of all devices: their sum here, over their number on the mean device.
+            sums = jax.tree.map(lambda z: jnp.tensordot(delta, z, axes=1), traces.z)
+            sums, number = pmean((sums, live.sum()))
+            ascent, opt_state = direction.update(
+                jax.tree.map(lambda s: s / jnp.maximum(number, 1e-6), sums), opt_state, params
+            )
+            params = Params(
+                jax.tree.map(lambda p, a: p + hypers.alpha_theta * a, params.theta, ascent.theta),
+                jax.tree.map(lambda p, a: p + hypers.alpha_w * a, params.w, ascent.w),
+            )
+            return (params, opt_state, traces), (delta, optax.global_norm(ascent))
+
+        mine = jax.tree.map(lambda z: z[:streams], state.traces)
+        rows = (x[:-1], steps.action[:-1], steps.reward[:-1], hypers.discount * steps.discount[:-1], x[1:])
+        (params, opt_state, mine), (delta, norm) = jax.lax.scan(
+            step, (state.params, state.opt_state, mine), (*rows, steps.first[:-1], live)
+        )
+        traces = jax.tree.map(lambda all, z: all.at[:streams].set(z), state.traces, mine)
+        number = jnp.maximum(pmean(live.sum()), 1e-6)
+        logits = h(params.theta, x)
+        entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
+        absolute, entropy, values, trace = pmean(
+            (jnp.abs(delta).sum(), entropy, v(params.w, x).mean(), optax.global_norm(mine.z))
+        )
+        metrics = {"td_error": absolute / number, "value": values, "entropy": entropy}
+        metrics |= {"step_norm": norm[-1], "trace_norm": trace}
+        return State(params, opt_state, traces, hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: state.params.theta,
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        in_order=True,
+    )

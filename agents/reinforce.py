@@ -1,0 +1,219 @@
+"""REINFORCE, with and without a learned baseline, and the all-actions policy gradient, from whole episodes.
+
+Williams 1992, https://doi.org/10.1007/BF00992696; Sutton and Barto 2018,
+http://incompleteideas.net/book/the-book-2nd.html, sections 13.2 to 13.4, whose names these are: theta parametrises the
+policy, w the baseline v or the action values q. `form` chooses REINFORCE or the update of eq. 13.7, which sums over
+all actions; there q is learnt from the returns of the actions that were taken, as v is.
+
+Deviations: an update is one step with the mean over several episodes of the sum over an episode's steps, all by the
+parameters before it; the policy that acted may be some updates older; Adam may follow that direction; gamma^t may be
+left out. An episode that a time limit ends is a whole one: its return ends with it.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+import rlax
+
+from agents import features
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    Sequences,
+    TableSpec,
+    TimeStep,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import discrete_actions, greedy
+from agents.networks import MLP
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The book's plain form by default: no baseline, linear functions, stochastic gradient ascent by each episode."""
+
+    form: Literal["reinforce", "all_actions"] = "reinforce"
+    baseline: bool = False  # of form=reinforce: v(s, w) is taken from the return
+    discount_weighting: bool = True  # the step at time t counts gamma^t; else 1
+    max_episode_steps: int = 0  # actions of the longest episode; 0: as many as the environment says
+
+    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
+    hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
+    activation: Literal["tanh", "relu"] = "tanh"
+
+    discount: float = 0.99  # gamma
+    batch_size: int = 1  # episodes in one update
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    alpha_theta: float = 2**-13
+    alpha_w: float = 2**-6
+    optimizer_epsilon: float = 1e-8  # outside Adam's root
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("batch_size", "queue_batches"),
+            positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
+            not_negative=("num_states", "max_episode_steps"),
+            fractions=("discount",),
+        )
+        if self.baseline and self.form == "all_actions":
+            raise ValueError("config.baseline is for config.form=reinforce: summed over all actions it changes nothing")
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    alpha_theta: Any
+    alpha_w: Any
+    discount: Any
+
+
+class Params(NamedTuple):
+    theta: Any  # the policy's
+    w: Any  # of v or q; () without either
+
+
+class State(NamedTuple):
+    params: Params
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+def returns(rewards: chex.Array, live: chex.Array, discount: Any) -> chex.Array:
+    """G_t = R_{t+1} + gamma R_{t+2} + ... to the end of the episode (eq. 3.8); 0 in rows that are no transitions.
+
+    Args:
+      rewards: R_{t+1}, [T, B].
+      live: 1 where row t is a transition, else 0, [T, B].
+      discount: gamma, a scalar.
+    """
+    backwards = jax.vmap(rlax.discounted_returns, in_axes=(1, 1, None), out_axes=1)
+    return backwards(live * rewards, discount * live, 0.0)
+
+
+def longest_episode(config: Config, spec: EnvironmentSpec) -> int:
+    """The actions of the longest episode.
+
+    Raises:
+      ValueError: it is not known, or longer than config.max_episode_steps.
+    """
+    told, limit = config.max_episode_steps, spec.max_episode_steps
+    if limit is None and not told:
+        raise ValueError("this environment does not say how long an episode may be: give config.max_episode_steps")
+    if limit is not None and 0 < told < limit:
+        raise ValueError(
+            f"config.max_episode_steps={told} is below {limit}, which this environment's episodes may have"
+        )
+    return limit or told
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, frames, a `num_states` that does not fit the observation, or episodes that have no
+        known limit.
+    """
+    num_actions = discrete_actions("reinforce", spec)
+    seen = features.vector("reinforce", spec, config.num_states)
+    longest = longest_episode(config, spec)
+    all_actions = config.form == "all_actions"
+    preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
+    critic = MLP(num_actions if all_actions else 1, config.hidden_sizes, config.activation)
+    direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
+
+    def h(theta, x) -> chex.Array:
+        logits: Any = preferences.apply(theta, x)
+        return logits
+
+    def values(w, x) -> chex.Array:
+        """q(s, ., w), [..., A], or v(s, w), [..., 1]; 0 without a baseline."""
+        outputs: Any = critic.apply(w, x) if all_actions or config.baseline else jnp.zeros((*x.shape[:-1], 1))
+        return outputs
+
+    def init(key: jax.Array) -> State:
+        theta_key, w_key = jax.random.split(key)
+        x = jnp.zeros(seen.size)
+        w = critic.init(w_key, x) if all_actions or config.baseline else ()
+        params = Params(preferences.init(theta_key, x), w)
+        hypers = Hypers(config.alpha_theta, config.alpha_w, config.discount)
+        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        return State(params, direction.init(params), hypers, jnp.int32(0))
+
+    def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
+        del num_envs, ranks
+        return ()
+
+    def act(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        logits = h(theta, seen.phi(timestep.observation))
+        return jax.random.categorical(key, logits).astype(jnp.int32), {}, memory
+
+    def act_greedily(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
+        del key
+        return greedy(h(theta, seen.phi(timestep.observation))), {}, memory
+
+    def loss(params: Params, hypers: Hypers, sample: Sample):
+        """Its gradient is the direction's negative: the mean over episodes of the sum over their steps."""
+        steps = sample.steps
+        x, action = seen.phi(steps.observation[:-1]), steps.action[:-1]
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode, or is padding
+        G = returns(steps.reward[:-1], live, hypers.discount)
+        time = jnp.arange(longest)[:, None]  # row t of a sequence is time t of its episode
+        weights = live * (hypers.discount**time if config.discount_weighting else 1.0)
+        logits, outputs = h(params.theta, x), values(params.w, x)
+        pi = jax.nn.softmax(logits)
+        if all_actions:  # sum_a q(S_t, a, w) grad pi(a | S_t, theta)
+            learnt = jnp.take_along_axis(outputs, action[..., None], axis=-1)[..., 0]
+            policy_loss = -jnp.sum(weights * jnp.sum(pi * jax.lax.stop_gradient(outputs), axis=-1))
+        else:  # (G_t - v(S_t, w)) grad ln pi(A_t | S_t, theta); rlax gives the mean over time
+            learnt = outputs[..., 0]
+            means = jax.vmap(rlax.policy_gradient_loss, in_axes=1)(logits, action, G - learnt, weights)
+            policy_loss = longest * jnp.sum(means)
+        episodes = live.shape[1]
+        delta = live * (G - learnt)
+        critic_loss = 0.5 * jnp.sum(jnp.square(delta))
+        number = jnp.maximum(live.sum(), 1e-6)
+        metrics = {
+            "policy_loss": policy_loss / episodes,
+            "critic_loss": critic_loss / number,
+            "entropy": -jnp.sum(live * jnp.sum(pi * jax.nn.log_softmax(logits), axis=-1)) / number,
+            "episode_return": G[0].mean(),
+            "episode_length": live.sum() / episodes,
+        }
+        return (policy_loss + critic_loss) / episodes, metrics
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
+        gradient, metrics = pmean((gradient, metrics))
+        updates, opt_state = direction.update(gradient, state.opt_state, state.params)
+        params = Params(
+            jax.tree.map(lambda p, u: p - state.hypers.alpha_theta * u, state.params.theta, updates.theta),
+            jax.tree.map(lambda p, u: p - state.hypers.alpha_w * u, state.params.w, updates.w),
+        )
+        metrics |= {"gradient_norm": optax.global_norm(gradient.theta)}
+        return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
+
+    # One item per episode: all its rows, its last observation's among them, and padding.
+    window = Sequences(burn_in=0, length=longest + 1, period=longest)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: state.params.theta,
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
