@@ -26,12 +26,14 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     evaluations = roles.evaluate(parts, clients, stop)
     blocks = parts.batches(clients)
 
+    sequences = 1 if run.travels == "gradients" else run.envs_per_actor  # in an item
+
     def batches():
         turns = itertools.cycle(actors)
         while not stop.is_set():
-            for _ in range(max(1, parts.agent.batch_size // run.envs_per_actor)):
+            for _ in range(max(1, parts.agent.batch_size // sequences)):
                 next(next(turns), None)
-            for _ in range(max(1, run.envs_per_actor // parts.agent.batch_size)):
+            for _ in range(max(1, sequences // parts.agent.batch_size)):
                 if stop.is_set():  # the last block may be missing
                     return
                 batch = next(blocks)

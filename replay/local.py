@@ -82,9 +82,13 @@ class LocalReplay:
         """As of the table's Writer."""
         return self._writer.append(step, memory, learner_steps, params, stopped)
 
+    def written(self) -> int:
+        """Items so far."""
+        return self._client.server_info()[self._table.name].rate_limiter_info.insert_stats.completed
+
     def samples(self) -> Iterator[Sample]:
         """As many as `samples_per_insert` wants for what was written, once the table has its minimum."""
-        written = self._client.server_info()[self._table.name].rate_limiter_info.insert_stats.completed
+        written = self.written()
         if written < self._table.min_size:
             return
         if self._counted:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.agent import Agent, Gradient, Sample, State
+from agents.agent import Agent, Gradient, State
 from environments.environment import Environment, Episodes
 from replay.gradients import GradientWriter
 from replay.items import Version
@@ -71,17 +71,19 @@ def run(
       act, gradient: compiled.
     """
     source: Any = _Source(variables)
-    act_key, gradient_key = jax.random.split(key)
+    gradient_key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # one that no action will have
     count = sent_steps = 0
-    turns = actor.run(agent, act, environment, source, experience, act_key, device, stopped, ranks)
+    turns = actor.run(agent, act, environment, source, experience, key, device, stopped, ranks)
     for metrics, episodes in turns:
         for sample in experience.samples():
             if not experience.on_policy:
                 source.pull()
             version, state = source.newest
-            value, feedback = gradient(state, gradient_key, np.uint32(count), Sample(*sample))
-            steps, sent_steps = metrics["actor_steps"] - sent_steps, metrics["actor_steps"]
-            versions = np.int64(version.learner_steps), np.int64(steps)
-            writer.append(Gradient(value, feedback, *versions), stopped)
+            value, feedback = gradient(state, gradient_key, np.uint32(count), sample)
+            if experience.on_policy:
+                steps = np.sum(~sample.steps.first[1:])  # a row before a first closed its episode
+            else:
+                steps, sent_steps = metrics["actor_steps"] - sent_steps, metrics["actor_steps"]
+            writer.append(Gradient(value, feedback, np.int64(version.learner_steps), np.int64(steps)), stopped)
             count += 1
         yield metrics | {"gradients": count}, episodes

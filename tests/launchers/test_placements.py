@@ -43,6 +43,20 @@ def test_serial_is_reproducible_to_the_bit(tmp_path):
         np.testing.assert_array_equal(x, y)
 
 
+def test_a3c_with_one_worker_is_a2c_to_the_bit(tmp_path):
+    states = []
+    for travels in ("experience", "gradients"):
+        arguments = (*command_line.TINY, "--agent=a2c", "--placement=serial", "--num_actors=1", "--envs_per_actor=8")
+        code, output = command_line.run(
+            "train", *arguments, f"--logdir={tmp_path / travels}", f"--travels={travels}", "--max_env_steps=3000"
+        )
+        assert code == 0, output
+        states.append(checkpoint(tmp_path / travels))
+    (a2c, version), (a3c, same) = states
+    assert version == same and version.env_steps >= 3000
+    jax.tree.map(np.testing.assert_array_equal, a2c, a3c)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
@@ -92,6 +106,37 @@ def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path)
         assert "actor_0 was killed by SIGKILL; restart 1 of" in output
         assert not command_line.processes_of(tmp_path)
         assert checkpoint(tmp_path)[1].env_steps >= env_steps(tmp_path)
+    finally:
+        training.kill()
+
+
+def test_a_worker_that_is_killed_loses_its_own_rollout_alone(tmp_path):
+    """Whenever it dies, the learner goes on, first without it, on whole gradients alone; then it is back."""
+    arguments = ("--agent=async_q", "--env=CartPole-v1", "--num_actors=2", "--actors_per_process=1")
+    training = command_line.start(
+        "train", *arguments, "--placement=processes", f"--logdir={tmp_path}", "--max_env_steps=1000000000"
+    )
+    try:
+        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+        learner = command_line.processes_of(tmp_path)["learner"]
+        for _ in range(2):
+            victim = max(command_line.processes_of(tmp_path)["actor"])
+            os.kill(victim, signal.SIGKILL)
+            before = env_steps(tmp_path)
+            command_line.wait_for("learning to go on", functools.partial(lambda s: env_steps(tmp_path) > s, before))
+            command_line.wait_for(
+                "another worker",
+                functools.partial(
+                    lambda v: len([p for p in command_line.processes_of(tmp_path).get("actor", []) if p != v]) == 2,
+                    victim,
+                ),
+            )
+        assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
+        training.terminate()
+        output, _ = training.communicate(timeout=120)
+        assert training.returncode == 0, output
+        assert not command_line.processes_of(tmp_path)
+        assert metrics.latest(tmp_path, "learner")["loss"] >= 0
     finally:
         training.kill()
 

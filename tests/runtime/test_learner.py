@@ -263,3 +263,39 @@ def test_publisher_pushes_the_last_again_when_nothing_new_comes():
     until(lambda: variables.pushed[-1] == (2, 2.0), WAIT, "the newer ones are pushed")
     within(WAIT, "the publisher to close", publisher.close)
     assert set(variables.pushed) == {(1, 1.0), (2, 2.0)}
+
+
+def gradients(losses: float, learner_steps: int, env_steps: int = 10) -> Batch:
+    return batch(1.0, env_steps, (learner_steps,))._replace(losses=np.array([losses], np.float32))
+
+
+@pytest.mark.parametrize("bound", [1, 3])
+def test_gradients_are_dropped_one_beyond_the_bound_and_their_experience_counts(bound):
+    """The learner stands at 7, 8, ...; each gradient's age is what it is when it would be applied."""
+    calls = Calls()
+    admission = learner.Admission(bound, 0.0)
+    run = calls.learner(start=7, admission=admission)
+    ages = [0, bound, bound + 1, bound + 2, bound, 0]
+    standing, batches = 7, []
+    for age in ages:
+        batches.append(gradients(1.0, standing - age))
+        standing += age <= bound
+    hosts = [host for _, host in run.run(iter(batches))]
+    assert [host["lag"] for host in hosts] == [0, bound, bound, 0]
+    assert [host["stale"] for host in hosts] == [0, 0, 2, 2] and hosts[-1]["outliers"] == 0
+    assert run.version == Version(7 + 4, 70 + 6 * 10)
+
+
+def test_gradients_of_outlying_losses_are_dropped_until_the_scale_is_theirs():
+    admission = learner.Admission(0, 3.0)
+    rng = np.random.default_rng(0)
+    for loss in rng.normal(10.0, 1.0, 300):
+        admission(gradients(loss, 0), 0)
+    dropped = admission.outliers
+    assert dropped < 10, "of 300 within a normal's tails, and none of the first hundred"
+    assert admission(gradients(11.0, 0), 0) and admission(gradients(2.0, 0), 0), "a small loss is none"
+    assert not admission(gradients(50.0, 0), 0) and admission.outliers == dropped + 1
+    taken = [admission(gradients(50.0, 0), 0) for _ in range(100)]
+    assert taken[-1], "a change of scale is followed"
+    everything = learner.Admission(0, 0.0)
+    assert all(everything(gradients(loss, -(10**6)), 0) for loss in (1.0, 1e9) for _ in range(200))

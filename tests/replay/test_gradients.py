@@ -1,0 +1,123 @@
+"""Gradients through real Reverb servers, and the experience that their workers keep."""
+
+import jax
+import numpy as np
+import pytest
+
+from agents import dqn, q_learning
+from agents.agent import Gradient, TableSpec, Transitions, Window
+from agents.gradients import by_gradients
+from environments.counting import CountingEnvironment
+from replay import items, server
+from replay.gradients import GradientWriter, sample_gradients
+from replay.items import Packing, Structure
+from replay.local import LocalBlocks, LocalReplay
+from replay.sampler import sample_blocks
+from replay.writer import PULL_ITEMS, BlockWriter
+from tests.replay.test_transitions import stream
+from tests.waiting import until, within
+
+WAIT = 60.0
+SPEC = CountingEnvironment(1).spec
+
+
+def counting_gradient(number: int) -> Gradient:
+    gradient = {"w": np.full((2, 3), number, np.float32), "b": np.float32(number / 2), "n": np.int32(number)}
+    return Gradient(gradient, {"loss": np.float32(10 * number)}, np.int64(number + 2**40), np.int64(3))
+
+
+@pytest.fixture
+def path(serve):
+    """(writer, client, table, structure) of a queue with room for two."""
+    structure = Structure(counting_gradient(0))
+    agent = q_learning.make(q_learning.Config(), SPEC)
+    table = by_gradients(agent).tables[0]
+    table = TableSpec(table.name, table.window, "queue", max_size=2)
+    client = serve(server.build_table(table, Packing(structure).structure))
+    return GradientWriter(client, table, structure), client, table, structure
+
+
+def test_each_gradient_arrives_once_in_order_and_to_the_bit(path):
+    writer, client, table, structure = path
+    batches = sample_gradients(client, table, structure, 2)
+    for turn in range(5):
+        for number in (2 * turn, 2 * turn + 1):
+            within(WAIT, "a gradient to be sent", writer.append, counting_gradient(number))
+        batch = within(WAIT, "two gradients", next, batches)
+        expected = [counting_gradient(2 * turn), counting_gradient(2 * turn + 1)]
+        jax.tree.map(np.testing.assert_array_equal, batch.sample, jax.tree.map(lambda *x: np.stack(x), *expected))
+        types = zip(jax.tree.leaves(batch.sample), jax.tree.leaves(expected[0]), strict=True)
+        assert all(x.dtype == y.dtype for x, y in types)
+        assert batch.env_steps == 6 and batch.learner_steps.tolist() == [2 * turn + 2**40, 2 * turn + 1 + 2**40]
+        np.testing.assert_array_equal(batch.losses, [20.0 * turn, 20.0 * turn + 10])
+
+
+def test_a_worker_waits_for_room_until_it_is_stopped(path):
+    writer, client, *_ = path
+    for number in range(2):
+        within(WAIT, "a gradient to be sent", writer.append, counting_gradient(number))
+    asked = []
+
+    def stopped():
+        asked.append(client.server_info()["gradients"].current_size)
+        return len(asked) > 2
+
+    within(WAIT, "the third to be given up", writer.append, counting_gradient(2), stopped)
+    assert asked == [2, 2, 2]
+
+
+def test_the_structure_is_that_of_what_a_worker_computes():
+    """Of blocks and of transitions, with batch axes."""
+    for agent, envs in (
+        (q_learning.make(q_learning.Config(unroll_length=3, batch_size=2), SPEC), 2),
+        (dqn.make(dqn.Config(torso="mlp", frame_stack=1, batch_size=5), SPEC), 2),
+    ):
+        by = by_gradients(agent)
+        structure = items.item_structure(by, SPEC, envs)
+        told = structure.unflatten(structure.leaves)
+        params = agent.init(jax.random.key(0)).params
+        assert jax.tree.map(lambda x: x.shape, told.gradient) == jax.tree.map(lambda x: x.shape, params)
+        assert told.metrics["loss"].shape == () and told.learner_steps.dtype == np.int64
+
+
+def test_local_blocks_are_the_queues(serve):
+    table = TableSpec("queue", Window(4, 3), "queue", max_size=100)
+    agent = q_learning.make(q_learning.Config(unroll_length=3, batch_size=2), SPEC)
+    structure = items.block_structure(agent._replace(tables=(table,)), SPEC, 2)
+    client = serve(server.build_table(table, structure, 1))
+    local, writer = LocalBlocks(table, structure), BlockWriter(client, table, structure)
+    mine = []
+    for row, step in enumerate(stream(2, 20)):
+        memory = q_learning.Memory(np.full(2, row, np.float32))
+        complete = local.append(step, memory, row)
+        assert complete == within(WAIT, "a row to be written", writer.append, step, memory, row)
+        assert not list(local.samples()) if not complete else True
+        if complete:
+            mine += [jax.tree.map(np.copy, sample) for sample in local.samples()]
+            assert not list(local.samples()), "learnt from once"
+    assert len(mine) == 6
+    batches = sample_blocks(client, table, structure, 2)
+    for sample in mine:
+        jax.tree.map(np.testing.assert_array_equal, sample, within(WAIT, "a block", next, batches).sample)
+
+
+def test_a_local_replay_is_sampled_as_often_as_asked_and_after_its_minimum():
+    table = TableSpec("replay", Transitions(1, 0.9), "uniform", max_size=1000, min_size=100, samples_per_insert=4.0)
+    agent = dqn.make(dqn.Config(torso="mlp", frame_stack=1), SPEC)._replace(tables=(table,))
+    structure = items.item_structure(agent, SPEC, 1)
+    replay = LocalReplay(table, structure, 8, workers=2)
+    try:
+        written, counts = 0, []
+        for step in stream(1, 400):
+            if not within(WAIT, "a row to be written", replay.append, step, (), 0):
+                continue
+            written += PULL_ITEMS
+            until(lambda n=written: replay.written() >= n, WAIT, f"{written} transitions are there")
+            samples = within(WAIT, "samples", list, replay.samples())
+            assert all(sample.steps.reward.shape == (8,) for sample in samples)
+            counts.append(len(samples))
+        # A half of the minimum is this worker's: 64 were there when it was first reached.
+        assert counts[:2] == [0, 0]
+        assert counts[2:] == [PULL_ITEMS * 4 // 8] * (len(counts) - 2) and len(counts) > 4
+    finally:
+        replay.close()
