@@ -29,6 +29,10 @@ class Functions(NamedTuple):
     memory: Any  # (num_envs, ranks) -> Memory
     # (params, observation [T, B, ...], first [T, B], Memory) -> outputs [T, B, P], values [T, B], Memory after them
     unroll: Any
+    # `unroll` in two: (observation [T, B, ...], first [T, B], Memory) -> what the network sees [T, B, ...], the frames
+    # after the last row; and (params, seen, first, LSTM's state) -> outputs, values, LSTM's state
+    see: Any
+    heads: Any
     outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory
 
 
@@ -67,25 +71,26 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
         return Memory(frames, network.initial_state(num_envs))
 
-    def seen(observation, first, frames):
-        """What the network sees, and the frames after the last row."""
-        if frames is not None:
-            return stack_frames(frames, observation, first)
+    def see(observation, first, memory: Memory):
+        if memory.frames is not None:
+            return stack_frames(memory.frames, observation, first)
         return (observation if config.torso == "mlp" else observation[..., None]), None
 
     def init(key: jax.Array) -> Any:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
-        observation, _ = seen(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch.frames)
-        return network.init(key, observation, first, batch.lstm)
+        seen, _ = see(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch)
+        return network.init(key, seen, first, batch.lstm)
+
+    def heads(params, seen, first, lstm):
+        return network.apply(params, seen, first, lstm)
 
     def unroll(params, observation, first, memory: Memory):
-        observation, frames = seen(observation, first, memory.frames)
-        heads: Any = network.apply(params, observation, first, memory.lstm)
-        outputs, values, lstm = heads
+        seen, frames = see(observation, first, memory)
+        outputs, values, lstm = heads(params, seen, first, memory.lstm)
         return outputs, values, Memory(frames, lstm)
 
     def outputs(params, timestep: TimeStep, memory: Memory):
         outputs, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
         return outputs[0], memory
 
-    return Functions(policy, init, memory, unroll, outputs)
+    return Functions(policy, init, memory, unroll, see, heads, outputs)

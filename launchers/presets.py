@@ -141,6 +141,7 @@ def reinforce(**config: Any) -> list[Preset]:
 
 
 SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
+PENDULUM = {"discount": 0.95, "reward_scale": 0.1, "entropy_cost": 1e-4, "sigma_initial": 0.6}
 A2C_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1}
 CONTINUOUS_A2C = SMALL_A2C | {
     "separate_value": True,
@@ -164,7 +165,7 @@ def a2c() -> list[Preset]:
             {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
             {},
         ),
-        Preset("Pendulum-v1", A2C_RUN, CONTINUOUS_A2C | {"discount": 0.95}),
+        Preset("Pendulum-v1", A2C_RUN, CONTINUOUS_A2C | PENDULUM),
         *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
         Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
     ]
@@ -205,7 +206,49 @@ def a3c() -> list[Preset]:
     ]
 
 
+PPO_RUN = {"num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
+SMALL_PPO = SMALL | {
+    "unroll_length": 32,
+    "batch_size": 8,
+    "epochs": 20,
+    "minibatches": 1,
+    "clip_epsilon": 0.2,
+    "lambda_": 0.8,
+    "discount": 0.98,
+    "baseline_cost": 0.5,
+    "entropy_cost": 0.0,
+    "learning_rate": 1e-3,
+}
+CONTINUOUS_PPO = SMALL | {
+    "separate_value": True,
+    "unroll_length": 256,
+    "batch_size": 8,
+    "epochs": 10,
+    "minibatches": 32,
+    "clip_epsilon": 0.2,
+    "baseline_cost": 0.5,
+    "entropy_cost": 0.0,
+    "learning_rate": 3e-4,
+    "normalize_observations": True,
+    "normalize_rewards": True,
+}
+
+
+def ppo() -> list[Preset]:
+    """Small tasks with discrete actions, Atari by the paper, continuous actions."""
+    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
+    pendulum = {"discount": 0.9, "learning_rate": 1e-3, "minibatches": 16}
+    return [
+        Preset("CartPole-v1", PPO_RUN | {"max_env_steps": 100_000}, SMALL_PPO),
+        Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 200_000}, CONTINUOUS_PPO | pendulum),
+        Preset("*-v5", PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}, {}),
+        *(Preset(pattern, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO) for pattern in continuous),
+        Preset("*", PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
+    ]
+
+
 PRESETS = {
+    "ppo": ppo(),
     "a3c": a3c(),
     "a2c": a2c(),
     "actor_critic": actor_critic(),
@@ -295,6 +338,11 @@ PRESETS = {
         ),
         Preset(
             "Catch-v0", SMALL_RUN, SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 10, "entropy_cost": 0.02}
+        ),
+        Preset(
+            "Pendulum-v1",
+            SMALL_RUN | {"num_actors": 1},
+            SMALL | ADAM | PENDULUM | {"learning_rate": 1e-3, "lambda_": 0.95, "max_gradient_norm": 300.0},
         ),
         Preset(
             "*-v5",  # Atari

@@ -40,6 +40,7 @@ AGENTS = {
     "dueling_dqn": "agents.dqn",
     "gorila": "agents.dqn",
     "impala": "agents.impala",
+    "ppo": "agents.ppo",
     "prioritized_dqn": "agents.dqn",
     "q_learning": "agents.q_learning",
     "r2d2": "agents.r2d2",

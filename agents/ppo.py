@@ -1,0 +1,304 @@
+"""PPO: several epochs of minibatches on each batch of experience, held near the policy that made it by clipping.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347; advantages by GAE(lambda) (Schulman et al. 2016,
+https://arxiv.org/abs/1506.02438). Sections below are the first paper's.
+
+Deviations, all usual and each a field of the config: advantages are normalised in each minibatch; the gradient's norm
+is clipped; the learning rate falls; observations and rewards may be brought to scale; value errors may be clipped, and
+an update may stop where the policies are too far apart. Actors may be one batch behind; the ratio is to the policy that
+acted. Rows whose action the environment threw away (they close an episode) are no transitions and teach nothing.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import normalizer
+from agents.advantages import gae
+from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, check_ranges, pmean
+from agents.policy_network import Memory as NetworkMemory
+from agents.policy_network import functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's Atari settings (table 5) by default."""
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    lstm_size: int = 0  # 0: feed-forward
+    separate_value: bool = False  # the value has a torso of its own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+
+    unroll_length: int = 128  # T
+    batch_size: int = 8  # N, environments
+    epochs: int = 3  # K, passes over a batch in one update
+    minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
+    clip_epsilon: float = 0.1  # of the ratio
+    discount: float = 0.99  # gamma
+    lambda_: float = 0.95  # of GAE
+    baseline_cost: float = 1.0  # c_1
+    entropy_cost: float = 0.01  # c_2
+    clip_values: bool = False  # a value moves by clip_epsilon at most, too
+    max_kl: float = 0.0  # mean divergence in a minibatch from which on the update leaves out what is left; 0: none
+    normalize_advantages: bool = True
+    normalize_observations: bool = False
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns
+
+    learning_rate: float = 2.5e-4
+    adam_epsilon: float = 1e-5
+    max_gradient_norm: float = 0.5
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("frame_stack", "unroll_length", "batch_size", "epochs", "minibatches", "queue_batches"),
+            positive=("clip_epsilon", "learning_rate", "adam_epsilon", "max_gradient_norm", "sigma_initial"),
+            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "max_kl", "decay_env_steps"),
+            fractions=("discount", "lambda_"),
+        )
+        rows = self.batch_size if self.lstm_size else self.batch_size * self.unroll_length
+        if rows % self.minibatches:
+            what = "environments (with an LSTM)" if self.lstm_size else "rows"
+            raise ValueError(f"config.minibatches={self.minibatches} does not divide a batch of {rows} {what}")
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    network: NetworkMemory
+    discounted_return: Any  # float32 [B], of the episode so far; () where rewards are not normalised
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    lambda_: Any
+    clip_epsilon: Any
+    baseline_cost: Any
+    entropy_cost: Any
+
+
+class State(NamedTuple):
+    params: Any  # theta
+    opt_state: optax.OptState
+    observations: Any  # Normalizer, or () where they are not normalised
+    returns: Any  # likewise
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Params(NamedTuple):
+    """What actors pull."""
+
+    params: Any
+    observations: Any
+
+
+class Rows(NamedTuple):
+    """What a minibatch is of, [T, B, ...]."""
+
+    seen: Any
+    first: chex.Array
+    action: Any
+    log_prob: chex.Array  # of the policy that acted
+    value: chex.Array  # V_old
+    advantage: chex.Array
+    live: chex.Array  # 1 of transitions, 0 of rows whose action was thrown away
+
+
+def clipped_surrogate(log_ratios: chex.Array, advantages: chex.Array, epsilon: Any) -> chex.Array:
+    """min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), r = pi / pi_old (section 3, eq. 7), elementwise."""
+    ratios = jnp.exp(log_ratios)
+    return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1.0 - epsilon, 1.0 + epsilon) * advantages)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a network that does not fit the observation, an action without bounds, or frames to be normalised.
+    """
+    f = functions("ppo", config, spec, config.separate_value)
+    policy = f.policy
+    if config.normalize_observations and config.torso != "mlp":
+        raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.adam_epsilon)
+    )
+
+    def init(key: jax.Array) -> State:
+        params = f.init(key)
+        hypers = Hypers(
+            config.learning_rate,
+            config.discount,
+            config.lambda_,
+            config.clip_epsilon,
+            config.baseline_cost,
+            config.entropy_cost,
+        )
+        return State(
+            params=params,
+            opt_state=optimizer.init(params),
+            observations=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
+            returns=normalizer.init(()) if config.normalize_rewards else (),
+            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            step=jnp.int32(0),
+        )
+
+    def memory(num_envs: int, ranks: Any) -> Memory:
+        return Memory(f.memory(num_envs, ranks), jnp.zeros(num_envs) if config.normalize_rewards else ())
+
+    def scaled(params: Params | State, observation: Any) -> Any:
+        return normalizer.apply(params.observations, observation) if config.normalize_observations else observation
+
+    def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        seen = timestep._replace(observation=scaled(params, timestep.observation))
+        outputs, network = f.outputs(params.params, seen, memory.network)
+        raw = policy.sample(key, outputs)
+        extras = policy.keep(raw) | {"log_prob": policy.log_prob(outputs, raw)}
+        discounted_return = memory.discounted_return
+        if config.normalize_rewards:
+            discounted_return = jnp.where(timestep.first, 0.0, config.discount * discounted_return + timestep.reward)
+            extras["discounted_return"] = discounted_return
+        return policy.to_environment(raw), extras, Memory(network, discounted_return)
+
+    def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        seen = timestep._replace(observation=scaled(params, timestep.observation))
+        outputs, network = f.outputs(params.params, seen, memory.network)
+        return policy.to_environment(policy.mode(outputs)), {}, memory._replace(network=network)
+
+    def loss(params, hypers: Hypers, rows: Rows, lstm):
+        """Of one minibatch; means are over transitions."""
+        outputs, values, _ = f.heads(params, rows.seen, rows.first, lstm)
+        weights = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6)
+        targets, advantages = rows.advantage + rows.value, rows.advantage
+        if config.normalize_advantages:
+            mean = pmean((weights * advantages).mean())
+            variance = pmean((weights * jnp.square(advantages - mean)).mean())
+            advantages = (advantages - mean) / (jnp.sqrt(variance) + 1e-8)
+
+        log_ratios = policy.log_prob(outputs, rows.action) - rows.log_prob
+        policy_loss = -jnp.mean(weights * clipped_surrogate(log_ratios, advantages, hypers.clip_epsilon))
+        errors = jnp.square(targets - values)
+        if config.clip_values:
+            near = rows.value + jnp.clip(values - rows.value, -hypers.clip_epsilon, hypers.clip_epsilon)
+            errors = jnp.maximum(errors, jnp.square(targets - near))
+        baseline_loss = 0.5 * jnp.mean(weights * errors)
+        entropy = jnp.mean(weights * policy.entropy(outputs))
+        total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
+        metrics = {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "baseline_loss": baseline_loss,
+            "entropy": entropy,
+            # Of the policy that acted from this one; never negative (http://joschu.net/blog/kl-approx.html, k3).
+            "kl": jnp.mean(weights * (jnp.expm1(log_ratios) - log_ratios)),
+            "clipped": jnp.mean(weights * (jnp.abs(jnp.expm1(log_ratios)) > hypers.clip_epsilon)),
+        }
+        return total, metrics
+
+    def learning_rate(state: State) -> chex.Array:
+        if not config.decay_env_steps:
+            return state.hypers.learning_rate
+        share = state.step * (config.unroll_length * config.batch_size / config.decay_env_steps)
+        return state.hypers.learning_rate * jnp.maximum(0.0, 1.0 - share)
+
+    def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
+        """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
+        steps, hypers = sample.steps, state.hypers
+        seen, _ = f.see(scaled(state, steps.observation), steps.first, sample.memory.network)
+        lstm = sample.memory.network.lstm
+        _, values, _ = f.heads(state.params, seen, steps.first, lstm)
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        rewards = steps.reward[:-1]
+        if config.normalize_rewards:
+            rewards /= jnp.sqrt(state.returns.variance + 1e-8)
+        advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
+        rows = Rows(
+            jax.tree.map(lambda x: x[:-1], seen),
+            steps.first[:-1],
+            policy.kept(steps)[:-1],
+            steps.extras["log_prob"][:-1],
+            values[:-1],
+            advantages,
+            live,
+        )
+
+        def variance(x):
+            return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
+
+        explained = 1.0 - variance(advantages) / (variance(advantages + values[:-1]) + 1e-8)
+        return rows, lstm, {"value": values.mean(), "explained_variance": explained}
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        rows, lstm, metrics = evaluate(state, sample)
+        if not config.lstm_size:  # rows are shuffled one by one
+            rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
+        size = rows.live.shape[1]
+        eta = learning_rate(state)
+
+        def learn(carry, index):
+            """One minibatch: the entries `index` of the batch axis."""
+            params, opt_state, stopped = carry
+            minibatch = jax.tree.map(lambda x: x[:, index], rows)
+            states = jax.tree.map(lambda x: x[index], lstm)
+            gradient, metrics = jax.grad(loss, has_aux=True)(params, state.hypers, minibatch, states)
+            gradient, metrics = pmean((gradient, metrics))
+            if config.max_kl:
+                stopped |= metrics["kl"] > config.max_kl
+            updates, next_opt_state = optimizer.update(gradient, opt_state, params)
+            next_params = optax.apply_updates(params, jax.tree.map(lambda u: -eta * u, updates))
+            params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(stopped, old, new), (next_params, next_opt_state), (params, opt_state)
+            )
+            metrics |= {"gradient_norm": optax.global_norm(gradient), "minibatches": 1.0 - stopped}
+            return (params, opt_state, stopped), metrics
+
+        keys = jax.random.split(key, config.epochs)
+        order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
+        order = order.reshape(config.epochs * config.minibatches, -1)
+        carry = state.params, state.opt_state, jnp.asarray(False)
+        # Unrolled with convolutions, whose gradient inside a loop takes XLA's CPU backend 40 times as long.
+        (params, opt_state, _), learning = jax.lax.scan(learn, carry, order, unroll=config.torso != "mlp")
+        done = learning.pop("minibatches").sum()
+        metrics = pmean(metrics) | jax.tree.map(jnp.mean, learning)
+        metrics |= {"kl": learning["kl"][-1], "minibatches": done, "learning_rate": eta}
+
+        # From the next update on: this one's ratios are to what the old statistics showed the actors.
+        observations, returns = state.observations, state.returns
+        if config.normalize_observations:
+            observation = sample.steps.observation[:-1]
+            observations = normalizer.update(observations, observation.reshape(-1, *spec.observation_shape))
+        if config.normalize_rewards:
+            returns = normalizer.update(returns, sample.steps.extras["discounted_return"][1:].reshape(-1))
+        state = State(params, opt_state, observations, returns, state.hypers, state.step + 1)
+        return state, Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: Params(state.params, state.observations),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
