@@ -141,7 +141,18 @@ def reinforce(**config: Any) -> list[Preset]:
 
 
 SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
-PENDULUM = {"discount": 0.95, "reward_scale": 0.1, "entropy_cost": 1e-4, "sigma_initial": 0.6}
+# Many small updates.
+PENDULUM_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 8}
+PENDULUM = {
+    "unroll_length": 8,
+    "batch_size": 8,
+    "learning_rate": 2e-3,
+    "discount": 0.9,
+    "lambda_": 0.9,
+    "reward_scale": 0.1,
+    "entropy_cost": 1e-4,
+    "sigma_initial": 0.6,
+}
 A2C_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1}
 CONTINUOUS_A2C = SMALL_A2C | {
     "separate_value": True,
@@ -165,7 +176,7 @@ def a2c() -> list[Preset]:
             {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
             {},
         ),
-        Preset("Pendulum-v1", A2C_RUN, CONTINUOUS_A2C | PENDULUM),
+        Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM),
         *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
         Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
     ]
@@ -247,6 +258,22 @@ def ppo() -> list[Preset]:
     ]
 
 
+# Large batches: an update's step is as large as its batch can vouch for.
+TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
+CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
+
+
+def trpo() -> list[Preset]:
+    """CartPole, continuous actions, and what is left."""
+    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
+    return [
+        Preset("CartPole-v1", TRPO_RUN, {"reward_scale": 0.1}),
+        Preset("Pendulum-v1", TRPO_RUN, CONTINUOUS_TRPO | {"discount": 0.95}),
+        *(Preset(pattern, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO) for pattern in continuous),
+        Preset("*", TRPO_RUN, {}),
+    ]
+
+
 PRESETS = {
     "ppo": ppo(),
     "a3c": a3c(),
@@ -279,6 +306,7 @@ PRESETS = {
             SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4},
         )
     ],
+    "trpo": trpo(),
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
@@ -339,11 +367,7 @@ PRESETS = {
         Preset(
             "Catch-v0", SMALL_RUN, SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 10, "entropy_cost": 0.02}
         ),
-        Preset(
-            "Pendulum-v1",
-            SMALL_RUN | {"num_actors": 1},
-            SMALL | ADAM | PENDULUM | {"learning_rate": 1e-3, "lambda_": 0.95, "max_gradient_norm": 300.0},
-        ),
+        Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
         Preset(
             "*-v5",  # Atari
             {
