@@ -69,6 +69,63 @@ def test_errors_are_the_loops(form):
             np.testing.assert_allclose(got[t, b], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_n_step_errors_are_algorithm_3s(seed):
+    """Mnih et al. 2016: R from the block's end, or the episode's, backwards; by the target network where it is cut."""
+    T, B, gamma = 7, 4, 0.9
+    rng, steps = np.random.default_rng(seed), random_steps(seed, T, B)
+    q, q_target = rng.normal(size=(2, T + 1, B, A)).astype(np.float32)
+    live = 1.0 - steps.first[1:]
+    discounts = gamma * steps.discount[:-1]
+    got = live * q_learning.n_step_errors(q, steps.action, steps.reward[:-1], discounts, live, q_target)
+    kinds = set()
+    for b in range(B):
+        R = q_target[T, b].max()
+        for t in reversed(range(T)):
+            if steps.first[t + 1, b]:  # thrown away: the episode's last observation, which a truncation bootstraps from
+                R = q_target[t, b].max()
+                assert got[t, b] == 0
+                continue
+            kinds.add((float(steps.discount[t, b]), bool(t + 2 <= T and steps.first[t + 2, b])))
+            R = steps.reward[t, b] + gamma * steps.discount[t, b] * R
+            np.testing.assert_allclose(got[t, b], R - q[t, b, steps.action[t, b]], atol=1e-5)
+    assert (1.0, False) in kinds and len(kinds) >= 2
+
+
+def test_targets_are_copied_every_so_many_updates_and_value_what_comes_next():
+    agent = tabular(target_period=3, batch_size=2, unroll_length=4)
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
+    history = [state]
+    for seed in range(7):
+        state, _ = update(state, jax.random.key(0), Sample(random_steps(seed, 4, 2)))
+        history.append(state)
+    for step, state in enumerate(history):
+        np.testing.assert_array_equal(state.target_params, history[step - step % 3].params)
+    assert (history[3].params != 0).any()
+    # With targets of 0 the error is R - Q(S, A).
+    steps = random_steps(9, 1, 1)._replace(first=np.zeros((2, 1), bool))
+    start = history[-1]._replace(target_params=jnp.zeros((STATES, A)))
+    after, _ = jax.jit(tabular(target_period=100).update)(start, jax.random.key(0), Sample(steps))
+    s, a = int(steps.observation[0, 0]), int(steps.action[0, 0])
+    expected = np.array(start.params)
+    expected[s, a] += 0.1 * (steps.reward[0, 0] - expected[s, a])
+    np.testing.assert_allclose(after.params, expected, rtol=1e-5)
+
+
+def test_environments_end_at_epsilons_of_their_own():
+    agent = tabular(epsilon_initial=1.0, epsilon_finals=(0.0, 0.5, 0.25), epsilon_steps=10)
+    state = agent.init(jax.random.key(0))._replace(params=jnp.eye(STATES, A))
+    for step, told in [(0, [1, 1, 1]), (5, [0.5, 0.75, 0.625]), (10, [0, 0.5, 0.25])]:
+        np.testing.assert_allclose(agent.policy(state._replace(step=jnp.int32(step))).epsilon, told)
+    policy = agent.policy(state._replace(step=jnp.int32(10)))
+    ranks = np.repeat(np.float32([0, 0.3, 0.4, 0.6, 0.7, 1.0]), 4000)
+    memory = agent.memory(len(ranks), ranks)
+    actions, _, after = jax.jit(agent.act)(policy, jax.random.key(0), timestep(np.full(len(ranks), 2.0)), memory)
+    explored = (np.asarray(actions) != 2).reshape(6, 4000).mean(axis=1)
+    np.testing.assert_allclose(explored, np.array([0, 0, 0.5, 0.5, 0.25, 0.25]) * (A - 1) / A, atol=0.03)
+    np.testing.assert_array_equal(after.rank, ranks)
+
+
 @FORMS
 def test_one_environment_and_one_hot_states_are_the_books_table(form):
     """Section 6.4's and 6.5's loops: Q(S, A) <- Q(S, A) + alpha [R + gamma (...) - Q(S, A)], one step at a time."""
@@ -342,6 +399,8 @@ def test_what_does_not_fit_is_refused():
         ("epsilon_steps", -1),
         ("discount", 2.0),
         ("num_states", -3),
+        ("target_period", -1),
+        ("epsilon_finals", (0.1, 1.5)),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value):
