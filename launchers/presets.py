@@ -267,7 +267,7 @@ def trpo() -> list[Preset]:
     """CartPole, continuous actions, and what is left."""
     continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
     return [
-        Preset("CartPole-v1", TRPO_RUN, {"reward_scale": 0.1}),
+        Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
         Preset("Pendulum-v1", TRPO_RUN, CONTINUOUS_TRPO | {"discount": 0.95}),
         *(Preset(pattern, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO) for pattern in continuous),
         Preset("*", TRPO_RUN, {}),

@@ -47,6 +47,7 @@ AGENTS = {
     "reinforce": "agents.reinforce",
     "reinforce_baseline": "agents.reinforce",
     "sarsa": "agents.q_learning",
+    "trpo": "agents.trpo",
 }
 
 # What a resumed run may be given anew; all else makes another run of it.

@@ -1,0 +1,311 @@
+"""TRPO: the largest step along the natural gradient that a bound on the policies' divergence allows.
+
+Schulman et al. 2015, https://arxiv.org/abs/1502.05477, "single path"; advantages by GAE(lambda) (Schulman et al. 2016,
+https://arxiv.org/abs/1506.02438). Sections and equations below are the first paper's.
+
+theta_old is the policy that the update starts with: the surrogate rises from it, and the divergence is from it. The
+policy that acted, which may be a few updates older, is the importance ratio's denominator (eq. 14's q).
+
+Deviations: the policies may differ as said; the Fisher matrix is of all of the batch, and is damped; advantages are
+brought to mean 0 and variance 1; the value descends by Adam (GAE's paper: within a trust region too). Rows whose action
+the environment threw away (they close an episode) are no transitions and teach nothing.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import normalizer
+from agents.advantages import gae
+from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, check_ranges, pmean
+from agents.policies import Policy
+from agents.policy_network import Memory, functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """delta and gamma are the paper's (section 8.1, appendix E); what it leaves open is ours."""
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
+    frame_stack: int = 1  # frames of its episode that the network sees at once
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    normalize_observations: bool = False  # to mean 0 and variance 1, by running statistics
+
+    unroll_length: int = 128  # T
+    batch_size: int = 16  # environments in one update
+    discount: float = 0.99  # gamma
+    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    lambda_: float = 0.97  # of GAE
+
+    delta: float = 0.01  # the most that the policies may diverge in one update, mean KL in nats
+    damping: float = 0.1  # added to the Fisher matrix's diagonal
+    cg_iterations: int = 10  # of conjugate gradients, at most
+    backtracks: int = 10  # shorter steps that the line search tries after the first
+    backtrack: float = 0.5  # how much shorter each is
+
+    value_learning_rate: float = 1e-3
+    value_epochs: int = 5  # passes over a batch in one update
+    value_minibatches: int = 16  # parts of the batch's rows in each pass
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    # What the network is also asked for, and is not to be chosen: the line search's differences need all of float32,
+    # and the value has a torso of its own, so that the two parts' steps leave each other alone.
+    lstm_size = 0
+    dtype = "float32"
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=(
+                *("frame_stack", "unroll_length", "batch_size", "cg_iterations"),
+                *("value_epochs", "value_minibatches", "queue_batches"),
+            ),
+            positive=("reward_scale", "sigma_initial", "delta", "value_learning_rate"),
+            not_negative=("damping", "backtracks"),
+            fractions=("discount", "lambda_", "backtrack"),
+        )
+        rows = self.batch_size * self.unroll_length
+        if rows % self.value_minibatches:
+            raise ValueError(
+                f"config.value_minibatches={self.value_minibatches} does not divide a batch of {rows} rows"
+            )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    delta: Any
+    damping: Any
+    discount: Any
+    lambda_: Any
+    value_learning_rate: Any
+
+
+class State(NamedTuple):
+    params: Any  # theta, and the value's
+    opt_state: optax.OptState  # the value's Adam
+    normalizer: Any  # Normalizer, or () where observations are not normalised
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Params(NamedTuple):
+    """What actors pull."""
+
+    params: Any
+    normalizer: Any
+
+
+class Search(NamedTuple):
+    """What a line search found."""
+
+    params: Any
+    size: chex.Array  # a share of the full step; 0: none was accepted, and params are the old ones
+    improvement: chex.Array  # of the surrogate; 0 likewise
+    kl: chex.Array  # from the old policy, in nats; 0 likewise
+
+
+def fisher(policy: Policy, outputs: Callable[[Any], Any], params: Any, weights: Any) -> Callable[[Any], Any]:
+    """v -> F v, pytrees as `params` is, with F the Hessian of the mean KL(pi_params || pi) at pi = pi_params.
+
+    F = J^T M J (appendix C.1): J is the outputs' Jacobian, M the Hessian in the outputs. No more is in the Hessian, for
+    there the divergence has no slope.
+
+    Args:
+      policy: the family.
+      outputs: params -> the policy's outputs on the batch, [..., P].
+      params: theta_old.
+      weights: of the mean, [...].
+    """
+    old, J = jax.linearize(outputs, params)
+    J_transposed = jax.linear_transpose(J, params)
+    slope = jax.grad(lambda new: jnp.sum(weights * policy.kl(old, new)))
+
+    def product(v: Any) -> Any:
+        _, MJv = jax.jvp(slope, (old,), (J(v),))
+        (Fv,) = J_transposed(MJv)
+        return pmean(Fv)
+
+    return product
+
+
+def natural_step(product: Callable[[Any], Any], g: Any, delta: Any, damping: Any, iterations: int) -> Any:
+    """beta s, s = F^-1 g by conjugate gradients, with beta such that the quadratic model of the KL is delta.
+
+    beta = sqrt(2 delta / s^T F s) (appendix C), with the damped F.
+    """
+
+    def damped(v: Any) -> Any:
+        return jax.tree.map(lambda Fv, v: Fv + damping * v, product(v), v)
+
+    s, _ = jax.scipy.sparse.linalg.cg(damped, g, maxiter=iterations)
+    curvature = optax.tree_utils.tree_vdot(s, damped(s))
+    beta = jnp.where(curvature > 0.0, jnp.sqrt(2.0 * delta / jnp.where(curvature > 0.0, curvature, 1.0)), 0.0)
+    return jax.tree.map(lambda s: beta * s, s)
+
+
+def line_search(
+    evaluate: Callable[[Any], tuple[Any, Any]], params: Any, step: Any, delta: Any, backtracks: int, backtrack: Any
+) -> Search:
+    """params + backtrack^j step, for the least j up to `backtracks` where the surrogate improves and KL <= delta.
+
+    Args:
+      evaluate: params -> the surrogate's improvement on the old, the mean KL from the old; scalars.
+      params: the old ones, which stay where no step is accepted.
+    """
+
+    def attempt(found: tuple[Any, Search]) -> tuple[Any, Search]:
+        j, _ = found
+        size = jnp.asarray(backtrack, jnp.float32) ** j
+        new = jax.tree.map(lambda p, s: p + size * s, params, step)
+        improvement, kl = evaluate(new)
+        accepted = jnp.isfinite(improvement) & (improvement > 0.0) & (kl <= delta)
+        tried = Search(new, size, improvement, kl)
+        return j + 1, jax.tree.map(lambda new, old: jnp.where(accepted, new, old), tried, none)
+
+    none = Search(params, jnp.float32(0), jnp.float32(0), jnp.float32(0))
+    _, found = jax.lax.while_loop(
+        lambda found: (found[0] <= backtracks) & (found[1].size == 0.0), attempt, (jnp.int32(0), none)
+    )
+    return found
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a network that does not fit the observation, an action without bounds, or frames to be normalised.
+    """
+    f = functions("trpo", config, spec, separate_value=True)
+    policy = f.policy
+    if config.normalize_observations and config.torso != "mlp":
+        raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
+    optimizer = optax.scale_by_adam(eps=1e-5)
+
+    def init(key: jax.Array) -> State:
+        params = f.init(key)
+        hypers = Hypers(config.delta, config.damping, config.discount, config.lambda_, config.value_learning_rate)
+        return State(
+            params=params,
+            opt_state=optimizer.init(params),
+            normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
+            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            step=jnp.int32(0),
+        )
+
+    def scaled(statistics: Any, observation: Any) -> Any:
+        return normalizer.apply(statistics, observation) if config.normalize_observations else observation
+
+    def outputs_of(params: Params, timestep: TimeStep, memory: Memory):
+        observation = scaled(params.normalizer, timestep.observation)
+        return f.outputs(params.params, timestep._replace(observation=observation), memory)
+
+    def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        outputs, memory = outputs_of(params, timestep, memory)
+        raw = policy.sample(key, outputs)
+        extras = policy.keep(raw) | {"log_prob": policy.log_prob(outputs, raw)}
+        return policy.to_environment(raw), extras, memory
+
+    def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        outputs, memory = outputs_of(params, timestep, memory)
+        return policy.to_environment(policy.mode(outputs)), {}, memory
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        steps, hypers = sample.steps, state.hypers
+        all_seen, _ = f.see(scaled(state.normalizer, steps.observation), steps.first, sample.memory)
+        old_outputs, values, _ = f.heads(state.params, all_seen, steps.first, ())
+        seen, first, old_outputs, V = all_seen[:-1], steps.first[:-1], old_outputs[:-1], values[:-1]
+        actions, log_mu = policy.kept(steps)[:-1], steps.extras["log_prob"][:-1]
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        weights = live / jnp.maximum(pmean(live.sum()), 1.0)  # so that sums are means over transitions
+
+        def mean(x: Any) -> chex.Array:
+            return pmean(jnp.sum(weights * x))
+
+        rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
+        advantages = gae(values, rewards, discounts, live, hypers.lambda_)
+        R = V + advantages
+        centred = advantages - mean(advantages)
+        A = centred / jnp.sqrt(mean(jnp.square(centred)) + 1e-8)
+
+        # The policy: the surrogate's gradient, a natural step along it, and the line search.
+
+        def outputs(params: Any) -> chex.Array:
+            return f.heads(params, seen, first, ())[0]
+
+        def surrogate(outputs: Any) -> chex.Array:
+            """The mean of pi / mu A (eq. 14), this device's share of it."""
+            return jnp.sum(weights * jnp.exp(policy.log_prob(outputs, actions) - log_mu) * A)
+
+        def evaluate(params: Any) -> tuple[chex.Array, chex.Array]:
+            new_outputs = outputs(params)
+            return pmean((surrogate(new_outputs) - L_old, jnp.sum(weights * policy.kl(old_outputs, new_outputs))))
+
+        L_old, g = jax.value_and_grad(lambda params: surrogate(outputs(params)))(state.params)
+        g = pmean(g)
+        product = fisher(policy, outputs, state.params, weights)
+        step = natural_step(product, g, hypers.delta, hypers.damping, config.cg_iterations)
+        taken = line_search(evaluate, state.params, step, hypers.delta, config.backtracks, config.backtrack)
+
+        # The value, by the returns that the old one gave. Its gradient and Adam's step are 0 in the policy's part.
+        rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), (seen, first, R, live))
+        size = max(1, live.size // config.value_minibatches)  # several devices: each has its part of the batch
+
+        def value_loss(params: Any, rows: Any) -> chex.Array:
+            seen, first, R, live = rows
+            _, V, _ = f.heads(params, seen, first, ())
+            return 0.5 * jnp.mean(live * jnp.square(R - V))
+
+        def descend(carry: Any, index: Any) -> tuple[Any, Any]:
+            params, opt_state = carry
+            gradient = pmean(jax.grad(value_loss)(params, jax.tree.map(lambda x: x[:, index], rows)))
+            updates, opt_state = optimizer.update(gradient, opt_state, params)
+            params = optax.apply_updates(params, jax.tree.map(lambda u: -hypers.value_learning_rate * u, updates))
+            return (params, opt_state), None
+
+        keys = jax.random.split(key, config.value_epochs)
+        order = jax.vmap(lambda key: jax.random.permutation(key, live.size))(keys)
+        order = order[:, : size * config.value_minibatches].reshape(-1, size)
+        (params, opt_state), _ = jax.lax.scan(descend, (taken.params, state.opt_state), order)
+
+        metrics = {
+            "surrogate_improvement": taken.improvement,
+            "kl": taken.kl,
+            "step_size": taken.size,
+            "gradient_norm": optax.global_norm(g),
+            "ratio_deviation": mean(jnp.abs(jnp.expm1(policy.log_prob(old_outputs, actions) - log_mu))),
+            "entropy": mean(policy.entropy(old_outputs)),
+            "value_loss": 0.5 * mean(jnp.square(advantages)),
+            "value": mean(V),
+            "explained_variance": 1.0 - mean(jnp.square(centred)) / (mean(jnp.square(R - mean(R))) + 1e-8),
+        }
+        # From the next update on: within one, theta_old and theta see the same.
+        statistics = state.normalizer
+        if config.normalize_observations:
+            observations = steps.observation[:-1]
+            statistics = normalizer.update(statistics, observations.reshape(-1, *spec.observation_shape))
+        return State(params, opt_state, statistics, hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: Params(state.params, state.normalizer),
+        memory=f.memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
