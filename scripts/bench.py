@@ -14,6 +14,9 @@ JSON lines. Machines are noisy: read the ratios, which are of one run, each of a
 
 An agent with a replay takes --config.samples_per_insert / --config.batch_size updates for each environment step; its
 learner's speed is given in the environment steps that this comes to, and in updates.
+
+Where gradients travel (--travels=gradients, as a3c, async_q and gorila do) there is one stage, the whole with 1, 2 and
+4 workers: the gradients and the bytes of gradients that the learner applies a second.
 """
 
 import concurrent.futures
@@ -65,7 +68,9 @@ class Bench:
         self.run = run
         self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
         self.agent, self.envs = self.parts.agent, run.envs_per_actor
-        if self.parts.replays:
+        if run.travels == "gradients":
+            self.steps_per_update = 1.0  # only updates are counted
+        elif self.parts.replays:
             if not self.parts.table.samples_per_insert:
                 raise UsageError("bench.py needs --config.samples_per_insert above 0")
             self.steps_per_update = self.agent.batch_size / self.parts.table.samples_per_insert
@@ -267,8 +272,26 @@ class Bench:
         return steps / elapsed
 
 
+def bench_gradients(run: Run) -> None:
+    rates: dict[int, list[float]] = {}
+    benches = {workers: Bench(runs.replace(run, num_actors=workers)) for workers in (1, 2, 4)}
+    for _ in range(flags.FLAGS.repeats):
+        for workers, bench in benches.items():
+            rates.setdefault(workers, []).append(bench.end_to_end(4 * flags.FLAGS.seconds))
+    parts = benches[1].parts
+    size, pull = (sum(x.size * x.dtype.itemsize for x in s.leaves) for s in (parts.items, parts.params))
+    for workers, values in rates.items():
+        median = statistics.median(values)
+        row = {"agent": run.agent, "env": run.env, "workers": workers, "gradients_per_second": round(median, 1)}
+        row |= {"min_max": [round(min(values), 1), round(max(values), 1)], "bytes_per_second": round(median * size)}
+        print(json.dumps(row | {"bytes_per_gradient": size, "bytes_per_pull": pull}), flush=True)
+
+
 def bench() -> int:
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)  # the time ends it
+    if run.travels == "gradients":
+        bench_gradients(run)
+        return 0
     bench, seconds = Bench(run), flags.FLAGS.seconds
     rounds: dict[str, list[float]] = {}
     for _ in range(flags.FLAGS.repeats):
