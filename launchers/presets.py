@@ -165,7 +165,7 @@ CONTINUOUS_A2C = SMALL_A2C | {
 
 def a2c() -> list[Preset]:
     """Discrete actions, Atari by the paper, continuous actions, and what is left."""
-    masked = {"reward_scale": 0.1, "lstm_size": 64}
+    masked = {"reward_scale": 0.1, "lstm_size": 64, "unroll_length": 10}
     continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
     return [
         Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
