@@ -252,7 +252,7 @@ class QNetwork(nn.Module):
     """Action values on a torso (as `make_torso` names it) and an optional LSTM; plain or dueling.
 
     Dueling: Q = V + A - mean of A over actions (Wang et al. 2016, https://arxiv.org/abs/1511.06581, eq. 9). The two
-    streams part at the torso's or LSTM's output; in the paper, one dense layer earlier.
+    streams part at the torso's or LSTM's output, each with a dense layer of `head_size` before its last (0: without).
     """
 
     torso: str
@@ -261,6 +261,7 @@ class QNetwork(nn.Module):
     activation: str = "relu"
     lstm_size: int = 0
     dueling: bool = False
+    head_size: int = 0
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
@@ -290,12 +291,17 @@ class QNetwork(nn.Module):
         if self.lstm_size:
             state, x = LSTM(self.lstm_size, self.dtype)(state, x, first)
 
-        x = x.astype(jnp.float32)
-        # Values start near 0.
-        advantages = nn.Dense(self.num_actions, kernel_init=nn.initializers.orthogonal(0.01), name="advantage")(x)
+        def stream(size: int, name: str) -> chex.Array:
+            y = x.astype(self.dtype)
+            if self.head_size:
+                y = nn.relu(nn.Dense(self.head_size, self.dtype, kernel_init=ORTHOGONAL, name=f"{name}_hidden")(y))
+            # Values start near 0.
+            return nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), name=name)(y.astype(jnp.float32))
+
+        advantages = stream(self.num_actions, "advantage")
         if not self.dueling:
             return advantages, state
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(0.01), name="value")(x)
+        value = stream(1, "value")
         return value + advantages - advantages.mean(axis=-1, keepdims=True), state
 
 

@@ -5,8 +5,8 @@ Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX; sections be
 Deviations: an actor's initial priorities come of the values that it noted as it acted, for the target network's too.
 The loss is the sum over a sequence's transitions and the mean over the batch, which the paper leaves open; importance
 weights are divided by the batch's largest; the gradient's norm is clipped as in Ape-X (Horgan et al. 2018,
-https://arxiv.org/abs/1803.00933). The two streams of a dueling network part at the LSTM's output. Atari's rewards come
-clipped from the environment. The oldest sequences are evicted first.
+https://arxiv.org/abs/1803.00933). Atari's rewards come clipped from the environment. The oldest sequences are evicted
+first.
 """
 
 import dataclasses
@@ -46,6 +46,7 @@ class Config:
     activation: Literal["tanh", "relu"] = "relu"  # the mlp's
     lstm_size: int = 512
     dueling: bool = True
+    head_size: int = 512  # a layer between the LSTM and the values, each stream's own; 0: none
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
 
     burn_in: int = 40  # l, rows before a sequence that only bring the LSTM up to date
@@ -80,7 +81,7 @@ class Config:
                 *("replay_size", "min_replay_size"),
             ),
             positive=("learning_rate", "adam_epsilon", "max_gradient_norm"),
-            not_negative=("burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert", "priority_exponent"),
+            not_negative=("head_size", "burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert", "priority_exponent"),
             fractions=("discount", "epsilon", "importance_exponent", "priority_eta"),
         )
         for name in ("overlap", "n_step"):
@@ -193,6 +194,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         activation=config.activation,
         lstm_size=config.lstm_size,
         dueling=config.dueling,
+        head_size=config.head_size,
         dtype=jnp.dtype(config.dtype),
     )
     optimizer = optax.chain(

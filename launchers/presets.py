@@ -87,6 +87,7 @@ ATARI_DQN_RUN = DQN_RUN | {
 SMALL_R2D2 = SMALL | {
     "hidden_sizes": (128,),
     "lstm_size": 64,
+    "head_size": 0,
     "burn_in": 0,
     "sequence_length": 12,  # about an episode's: what is longer is padding
     "overlap": 2,

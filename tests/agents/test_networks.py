@@ -158,21 +158,32 @@ def q_example(**fields):
     return network, params, observation, first, state, inputs
 
 
+def dense(layer, x):
+    return x @ layer["kernel"] + layer["bias"]
+
+
 def test_dueling_values_average_to_the_state_value():
     """Wang et al. 2016, eq. 9: mean of Q - V over actions is 0, so that V and A can be told apart."""
     network, params, observation, first, state, _ = q_example(dueling=True)
     q, _ = network.apply(params, observation, first, state)
     layers = params["params"]
-
-    def dense(layer, x):
-        return x @ layer["kernel"] + layer["bias"]
-
     x = np.maximum(0.0, dense(layers["MLPTorso_0"]["Dense_0"], observation))
     value, advantages = dense(layers["value"], x), dense(layers["advantage"], x)
     np.testing.assert_allclose(q.mean(axis=-1), value[..., 0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(q, value + advantages - advantages.mean(-1, keepdims=True), rtol=1e-4, atol=1e-4)
     layers["advantage"]["bias"] += 3.0  # what all advantages share is no one's
     np.testing.assert_allclose(network.apply(params, observation, first, state)[0], q, rtol=1e-4, atol=1e-4)
+
+
+def test_streams_may_have_a_layer_of_their_own():
+    network, params, observation, first, state, _ = q_example(dueling=True, head_size=5)
+    layers = params["params"]
+    x = np.maximum(0.0, dense(layers["MLPTorso_0"]["Dense_0"], observation))
+    value, advantages = (
+        dense(layers[name], np.maximum(0.0, dense(layers[f"{name}_hidden"], x))) for name in ("value", "advantage")
+    )
+    q, _ = network.apply(params, observation, first, state)
+    np.testing.assert_allclose(q, value + advantages - advantages.mean(-1, keepdims=True), rtol=1e-4, atol=1e-3)
 
 
 def test_plain_values_are_the_heads():
