@@ -76,13 +76,7 @@ class Config:
             fractions=("discount", "noise_correlation"),
         )
         check_replay_sizes(self)
-        if len(self.observation_low) != len(self.observation_high) or not all(
-            low < high and np.isfinite(high - low) for low, high in zip(self.observation_low, self.observation_high)
-        ):
-            raise ValueError(
-                f"config.observation_low={self.observation_low} must be finite and below, one for one, "
-                f"config.observation_high={self.observation_high}"
-            )
+        features.check_bounds(self)
 
 
 class Memory(NamedTuple):
@@ -168,22 +162,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     action_low, action_high = spec.actions.low.reshape(-1), spec.actions.high.reshape(-1)
     if not np.isfinite(action_high - action_low).all():
         raise ValueError("dpg needs actions with finite bounds; this environment's have none")
-    low, high = (np.asarray(x, np.float32) for x in (config.observation_low, config.observation_high))
-    if spec.observation_shape != low.shape:
-        raise ValueError(
-            f"config.observation_low and config.observation_high hold {len(low)} bounds each; "
-            f"this environment's observations are {spec.observation_shape}"
-        )
-    basis = (
-        features.fourier(len(low), config.order)
-        if config.features == "fourier"
-        else features.tiles(len(low), config.tilings, config.tiles)
-    )
+    basis = features.of_observations(config, spec)
     squash, num_actions = config.squash, len(action_low)
     centre, half = (action_high + action_low) / 2, (action_high - action_low) / 2
-
-    def phi(observation):
-        return basis.phi(features.scale(observation, low, high))
 
     def to_bounds(action):
         """[B, A] within [-1, 1] -> [B, *shape] within the environment's bounds."""
@@ -210,12 +191,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         correlation = jnp.where(timestep.first, 0.0, config.noise_correlation)[:, None]
         fresh = params.sigma * jax.random.normal(key, memory.noise.shape)
         noise = correlation * memory.noise + jnp.sqrt(1.0 - correlation**2) * fresh
-        mean, _ = mu(params.theta, phi(timestep.observation), squash)
+        mean, _ = mu(params.theta, basis.phi(timestep.observation), squash)
         return to_bounds(mean + noise), {}, Memory(noise)
 
     def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
-        mean, _ = mu(params.theta, phi(timestep.observation), squash)
+        mean, _ = mu(params.theta, basis.phi(timestep.observation), squash)
         return to_bounds(mean), {}, memory
 
     def step(weights: Weights, hypers: Hypers, phi, action, targets, live):
@@ -233,9 +214,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def copdac_q(weights: Weights, hypers: Hypers, steps: Transition):
         """Section 4.3's COPDAC-Q. Q^w(s, mu_theta(s)) is V^v(s)."""
-        targets = config.reward_scale * steps.reward + steps.discount * (phi(steps.next_observation) @ weights.v)
+        targets = config.reward_scale * steps.reward + steps.discount * (basis.phi(steps.next_observation) @ weights.v)
         live = jnp.ones_like(targets)
-        weights, delta = step(weights, hypers, phi(steps.observation), from_bounds(steps.action), targets, live)
+        weights, delta = step(weights, hypers, basis.phi(steps.observation), from_bounds(steps.action), targets, live)
         return weights, delta, live
 
     def sarsa(weights: Weights, hypers: Hypers, steps: Step):
@@ -244,7 +225,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         The row that closes an episode, whose action was thrown away, still tells what action a truncated one would
         have gone on with; itself it is no transition.
         """
-        features = phi(steps.observation)
+        features = basis.phi(steps.observation)
         actions = jax.vmap(from_bounds)(steps.action)
         live = 1.0 - steps.first[1:]  # the row before a first closed its episode
         rewards, discounts = config.reward_scale * steps.reward[:-1], config.discount * steps.discount[:-1]
@@ -262,7 +243,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         del key
         learn = sarsa if config.form == "sarsa" else copdac_q
         weights, delta, live = learn(state.weights, state.hypers, sample.steps)
-        value = phi(sample.steps.observation) @ weights.v
+        value = basis.phi(sample.steps.observation) @ weights.v
         squares, number, value = pmean((jnp.square(delta).sum(), live.sum(), value.mean()))
         metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value}
         metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}

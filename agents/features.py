@@ -23,7 +23,7 @@ class Features(NamedTuple):
     """phi and the factor of the step size of each of its coefficients."""
 
     size: int  # n
-    phi: Callable[[Any], chex.Array]  # x in [0, 1], [B, d] -> float32 [B, n]; of `vector`, any observation
+    phi: Callable[[Any], chex.Array]  # x in [0, 1], [B, d] -> float32 [B, n]; of those below the bases, observations
     step_sizes: np.ndarray  # float32 [n]
 
 
@@ -64,6 +64,39 @@ def tiles(size: int, tilings: int, width: int) -> Features:
         return chosen.reshape(*x.shape[:-1], tilings * cells)
 
     return Features(tilings * cells, phi, np.full(tilings * cells, 1.0 / tilings, np.float32))
+
+
+def check_bounds(config: Any) -> None:
+    """Raises ValueError unless `config.observation_low` and `config.observation_high` fit one another."""
+    if len(config.observation_low) != len(config.observation_high) or not all(
+        low < high and np.isfinite(high - low) for low, high in zip(config.observation_low, config.observation_high)
+    ):
+        raise ValueError(
+            f"config.observation_low={config.observation_low} must be finite and below, one for one, "
+            f"config.observation_high={config.observation_high}"
+        )
+
+
+def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
+    """What a config asks for by `features`, with `order`, or `tilings` and `tiles`, within its bounds.
+
+    `phi` takes observations [B, d]: `config.observation_low` is 0, `config.observation_high` is 1.
+
+    Raises:
+      ValueError: the bounds are not one for each of the observation's numbers, or there would be too many features.
+    """
+    low, high = (np.asarray(x, np.float32) for x in (config.observation_low, config.observation_high))
+    if spec.observation_shape != low.shape:
+        raise ValueError(
+            f"config.observation_low and config.observation_high hold {len(low)} bounds each; "
+            f"this environment's observations are {spec.observation_shape}"
+        )
+    basis = (
+        fourier(len(low), config.order)
+        if config.features == "fourier"
+        else tiles(len(low), config.tilings, config.tiles)
+    )
+    return basis._replace(phi=lambda observation: basis.phi(scale(observation, low, high)))
 
 
 def vector(agent: str, spec: EnvironmentSpec, num_states: int = 0) -> Features:

@@ -129,7 +129,9 @@ def q_learning(**config: Any) -> list[Preset]:
 ONLINE_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20}
 SMALL_POLICY = {"hidden_sizes": (64,), "optimizer": "adam", "discount_weighting": False}
 SMALL_ACTOR_CRITIC = SMALL_POLICY | {"batch_size": 32, "unroll_length": 8, "alpha_theta": 3e-4, "alpha_w": 3e-3}
-EPISODES_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
+OFF_PAC_RUN = ONLINE_RUN | {"envs_per_actor": 16}
+SMALL_OFF_PAC = {"batch_size": 16, "unroll_length": 16}
+EPISODES_RUN = {"max_env_steps": 200_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
 SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w": 1e-2}
 
 
@@ -281,6 +283,15 @@ PRESETS = {
     "a2c": a2c(),
     "actor_critic": actor_critic(),
     "actor_critic_lambda": actor_critic(lambda_theta=0.9, lambda_w=0.9, alpha_theta=1e-3, alpha_w=1e-2),
+    "off_pac": [
+        Preset(
+            "MountainCar-v0",
+            OFF_PAC_RUN,
+            # Of episodes of 200 steps with single random actions, none reaches the goal.
+            SMALL_OFF_PAC | {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07), "repeat": 0.9},
+        ),
+        Preset("*", OFF_PAC_RUN, SMALL_OFF_PAC),
+    ],
     "reinforce": reinforce(),
     "reinforce_baseline": reinforce(baseline=True),
     "all_actions": reinforce(form="all_actions"),

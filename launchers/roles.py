@@ -74,7 +74,7 @@ class Parts:
             server.build_table(self.table, self.table_items, per_item, self.run.num_replay_servers),
             server.build_variables_table(self.params),
         ]
-        if isinstance(self.table.window, Sequences):
+        if isinstance(self.table.window, Sequences) and self.replays:
             tables.append(server.build_steps_table())
         try:
             return server.serve(tables, port, self.logdir / f"replay_{task}" if self.replays else None)
@@ -89,7 +89,7 @@ class Parts:
         if isinstance(self.table.window, Gradients):
             return sample_gradients(clients[0], self.table, self.items, jax.local_device_count())
         if isinstance(self.table.window, Sequences):
-            return sampler.sample_sequences(clients[0], self.table, self.items, self.agent.batch_size)
+            return sampler.sample_episodes(clients[0], self.table, self.items, self.agent.batch_size)
         return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
 
     def variables(self, client: Client) -> VariableContainer:

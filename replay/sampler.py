@@ -61,19 +61,13 @@ def _batch(sample: Sample, learner_steps: np.ndarray | None) -> Batch:
     return Batch(sample, learner_steps, int(np.sum(~first)), first.size)
 
 
-def sample_sequences(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
-    """Batches of `batch_size` sequences for ever, taken once each, the oldest first; it waits as `sample_blocks` does.
+def sample_episodes(client: reverb.Client, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
+    """Batches of `batch_size` whole episodes for ever, each taken once, the oldest first; waits as `sample_blocks`.
 
-    Args:
-      structure: of one item, as `item_structure` gives it.
-
-    Raises:
-      ValueError: a transition may be in two sequences.
+    `structure` is of one item, as `item_structure` gives it.
     """
-    window = table.window
-    if not isinstance(window, Sequences) or (window.burn_in, window.length) != (0, window.period + 1):
-        raise ValueError(f"a queue's sequences share no transition, and {window} do")
-    packed = packing(window, structure)
+    assert isinstance(table.window, Sequences)
+    packed = packing(table.window, structure)
     while True:
         samples = list(client.sample(table.name, num_samples=batch_size, emit_timesteps=False))
         sample = packed.sample([np.stack(c) for c in zip(*(sample.data for sample in samples), strict=True)])

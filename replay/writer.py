@@ -358,8 +358,6 @@ class SequenceWriter:
             raise ValueError(f"sequences overlap by a row at least, which {table.window} do not")
         self._client, self._table, self._packing, self._priority = client, table, packing, priority
         self._window, self._streams = table.window, list[_Stream]()
-        # What waits here while its chunks fill up would only get older.
-        self._in_flight = 0 if table.kind == "queue" else SEQUENCES_IN_FLIGHT
         self._counter = client.trajectory_writer(num_keep_alive_refs=1)
         self._steps = 0
 
@@ -372,8 +370,7 @@ class SequenceWriter:
         stopped: Callable[[], bool] = lambda: False,
     ) -> bool:
         """As of any Writer; true each time the environments made another PULL_STEPS transitions. All sequences but
-        SEQUENCES_IN_FLIGHT of each environment are in the table then. Of a queue: true if the row completed sequences,
-        which are then in the table."""
+        SEQUENCES_IN_FLIGHT of each environment are in the table then."""
         del learner_steps
         rows = self._packing.rows.pack(step)
         if not self._streams:
@@ -393,12 +390,12 @@ class SequenceWriter:
             for sequence, priority in zip(done, priorities, strict=True):
                 sequence.writer.create_item(self._table.name, priority, sequence.columns)
             for sequence in done:
-                flush(sequence.writer, self._table.name, self._in_flight, stopped)
+                flush(sequence.writer, self._table.name, SEQUENCES_IN_FLIGHT, stopped)
         before, self._steps = self._steps, self._steps + int(np.sum(~step.first))
         for _ in range(before // self._window.period, self._steps // self._window.period):
             self._counter.append([np.int32(0)])
             self._counter.create_item(STEPS, 1.0, [self._counter.history[0][-1]])
-        return bool(done) if self._table.kind == "queue" else before // PULL_STEPS != self._steps // PULL_STEPS
+        return before // PULL_STEPS != self._steps // PULL_STEPS
 
     def _sample(self, sequences: list[_Sequence]) -> Sample:
         columns = [
@@ -418,6 +415,75 @@ def items_at_once(table: TableSpec, num_envs: int) -> int:
     return num_envs if getattr(table.window, "stack", 0) != 1 else max(LOCAL_ITEMS, num_envs)
 
 
+class EpisodeWriter:
+    """Writes whole episodes, for a queue: one item of each, its rows and padding, sent in one piece when it is over.
+
+    Measured with episodes of 500 rows, a row takes an eighth of the CPU time that it takes by itself; with episodes of
+    20 and 480 rows of padding, a fortieth.
+    """
+
+    def __init__(self, client: reverb.Client, table: TableSpec, packing: SequencePacking):
+        window = table.window
+        assert isinstance(window, Sequences)
+        if (window.burn_in, window.length) != (0, window.period + 1):
+            raise ValueError(f"a queue's sequences are whole episodes, which {window} are not")
+        self._table, self._packing, self._length = table, packing, window.length
+        self._writer = client.trajectory_writer(num_keep_alive_refs=1)
+        self._rows: list[np.ndarray] = []  # [B, length, size] of each column
+        self._memories: list[np.ndarray] = []  # [B, size] of each column, before the episode's first row
+
+    def _start(self, num_envs: int) -> None:
+        shape = (num_envs, self._length)
+        self._rows = [np.tile(padding, (*shape, 1)) for padding in self._packing.padding]
+        self._memories = [np.zeros((num_envs, *x.shape), x.dtype) for x in self._packing.memory.structure.leaves]
+        self._size = np.zeros(num_envs, int)  # rows of each environment's episode
+
+    def append(
+        self,
+        step: Step,
+        memory: Memory,
+        learner_steps: int,
+        params: Params = None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """As of any Writer; true if episodes were completed, which are then in the table.
+
+        Raises:
+          ValueError: an episode is longer than the table's sequences.
+        """
+        del learner_steps, params
+        if not self._rows:
+            self._start(len(step.first))
+        over = np.flatnonzero(step.first & (self._size > 0))
+        for environment in over:  # a row earlier it was not known
+            self._send(environment)
+        if np.any(~step.first & (self._size == 0)):
+            raise ValueError(f"an episode has more than {self._length - 1} actions: give a larger max_episode_steps")
+        environments = np.arange(len(self._size))
+        for column, row in zip(self._rows, self._packing.rows.pack(step), strict=True):
+            column[environments, self._size] = row
+        for column, row in zip(self._memories, self._packing.memory.pack(memory), strict=True):
+            column[step.first] = row[step.first]
+        self._size += 1
+        full = np.flatnonzero(self._size == self._length)
+        for environment in full:
+            self._send(environment)
+        if not len(over) and not len(full):
+            return False
+        flush(self._writer, self._table.name, 0, stopped)
+        return True
+
+    def _send(self, environment: int) -> None:
+        self._writer.append([column[environment].copy() for column in (*self._rows, *self._memories)])
+        self._writer.create_item(self._table.name, 1.0, [column[-1] for column in self._writer.history])
+        self._size[environment] = 0
+        for column, padding in zip(self._rows, self._packing.padding, strict=True):
+            column[environment] = padding
+
+    def close(self) -> None:
+        self._writer.close()
+
+
 def make_writer(
     client: reverb.Client, table: TableSpec, structure: Structure, priority: Callable[..., Any] | None
 ) -> Writer:
@@ -425,6 +491,8 @@ def make_writer(
     if isinstance(table.window, Window):
         return BlockWriter(client, table, structure)
     packed = packing(table.window, structure)
+    if isinstance(packed, SequencePacking) and table.kind == "queue":
+        return EpisodeWriter(client, table, packed)
     if isinstance(packed, SequencePacking):
         return SequenceWriter(client, table, packed, priority)
     if isinstance(packed, StackedPacking):

@@ -13,7 +13,7 @@ from replay.client import connect
 from replay.items import SequencePacking, Structure, packing
 from replay.sampler import Replay
 from replay.server import STEPS
-from replay.writer import PULL_STEPS, SequenceWriter, make_writer
+from replay.writer import PULL_STEPS, SequenceWriter
 from tests.counting_rows import first_rows
 from tests.replay.test_transitions import action_in, stream
 from tests.waiting import until, within
@@ -119,8 +119,7 @@ class Written:
         self.packing = packing(window, self.structure)
         assert isinstance(self.packing, SequencePacking)
         self.client = serve(server.build_table(self.table, self.packing.structure), server.build_steps_table())
-        self.writer = make_writer(self.client, self.table, self.structure, priority)
-        assert isinstance(self.writer, SequenceWriter)
+        self.writer = SequenceWriter(self.client, self.table, self.packing, priority)
 
     def write(self, environments: range, rows: int, params=None) -> list[bool]:
         pulls = []
@@ -248,10 +247,10 @@ def test_sequences_of_two_servers_are_sampled_as_they_were_written(serve, kind):
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_transitions_are_counted_to_less_than_a_period(serve, window):
-    written = Written(serve, window, kind="uniform")
+    written = Written(serve, window)
     for rows in (7, 40):
         before = written.counted()
-        written.writer = make_writer(written.client, written.table, written.structure, None)
+        written.writer = SequenceWriter(written.client, written.table, written.packing, None)
         written.write(range(4), rows)
         executed = sum(len(transitions(e, rows)) for e in range(4))
         assert written.counted() - before == executed // window.period
@@ -259,7 +258,7 @@ def test_transitions_are_counted_to_less_than_a_period(serve, window):
 
 
 def test_actors_pull_after_so_many_transitions(serve):
-    written = Written(serve, Sequences(0, 3, 2), kind="uniform")
+    written = Written(serve, Sequences(0, 3, 2))
     pulls = written.write(range(20), 60)
     assert sum(pulls) == sum(len(transitions(e, 60)) for e in range(20)) // PULL_STEPS == 2
 
@@ -307,7 +306,7 @@ def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
     table = TableSpec("replay", window, "queue", 3)
     packed = packing(window, structure_of(window))
     client = serve(server.build_table(table, packed.structure), server.build_steps_table())
-    writer = make_writer(client, table, structure_of(window), None)
+    writer = SequenceWriter(client, table, packed, None)
     asked = []
 
     def stopped() -> bool:

@@ -1,0 +1,233 @@
+"""Off-PAC: an actor-critic that learns a target policy from experience that another policy makes.
+
+Degris, White and Sutton 2012, https://arxiv.org/abs/1205.4839, whose names these are: the critic is GTD(lambda) with
+weights v and w (Maei 2011, http://hdl.handle.net/10402/era.22673), the actor's weights are u, traces are e_v and e_u,
+rho is the importance of an action. The behaviour is uniformly random, as in the paper's experiments. Evaluations play
+the target policy itself, as the paper's do, by its probabilities.
+
+Deviations: a step is the mean of those of several environments at the same time, each with traces of its own. The
+behaviour may repeat its last action, where single random actions lead nowhere; rho knows. Where an episode is
+truncated, the value of its last observation stands for the rest.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents import features
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
+from agents.exploration import discrete_actions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper swept its step sizes and lambda: these learn MountainCar-v0."""
+
+    behaviour: Literal["uniform"] = "uniform"  # b(a | s): all actions alike
+    repeat: float = 0.0  # the probability with which it plays its last action again, within an episode
+
+    observation_low: tuple[float, ...] = ()  # of each observation; what is outside is clipped
+    observation_high: tuple[float, ...] = ()
+    features: Literal["fourier", "tiles"] = "tiles"
+    order: int = 3  # of the Fourier basis
+    tilings: int = 10
+    tiles: int = 10  # of one tiling, along each observation
+
+    discount: float = 0.99  # gamma
+    lambda_: float = 0.4
+    alpha_v: float = 0.5  # step sizes; a feature's own factor, 1 / tilings of tiles, multiplies them
+    alpha_w: float = 1e-4
+    alpha_u: float = 0.5
+    unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
+    batch_size: int = 1  # B, environments
+
+    queue_batches: int = 1  # batches that may wait in the queue
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("order", "tilings", "tiles", "unroll_length", "batch_size", "queue_batches"),
+            positive=("alpha_v", "alpha_u"),
+            not_negative=("alpha_w",),
+            fractions=("discount", "lambda_", "repeat"),
+        )
+        if self.repeat == 1.0:
+            raise ValueError("config.repeat=1.0 would play one action for all of an episode: it must be below 1")
+        features.check_bounds(self)
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    alpha_v: Any
+    alpha_w: Any
+    alpha_u: Any
+    discount: Any
+    lambda_: Any
+
+
+class Weights(NamedTuple):
+    """Of n features and A actions."""
+
+    v: chex.Array  # [n], of the value v^T x
+    w: chex.Array  # [n], GTD's second
+    u: chex.Array  # [n, A], of the target policy: pi_u(. | s) is the softmax of u^T x
+
+
+class Traces(NamedTuple):
+    """Of each environment's episode so far."""
+
+    e_v: chex.Array  # [B, n]
+    e_u: chex.Array  # [B, n, A]
+
+
+class State(NamedTuple):
+    weights: Weights
+    # Of all B environments. Of several devices, each has its share of environments, and their traces in the first rows.
+    traces: Traces
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Memory(NamedTuple):
+    action: chex.Array  # int32 [B] the last one
+
+
+class Row(NamedTuple):
+    """One time step of B environments."""
+
+    x: chex.Array  # x(s_t), [B, n]
+    action: chex.Array  # a_t, int32 [B]
+    b: chex.Array  # b(a_t | s_t), [B]
+    reward: chex.Array  # r_{t+1}, [B]
+    discount: chex.Array  # gamma, 0 where s_{t+1} is terminal, [B]
+    next_x: chex.Array  # x(s_{t+1}), [B, n]
+    first: chex.Array  # bool [B], the row opens an episode: what was before is forgotten
+
+
+def directions(weights: Weights, traces: Traces, row: Row, hypers: Hypers) -> tuple[Weights, Traces, chex.Array]:
+    """The paper's algorithm 1 for one time step, but for the step sizes.
+
+    Returns:
+      What each environment adds to v, w and u, [B, ...]; the traces; delta, [B].
+    """
+    x, next_x, gamma_lambda = row.x, row.next_x, hypers.discount * hypers.lambda_
+    delta = row.reward + row.discount * (next_x @ weights.v) - x @ weights.v
+    pi = jax.nn.softmax(x @ weights.u)
+    chosen = jax.nn.one_hot(row.action, pi.shape[-1])
+    rho = jnp.sum(chosen * pi, axis=-1) / row.b
+
+    e_v = jnp.where(row.first[:, None], 0.0, traces.e_v)
+    e_v = rho[:, None] * (x + gamma_lambda * e_v)
+    correction = row.discount * (1.0 - hypers.lambda_) * (e_v @ weights.w)
+    v = delta[:, None] * e_v - correction[:, None] * next_x
+    w = delta[:, None] * e_v - (x @ weights.w)[:, None] * x
+
+    e_u = jnp.where(row.first[:, None, None], 0.0, traces.e_u)
+    e_u = rho[:, None, None] * (x[:, :, None] * (chosen - pi)[:, None] + gamma_lambda * e_u)  # grad pi_u / pi_u first
+    u = delta[:, None, None] * e_u
+    return Weights(v, w, u), Traces(e_v, e_u), delta
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: continuous actions, or bounds or features that do not fit the observation.
+    """
+    num_actions = discrete_actions("off_pac", spec)
+    basis = features.of_observations(config, spec)
+
+    def init(key: jax.Array) -> State:
+        del key
+        n, B = basis.size, config.batch_size
+        weights = Weights(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, num_actions)))
+        traces = Traces(jnp.zeros((B, n)), jnp.zeros((B, n, num_actions)))
+        hypers = Hypers(config.alpha_v, config.alpha_w, config.alpha_u, config.discount, config.lambda_)
+        return State(weights, traces, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers), jnp.int32(0))
+
+    def memory(num_envs: int, ranks: Any = None) -> Memory:
+        del ranks
+        return Memory(jnp.zeros(num_envs, jnp.int32))
+
+    def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        """The behaviour; it does not know the target policy."""
+        del params
+        repeat = jnp.where(timestep.first, 0.0, config.repeat)
+        repeat_key, action_key = jax.random.split(key)
+        fresh = jax.random.randint(action_key, repeat.shape, 0, num_actions, jnp.int32)
+        action = jnp.where(jax.random.uniform(repeat_key, repeat.shape) < repeat, memory.action, fresh)
+        b = (1.0 - repeat) / num_actions + repeat * (action == memory.action)
+        return action, {"b": b}, Memory(action)
+
+    def act_greedily(u, key: jax.Array, timestep: TimeStep, memory: Memory):
+        """The target policy."""
+        return jax.random.categorical(key, basis.phi(timestep.observation) @ u).astype(jnp.int32), {}, memory
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        steps, hypers = sample.steps, state.hypers
+        streams = steps.first.shape[1]
+        x = basis.phi(steps.observation)
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+
+        def step(carry, now):
+            weights, traces = carry
+            row, live = now
+            each, traces, delta = directions(weights, traces, row, hypers)
+            # The mean over the live rows of all devices: their sum here, over their number on the mean device.
+            sums, number = pmean((jax.tree.map(lambda d: jnp.tensordot(live, d, axes=1), each), live.sum()))
+            v, w, u = jax.tree.map(lambda s: s / jnp.maximum(number, 1e-6), sums)
+            weights = Weights(
+                weights.v + hypers.alpha_v * basis.step_sizes * v,
+                weights.w + hypers.alpha_w * basis.step_sizes * w,
+                weights.u + hypers.alpha_u * basis.step_sizes[:, None] * u,
+            )
+            return (weights, traces), live * delta
+
+        rows = Row(
+            x[:-1],
+            steps.action[:-1],
+            steps.extras["b"][:-1],
+            steps.reward[:-1],
+            hypers.discount * steps.discount[:-1],
+            x[1:],
+            steps.first[:-1],
+        )
+        mine = jax.tree.map(lambda e: e[:streams], state.traces)
+        (weights, mine), delta = jax.lax.scan(step, (state.weights, mine), (rows, live))
+        traces = jax.tree.map(lambda all, e: all.at[:streams].set(e), state.traces, mine)
+        pi = jax.nn.softmax(x @ weights.u)
+        entropy = -jnp.sum(pi * jnp.log(jnp.maximum(pi, 1e-30)), axis=-1).mean()
+        squares, number, value, entropy = pmean((jnp.square(delta).sum(), live.sum(), (x @ weights.v).mean(), entropy))
+        metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value, "entropy": entropy}
+        metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}
+        return State(weights, traces, hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: state.weights.u,
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+        in_order=True,
+    )

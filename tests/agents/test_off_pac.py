@@ -1,0 +1,337 @@
+"""Off-PAC against algorithm 1 of Degris et al. 2012, restated as plainly as can be, and its critic where semi-gradient
+temporal differences diverge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents import features, off_pac
+from agents.agent import (
+    AXIS,
+    BoundedActions,
+    DiscreteActions,
+    EnvironmentSpec,
+    Sample,
+    Step,
+    TimeStep,
+    Window,
+)
+from agents.off_pac import Config, Memory, Row, Traces, Weights
+
+A = 3
+SPEC = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(A))
+TILES = {"observation_low": (-1.0, 0.0), "observation_high": (1.0, 4.0), "tilings": 2, "tiles": 3}
+ALPHAS = {"alpha_v": 0.3, "alpha_w": 0.2, "alpha_u": 0.4, "discount": 0.9}
+BASIS = features.tiles(2, 2, 3)
+LAMBDAS = pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
+
+
+def make(**fields):
+    return off_pac.make(Config(**{**TILES, **ALPHAS, **fields}), SPEC)
+
+
+def random_steps(seed: int, T: int, B: int) -> Step:
+    """[T+1, B] rows that open with an episode; a row before a first closed its, half by termination, and its action was
+    thrown away."""
+    rng = np.random.default_rng(seed)
+    shape = (T + 1, B)
+    first = rng.random(shape) < 0.2
+    first[0] = True
+    closing = np.concatenate([first[1:], np.zeros((1, B), bool)])
+    terminal = closing & (rng.random(shape) < 0.5)
+    discount = np.concatenate([np.where(terminal[1:], 0.0, 1.0), np.ones((1, B))]).astype(np.float32)
+    observation = rng.uniform((-1, 0), (1, 4), (*shape, 2)).astype(np.float32)
+    action, reward = rng.integers(A, size=shape).astype(np.int32), rng.normal(size=shape).astype(np.float32)
+    b = rng.uniform(0.2, 0.9, shape).astype(np.float32)
+    return Step(observation, action, reward, discount, first, {"b": b})
+
+
+def rows(steps: Step, start: int, stop: int) -> Sample:
+    return Sample(jax.tree.map(lambda x: x[start:stop], steps))
+
+
+def x_of(observation: np.ndarray) -> np.ndarray:
+    """Features [n], told by hand from the observation's place within its bounds."""
+    return np.asarray(BASIS.phi(np.array([(observation[0] + 1) / 2, observation[1] / 4], np.float32)), float)
+
+
+def algorithm_1(weights: Weights, steps: Step, lambda_: float) -> list[Weights]:
+    """Of several environments: a step is the mean of theirs. After each row, v, w and u."""
+    alpha_v, alpha_w, alpha_u, gamma = ALPHAS.values()
+    v, w, u = (np.asarray(x, float) for x in weights)
+    T, B = steps.reward[:-1].shape
+    e_v, e_u = np.zeros((B, *v.shape)), np.zeros((B, *u.shape))
+    told = []
+    for t in range(T):
+        moves = []
+        for i in range(B):
+            if steps.first[t, i]:
+                e_v[i], e_u[i] = 0, 0
+            if steps.first[t + 1, i]:
+                continue  # row t closed an episode
+            x, next_x, a = x_of(steps.observation[t, i]), x_of(steps.observation[t + 1, i]), steps.action[t, i]
+            next_gamma = gamma * steps.discount[t, i]
+            delta = steps.reward[t, i] + next_gamma * v @ next_x - v @ x
+            exp = np.exp(x @ u)
+            pi = exp / exp.sum()
+            rho = pi[a] / steps.extras["b"][t, i]
+            e_v[i] = rho * (x + gamma * lambda_ * e_v[i])
+            grad_ln_pi = np.outer(x, np.eye(A)[a] - pi)
+            e_u[i] = rho * (grad_ln_pi + gamma * lambda_ * e_u[i])
+            moves.append(
+                (
+                    delta * e_v[i] - next_gamma * (1 - lambda_) * (w @ e_v[i]) * next_x,
+                    delta * e_v[i] - (w @ x) * x,
+                    delta * e_u[i],
+                )
+            )
+        if moves:
+            of_v, of_w, of_u = (np.mean(m, axis=0) for m in zip(*moves, strict=True))
+            v, w, u = v + alpha_v / 2 * of_v, w + alpha_w / 2 * of_w, u + alpha_u / 2 * of_u  # 2 tilings
+        told.append(Weights(v, w, u))
+    return told
+
+
+def random_weights(n: int) -> Weights:
+    rng = np.random.default_rng(7)
+    return Weights(*(jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for s in [n, n, (n, A)]))
+
+
+@LAMBDAS
+@pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 3)])
+def test_updates_are_algorithm_1s(lambda_, T, B):
+    """Traces go on from one update to the next, and stop at an episode's end."""
+    agent = make(unroll_length=T, batch_size=B, lambda_=lambda_)
+    state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
+    assert not any(x.any() for x in state.weights)
+    state = state._replace(weights=random_weights(BASIS.size))
+    steps = random_steps(0, 40, B)
+    told = algorithm_1(state.weights, steps, lambda_)
+    for t in range(0, 40, T):
+        state, feedback = update(state, jax.random.key(t), rows(steps, t, t + T + 1))
+        for got, expected in zip(state.weights, told[t + T - 1], strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+    assert int(state.step) == 40 // T
+    np.testing.assert_allclose(feedback.metrics["v_norm"], np.linalg.norm(told[-1].v), rtol=1e-3)
+
+
+def test_rows_that_close_an_episode_teach_nothing():
+    """Whatever such a row's action, reward and discount hold."""
+    steps = random_steps(3, 30, 2)
+    closing = np.concatenate([steps.first[1:], np.zeros((1, 2), bool)])
+    assert closing.sum() > 4
+    rubbish = steps._replace(
+        reward=np.where(closing, 1e3, steps.reward).astype(np.float32),
+        discount=np.where(closing, 7.0, steps.discount).astype(np.float32),
+        action=np.where(closing, 0, steps.action).astype(np.int32),
+        extras={"b": np.where(closing, 1e-3, steps.extras["b"]).astype(np.float32)},
+    )
+    agent = make(unroll_length=3, batch_size=2, lambda_=0.7)
+    update, states = jax.jit(agent.update), [agent.init(jax.random.key(0))] * 2
+    for t in range(0, 30, 3):
+        states = [
+            update(s, jax.random.key(0), rows(x, t, t + 4))[0] for s, x in zip(states, (steps, rubbish), strict=True)
+        ]
+    for got, expected in zip(states[0].weights, states[1].weights, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_batch_without_transitions_is_harmless():
+    agent = make(batch_size=2)
+    state = agent.init(jax.random.key(0))._replace(weights=random_weights(BASIS.size))
+    steps = random_steps(0, 1, 2)._replace(first=np.array([[False, False], [True, True]]))
+    new, feedback = jax.jit(agent.update)(state, jax.random.key(0), Sample(steps))
+    jax.tree.map(np.testing.assert_array_equal, new.weights, state.weights)
+    assert {name: x for name, x in feedback.metrics.items() if not np.isfinite(x)} == {}
+
+
+def test_two_shards_are_one_batch():
+    """Also from one update to the next: each device has the traces of its own environments."""
+    agent = make(unroll_length=3, batch_size=8, lambda_=0.7)
+    steps = random_steps(5, 30, 8)
+    state = agent.init(jax.random.key(0))
+    update, sharded = jax.jit(agent.update), jax.jit(jax.vmap(agent.update, in_axes=(0, None, 0), axis_name=AXIS))
+    shards = jax.tree.map(lambda x: np.stack([x, x]), state)
+    halves = jax.tree.map(lambda x: np.stack([x[:, :4], x[:, 4:]]), steps)
+    for t in range(0, 30, 3):
+        state, feedback = update(state, jax.random.key(0), rows(steps, t, t + 4))
+        part = Sample(jax.tree.map(lambda x, t=t: x[:, t : t + 4], halves))
+        shards, shard_feedback = sharded(shards, jax.random.key(0), part)
+        for i in range(2):
+            mine = jax.tree.map(lambda x, i=i: x[i], shards.weights)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), mine, state.weights)
+            for name, x in feedback.metrics.items():
+                np.testing.assert_allclose(shard_feedback.metrics[name][i], x, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_hypers_are_the_states():
+    """A population may tune them: not the config's."""
+    agent, other = make(), make(alpha_v=0.7, alpha_w=0.6, alpha_u=0.1, discount=0.5, lambda_=0.9)
+    steps = random_steps(1, 12, 1)
+    state, expected = agent.init(jax.random.key(0)), other.init(jax.random.key(0))
+    state = state._replace(hypers=expected.hypers)
+    update, other_update = jax.jit(agent.update), jax.jit(other.update)
+    for t in range(12):
+        state, _ = update(state, jax.random.key(0), rows(steps, t, t + 2))
+        expected, _ = other_update(expected, jax.random.key(0), rows(steps, t, t + 2))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+
+
+# The critic on two states whose values are v and 2 v (Sutton and Barto 2018, section 11.2) --------------------------
+
+# The behaviour goes to either state alike. The target policy goes to the second with probability sigmoid(preference x);
+# all rewards are 1.
+GAMMA, X, ALWAYS = 0.9, np.array([1.0, 2.0]), 100.0
+
+
+def fixed_point(lambda_: float, preference: float) -> float:
+    """v where the expected update of off-policy TD(lambda) is 0: X^T D (I - gamma lambda P)^-1 (r + (gamma P - I) X v),
+    with D how often the behaviour visits states and P the target policy's moves."""
+    second = 1 / (1 + np.exp(-preference * X))
+    D, P = np.diag([0.5, 0.5]), np.stack([1 - second, second], axis=1)
+    left = X @ D @ np.linalg.inv(np.eye(2) - GAMMA * lambda_ * P)
+    return -(left @ np.ones(2)) / (left @ (GAMMA * P - np.eye(2)) @ X)
+
+
+def learn_values(lambda_: float, preference: float, alpha_v: float, alpha_w: float, updates: int) -> np.ndarray:
+    """v after each update."""
+    B = 128
+    hypers = make(lambda_=lambda_, discount=GAMMA).init(jax.random.key(0)).hypers
+    u = jnp.array([[0.0, preference]])
+
+    def move(carry, key):
+        v, w, traces, x = carry
+        action = jax.random.randint(key, (B,), 0, 2)
+        next_x = jnp.asarray(X, jnp.float32)[action][:, None]
+        ones = jnp.ones(B)
+        row = Row(x, action, 0.5 * ones, ones, GAMMA * ones, next_x, jnp.zeros(B, bool))
+        each, traces, _ = off_pac.directions(Weights(v, w, u), traces, row, hypers)
+        return (v + alpha_v * each.v.mean(axis=0), w + alpha_w * each.w.mean(axis=0), traces, next_x), v[0]
+
+    traces = Traces(jnp.zeros((B, 1)), jnp.zeros((B, 1, 2)))
+    start = (jnp.ones(1), jnp.zeros(1), traces, jnp.ones((B, 1)))
+    keys = jax.random.split(jax.random.key(0), updates)
+    return np.asarray(jax.jit(lambda start, keys: jax.lax.scan(move, start, keys))(start, keys)[1])
+
+
+def test_semi_gradient_td_diverges_where_gtd_finds_the_fixed_point():
+    """Semi-gradient TD is the same update with w at 0."""
+    assert fixed_point(0.0, ALWAYS) == pytest.approx(3 / (5 - 6 * GAMMA))
+    td = learn_values(0.0, ALWAYS, alpha_v=0.05, alpha_w=0.0, updates=2500)
+    assert abs(td[-1] - fixed_point(0.0, ALWAYS)) > 1e6
+    gtd = learn_values(0.0, ALWAYS, alpha_v=0.05, alpha_w=0.2, updates=12_000)
+    np.testing.assert_allclose(gtd[-3000:].mean(), fixed_point(0.0, ALWAYS), rtol=0.05)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.4, 0.8])
+def test_gtd_finds_the_fixed_point_of_its_lambda(lambda_):
+    others = {fixed_point(other, 0.7) for other in (0.0, 0.4, 0.8)} - {fixed_point(lambda_, 0.7)}
+    gtd = learn_values(lambda_, 0.7, alpha_v=0.1, alpha_w=0.1, updates=12_000)[-2000:].mean()
+    assert min(abs(gtd - other) for other in others) > 3 * abs(gtd - fixed_point(lambda_, 0.7))
+    np.testing.assert_allclose(gtd, fixed_point(lambda_, 0.7), rtol=0.05)
+
+
+def test_it_learns_a_policy_that_it_does_not_play():
+    """From the left half action 2 pays, from the right half action 0; episodes have one step."""
+    B, updates = 16, 400
+    agent = make(batch_size=B, lambda_=0.4)
+
+    def move(state, key):
+        place_key, act_key = jax.random.split(key)
+        place = jax.random.uniform(place_key, (B, 2), minval=jnp.array([-1.0, 0.0]), maxval=jnp.array([1.0, 4.0]))
+        start = jnp.ones(B, bool)
+        now = TimeStep(place, jnp.zeros(B), jnp.ones(B), start, ~start)
+        action, extras, _ = agent.act(agent.policy(state), act_key, now, agent.memory(B, None))
+        reward = jnp.where(action == jnp.where(place[:, 0] < 0, 2, 0), 1.0, 0.0)
+        steps = [jnp.stack([x, x]) for x in (place, action, reward, jnp.zeros(B))]
+        sample = Sample(Step(*steps, jnp.stack([start, ~start]), jax.tree.map(lambda b: jnp.stack([b, b]), extras)))
+        return agent.update(state, key, sample)[0], None
+
+    keys = jax.random.split(jax.random.key(1), updates)
+    state, _ = jax.jit(lambda s, keys: jax.lax.scan(move, s, keys))(agent.init(jax.random.key(0)), keys)
+    for side, best in [(-0.6, 2), (0.6, 0)]:
+        pi = jax.nn.softmax(x_of(np.array([side, 2.0])) @ state.weights.u)
+        assert pi[best] > 0.8
+
+
+# Acting --------------------------------------------------------------------------------------------------------------
+
+
+def timestep(B: int, first: bool) -> TimeStep:
+    zeros = np.zeros(B, np.float32)
+    return TimeStep(np.zeros((B, 2), np.float32), zeros, zeros + 1, np.full(B, first), zeros > 0)
+
+
+@pytest.mark.parametrize(("repeat", "first"), [(0.0, False), (0.7, True), (0.7, False)])
+def test_the_behaviour_is_uniform_and_says_how_likely_its_action_was(repeat, first):
+    B = 9000
+    agent = make(repeat=repeat)
+    last = jnp.full(B, 1, jnp.int32)
+    act = jax.jit(agent.act)
+    action, extras, memory = act(random_weights(BASIS.size).u, jax.random.key(0), timestep(B, first), Memory(last))
+    assert action.dtype == jnp.int32 and set(extras) == {"b"}
+    np.testing.assert_array_equal(memory.action, action)
+    b = np.full(A, 1 / A)
+    if repeat and not first:
+        b = (1 - repeat) / A + repeat * np.eye(A)[1]
+    np.testing.assert_allclose(np.bincount(action, minlength=A) / B, b, atol=0.02)
+    np.testing.assert_allclose(extras["b"], b[np.asarray(action)], rtol=1e-5)
+    np.testing.assert_array_equal(agent.memory(4, None).action, np.zeros(4))
+
+
+def test_evaluations_play_the_target_policy():
+    B = 9000
+    agent, u = make(), random_weights(BASIS.size).u
+    assert agent.policy(agent.init(jax.random.key(0))).shape == u.shape
+    memory = agent.memory(B, None)
+    action, _, _ = jax.jit(agent.act_greedily)(u, jax.random.key(0), timestep(B, False), memory)
+    exp = np.exp(x_of(np.zeros(2)) @ np.asarray(u))
+    assert action.dtype == jnp.int32
+    np.testing.assert_allclose(np.bincount(action, minlength=A) / B, exp / exp.sum(), atol=0.02)
+
+
+# Settings ------------------------------------------------------------------------------------------------------------
+
+
+def test_table():
+    agent = make(unroll_length=5, batch_size=16, queue_batches=3)
+    (table,) = agent.tables
+    assert table.window == Window(length=6, period=5) and table.kind == "queue" and table.max_size == 48
+    assert agent.batch_size == 16 and agent.in_order
+
+
+def test_what_does_not_fit_is_refused():
+    bounds = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=r"^off_pac needs discrete actions; this environment's are continuous$"):
+        off_pac.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
+    with pytest.raises(ValueError, match=r"hold 0 bounds each; this environment's observations are \(2,\)$"):
+        off_pac.make(Config(), SPEC)
+    with pytest.raises(ValueError, match=r"would be .* features, of 20000 at most"):
+        make(tiles=200)
+    with pytest.raises(ValueError, match="must be finite and below, one for one"):
+        make(observation_low=(-1.0, 4.0))
+    with pytest.raises(ValueError, match="must be below 1"):
+        make(repeat=1.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("unroll_length", 0),
+        ("batch_size", 0),
+        ("queue_batches", 0),
+        ("order", 0),
+        ("tilings", 0),
+        ("tiles", 0),
+        ("alpha_v", 0.0),
+        ("alpha_w", -1.0),
+        ("alpha_u", float("inf")),
+        ("discount", 1.5),
+        ("lambda_", -0.1),
+        ("repeat", 1.1),
+    ],
+)
+def test_a_value_out_of_range_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"config.{field} must be"):
+        Config(**{field: value})
