@@ -100,6 +100,18 @@ SMALL_R2D2 = SMALL | {
     "replay_size": 8_000,
     "min_replay_size": 100,
 }
+MEMORY_R2D2 = SMALL_R2D2 | {
+    "lstm_size": 128,
+    "head_size": 128,  # which object is where, and which it was: their product is more than the LSTM's output can say
+    "burn_in": 4,
+    "sequence_length": 16,
+    "overlap": 4,
+    "discount": 0.97,
+    "learning_rate": 5e-4,
+    "epsilon_spread": 3.0,
+    "replay_size": 20_000,
+    "min_replay_size": 500,
+}
 SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
 
 
@@ -306,6 +318,7 @@ PRESETS = {
     ],
     "r2d2": [
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
+        Preset("MiniGrid-Memory*", DQN_RUN | {"max_env_steps": 400_000, "envs_per_actor": 32}, MEMORY_R2D2),
         Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
     ],
     "async_n_step_q": async_q(form="n_step_q"),
