@@ -115,6 +115,18 @@ class Search(NamedTuple):
     kl: chex.Array  # from the old policy, in nats; 0 likewise
 
 
+def surrogate(policy: Policy, outputs: Any, actions: Any, log_mu: Any, advantages: Any, weights: Any) -> chex.Array:
+    """The weighted sum of pi / mu A (eq. 14), a scalar.
+
+    Args:
+      policy: the family.
+      outputs: pi's, [..., P].
+      actions: raw, [...] or [..., n].
+      log_mu: of the policy that acted, [...]; advantages and weights likewise.
+    """
+    return jnp.sum(weights * jnp.exp(policy.log_prob(outputs, actions) - log_mu) * advantages)
+
+
 def fisher(policy: Policy, outputs: Callable[[Any], Any], params: Any, weights: Any) -> Callable[[Any], Any]:
     """v -> F v, pytrees as `params` is, with F the Hessian of the mean KL(pi_params || pi) at pi = pi_params.
 
@@ -244,15 +256,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         def outputs(params: Any) -> chex.Array:
             return f.heads(params, seen, first, ())[0]
 
-        def surrogate(outputs: Any) -> chex.Array:
-            """The mean of pi / mu A (eq. 14), this device's share of it."""
-            return jnp.sum(weights * jnp.exp(policy.log_prob(outputs, actions) - log_mu) * A)
+        def L(params: Any) -> chex.Array:
+            return surrogate(policy, outputs(params), actions, log_mu, A, weights)
 
         def evaluate(params: Any) -> tuple[chex.Array, chex.Array]:
-            new_outputs = outputs(params)
-            return pmean((surrogate(new_outputs) - L_old, jnp.sum(weights * policy.kl(old_outputs, new_outputs))))
+            return pmean(L(params) - L_old), mean(policy.kl(old_outputs, outputs(params)))
 
-        L_old, g = jax.value_and_grad(lambda params: surrogate(outputs(params)))(state.params)
+        L_old, g = jax.value_and_grad(L)(state.params)
         g = pmean(g)
         product = fisher(policy, outputs, state.params, weights)
         step = natural_step(product, g, hypers.delta, hypers.damping, config.cg_iterations)
