@@ -1,9 +1,9 @@
 """Off-PAC: an actor-critic that learns a target policy from experience that another policy makes.
 
 Degris, White and Sutton 2012, https://arxiv.org/abs/1205.4839, whose names these are: the critic is GTD(lambda) with
-weights v and w (Maei 2011, http://hdl.handle.net/10402/era.22673), the actor's weights are u, traces are e_v and e_u,
-rho is the importance of an action. The behaviour is uniformly random, as in the paper's experiments. Evaluations play
-the target policy itself, as the paper's do, by its probabilities.
+weights v and w, the actor's weights are u, traces are e_v and e_u, rho is the importance of an action. The behaviour is
+uniformly random, as in the paper's experiments. Evaluations play the target policy itself, as the paper's do, by its
+probabilities.
 
 Deviations: a step is the mean of those of several environments at the same time, each with traces of its own. The
 behaviour may repeat its last action, where single random actions lead nowhere; rho knows. Where an episode is

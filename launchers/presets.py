@@ -306,7 +306,14 @@ PRESETS = {
     ],
     "reinforce": reinforce(),
     "reinforce_baseline": reinforce(baseline=True),
-    "all_actions": reinforce(form="all_actions"),
+    "all_actions": [
+        # The policy slower than what it follows: else it settles before the action values mean anything.
+        Preset(
+            "*",
+            EPISODES_RUN | {"max_env_steps": 400_000},
+            SMALL_REINFORCE | {"form": "all_actions", "alpha_theta": 5e-4, "alpha_w": 3e-2},
+        ),
+    ],
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
     "dueling_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, dueling=True, max_gradient_norm=10.0),

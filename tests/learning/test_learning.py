@@ -39,3 +39,15 @@ def test_d4pg_learns_pendulum(tmp_path):
 @pytest.mark.parametrize("agent, steps", [("q_learning", 120_000), ("prioritized_dqn", 40_000), ("r2d2", 75_000)])
 def test_value_based_agents_learn_catch(tmp_path, agent, steps):
     assert evaluation(tmp_path, f"--agent={agent}", "--env=Catch-v0", f"--max_env_steps={steps}") >= 0.95
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize("agent", ["actor_critic_lambda", "reinforce_baseline"])
+def test_policy_gradients_learn_cartpole(tmp_path, agent):
+    assert evaluation(tmp_path, f"--agent={agent}", "--env=CartPole-v1", "--max_env_steps=200000") >= 475
+
+
+@pytest.mark.learn
+def test_off_pac_learns_mountain_car(tmp_path):
+    """Where the behaviour reaches the goal in one episode of fifteen."""
+    assert evaluation(tmp_path, "--agent=off_pac", "--env=MountainCar-v0") >= -150
