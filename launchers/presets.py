@@ -321,7 +321,7 @@ PRESETS = {
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
-        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 5e-4}),
+        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 2.5e-4}),
     ],
     "r2d2": [
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
