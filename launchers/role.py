@@ -66,6 +66,8 @@ def role() -> int:
     parts = roles.Parts(run, logdir)
     if parts.replays and values.num_learners > 1:
         raise UsageError(f"--num_learners={values.num_learners}: an agent with a replay has one learner host")
+    if parts.agent.in_order and values.num_learners > 1:
+        raise UsageError(f"--num_learners={values.num_learners}: an agent with eligibility traces has one learner host")
     if run.travels == "gradients" and values.num_learners > 1:
         raise UsageError(f"--num_learners={values.num_learners}: where gradients travel there is one learner host")
     loops = _replay(parts, values.task, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
