@@ -247,11 +247,14 @@ SMALL_PPO = SMALL | {
 }
 CONTINUOUS_PPO = SMALL | {
     "separate_value": True,
+    "sigma_initial": 0.5,
     "unroll_length": 256,
     "batch_size": 8,
     "epochs": 10,
     "minibatches": 32,
     "clip_epsilon": 0.2,
+    "lambda_": 0.92,
+    "discount": 0.98,
     "baseline_cost": 0.5,
     "entropy_cost": 0.0,
     "learning_rate": 3e-4,
