@@ -62,6 +62,7 @@ class Config:
     optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 0.0  # 0: not clipped
+    decay_env_steps: int = 0  # alpha falls linearly to 0 over so many rows of experience; 0: constant
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
     epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
@@ -75,7 +76,7 @@ class Config:
             self,
             counts=("unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
-            not_negative=("num_states", "epsilon_steps", "target_period", "max_gradient_norm"),
+            not_negative=("num_states", "epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
@@ -264,7 +265,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def apply(state: State, gradient: Any) -> State:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -state.hypers.learning_rate * u, updates))
+        alpha = state.hypers.learning_rate
+        if config.decay_env_steps:
+            rows = config.unroll_length * config.batch_size
+            alpha *= jnp.maximum(0.0, 1.0 - state.step * (rows / config.decay_env_steps))
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -alpha * u, updates))
         step, targets = state.step + 1, state.target_params
         if target_period:
             due = step % target_period == 0

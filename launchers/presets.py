@@ -112,7 +112,13 @@ MEMORY_R2D2 = SMALL_R2D2 | {
     "replay_size": 20_000,
     "min_replay_size": 500,
 }
-SMALL_Q = {"hidden_sizes": (128,), "optimizer": "adam", "batch_size": 32, "epsilon_initial": 1.0}
+SMALL_Q = {
+    "hidden_sizes": (128,),
+    "optimizer": "adam",
+    "batch_size": 32,
+    "epsilon_initial": 1.0,
+    "decay_env_steps": 0,
+}
 
 
 def dqn(atari: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **config: Any) -> list[Preset]:
@@ -175,6 +181,7 @@ CONTINUOUS_A2C = SMALL_A2C | {
     "entropy_cost": 1e-4,
     "sigma_initial": 0.6,
     "reward_scale": 0.1,
+    "normalize_advantages": True,  # before the value is learnt, advantages of one sign drive the mean out of bounds
 }
 
 
@@ -200,7 +207,7 @@ def a2c() -> list[Preset]:
 # Gradients that travel: workers of one environment, as in the papers.
 WORKERS_RUN = {
     "travels": "gradients",
-    "max_env_steps": 250_000,
+    "max_env_steps": 300_000,
     "num_actors": 4,
     "envs_per_actor": 1,
     "eval_episodes": 20,
@@ -208,28 +215,26 @@ WORKERS_RUN = {
 SMALL_ASYNC_Q = {
     "hidden_sizes": (128, 128),
     "optimizer": "adam",
-    "learning_rate": 5e-4,
-    "unroll_length": 16,
-    "target_period": 200,
+    "learning_rate": 1e-3,
+    "batch_size": 8,
+    "unroll_length": 8,
+    "target_period": 100,
     "max_gradient_norm": 10.0,
     "epsilon_initial": 1.0,
     "epsilon_finals": (0.1, 0.01, 0.2),
-    "epsilon_steps": 5_000,
+    "epsilon_steps": 1_000,
 }
 
 
 def async_q(**config: Any) -> list[Preset]:
-    """Asynchronous Q-learning."""
-    return [Preset("*", WORKERS_RUN, SMALL_ASYNC_Q | config)]
+    """Asynchronous Q-learning: a gradient of one environment alone is too noisy for Adam."""
+    return [Preset("*", WORKERS_RUN | {"max_env_steps": 500_000, "envs_per_actor": 8}, SMALL_ASYNC_Q | config)]
 
 
 def a3c() -> list[Preset]:
     """A2C's, a worker for each of a few environments."""
     alone = {"batch_size": 1, "learning_rate": 5e-4}
-    return [
-        Preset(preset.pattern, preset.run | WORKERS_RUN | {"max_env_steps": 500_000}, preset.config | alone)
-        for preset in a2c()
-    ]
+    return [Preset(preset.pattern, preset.run | WORKERS_RUN, preset.config | alone) for preset in a2c()]
 
 
 PPO_RUN = {"num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}

@@ -112,6 +112,17 @@ def test_targets_are_copied_every_so_many_updates_and_value_what_comes_next():
     np.testing.assert_allclose(after.params, expected, rtol=1e-5)
 
 
+def test_alpha_falls_linearly_to_zero():
+    steps = random_steps(0, 2, 3)
+    agents = [tabular(batch_size=3, unroll_length=2, decay_env_steps=decay) for decay in (0, 24)]
+    start = agents[0].init(jax.random.key(0))
+    full, _ = jax.jit(agents[0].update)(start, jax.random.key(0), Sample(steps))
+    for step, share in [(0, 1.0), (1, 0.75), (3, 0.25), (4, 0.0), (9, 0.0)]:
+        after, _ = jax.jit(agents[1].update)(start._replace(step=jnp.int32(step)), jax.random.key(0), Sample(steps))
+        np.testing.assert_allclose(after.params, share * np.asarray(full.params), rtol=1e-5, atol=1e-8)
+    assert (np.asarray(full.params) != 0).any()
+
+
 def test_environments_end_at_epsilons_of_their_own():
     agent = tabular(epsilon_initial=1.0, epsilon_finals=(0.0, 0.5, 0.25), epsilon_steps=10)
     state = agent.init(jax.random.key(0))._replace(params=jnp.eye(STATES, A))
