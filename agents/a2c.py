@@ -4,9 +4,9 @@ Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4 and algorithm S3; 
 al. 2016, https://arxiv.org/abs/1506.02438), of which a lambda of 1 is the paper's n-step return.
 
 Deviations: the paper's workers apply their gradients one by one, here those of `batch_size` environments are averaged;
-the gradient's norm is clipped; experience may be a few updates old, and nothing corrects for it. A continuous policy's
-sigma is a parameter of its own by default (the paper: the state's). Rows whose action the environment threw away (they
-close an episode) are no transitions and teach nothing.
+the gradient's norm is clipped; advantages may be normalised; experience may be a few updates old, and nothing corrects
+for it. A continuous policy's sigma is a parameter of its own by default (the paper: the state's). Rows whose action the
+environment threw away (they close an episode) are no transitions and teach nothing.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import gae
+from agents.advantages import gae, normalize
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -52,6 +52,7 @@ class Config:
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
     lambda_: float = 1.0  # of GAE; 1: n-step returns
+    normalize_advantages: bool = False  # to mean 0 and variance 1 over the batch
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01  # beta
 
@@ -133,6 +134,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
         advantages = jax.lax.stop_gradient(gae(values, rewards, discounts, live, hypers.lambda_))
         R = advantages + jax.lax.stop_gradient(V)
+        if config.normalize_advantages:
+            advantages = normalize(advantages, live)
 
         policy_loss = -jnp.mean(advantages * policy.log_prob(pi, actions))
         baseline_loss = 0.5 * jnp.mean(live * jnp.square(R - V))

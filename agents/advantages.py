@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import rlax
 
+from agents.agent import pmean
+
 
 def gae(values: Any, rewards: Any, discounts: Any, live: Any, lambda_: Any) -> chex.Array:
     """Generalised advantage estimates (Schulman et al. 2016, https://arxiv.org/abs/1506.02438, eq. 16), cut at the
@@ -30,3 +32,11 @@ def gae(values: Any, rewards: Any, discounts: Any, live: Any, lambda_: Any) -> c
     rewards, discounts = jnp.where(live > 0, rewards, values[:-1]), jnp.where(live > 0, discounts, 0.0)
     advantages = jax.vmap(rlax.truncated_generalized_advantage_estimation, in_axes=(1, 1, None, 1), out_axes=1)
     return advantages(rewards, discounts, lambda_, values)
+
+
+def normalize(advantages: Any, live: Any) -> chex.Array:
+    """Brings advantages [T, B] to mean 0 and variance 1 over live rows, of all devices; dead rows stay 0."""
+    weights = live / jnp.maximum(pmean(live.mean()), 1e-6)
+    mean = pmean(jnp.mean(weights * advantages))
+    variance = pmean(jnp.mean(weights * jnp.square(advantages - mean)))
+    return live * (advantages - mean) / (jnp.sqrt(variance) + 1e-8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents import a2c
-from agents.advantages import gae
+from agents.advantages import gae, normalize
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep, Window
 
 D, A = 3, 4
@@ -74,6 +74,28 @@ def test_a_lambda_of_1_gives_n_step_returns(seed):
     for t in reversed(range(T)):
         R[t] = np.where(rows["live"][t], rows["rewards"][t] + rows["discounts"][t] * R[t + 1], V[t])
     np.testing.assert_allclose(gae(**rows, lambda_=1.0) + V[:-1], R[:-1], atol=1e-4)
+
+
+def test_normalised_advantages_have_mean_0_and_variance_1_over_live_rows():
+    rows = random_rows(0)
+    advantages, live = 3 + 5 * gae(**rows, lambda_=0.9), rows["live"] > 0
+    got = np.asarray(jax.jit(normalize)(advantages * live, rows["live"]))
+    expected = (advantages[live] - advantages[live].mean()) / advantages[live].std()
+    np.testing.assert_allclose(got[live], expected, rtol=1e-3, atol=1e-4)
+    assert (got[~live] == 0).all()
+    halves = [np.stack([x[:, :2], x[:, 2:4]]) for x in (advantages * live, rows["live"])]
+    shards = jax.vmap(normalize, axis_name=AXIS)(*halves)  # whose live rows are not as many
+    whole = normalize((advantages * live)[:, :4], rows["live"][:, :4])
+    np.testing.assert_allclose(np.concatenate(shards, axis=1), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_normalised_advantages_change_the_policys_gradient_alone():
+    config = {"unroll_length": 4, "batch_size": 3, "entropy_cost": 0.0}
+    plain, normalised = (a2c.make(linear_config(**config, normalize_advantages=n), DISCRETE) for n in (False, True))
+    state, sample = randomised(plain.init(jax.random.key(0))), random_sample(0, 4, 3, DISCRETE, plain.memory(3, None))
+    g, h = (agent.gradient(state, jax.random.key(0), sample)[0]["params"] for agent in (plain, normalised))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), g["value"], h["value"])
+    assert np.abs(g["policy"]["kernel"] - h["policy"]["kernel"]).max() > 0.01
 
 
 # The gradient --------------------------------------------------------------------------------------------------------
