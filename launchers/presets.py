@@ -198,7 +198,7 @@ def a2c() -> list[Preset]:
             {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
             {},
         ),
-        Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM),
+        Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM | {"learning_rate": 1e-3}),
         *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
         Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
     ]
@@ -291,7 +291,7 @@ def trpo() -> list[Preset]:
     continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
     return [
         Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
-        Preset("Pendulum-v1", TRPO_RUN, CONTINUOUS_TRPO | {"discount": 0.95}),
+        Preset("Pendulum-v1", TRPO_RUN | {"max_env_steps": 300_000}, CONTINUOUS_TRPO | {"discount": 0.95}),
         *(Preset(pattern, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO) for pattern in continuous),
         Preset("*", TRPO_RUN, {}),
     ]
