@@ -81,7 +81,10 @@ class Config:
                 *("replay_size", "min_replay_size"),
             ),
             positive=("learning_rate", "adam_epsilon", "max_gradient_norm"),
-            not_negative=("head_size", "burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert", "priority_exponent"),
+            not_negative=(
+                *("head_size", "burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert"),
+                "priority_exponent",
+            ),
             fractions=("discount", "epsilon", "importance_exponent", "priority_eta"),
         )
         for name in ("overlap", "n_step"):

@@ -32,8 +32,8 @@ class GradientWriter:
 
 
 def sample_gradients(client: reverb.Client, table: TableSpec, structure: Structure, devices: int) -> Iterator[Batch]:
-    """Gradients for ever, each once, the oldest first: one for each device, [devices, ...]. Waits in C++ where the queue
-    is empty: iterate it in a thread (runtime.learner.prefetch)."""
+    """Gradients for ever, each once, the oldest first: one for each device, [devices, ...]. Waits in C++ where the
+    queue is empty: iterate it in a thread (runtime.learner.prefetch)."""
     packing = Packing(structure)
     while True:
         samples = client.sample(table.name, num_samples=devices, emit_timesteps=False)

@@ -58,7 +58,7 @@ class LocalReplay:
 
     def __init__(self, table: TableSpec, structure: Structure, batch_size: int, workers: int):
         """`structure`: of one item, as `item_structure` gives it; `workers`: that share the table's sizes."""
-        # The worker keeps to samples_per_insert by itself: it writes and samples by turns, and must not wait for itself.
+        # The worker keeps to samples_per_insert by itself: it writes and samples by turns, and would wait for itself.
         self._per_item = table.samples_per_insert / batch_size
         table = TableSpec(
             table.name, table.window, table.kind, -(-table.max_size // workers), -(-table.min_size // workers)

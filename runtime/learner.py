@@ -137,13 +137,13 @@ class PriorityUpdater:
 
 
 class Admission:
-    """Which gradients a learner applies; Nair et al. 2015, https://arxiv.org/abs/1507.04296, section 4.5 drops likewise.
+    """Which gradients a learner applies (Nair et al. 2015, https://arxiv.org/abs/1507.04296, on stability).
 
     The mean and the deviation of losses are running ones, of all gradients, the dropped ones too: so that a change of
     scale is followed, and not shut out for good.
     """
 
-    DECAY, WARM_UP = 0.99, 100  # of the running averages; gradients before the first is an outlier
+    DECAY, WARM_UP = 0.99, 100  # of the averages; gradients before any is an outlier
 
     def __init__(self, max_staleness: int, max_loss_deviations: float):
         """Either 0: no gradient is dropped for it."""

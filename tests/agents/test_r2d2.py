@@ -17,7 +17,8 @@ D, A, SIZE = 3, 4, 5  # the observation's length, actions, the LSTM's units
 ADAM_B1 = 0.9
 SPEC = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(A))
 SMALL = {
-    "torso": "mlp", "frame_stack": 1, "hidden_sizes": (6,), "activation": "tanh", "lstm_size": SIZE, "head_size": 0, "batch_size": 4,
+    "torso": "mlp", "frame_stack": 1, "hidden_sizes": (6,), "activation": "tanh", "lstm_size": SIZE, "head_size": 0,
+    "batch_size": 4,
     "burn_in": 3, "sequence_length": 7, "overlap": 2, "n_step": 3, "discount": 0.9, "max_gradient_norm": 1e9,
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ MISTAKES = {
     "flag's range": ("train", ["--num_actors=0"], ["num_actors"]),
     "placement": ("train", ["--placement=cloud"], ["placement", "threads, processes, serial"]),
     "batch": ("train", ["--config.batch_size=33"], ["batch_size=33", "envs_per_actor"]),
-    "continuous environment": ("train", ["--env=Pendulum-v1"], ["discrete", "continuous"]),
+    "continuous environment": ("train", ["--agent=reinforce", "--env=Pendulum-v1"], ["discrete", "continuous"]),
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
     "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
     "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
