@@ -49,7 +49,7 @@ def test_block_structure_is_that_of_real_blocks():
         "discount": ((9, 4), np.float32),
         "first": ((9, 4), np.bool_),
     }
-    assert (rows.extras["logits"].shape, rows.extras["logits"].dtype) == ((9, 4, 3), np.float32)
+    assert (rows.extras["outputs"].shape, rows.extras["outputs"].dtype) == ((9, 4, 3), np.float32)
     assert (memory.frames.shape, memory.frames.dtype) == ((4, 2, 5, 6), np.uint8), "once a block, not once a row"
     assert memory.lstm.hidden.shape == memory.lstm.cell.shape == (4, 7)
     assert (learner_steps.shape, learner_steps.dtype) == ((), np.int64)
