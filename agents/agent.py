@@ -94,13 +94,26 @@ class BoundedActions:
 
 
 @dataclasses.dataclass(frozen=True)
+class FactoredActions:
+    """An action is a choice for each of F factors, int32 [B, F]: of factor f, one of 0 .. sizes[f] - 1."""
+
+    sizes: tuple[int, ...]
+    small: tuple[tuple[int, ...], ...] = ()  # a few of them, each F numbers, with which much can be done already
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.sizes),)
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvironmentSpec:
     """One environment's observation (without the batch axis) and action."""
 
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype
-    actions: DiscreteActions | BoundedActions
+    actions: DiscreteActions | BoundedActions | FactoredActions
     max_episode_steps: int | None = None  # actions after which an episode is truncated; None: not known
+    num_tasks: int = 1  # of N tasks in one batch of environments, environment i has task i mod N
 
 
 @dataclasses.dataclass(frozen=True)

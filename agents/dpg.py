@@ -35,6 +35,7 @@ from agents.agent import (
     check_replay_sizes,
     pmean,
 )
+from agents.exploration import unsuitable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,10 +155,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or bounds or features that do not fit the observation.
+      ValueError: discrete, factored or unbounded actions, or bounds or features that do not fit the observation.
     """
     if not isinstance(spec.actions, BoundedActions):
-        raise ValueError("dpg needs continuous actions; this environment's are discrete")
+        raise unsuitable("dpg", "continuous", spec)
     action_shape = spec.actions.shape
     action_low, action_high = spec.actions.low.reshape(-1), spec.actions.high.reshape(-1)
     if not np.isfinite(action_high - action_low).all():

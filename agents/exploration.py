@@ -11,18 +11,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions
+
+
+def unsuitable(agent: str, needed: str, spec: EnvironmentSpec) -> ValueError:
+    """What to raise where an agent that needs `needed` actions is given another kind."""
+    actions = spec.actions
+    if isinstance(actions, FactoredActions):
+        have = f"of {len(actions.sizes)} factors; use a2c, impala, ppo or trpo"
+    else:
+        have = "discrete" if isinstance(actions, DiscreteActions) else "continuous"
+    return ValueError(f"{agent} needs {needed} actions; this environment's are {have}")
 
 
 def bounded_actions(agent: str, spec: EnvironmentSpec) -> BoundedActions:
     """The spec's actions.
 
     Raises:
-      ValueError: they are discrete, or a bound is infinite or above the other.
+      ValueError: they are discrete or factored, or a bound is infinite or above the other.
     """
     actions = spec.actions
     if not isinstance(actions, BoundedActions):
-        raise ValueError(f"{agent} needs continuous actions; this environment's are discrete")
+        raise unsuitable(agent, "continuous", spec)
     if not (np.isfinite(actions.low).all() and np.isfinite(actions.high).all() and (actions.low < actions.high).all()):
         raise ValueError(f"{agent} needs actions with finite bounds, low < high; not {actions.low} and {actions.high}")
     return actions
@@ -74,10 +84,10 @@ def discrete_actions(agent: str, spec: EnvironmentSpec) -> int:
     """How many actions there are.
 
     Raises:
-      ValueError: they are continuous.
+      ValueError: they are continuous or factored.
     """
     if not isinstance(spec.actions, DiscreteActions):
-        raise ValueError(f"{agent} needs discrete actions; this environment's are continuous")
+        raise unsuitable(agent, "discrete", spec)
     return spec.actions.num_actions
 
 

@@ -1,4 +1,5 @@
-"""Families of stochastic policies: the softmax over discrete actions, the diagonal Gaussian over continuous ones.
+"""Families of stochastic policies: the softmax over discrete actions, one for each factor of factored actions, the
+diagonal Gaussian over continuous ones.
 
 A network computes a policy's outputs; a `Policy` says what distribution they stand for. The Gaussian is Williams's
 (1992, https://doi.org/10.1007/BF00992696, section 6). It lives where an action's bounds are -1 and 1. What it samples
@@ -8,7 +9,7 @@ https://arxiv.org/abs/1801.01290, appendix C).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import DiscreteActions, EnvironmentSpec, Extras, Step
+from agents.agent import DiscreteActions, EnvironmentSpec, Extras, FactoredActions, Step
 from agents.exploration import bounded_actions, greedy, to_bounds
 
 SIGMA_MIN, SIGMA_MAX = 1e-3, 10.0  # where an action's bounds are -1 and 1; beyond them sigma has no gradient
@@ -28,8 +29,8 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 class Policy(NamedTuple):
     """A family of distributions over actions. Outputs are float32 [..., num_outputs], one distribution each.
 
-    Raw actions are what is sampled and what has a probability: of the softmax, int32 [...], the action itself; of
-    Gaussians, float32 [..., n] with n the numbers of one action.
+    Raw actions are what is sampled and what has a probability: of the softmax, int32 [...], and of factors, int32
+    [..., F], the action itself; of Gaussians, float32 [..., n] with n the numbers of one action.
     """
 
     num_outputs: int
@@ -64,6 +65,51 @@ def softmax(num_actions: int) -> Policy:
         num_free=0,
         sample=sample,
         mode=greedy,
+        to_environment=lambda raw: raw,
+        log_prob=log_prob,
+        entropy=entropy,
+        kl=kl,
+        keep=lambda raw: {},  # a Step has it already
+        kept=lambda step: step.action,
+    )
+
+
+def factored(sizes: Sequence[int]) -> Policy:
+    """A softmax of each factor's, all independent: the probability of an action, int32 [..., F], is their product.
+
+    Outputs are the factors' logits one after another, [..., sum(sizes)].
+    """
+    factors = [softmax(size) for size in sizes]
+
+    def split(outputs: Any) -> list[chex.Array]:
+        return jnp.split(jnp.asarray(outputs), np.cumsum(sizes)[:-1], axis=-1)
+
+    def sample(key: jax.Array, outputs: Any) -> chex.Array:
+        keys = jax.random.split(key, len(factors))
+        choices = [f.sample(k, part) for f, k, part in zip(factors, keys, split(outputs), strict=True)]
+        return jnp.stack(choices, axis=-1)
+
+    def mode(outputs: Any) -> chex.Array:
+        return jnp.stack([f.mode(part) for f, part in zip(factors, split(outputs), strict=True)], axis=-1)
+
+    def log_prob(outputs: Any, raw: Any) -> chex.Array:
+        choices = jnp.moveaxis(jnp.asarray(raw), -1, 0)
+        return sum_of([f.log_prob(*x) for f, *x in zip(factors, split(outputs), choices, strict=True)])
+
+    def entropy(outputs: Any) -> chex.Array:
+        return sum_of([f.entropy(part) for f, part in zip(factors, split(outputs), strict=True)])
+
+    def kl(p: Any, q: Any) -> chex.Array:
+        return sum_of([f.kl(*parts) for f, *parts in zip(factors, split(p), split(q), strict=True)])
+
+    def sum_of(terms: list[chex.Array]) -> chex.Array:
+        return jnp.sum(jnp.stack(terms), axis=0)
+
+    return Policy(
+        num_outputs=sum(sizes),
+        num_free=0,
+        sample=sample,
+        mode=mode,
         to_environment=lambda raw: raw,
         log_prob=log_prob,
         entropy=entropy,
@@ -143,7 +189,7 @@ def make_policy(
     sigma_initial: float = 1.0,
     squash: bool = False,
 ) -> Policy:
-    """The family for a spec's actions: the softmax of discrete ones, the Gaussian of continuous ones.
+    """The family for a spec's actions: the softmax of discrete and of factored ones, the Gaussian of continuous ones.
 
     Args:
       agent: whose name an error gives.
@@ -158,4 +204,6 @@ def make_policy(
     """
     if isinstance(spec.actions, DiscreteActions):
         return softmax(spec.actions.num_actions)
+    if isinstance(spec.actions, FactoredActions):
+        return factored(spec.actions.sizes)
     return gaussian(int(sigma == "free"), spec, sigma_initial, squash, agent)

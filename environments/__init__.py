@@ -9,7 +9,8 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
     """`num_envs` environments called `name`.
 
     Args:
-      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `MaskedCartPole-v1`, `Counting-v0`.
+      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `MaskedCartPole-v1`, `Counting-v0`,
+        or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for each number.
       num_envs: how many, stepped together.
       seed: fixes every episode; give each actor its own.
       evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
@@ -19,6 +20,16 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
       ValueError: an unknown environment or an unsupported space, in one line.
     """
     # Imported here: a run loads the one backend that it uses.
+    if name.startswith("binned:"):
+        from environments import binned
+
+        num_bins, inner = binned.parse(name)
+        environment = make(inner, num_envs, seed, evaluation=evaluation, num_threads=num_threads)
+        try:
+            return binned.Binned(environment, num_bins)
+        except ValueError:
+            environment.close()
+            raise
     if name.startswith("gymnasium:"):
         from environments.gymnasium import GymnasiumEnvironment
 

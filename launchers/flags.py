@@ -18,7 +18,9 @@ from launchers.run import Run, UsageError
 
 flags.DEFINE_string("agent", "impala", "The agent: one of agents/.")
 flags.DEFINE_string(
-    "env", "CartPole-v1", "The environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID or MaskedCartPole-v1."
+    "env",
+    "CartPole-v1",
+    "The environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1 or binned:N:NAME.",
 )
 flags.DEFINE_integer("seed", None, "Fixes the initial parameters, the environments and the actions. Default 0.")
 flags.DEFINE_string("logdir", None, "Where the run lives; an existing one is resumed. Default runs/AGENT-ENV-TIME.")
@@ -37,6 +39,14 @@ flags.DEFINE_integer("updates_per_dispatch", None, "Updates from a replay that r
 flags.DEFINE_string("travels", None, "From actors to the learner: experience, or gradients (actors are workers then).")
 flags.DEFINE_integer("max_staleness", None, "Of a gradient that is applied, in updates. Default 0: any.")
 flags.DEFINE_float("max_loss_deviations", None, "Likewise, of its loss above the mean. Default 0: any.")
+flags.DEFINE_integer("population", None, "Members of a population that learn side by side. Default 0: an ordinary run.")
+flags.DEFINE_string("tune", None, "What a population tunes: learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1, ...")
+flags.DEFINE_string("population_mode", None, "separate learners, or vmap: one that updates all. Default separate.")
+flags.DEFINE_string("exploit", None, "Who copies whom: truncation, tournament, t_test or none. Default truncation.")
+flags.DEFINE_string("explore", None, "How copies are varied: perturb, resample or none. Default perturb.")
+flags.DEFINE_string("fitness", None, "Members are judged by episodes of training or evaluation. Default training.")
+flags.DEFINE_integer("ready_env_steps", None, "A member's steps between looks at its peers. Default a 20th of all.")
+flags.DEFINE_integer("score_episodes", None, "A member is judged by so many of its last episodes. Default 20.")
 flags.DEFINE_integer("port", 0, "The replay server's port; 0 picks a free one.")
 
 FLAGS = flags.FLAGS

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from agents.agent import (
     Agent,
-    DiscreteActions,
+    BoundedActions,
     EnvironmentSpec,
     Gradient,
     Gradients,
@@ -73,7 +73,7 @@ def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[St
     memory = jax.eval_shape(lambda: agent.memory(num_envs, None))
     params = jax.eval_shape(lambda key: agent.policy(agent.init(key)), key)
     action, extras, _ = jax.eval_shape(agent.act, params, key, timestep, memory)
-    expected = np.dtype(np.int32 if isinstance(spec.actions, DiscreteActions) else np.float32)
+    expected = np.dtype(np.float32 if isinstance(spec.actions, BoundedActions) else np.int32)
     if action.dtype != expected:
         raise TypeError(f"the agent's actions are {action.dtype}; this environment's are {expected}")
     step = Step(observation, action, array(np.float32), array(np.float32), array(np.bool_), extras)

@@ -34,7 +34,7 @@ import jax
 import numpy as np
 from absl import flags as absl_flags
 
-from agents.agent import DiscreteActions, Sample, Sequences, Step, TableSpec, TimeStep
+from agents.agent import BoundedActions, FactoredActions, Sample, Sequences, Step, TableSpec, TimeStep
 from launchers import flags, roles
 from launchers import run as runs
 from launchers.run import Run, UsageError
@@ -83,7 +83,9 @@ class Bench:
     def actions(self, num_envs: int) -> np.ndarray:
         """Random ones."""
         rng, actions = np.random.default_rng(0), self.parts.spec.actions
-        if not isinstance(actions, DiscreteActions):
+        if isinstance(actions, FactoredActions):
+            return rng.integers(actions.sizes, size=(num_envs, *actions.shape)).astype(np.int32)
+        if isinstance(actions, BoundedActions):
             return rng.uniform(actions.low, actions.high, (num_envs, *actions.shape)).astype(np.float32)
         return rng.integers(actions.num_actions, size=num_envs).astype(np.int32)
 
@@ -148,7 +150,7 @@ class Bench:
         table = dataclasses.replace(parts.table, max_size=rows * self.envs, min_size=1, samples_per_insert=0.0)
         tables = [build_table(table, parts.table_items, self.envs)]
         if isinstance(table.window, Sequences):
-            tables.append(build_steps_table())
+            tables.append(build_steps_table(table.name))
         server = serve(tables, None, None)
         return table, server, server.localhost_client()
 

@@ -1,4 +1,4 @@
-"""Policies against closed forms, finite differences and, where there is neither, integrals by brute force."""
+"""Policies against closed forms, enumerations, finite differences and, where there is neither, integrals by brute force."""
 
 import jax
 import jax.numpy as jnp
@@ -6,16 +6,19 @@ import numpy as np
 import pytest
 
 from agents import policies
-from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Step
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Step
 from agents.networks import ActorCritic
 
 LOW, HIGH = np.array([-2.0, 0.0, 10.0], np.float32), np.array([2.0, 1.0, 30.0], np.float32)
 DISCRETE = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(5))
 CONTINUOUS = EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(LOW, HIGH))
+FACTORED = EnvironmentSpec((4,), np.dtype(np.float32), FactoredActions((3, 2, 4)))
 
 softmax = policies.make_policy("test", DISCRETE)
+factored = policies.make_policy("test", FACTORED)
 FAMILIES = {
     "softmax": softmax,
+    "factored": factored,
     "gaussian": policies.make_policy("test", CONTINUOUS, sigma_initial=0.5),
     "state": policies.make_policy("test", CONTINUOUS, sigma="state", sigma_initial=0.5),
     "squashed": policies.make_policy("test", CONTINUOUS, sigma_initial=0.5, squash=True),
@@ -60,6 +63,36 @@ def test_softmax_is_the_closed_form():
     np.testing.assert_allclose(softmax.entropy(p), -(pi * np.log(pi)).sum(-1), rtol=1e-4)
     np.testing.assert_allclose(softmax.kl(p, q), (pi * np.log(pi / other)).sum(-1), rtol=1e-4)
     np.testing.assert_array_equal(softmax.mode(p), pi.argmax(-1))
+
+
+def joint(outputs) -> np.ndarray:
+    """Probabilities of the factored policy's 24 actions, [..., 3, 2, 4]."""
+    first, second, third = (probabilities(part) for part in np.split(np.asarray(outputs), [3, 5], axis=-1))
+    return np.einsum("...i,...j,...k->...ijk", first, second, third)
+
+
+def test_factored_is_the_enumerated_joint_distribution():
+    assert factored.num_outputs == 9 and factored.num_free == 0
+    p, q = random_outputs(factored, 0), random_outputs(factored, 1)
+    pi, other, axes = joint(p), joint(q), (-3, -2, -1)
+    np.testing.assert_allclose(pi.sum(axes), 1.0, rtol=1e-6)
+    for action in np.ndindex(3, 2, 4):
+        raw = np.tile(np.array(action, np.int32), (2, 3, 1))
+        np.testing.assert_allclose(factored.log_prob(p, raw), np.log(pi[..., *action]), rtol=1e-4)
+    np.testing.assert_allclose(factored.entropy(p), -(pi * np.log(pi)).sum(axes), rtol=1e-4)
+    np.testing.assert_allclose(factored.kl(p, q), (pi * np.log(pi / other)).sum(axes), rtol=1e-3)
+    likeliest = pi.reshape(2, 3, -1).argmax(-1)
+    np.testing.assert_array_equal(factored.mode(p), np.stack(np.unravel_index(likeliest, (3, 2, 4)), axis=-1))
+    assert factored.mode(p).dtype == np.int32
+
+
+def test_factors_are_drawn_independently():
+    outputs = random_outputs(factored, 0, ())
+    raw = np.asarray(factored.sample(jax.random.key(0), np.tile(outputs, (40_000, 1))))
+    assert raw.shape == (40_000, 3) and raw.dtype == np.int32
+    frequency = np.zeros((3, 2, 4))
+    np.add.at(frequency, tuple(raw.T), 1 / len(raw))
+    np.testing.assert_allclose(frequency, joint(outputs), atol=0.01)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "state"])
@@ -185,7 +218,7 @@ def test_samples_follow_the_distribution(family):
     log_p, log_q = policy.log_prob(p[None], raw), policy.log_prob(q[None], raw)
     np.testing.assert_allclose(-log_p.mean(), policy.entropy(p), atol=0.05)
     np.testing.assert_allclose((log_p - log_q).mean(), policy.kl(p, q), atol=0.15)
-    if family != "softmax":
+    if family not in ("softmax", "factored"):
         mu, sigma = mu_sigma(p)
         np.testing.assert_allclose(raw.mean(axis=0), mu, atol=0.05)
         np.testing.assert_allclose(raw.std(axis=0), sigma, rtol=0.03)
@@ -200,10 +233,10 @@ def test_the_environment_gets_bounded_actions_and_the_update_raw_ones():
         np.testing.assert_allclose(action, LOW + (unit + 1) / 2 * (HIGH - LOW), rtol=1e-4, atol=1e-5)
         step = Step(None, action, None, None, None, policy.keep(raw))
         np.testing.assert_array_equal(policy.kept(step), raw)
-    action = np.array([0, 4, 2], np.int32)
-    np.testing.assert_array_equal(softmax.to_environment(action), action)
-    assert softmax.keep(action) == {}
-    np.testing.assert_array_equal(softmax.kept(Step(None, action, None, None, None, {})), action)
+    for policy, action in ((softmax, np.array([0, 4, 2], np.int32)), (factored, np.array([[2, 1, 3]], np.int32))):
+        np.testing.assert_array_equal(policy.to_environment(action), action)
+        assert policy.keep(action) == {}
+        np.testing.assert_array_equal(policy.kept(Step(None, action, None, None, None, {})), action)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3)])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import environments
-from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, TimeStep
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, TimeStep
 
 Policy = Callable[[np.ndarray], np.ndarray]  # observations [B, ...] -> actions [B, ...]
 
@@ -18,6 +18,9 @@ def random_policy(spec: EnvironmentSpec, seed: int = 0) -> Policy:
     rng = np.random.default_rng(seed)
     if isinstance(spec.actions, DiscreteActions):
         return lambda o: rng.integers(spec.actions.num_actions, size=len(o)).astype(np.int32)
+    if isinstance(spec.actions, FactoredActions):
+        sizes = spec.actions.sizes
+        return lambda o: rng.integers(sizes, size=(len(o), len(sizes))).astype(np.int32)
     low, high = spec.actions.low, spec.actions.high
     return lambda o: rng.uniform(low, high, (len(o), *low.shape)).astype(np.float32)
 
@@ -83,6 +86,7 @@ CASES = [
     ("MiniGrid-MemoryS7-v0", 400, {0.0, 1.0}),
     ("gymnasium:CartPole-v1", 200, {0.0}),
     ("gymnasium:Pendulum-v1", 450, {1.0}),
+    ("binned:5:Pendulum-v1", 450, {1.0}),
 ]
 
 
@@ -153,6 +157,42 @@ def test_masked_cartpole_shows_positions_only():
     for a, b in zip(masked[1:], whole[1:], strict=True):
         np.testing.assert_array_equal(a, b)
     assert masked_episodes == episodes != []
+
+
+def test_binned_actions_are_evenly_spaced_values_of_each_number():
+    environment = environments.make("binned:5:CheetahRun-v1", 2, seed=3)
+    continuous = environments.make("CheetahRun-v1", 2, seed=3)
+    actions = environment.spec.actions
+    assert isinstance(actions, FactoredActions) and actions.sizes == (5,) * 6
+    centre = (2,) * 6
+    assert actions.small[:3] == (centre, (0, *centre[1:]), (4, *centre[1:])) and actions.small[-1] == (*centre[1:], 4)
+    assert len(set(actions.small)) == len(actions.small) == 13
+
+    timestep, expected, policy = environment.reset(), continuous.reset(), random_policy(environment.spec)
+    for _ in range(20):
+        np.testing.assert_array_equal(timestep.observation, expected.observation)
+        np.testing.assert_array_equal(timestep.reward, expected.reward)
+        action = policy(timestep.observation)
+        timestep = environment.step(action)
+        expected = continuous.step(np.array([-1.0, -0.5, 0.0, 0.5, 1.0], np.float32)[action])
+    environment.close()
+    continuous.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("binned:4:Pendulum-v1", r"^'binned:4:Pendulum-v1' is not binned:N:NAME with an odd N"),
+        ("binned:1:Pendulum-v1", "odd N, 3 or more"),
+        ("binned:many:Pendulum-v1", "odd N, 3 or more"),
+        ("binned:5", "odd N, 3 or more"),
+        ("binned:5:CartPole-v1", r"^binned:N:NAME needs an environment with continuous actions; use NAME alone$"),
+        ("binned:5:Pendulun-v1", "did you mean Pendulum-v1"),
+    ],
+)
+def test_what_cannot_be_binned_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        environments.make(name, 1, seed=0)
 
 
 def test_a_dict_is_flattened_in_its_keys_order_and_actions_are_bounded():

@@ -27,6 +27,8 @@ MISTAKES = {
     "continuous environment": ("train", ["--agent=reinforce", "--env=Pendulum-v1"], ["discrete", "continuous"]),
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
     "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
+    "values of factored actions": ("train", ["--agent=dqn", "--env=binned:3:Pendulum-v1"], ["factors", "use a2c"]),
+    "bins": ("train", ["--env=binned:4:Pendulum-v1"], ["binned:4:Pendulum-v1", "odd"]),
     "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
     "overlap": ("train", ["--agent=r2d2", "--env=Catch-v0", "--config.overlap=12"], ["overlap=12", "sequence_length"]),
     "ladder": ("train", ["--agent=apex_dqn", "--config.epsilon=1"], ["epsilon", "below 1"]),

@@ -1,0 +1,57 @@
+"""Factored actions in the agents: who takes them, and who says who does."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+
+from agents.agent import EnvironmentSpec, FactoredActions, Sample, Step, TimeStep
+
+SIZES, D, B, T = (3, 2, 4), 5, 4, 8
+SPEC = EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES), max_episode_steps=10)
+NETWORK = {"torso": "mlp", "frame_stack": 1, "hidden_sizes": (8,)}
+LEARNERS = {
+    "a2c": NETWORK,
+    "impala": NETWORK,
+    "ppo": NETWORK | {"minibatches": 2, "epochs": 2},
+    "trpo": {"hidden_sizes": (8,)},
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_acts_and_learns(name):
+    """A choice of each factor, within its size; and of one context, the choices that alone are rewarded."""
+    module = importlib.import_module(f"agents.{name}")
+    agent = module.make(module.Config(**LEARNERS[name], unroll_length=T, batch_size=B), SPEC)
+    state, memory = jax.jit(agent.init)(jax.random.key(0)), agent.memory(B, None)
+    zeros, no = np.zeros(B, np.float32), np.zeros(B, bool)
+    act, update = jax.jit(agent.act), jax.jit(agent.update)
+    observation = np.ones((B, D), np.float32)
+    early, late = [], []
+    for i in range(30):
+        before, rows = memory, []
+        for t in range(T + 1):
+            timestep = TimeStep(observation, zeros, zeros + 1, no | (i + t == 0), no)
+            action, extras, memory = act(agent.policy(state), jax.random.key(100 * i + t), timestep, memory)
+            assert action.shape == (B, 3) and action.dtype == np.int32
+            assert (action >= 0).all() and (np.asarray(action) < SIZES).all()
+            reward = np.mean(np.asarray(action) == [2, 0, 1], axis=-1).astype(np.float32)
+            rows.append(Step(observation, action, reward, zeros, timestep.first, extras))
+        steps = jax.tree.map(lambda *x: np.stack(x), *rows)
+        state, feedback = update(state, jax.random.key(i), Sample(steps, before))
+        assert all(np.isfinite(x) for x in jax.tree.leaves(feedback.metrics))
+        (early if i < 10 else late).append(steps.reward.mean())
+    assert np.mean(late[-10:]) > np.mean(early) + 0.02
+
+
+REFUSING = ["actor_critic", "apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "off_pac", "q_learning", "r2d2"]
+
+
+@pytest.mark.parametrize("name", [*REFUSING, "reinforce"])
+def test_refused_in_one_line_that_names_who_takes_them(name):
+    module = importlib.import_module(f"agents.{name}")
+    message = rf"^{name} needs (discrete|continuous) actions; this environment's are of 3 factors; use a2c, impala, ppo"
+    with pytest.raises(ValueError, match=message) as error:
+        module.make(module.Config(), SPEC)
+    assert "\n" not in str(error.value)
