@@ -12,6 +12,7 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
       name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `MaskedCartPole-v1`, `Counting-v0`,
         or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for each number.
       num_envs: how many, stepped together.
+        `A,B,C` is several tasks at once: environment i has the task i mod 3.
       seed: fixes every episode; give each actor its own.
       evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
       num_threads: EnvPool's threads; 0 is one a core.
@@ -20,6 +21,13 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
       ValueError: an unknown environment or an unsupported space, in one line.
     """
     # Imported here: a run loads the one backend that it uses.
+    if "," in name:
+        from environments import tasks
+
+        def make_task(task: str, count: int, task_seed: int) -> Environment:
+            return make(task, count, task_seed, evaluation=evaluation, num_threads=num_threads)
+
+        return tasks.Tasks(tasks.names(name), num_envs, seed, make_task)
     if name.startswith("binned:"):
         from environments import binned
 

@@ -18,6 +18,7 @@ def evaluate() -> int:
     from launchers import roles
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
+    from runtime.metrics import return_means
 
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
@@ -39,6 +40,9 @@ def evaluate() -> int:
         f"episodes={len(returns)} return_mean={np.mean(returns):.4f} return_std={np.std(returns):.4f} "
         f"env_steps={version.env_steps}"
     )
+    each = run.eval_episodes // run.eval_envs
+    for name, mean in return_means(run.tasks, [index // each for index in range(len(returns))], returns).items():
+        print(f"{name}={mean:.4f}")
     return 0
 
 

@@ -20,7 +20,7 @@ flags.DEFINE_string("agent", "impala", "The agent: one of agents/.")
 flags.DEFINE_string(
     "env",
     "CartPole-v1",
-    "The environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1 or binned:N:NAME.",
+    "The environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C.",
 )
 flags.DEFINE_integer("seed", None, "Fixes the initial parameters, the environments and the actions. Default 0.")
 flags.DEFINE_string("logdir", None, "Where the run lives; an existing one is resumed. Default runs/AGENT-ENV-TIME.")
@@ -108,7 +108,7 @@ def logdir_from_flags() -> pathlib.Path:
     """--logdir, or a new one under runs/."""
     if FLAGS.logdir:
         return pathlib.Path(FLAGS.logdir).expanduser()
-    env = FLAGS.env.replace(":", "-").replace("/", "-")
+    env = FLAGS.env.replace(":", "-").replace("/", "-").replace(",", "+")
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

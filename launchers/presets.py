@@ -7,6 +7,8 @@ The first entry whose pattern (shell style) matches the environment's name is ta
 import fnmatch
 from typing import Any, NamedTuple
 
+from environments import tasks
+
 
 class Preset(NamedTuple):
     pattern: str
@@ -425,6 +427,7 @@ PRESETS = {
 
 
 def find(agent: str, env: str) -> Preset:
-    """The preset of an agent in an environment."""
+    """The preset of an agent in an environment; where that is several tasks, in the first."""
+    env = tasks.names(env)[0]
     presets = [*PRESETS.get(agent, []), Preset("*", SMALL_RUN, {})]
     return next(preset for preset in presets if fnmatch.fnmatchcase(env, preset.pattern))

@@ -19,7 +19,7 @@ from replay.variables import VariableContainer
 from replay.writer import items_at_once, make_writer
 from runtime import actor, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
-from runtime.metrics import Recorder
+from runtime.metrics import Recorder, return_means
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
@@ -152,15 +152,18 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
+    played: list[int] = []  # in which environment each was
     for metrics, episodes in turns:
         returns += episodes.returns
+        played += episodes.environments
         if due():
             now = time.perf_counter()
             metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
             metrics["episodes"] = len(returns)
             metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
+            metrics |= return_means(run.tasks, played, returns)
             recorder.write(metrics)
-            start, start_steps, returns = now, metrics["actor_steps"], []
+            start, start_steps, returns, played = now, metrics["actor_steps"], [], []
         yield
     environment.close()
     recorder.close()
@@ -309,6 +312,7 @@ def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> 
         run.max_env_steps,
         evaluator.next_due(done, run.eval_period),
         stopped=stop.is_set,
+        tasks=run.tasks,
     ):
         recorder.write(metrics)
         yield metrics

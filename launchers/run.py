@@ -18,6 +18,7 @@ import numpy as np
 import environments
 from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Gradients, Sequences, TableSpec, Transitions, Window
 from agents.gradients import by_gradients
+from environments import tasks
 from launchers import presets
 
 # Some share a file and differ in their presets.
@@ -190,7 +191,7 @@ class Run:
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment("spec", 0, 1)
+        environment = self.make_environment("spec", 0, len(self.tasks))
         environment.close()
         return environment.spec
 
@@ -222,9 +223,15 @@ class Run:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that the environments share out among them: most often one."""
+        return tasks.names(self.env)
+
+    @property
     def eval_envs(self) -> int:
-        """Environments of an evaluation: the most, up to 100, that share its episodes evenly."""
-        return max(n for n in range(1, 101) if self.eval_episodes % n == 0)
+        """Environments of an evaluation: the most, up to 100, that share its episodes evenly, and the tasks."""
+        count = len(self.tasks)
+        return max(n for n in range(count, max(100, count) + 1, count) if self.eval_episodes % n == 0)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -283,6 +290,9 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
         "max_loss_deviations": 0.0,
     }
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
+    if overrides.get("eval_episodes") is None:  # as many of each task
+        count = len(tasks.names(env))
+        settings["eval_episodes"] += -settings["eval_episodes"] % count
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
     config = preset.config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
@@ -354,6 +364,9 @@ def check(run: Run) -> None:
         least = 0 if field.name in ("seed", "max_staleness", "max_loss_deviations") else 1
         if field.type in ("int", int, "float", float) and field.name != "checkpoint_seconds" and value < least:
             raise UsageError(f"--{field.name} must be {least} or more, not {value}")
+    for name in ("envs_per_actor", "eval_episodes"):
+        if getattr(run, name) % len(run.tasks):
+            raise UsageError(f"--{name}={getattr(run, name)} must be a multiple of the {len(run.tasks)} tasks of --env")
     for name, choices in CHOICES.items():
         if getattr(run, name) not in choices:
             raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")

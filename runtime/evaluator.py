@@ -1,7 +1,7 @@
 """The evaluator: plays whole episodes with the newest parameters, without exploration."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ import numpy as np
 from agents.agent import Agent, Params
 from environments.environment import Environment
 from replay.variables import VariableContainer
+from runtime.metrics import return_means
 
 
 def play(
@@ -21,7 +22,9 @@ def play(
     episodes: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[float]:
-    """The returns of each environment's first `episodes / num_envs` episodes: short ones are not favoured.
+    """The returns of each environment's first `episodes / num_envs` episodes, environment by environment.
+
+    So short ones are not favoured.
 
     Args:
       act: compiled by runtime.actor.compile_act.
@@ -58,6 +61,7 @@ def run(
     max_env_steps: int,
     due: int,
     stopped: Callable[[], bool] = lambda: False,
+    tasks: Sequence[str] = ("",),
 ) -> Iterator[dict[str, Any]]:
     """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`.
 
@@ -65,6 +69,7 @@ def run(
       make_environment: round -> an environment of its own seed.
       due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
+      tasks: the environments'; of several, each has a mean of its own.
     """
     evaluation = 0
     while not stopped():
@@ -77,6 +82,7 @@ def run(
         environment = make_environment(evaluation)
         returns = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
         environment.close()
+        each = episodes // environment.num_envs
         if stopped():
             return
         yield {
@@ -85,6 +91,7 @@ def run(
             "episodes": len(returns),
             "return_mean": float(np.mean(returns)),
             "return_std": float(np.std(returns)),
+            **return_means(tasks, [index // each for index in range(len(returns))], returns),
         }
         if version.env_steps >= max_env_steps:
             return

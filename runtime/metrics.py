@@ -45,6 +45,23 @@ class Recorder:
         self._tensorboard.close()
 
 
+def return_means(tasks: Sequence[str], environments: Sequence[int], returns: Sequence[float]) -> dict[str, float]:
+    """`return_mean_TASK` of each of several tasks, NaN where it has no episode; nothing of a single task.
+
+    Args:
+      tasks: their names; environment i has task i mod N.
+      environments: in which each of the `returns` was made.
+    """
+    if len(tasks) == 1:
+        return {}
+    task, values = np.asarray(environments, int) % len(tasks), np.asarray(returns, np.float64)
+    of_each = [values[task == index] for index in range(len(tasks))]
+    return {
+        f"return_mean_{name}": float(x.mean()) if x.size else float("nan")
+        for name, x in zip(tasks, of_each, strict=True)
+    }
+
+
 def read(path: pathlib.Path) -> list[dict[str, float]]:
     """The rows of a role's CSV; none if it does not exist. A line that is still being written is left out."""
     if not path.exists():

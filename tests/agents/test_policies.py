@@ -1,4 +1,4 @@
-"""Policies against closed forms, enumerations, finite differences and, where there is neither, integrals by brute force."""
+"""Policies against closed forms, enumerations and finite differences, or else integrals by brute force."""
 
 import jax
 import jax.numpy as jnp

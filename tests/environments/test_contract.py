@@ -87,13 +87,16 @@ CASES = [
     ("gymnasium:CartPole-v1", 200, {0.0}),
     ("gymnasium:Pendulum-v1", 450, {1.0}),
     ("binned:5:Pendulum-v1", 450, {1.0}),
+    ("CartPole-v1,gymnasium:CartPole-v1", 200, {0.0}),
+    ("binned:5:Pendulum-v1,binned:5:gymnasium:Pendulum-v1", 450, {1.0}),
 ]
 
 
 @pytest.mark.parametrize(("name", "rows", "ends"), CASES, ids=[case[0] for case in CASES])
 def test_random_play_keeps_the_contract(name, rows, ends):
-    spec, timesteps, episodes = make_and_play(name, rows, num_envs=3, evaluation=True)
-    check_contract(spec, timesteps, episodes, rows, 3)
+    num_envs = 4 if "," in name else 3
+    spec, timesteps, episodes = make_and_play(name, rows, num_envs, evaluation=True)
+    check_contract(spec, timesteps, episodes, rows, num_envs)
     assert set(np.unique(timesteps.discount[timesteps.last])) == ends
     assert bool(episodes) == bool(ends)
 

@@ -28,6 +28,13 @@ MISTAKES = {
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
     "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
     "values of factored actions": ("train", ["--agent=dqn", "--env=binned:3:Pendulum-v1"], ["factors", "use a2c"]),
+    "tasks unlike": ("train", ["--env=CartPole-v1,Catch-v0"], ["same observations", "CartPole-v1", "Catch-v0"]),
+    "tasks of an actor": ("train", ["--env=CartPole-v1,MaskedCartPole-v1", "--envs_per_actor=5"], ["envs_per_actor=5"]),
+    "tasks of an evaluation": (
+        "train",
+        ["--env=CartPole-v1,gymnasium:CartPole-v1", "--eval_episodes=3"],
+        ["eval_episodes=3", "2 tasks"],
+    ),
     "bins": ("train", ["--env=binned:4:Pendulum-v1"], ["binned:4:Pendulum-v1", "odd"]),
     "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
     "overlap": ("train", ["--agent=r2d2", "--env=Catch-v0", "--config.overlap=12"], ["overlap=12", "sequence_length"]),
