@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import gae, normalize
+from agents.advantages import explained_variance, gae, normalize
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -29,6 +29,7 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
+from agents.learning_rate import decayed
 from agents.policy_network import Memory, functions
 
 
@@ -142,25 +143,20 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         entropy = jnp.mean(live * policy.entropy(pi))
         total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
 
-        def variance(x):
-            return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
-
         metrics = {
             "loss": total,
             "policy_loss": policy_loss,
             "baseline_loss": baseline_loss,
             "entropy": entropy / jnp.maximum(live.mean(), 1e-6),  # over transitions alone
             "value": values.mean(),
-            "explained_variance": 1.0 - variance(R - V) / (variance(R) + 1e-8),
+            "explained_variance": explained_variance(R - V, R),
         }
         # The paper's worker sums over time; workers, here environments, are averaged.
         return total * config.unroll_length, metrics
 
     def learning_rate(state: State) -> chex.Array:
-        if not config.decay_env_steps:
-            return state.hypers.learning_rate
-        share = state.step * (config.unroll_length * config.batch_size / config.decay_env_steps)
-        return state.hypers.learning_rate * jnp.maximum(0.0, 1.0 - share)
+        rows = config.unroll_length * config.batch_size
+        return decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
 
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key

@@ -34,6 +34,15 @@ def gae(values: Any, rewards: Any, discounts: Any, live: Any, lambda_: Any) -> c
     return advantages(rewards, discounts, lambda_, values)
 
 
+def explained_variance(errors: Any, targets: Any) -> chex.Array:
+    """1 - Var(errors) / Var(targets), over all rows of all devices; `errors` are the targets less the values."""
+
+    def variance(x):
+        return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
+
+    return 1.0 - variance(errors) / (variance(targets) + 1e-8)
+
+
 def normalize(advantages: Any, live: Any) -> chex.Array:
     """Brings advantages [T, B] to mean 0 and variance 1 over live rows, of all devices; dead rows stay 0."""
     weights = live / jnp.maximum(pmean(live.mean()), 1e-6)

@@ -99,15 +99,17 @@ def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
     return basis._replace(phi=lambda observation: basis.phi(scale(observation, low, high)))
 
 
-def vector(agent: str, spec: EnvironmentSpec, num_states: int = 0) -> Features:
+def vector(agent: str, spec: EnvironmentSpec, num_states: int = 0, instead: str = "impala") -> Features:
     """The observation itself, [B, *shape] flattened; with `num_states`, the number of a state, [B], as one-hot.
+
+    Errors name the `agent`, and the one to use `instead` where observations are frames.
 
     Raises:
       ValueError: frames, or a `num_states` that does not fit the observation.
     """
     shape = spec.observation_shape
     if spec.observation_dtype == np.uint8:
-        raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use impala")
+        raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use {instead}")
     if num_states and shape != ():
         raise ValueError(f"config.num_states={num_states} needs observations of one number, not {shape}; leave it at 0")
     if not num_states and shape == ():

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -27,6 +28,7 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
+from agents.learning_rate import decayed
 from agents.policy_network import Memory, functions
 
 
@@ -169,9 +171,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         outputs, memory = f.outputs(params, timestep, memory)
         return policy.to_environment(policy.mode(outputs)), {}, memory
 
-    def variance(x):
-        return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
-
     def loss(params, hypers: Hypers, sample: Sample):
         steps = sample.steps
         outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
@@ -200,7 +199,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "baseline_loss": baseline_loss,
             "entropy": entropy / live_fraction,
             "value": values.mean(),
-            "explained_variance": 1.0 - variance(v.targets - values[:-1]) / (variance(v.targets) + 1e-8),
+            "explained_variance": explained_variance(v.targets - values[:-1], v.targets),
             "rho": v.rhos.mean() / live_fraction,
         }
         # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
@@ -211,9 +210,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
         gradient, metrics = pmean((gradient, metrics))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        learning_rate = state.hypers.learning_rate
-        if config.decay_env_steps:
-            learning_rate *= jnp.maximum(0.0, 1.0 - state.step * (steps_per_update / config.decay_env_steps))
+        learning_rate = decayed(state.hypers.learning_rate, state.step, steps_per_update, config.decay_env_steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import optax
 
 from agents import normalizer
-from agents.advantages import gae
+from agents.advantages import explained_variance, gae, normalize
 from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, check_ranges, pmean
+from agents.learning_rate import decayed
 from agents.policy_network import Memory as NetworkMemory
 from agents.policy_network import functions
 
@@ -189,9 +190,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         weights = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6)
         targets, advantages = rows.advantage + rows.value, rows.advantage
         if config.normalize_advantages:
-            mean = pmean((weights * advantages).mean())
-            variance = pmean((weights * jnp.square(advantages - mean)).mean())
-            advantages = (advantages - mean) / (jnp.sqrt(variance) + 1e-8)
+            advantages = normalize(advantages, rows.live)
 
         log_ratios = policy.log_prob(outputs, rows.action) - rows.log_prob
         policy_loss = -jnp.mean(weights * clipped_surrogate(log_ratios, advantages, hypers.clip_epsilon))
@@ -214,10 +213,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return total, metrics
 
     def learning_rate(state: State) -> chex.Array:
-        if not config.decay_env_steps:
-            return state.hypers.learning_rate
-        share = state.step * (config.unroll_length * config.batch_size / config.decay_env_steps)
-        return state.hypers.learning_rate * jnp.maximum(0.0, 1.0 - share)
+        rows = config.unroll_length * config.batch_size
+        return decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
 
     def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
         """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
@@ -240,10 +237,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             live,
         )
 
-        def variance(x):
-            return pmean(jnp.square(x).mean()) - jnp.square(pmean(x.mean()))
-
-        explained = 1.0 - variance(advantages) / (variance(advantages + values[:-1]) + 1e-8)
+        explained = explained_variance(advantages, advantages + values[:-1])
         return rows, lstm, {"value": values.mean(), "explained_variance": explained}
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

@@ -22,6 +22,7 @@ import numpy as np
 import optax
 import rlax
 
+from agents import features
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -40,6 +41,7 @@ from agents.exploration import (
     greedy,
     linear_epsilon,
 )
+from agents.learning_rate import decayed
 from agents.networks import QNetwork
 
 
@@ -176,13 +178,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: continuous actions, frames, or a `num_states` that does not fit the observation.
     """
     num_actions = discrete_actions("q_learning", spec)
-    shape, num_states = spec.observation_shape, config.num_states
-    if spec.observation_dtype == np.uint8:
-        raise ValueError("q_learning has no convolutions and this environment's observations are frames; use dqn")
-    if num_states and shape != ():
-        raise ValueError(f"config.num_states={num_states} needs observations of one number, not {shape}; leave it at 0")
-    if not num_states and shape == ():
-        raise ValueError("this environment's observations are the numbers of states: give config.num_states")
+    seen = features.vector("q_learning", spec, config.num_states, instead="dqn")
     network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
     directions = {
         "sgd": optax.identity(),
@@ -195,22 +191,16 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     )
     finals, target_period = config.epsilon_finals, config.target_period
 
-    def seen(observation) -> chex.Array:
-        """[T, B, n]"""
-        if num_states:
-            return jax.nn.one_hot(jnp.asarray(observation, jnp.int32), num_states)
-        return jnp.asarray(observation).reshape(*observation.shape[:2], -1)
-
     def q(params, observation) -> chex.Array:
         """Q(s, .), [T, B, A]."""
-        x = seen(observation)
+        x = seen.phi(observation)
         if not config.hidden_sizes:  # without a bias, which all states would share: with one-hot x it is a table
             return x @ params
         values: Any = network.apply(params, x, jnp.zeros(x.shape[:2], bool), ())
         return values[0]
 
     def init(key: jax.Array) -> State:
-        x = seen(jnp.zeros((1, 1, *shape)))
+        x = jnp.zeros((1, 1, seen.size))
         params: Any = jnp.zeros((x.shape[-1], num_actions))
         if config.hidden_sizes:
             params = network.init(key, x, jnp.zeros((1, 1), bool), ())
@@ -265,10 +255,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def apply(state: State, gradient: Any) -> State:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        alpha = state.hypers.learning_rate
-        if config.decay_env_steps:
-            rows = config.unroll_length * config.batch_size
-            alpha *= jnp.maximum(0.0, 1.0 - state.step * (rows / config.decay_env_steps))
+        rows = config.unroll_length * config.batch_size
+        alpha = decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -alpha * u, updates))
         step, targets = state.step + 1, state.target_params
         if target_period:

@@ -13,6 +13,17 @@ from replay.variables import VariableContainer
 from replay.writer import Writer
 
 
+def compile_on(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function`, compiled for `device` whatever the default one is: where none of its arguments lives anywhere."""
+    compiled = jax.jit(function)
+
+    def call(*args):
+        with jax.default_device(device):
+            return compiled(*args)
+
+    return call
+
+
 def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., Any]:
     """`act` with a step count, from which each step's key is made: (params, key, count, timestep, memory) on `device`.
 
@@ -22,13 +33,7 @@ def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., An
     def act_at(params, key, count, timestep, memory):
         return act(params, jax.random.fold_in(key, count), timestep, memory)
 
-    compiled = jax.jit(act_at)
-
-    def call(*args):
-        with jax.default_device(device):
-            return compiled(*args)
-
-    return call
+    return compile_on(device, act_at)
 
 
 def compile_priority(
@@ -40,7 +45,7 @@ def compile_priority(
     """
     if priority is None:
         return None
-    compiled = jax.jit(priority)
+    compiled = compile_on(device, priority)
 
     def call(params, item):
         sequences = isinstance(item, Sample)
@@ -51,8 +56,7 @@ def compile_priority(
             item = Sample(steps, jax.tree.map(lambda x: x[rows], item.memory))
         else:
             item = jax.tree.map(lambda x: x[rows], item)
-        with jax.default_device(device):
-            return np.asarray(compiled(params, item))[:size]
+        return np.asarray(compiled(params, item))[:size]
 
     return call
 

@@ -27,13 +27,7 @@ def compile_gradient(agent: Agent, device: jax.Device) -> Callable[..., tuple[An
         gradient, feedback = compute(state, jax.random.fold_in(key, count), sample)
         return gradient, feedback.metrics
 
-    compiled = jax.jit(gradient_at)
-
-    def call(*args):
-        with jax.default_device(device):
-            return compiled(*args)
-
-    return call
+    return actor.compile_on(device, gradient_at)
 
 
 class _Source:
