@@ -15,6 +15,8 @@ def evaluate() -> int:
     import jax
     import numpy as np
 
+    from agents import pbt
+    from launchers import population as populations
     from launchers import roles
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
@@ -25,6 +27,8 @@ def evaluate() -> int:
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
     run = runs.replace(run, eval_episodes=flags.FLAGS.episodes)
+    if populations.learners(run) != [None]:
+        raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
     parts = roles.Parts(run, logdir)
     restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
     if restored is None:
@@ -32,10 +36,15 @@ def evaluate() -> int:
             f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end"
         )
     state, version = restored
-    environment = run.make_environment("evaluate", 0, run.eval_envs, evaluation=True)
+    environment = run.make_environment("evaluate", 0, run.stacked * run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)
     key = jax.random.key(run.seed_of("evaluate"))
-    returns = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, run.eval_episodes)
+    episodes = run.stacked * run.eval_episodes
+    returns = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, episodes)
+    if run.stacked > 1:
+        members = pbt.member_of(np.arange(len(returns)) // (run.eval_episodes // run.eval_envs), run.stacked, parts.spec.num_tasks)
+        for member in range(run.stacked):
+            print(f"member={member} return_mean={np.mean(np.array(returns)[members == member]):.4f}")
     print(
         f"episodes={len(returns)} return_mean={np.mean(returns):.4f} return_std={np.std(returns):.4f} "
         f"env_steps={version.env_steps}"

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from launchers import population as populations
 from launchers.ports import free_port
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
@@ -106,21 +107,26 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     stop = stop_on_signals()
     children: list[Process] = []
 
-    def start(role: str, task: int = 0) -> Process:
+    def start(role: str, task: int = 0, member: int | None = None) -> Process:
+        name = f"{role}_{task}" if member is None else f"{role}_{task}_member_{member}"
         arguments = [f"--role={role}", f"--task={task}", f"--logdir={logdir.absolute()}"]
         arguments += [f"--port={ports[task]}"] if role == "replay" else [f"--replay={replay}"]
-        children.append(Process(f"{role}_{task}", arguments, logdir))
+        arguments += [] if member is None else [f"--member={member}"]
+        children.append(Process(name, arguments, logdir))
         return children[-1]
 
+    members = populations.learners(run)
+    actor_processes = range(-(-run.num_actors // run.actors_per_process))
     try:
         for task in range(run.num_replay_servers):
             start("replay", task)
-        learner, evaluator = start("learner"), start("evaluator")
-        actors = [start("actor", task) for task in range(-(-run.num_actors // run.actors_per_process))]
+        learners = [start("learner", 0, member) for member in members]
+        evaluators = [start("evaluator", 0, member) for member in members]
+        actors = [start("actor", task, member) for member in members for task in actor_processes]
         with Display(run, logdir) as display:
-            # The learner ends by itself at max_env_steps; the evaluator once it has evaluated the last parameters.
-            for ending in (learner, evaluator):
-                while ending.poll() != 0 and not stop.is_set():
+            # A learner ends by itself at max_env_steps; an evaluator once it has evaluated the last parameters.
+            for endings in (learners, evaluators):
+                while any(ending.poll() != 0 for ending in endings) and not stop.is_set():
                     for child in children:
                         if child.poll() != 0:
                             news = child.watch()
@@ -128,7 +134,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
                                 display.say(news)
                     display.refresh()
                     stop.wait(0.25)
-                if ending is learner and not stop.is_set():
+                if endings is learners and not stop.is_set():
                     end(actors)
                     children = [child for child in children if child not in actors]
     finally:

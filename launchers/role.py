@@ -17,6 +17,7 @@ import jax
 from absl import flags as absl_flags
 
 from launchers import flags, ports, roles
+from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
@@ -25,6 +26,7 @@ from runtime.scheduling import give_way
 
 absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
 absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
+absl_flags.DEFINE_integer("member", None, "Of a population of separate learners: whose role this is, from 0.")
 absl_flags.DEFINE_string("replay", None, "The replay servers: host:port, or several with commas between.")
 absl_flags.DEFINE_float("connect_seconds", 120.0, "How long to wait for the replay server.")
 absl_flags.DEFINE_string("coordinator", None, "Several learner hosts: host:port of the first (jax.distributed).")
@@ -50,7 +52,8 @@ def role() -> int:
     else:
         run = flags.run_from_flags()
         run.check_fit()
-        runs.save(run, logdir)
+        populations.check(run)
+        populations.save(run, logdir)
     if values.role == "replay":
         ports.check_port(values.port)
         if values.task >= run.num_replay_servers:
@@ -63,20 +66,31 @@ def role() -> int:
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if values.num_learners > 1 and values.role == "learner":
         jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
-    parts = roles.Parts(run, logdir)
+    if values.role == "replay":
+        return _finish(_replay(roles.make_parts(run, logdir), logdir, values.task, values.port, stop), stop)
+    if values.member not in (members := populations.learners(run)):
+        raise UsageError(
+            "--member is for a population of separate learners, which this run is not: leave it out"
+            if members == [None]
+            else f"--member is 0 to {run.population - 1}: each member of the population has roles of its own"
+        )
+    parts = roles.Parts(run, logdir, values.member)
     if parts.replays and values.num_learners > 1:
         raise UsageError(f"--num_learners={values.num_learners}: an agent with a replay has one learner host")
     if parts.agent.in_order and values.num_learners > 1:
         raise UsageError(f"--num_learners={values.num_learners}: an agent with eligibility traces has one learner host")
+    if run.population and values.num_learners > 1:
+        raise UsageError(f"--num_learners={values.num_learners}: a population's learners have one host each")
     if run.travels == "gradients" and values.num_learners > 1:
         raise UsageError(f"--num_learners={values.num_learners}: where gradients travel there is one learner host")
-    loops = _replay(parts, values.task, values.port, stop) if values.role == "replay" else _loops(parts, values, stop)
-    return _finish(loops, stop)
+    return _finish(_loops(parts, values, stop), stop)
 
 
-def _replay(parts: roles.Parts, task: int, port: int, stop: threading.Event) -> list[Iterator[Any]]:
+def _replay(
+    members: list[roles.Parts], logdir: pathlib.Path, task: int, port: int, stop: threading.Event
+) -> list[Iterator[Any]]:
     def serve():
-        server = parts.serve(task, port)
+        server = roles.serve(members, logdir, task, port)
         print(f"serving on port {server.port}", flush=True)
         while not stop.wait(0.5):
             yield

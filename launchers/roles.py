@@ -1,6 +1,7 @@
 """The roles of a run, as generators: each ends when its work is done or `stop` is set, and a placement iterates it in
 whatever thread or process it likes."""
 
+import dataclasses
 import pathlib
 import threading
 import time
@@ -12,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from agents.agent import Feedback, Gradients, Sequences, Window
+from launchers import population as populations
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, local, sampler, server
 from replay.gradients import GradientWriter, sample_gradients
@@ -20,37 +22,57 @@ from replay.writer import items_at_once, make_writer
 from runtime import actor, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder, return_means
+from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
 
 
 class Parts:
-    """What the roles of one process share: the agent, its structures and its compiled functions."""
+    """What the roles of one process share: the agent, its structures and its compiled functions.
 
-    def __init__(self, run: Run, logdir: pathlib.Path):
-        self.run, self.logdir = run, logdir
+    Of a population whose members have learners of their own, each member has its Parts, and its tables in the servers.
+    """
+
+    def __init__(self, run: Run, logdir: pathlib.Path, member: int | None = None):
+        """`run` and `logdir` are the population's, where there is one; `member`: whose Parts these are."""
+        self.population: Population | None = None
         self.spec = run.spec()
+        self._tables, self._draws = "", {}
+        if run.population:
+            self.population = populations.settings(run, logdir, member, self.spec.num_tasks)
+            if member is None:
+                self._draws = populations.draws(run)
+            else:
+                self._tables = f"member_{member}_"
+                run, logdir = populations.member_run(run, member), populations.member_logdir(logdir, member)
+        self.run, self.logdir = run, logdir
         self.agent = run.make_agent(self.spec)
-        (self.table,) = self.agent.tables
+        (table,) = self.agent.tables
+        self.table = dataclasses.replace(table, name=self._tables + table.name)
+        self.num_envs = run.stacked * run.envs_per_actor
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
-        self.items = items.item_structure(self.agent, self.spec, run.envs_per_actor)
+        self.items = items.item_structure(self.agent, self.spec, self.num_envs)
         window = self.table.window
         if isinstance(window, Gradients):  # what a worker keeps to itself, and makes of it
             self.gradient = worker.compile_gradient(self.agent, self.device)
             own = self.agent._replace(tables=(window.table,))
-            self.own_items = items.item_structure(own, self.spec, run.envs_per_actor)
-        self.params = items.params_structure(self.agent, self.spec)
+            self.own_items = items.item_structure(own, self.spec, self.num_envs)
+        self.params = items.params_structure(self.agent)
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
         self.priority = actor.compile_priority(
-            self.agent.priority, items_at_once(self.table, run.envs_per_actor), self.device
+            self.agent.priority, items_at_once(self.table, self.num_envs), self.device
         )
 
     def init(self) -> Any:
         """A new state."""
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
-        return jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
+        state = jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
+        if not self._draws:
+            return state
+        drawn = {name: np.asarray(values, np.float32) for name, values in self._draws.items()}
+        return state._replace(hypers=state.hypers._replace(**drawn))
 
     @property
     def replays(self) -> bool:
@@ -63,23 +85,25 @@ class Parts:
         window = self.table.window
         return self.items if isinstance(window, Window) else items.packing(window, self.items).structure
 
-    def serve(self, task: int = 0, port: int = 0) -> Server:
-        """Starts the replay server `task`, with what it held when it was last saved.
-
-        Raises:
-          UsageError: what was saved is another run's.
-        """
-        per_item = self.run.envs_per_actor if isinstance(self.table.window, Window) else 1
+    def build_tables(self) -> list[Any]:
+        """The tables that a replay server holds for these Parts."""
+        per_item = self.num_envs if isinstance(self.table.window, Window) else 1
         tables = [
             server.build_table(self.table, self.table_items, per_item, self.run.num_replay_servers),
-            server.build_variables_table(self.params),
+            server.build_variables_table(self.params, self._tables + server.VARIABLES),
         ]
         if isinstance(self.table.window, Sequences) and self.replays:
-            tables.append(server.build_steps_table())
-        try:
-            return server.serve(tables, port, self.logdir / f"replay_{task}" if self.replays else None)
-        except ValueError as error:
-            raise UsageError(str(error)) from error
+            tables.append(server.build_steps_table(self.table.name))
+        if self.population:
+            structure = returns_structure(self.population)
+            tables += [server.build_variables_table(structure, self._tables + r) for r in self.population.reporters]
+            if self.population.member is not None:
+                tables.append(server.build_variables_table(self._state_items, self._tables + "state"))
+        return tables
+
+    @property
+    def _state_items(self) -> items.Structure:
+        return state_structure(jax.eval_shape(self.agent.init, jax.eval_shape(jax.random.key, 0)))
 
     def batches(self, clients: Sequence[Client]) -> Iterator[sampler.Batch]:
         """What the learner learns from; counted from now on."""
@@ -90,7 +114,8 @@ class Parts:
             return sample_gradients(clients[0], self.table, self.items, jax.local_device_count())
         if isinstance(self.table.window, Sequences):
             return sampler.sample_episodes(clients[0], self.table, self.items, self.agent.batch_size)
-        return sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
+        blocks = sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
+        return blocks if self.run.stacked == 1 else sampler.count_for_each(blocks, self.run.stacked)
 
     def variables(self, client: Client) -> VariableContainer:
         """The run's variable container.
@@ -99,9 +124,46 @@ class Parts:
           UsageError: the server serves another run.
         """
         try:
-            return VariableContainer(client, self.params)
+            return VariableContainer(client, self.params, self._tables + server.VARIABLES)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def returns(self, client: Client, reporter: str) -> Returns | None:
+        """Where a `reporter` tells the population's learners of episodes; None if they do not ask it."""
+        if self.population is None or reporter not in self.population.reporters:
+            return None
+        structure = returns_structure(self.population)
+        return Returns(self.population, VariableContainer(client, structure, self._tables + reporter))
+
+    def exchange(self, client: Client, env_steps: int) -> Exchange | None:
+        """The population's, as the learner of these Parts takes part in it; None: there is no population."""
+        if self.population is None:
+            return None
+        alone = self.population.member is None
+        prefixes = [""] if alone else [f"member_{m}_" for m in range(self.population.size)]
+        structure = returns_structure(self.population)
+        returns = [[VariableContainer(client, structure, p + r) for r in self.population.reporters] for p in prefixes]
+        states = [] if alone else [VariableContainer(client, self._state_items, p + "state") for p in prefixes]
+        key = jax.random.key(self.run.seed_of("exchange"))
+        return Exchange(self.population, returns, states, key, env_steps)
+
+
+def make_parts(run: Run, logdir: pathlib.Path) -> list[Parts]:
+    """Those of each member of a population with learners of their own; else one."""
+    return [Parts(run, logdir, member) for member in populations.learners(run)]
+
+
+def serve(members: Sequence[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Server:
+    """Starts the replay server `task` of a run, with what it held when it was last saved.
+
+    Raises:
+      UsageError: what was saved is another run's.
+    """
+    tables = [table for parts in members for table in parts.build_tables()]
+    try:
+        return server.serve(tables, port, logdir / f"replay_{task}" if members[0].replays else None)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 class Throttle:
@@ -122,12 +184,12 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
     """One actor, until `stop`, which writes to one of the servers; yields after each item it has written. A worker,
     which writes gradients, where those travel."""
     run = parts.run
-    environment = run.make_environment("actor", task, run.envs_per_actor)
+    environment = run.make_environment("actor", task, parts.num_envs)
     variables = parts.variables(clients[0])
     variables.wait()
     client = clients[task % len(clients)]
-    places = np.arange(task * run.envs_per_actor, (task + 1) * run.envs_per_actor, dtype=np.float32)
-    ranks = places / max(1, run.num_actors * run.envs_per_actor - 1)
+    places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
+    ranks = places / max(1, run.num_actors * parts.num_envs - 1)
     key = jax.random.key(run.seed_of("actor", task))
     window = parts.table.window
     if isinstance(window, Gradients):
@@ -150,12 +212,15 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
         writer = make_writer(client, parts.table, parts.items, parts.priority)
         turns = actor.run(parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set, ranks)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
+    reported = parts.returns(clients[0], f"actor_{task}")
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     played: list[int] = []  # in which environment each was
     for metrics, episodes in turns:
         returns += episodes.returns
         played += episodes.environments
+        if reported:
+            reported.add(items.Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
         if due():
             now = time.perf_counter()
             metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
@@ -199,6 +264,9 @@ class Learning:
             learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if gradients else None,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
+        self._exchange = parts.exchange(clients[0], version.env_steps)
+        if self._exchange:
+            self._exchange.start(self._learner)
         self._warned = False
 
     @property
@@ -227,6 +295,8 @@ class Learning:
             if "lag" in host:
                 lags.append(host["lag"])
             done = self.version.env_steps >= self._run.max_env_steps
+            if self._exchange:
+                self._exchange(self._learner)
             if due() or done:
                 now, version = time.perf_counter(), self.version
                 self._record(
@@ -237,7 +307,7 @@ class Learning:
                         / (now - start),
                         "wait_fraction": waited / (now - start),
                         **host,
-                        **learner.read_metrics(feedback),
+                        **self._read_metrics(feedback),
                     },
                     lags,
                 )
@@ -251,8 +321,18 @@ class Learning:
         if feedback is not None:
             self._save(feedback)
 
+    def _read_metrics(self, feedback: Feedback) -> dict[str, float]:
+        """Raises NotFinite, unless a peer can take this member's place."""
+        try:
+            return learner.read_metrics(feedback)
+        except learner.NotFinite as error:
+            if self._exchange is None:
+                raise
+            self._exchange.rescue(self._learner, str(error))
+            return dict.fromkeys(feedback.metrics, float("nan"))
+
     def _save(self, feedback: Feedback) -> None:
-        learner.read_metrics(feedback)  # raises rather than save what is not finite
+        self._read_metrics(feedback)  # raises rather than save what is not finite
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version)
             for client in self._replays:
@@ -274,6 +354,8 @@ class Learning:
             self._priorities.close()
         if self._recorder:
             self._recorder.close()
+        if self._exchange:
+            self._exchange.close()
         self._checkpointer.close()
 
 
@@ -304,10 +386,10 @@ def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> 
     for metrics in evaluator.run(
         parts.agent,
         parts.act_greedily,
-        lambda n: run.make_environment("evaluator", n, run.eval_envs, evaluation=True),
+        lambda n: run.make_environment("evaluator", n, run.stacked * run.eval_envs, evaluation=True),
         variables,
         jax.random.key(run.seed_of("evaluator")),
-        run.eval_episodes,
+        run.stacked * run.eval_episodes,
         run.eval_period,
         run.max_env_steps,
         evaluator.next_due(done, run.eval_period),

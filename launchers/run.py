@@ -18,6 +18,8 @@ import numpy as np
 import environments
 from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Gradients, Sequences, TableSpec, Transitions, Window
 from agents.gradients import by_gradients
+from agents.pbt import EXPLOIT, EXPLORE
+from agents.vectorized import vectorize
 from environments import tasks
 from launchers import presets
 
@@ -68,7 +70,13 @@ CHOICES = {
     "placement": ("threads", "processes", "serial"),
     "actor_backend": ("cpu", "accelerator"),
     "travels": ("experience", "gradients"),
+    "population_mode": ("separate", "vmap"),
+    "exploit": tuple(EXPLOIT),
+    "explore": tuple(EXPLORE),
+    "fitness": ("training", "evaluation"),
 }
+# What may be 0.
+FROM_ZERO = {"seed", "max_staleness", "max_loss_deviations", "population"}
 
 
 class UsageError(ValueError):
@@ -97,6 +105,14 @@ class Run:
     travels: str  # from those who act to the learner: experience, or gradients, and then who acts is a worker
     max_staleness: int  # of a gradient, in updates since its parameters; an older one is dropped; 0: none is
     max_loss_deviations: float  # standard deviations of a gradient's loss above the mean, likewise
+    population: int  # members that learn side by side, each as the rest of this says; 0: an ordinary run
+    tune: str  # the hyperparameters that a population tunes, and their ranges
+    population_mode: str  # separate: each member has a learner and actors of its own; vmap: they are stacked in one
+    exploit: str  # who copies whom
+    explore: str  # how what was copied is varied
+    fitness: str  # whose episodes a member is judged by: those of its actors in training, or of its evaluations
+    ready_env_steps: int  # of a member, from one look at its peers to the next
+    score_episodes: int  # it is judged by so many of the last
     config: Any  # the agent's Config
 
     def make_agent(self, spec: EnvironmentSpec) -> Agent:
@@ -108,6 +124,8 @@ class Run:
         try:
             agent = agent_module(self.agent).make(self.config, spec)
             travelling = by_gradients(agent) if self.travels == "gradients" else agent
+            if self.stacked > 1:
+                travelling = vectorize(agent, self.stacked, spec.num_tasks)
         except ValueError as error:
             raise UsageError(str(error)) from error
         (table,) = agent.tables
@@ -223,6 +241,11 @@ class Run:
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     @property
+    def stacked(self) -> int:
+        """Members that share a learner, actors and an evaluator, each of which has so many times the environments."""
+        return self.population if self.population_mode == "vmap" and self.population else 1
+
+    @property
     def tasks(self) -> list[str]:
         """The names of the tasks that the environments share out among them: most often one."""
         return tasks.names(self.env)
@@ -288,12 +311,20 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
         "travels": "experience",
         "max_staleness": 0,
         "max_loss_deviations": 0.0,
+        "population": 0,
+        "tune": "",
+        "population_mode": "separate",
+        "exploit": "truncation",
+        "explore": "perturb",
+        "fitness": "training",
+        "score_episodes": 20,
     }
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
     if overrides.get("eval_episodes") is None:  # as many of each task
         count = len(tasks.names(env))
         settings["eval_episodes"] += -settings["eval_episodes"] % count
     settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
+    settings.setdefault("ready_env_steps", max(1, settings["max_env_steps"] // 20))
     config = preset.config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settings["max_env_steps"])
@@ -361,7 +392,7 @@ def check(run: Run) -> None:
     """Raises UsageError if a number is out of range or two do not fit."""
     for field in dataclasses.fields(run):
         value = getattr(run, field.name)
-        least = 0 if field.name in ("seed", "max_staleness", "max_loss_deviations") else 1
+        least = 0 if field.name in FROM_ZERO else 1
         if field.type in ("int", int, "float", float) and field.name != "checkpoint_seconds" and value < least:
             raise UsageError(f"--{field.name} must be {least} or more, not {value}")
     for name in ("envs_per_actor", "eval_episodes"):

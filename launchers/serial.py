@@ -15,8 +15,8 @@ from runtime.evaluator import next_due
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal: each actor writes a block in its turn, each batch is learnt at once."""
     stop = stop_on_signals()
-    parts = roles.Parts(run, logdir)
-    server = parts.serve(0, port)
+    (parts,) = roles.make_parts(run, logdir)
+    server = roles.serve([parts], logdir, 0, port)
     clients = [server.localhost_client()]
     variables = parts.variables(clients[0])
     learning = roles.Learning(
@@ -26,7 +26,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     evaluations = roles.evaluate(parts, clients, stop)
     blocks = parts.batches(clients)
 
-    sequences = 1 if run.travels == "gradients" else run.envs_per_actor  # in an item
+    sequences = 1 if run.travels == "gradients" else parts.num_envs  # in an item
 
     def batches():
         turns = itertools.cycle(actors)

@@ -8,6 +8,7 @@ import rich.live
 import rich.progress_bar
 import rich.table
 
+from launchers.population import logdirs
 from launchers.run import Run
 from runtime import metrics
 
@@ -18,9 +19,9 @@ class Display:
     """Shows a run from the CSVs that its roles write, wherever they run; call `refresh` now and then."""
 
     def __init__(self, run: Run, logdir: pathlib.Path):
-        self._run, self._logdir = run, logdir
+        self._run, self._logdirs = run, logdirs(run, logdir)
         self._console = rich.console.Console(soft_wrap=True, highlight=False)
-        self._evaluations = len(metrics.read(logdir / "evaluator.csv"))
+        self._evaluations = [len(metrics.read(logdir / "evaluator.csv")) for logdir in self._logdirs]
         self._next_plain = time.monotonic() + PLAIN_SECONDS
         self._live = rich.live.Live(console=self._console, auto_refresh=False, transient=True)
 
@@ -34,12 +35,14 @@ class Display:
         self._live.stop()
 
     def refresh(self) -> None:
-        for row in metrics.read(self._logdir / "evaluator.csv")[self._evaluations :]:
-            self._evaluations += 1
-            self._console.print(
-                f"evaluation at {row['env_steps']:,.0f} env steps: return {row['return_mean']:.2f} "
-                f"± {row['return_std']:.2f} over {row['episodes']:.0f} episodes"
-            )
+        for index, logdir in enumerate(self._logdirs):
+            who = f"{logdir.name}: " if len(self._logdirs) > 1 else ""
+            for row in metrics.read(logdir / "evaluator.csv")[self._evaluations[index] :]:
+                self._evaluations[index] += 1
+                self._console.print(
+                    f"{who}evaluation at {row['env_steps']:,.0f} env steps: return {row['return_mean']:.2f} "
+                    f"± {row['return_std']:.2f} over {row['episodes']:.0f} episodes"
+                )
         if self._console.is_terminal:
             self._live.update(self._line(), refresh=True)
         elif time.monotonic() > self._next_plain:
@@ -47,31 +50,39 @@ class Display:
             self._console.print(self._text())
 
     def _line(self) -> rich.table.Table:
-        learner = metrics.latest(self._logdir, "learner") or {"env_steps": 0.0}
+        learners = self._newest("learner")
+        done = sum(row["env_steps"] for row in learners) / len(self._logdirs)
         grid = rich.table.Table.grid(padding=(0, 1))
-        bar = rich.progress_bar.ProgressBar(self._run.max_env_steps, learner["env_steps"], width=20)
-        grid.add_row(bar, self._text())
+        grid.add_row(rich.progress_bar.ProgressBar(self._run.max_env_steps, done, width=20), self._text())
         return grid
 
+    def _newest(self, role: str) -> list[dict[str, float]]:
+        rows = [metrics.latest(logdir, role) for logdir in self._logdirs]
+        return [row for row in rows if row]
+
     def _text(self) -> str:
-        learner = metrics.latest(self._logdir, "learner")
-        if learner is None:
+        learners = self._newest("learner")
+        if not learners:
             return "starting: compiling and connecting"
-        newest = [metrics.latest(self._logdir, f"actor_{task}") for task in range(self._run.num_actors)]
-        actors = [row for row in newest if row]
+        actors = [row for task in range(self._run.num_actors) for row in self._newest(f"actor_{task}")]
+        env_steps = sum(row["env_steps"] for row in learners) / len(self._logdirs)
         parts = [
-            f"{learner['env_steps']:,.0f}/{self._run.max_env_steps:,} env steps",
-            f"{learner['env_steps_per_second']:,.0f}/s",
-            f"{learner['learner_steps_per_second']:.1f} updates/s",
-            *([f"lag {learner['lag']:.1f}"] if "lag" in learner else []),
-            f"learner waits {learner['wait_fraction']:.0%}",
+            f"{env_steps:,.0f}/{self._run.max_env_steps:,} env steps" + " of each" * (self._run.population > 0),
+            f"{sum(row['env_steps_per_second'] for row in learners):,.0f}/s",
+            f"{sum(row['learner_steps_per_second'] for row in learners):.1f} updates/s",
+            *([f"lag {_mean(learners, 'lag'):.1f}"] if "lag" in learners[0] else []),
+            f"learner waits {_mean(learners, 'wait_fraction'):.0%}",
         ]
         if actors:
-            parts.append(f"actors wait {sum(row['wait_fraction'] for row in actors) / len(actors):.0%}")
-            returns = [row["return_mean"] for row in actors if row["episodes"]]
-            if returns:
-                parts.append(f"return {sum(returns) / len(returns):.1f}")
+            parts.append(f"actors wait {_mean(actors, 'wait_fraction'):.0%}")
+            played = [row for row in actors if row["episodes"]]
+            if played:
+                parts.append(f"return {_mean(played, 'return_mean'):.1f}")
         return " · ".join(parts)
 
     def say(self, text: str) -> None:
         self._console.print(text)
+
+
+def _mean(rows: list[dict[str, float]], column: str) -> float:
+    return sum(row[column] for row in rows) / len(rows)

@@ -16,10 +16,10 @@ from runtime.scheduling import give_way
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
     stop, acting_ends = stop_on_signals(), threading.Event()
-    parts = roles.Parts(run, logdir)
+    members = roles.make_parts(run, logdir)
     tasks = range(run.num_replay_servers)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
-        servers = list(executor.map(lambda task: parts.serve(task, port and port + task), tasks))
+        servers = list(executor.map(lambda task: roles.serve(members, logdir, task, port and port + task), tasks))
     clients = [server.localhost_client() for server in servers]
     errors: list[BaseException] = []
 
@@ -40,14 +40,18 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         thread.start()
         return thread
 
-    learner = start("learner", roles.learn(parts, clients, stop))
-    actors = [start(f"actor_{task}", roles.act(parts, clients, task, acting_ends)) for task in range(run.num_actors)]
-    evaluator = start("evaluator", roles.evaluate(parts, clients, stop))
+    learners = [start("learner", roles.learn(parts, clients, stop)) for parts in members]
+    actors = [
+        start(f"actor_{task}", roles.act(parts, clients, task, acting_ends))
+        for parts in members
+        for task in range(run.num_actors)
+    ]
+    evaluators = [start("evaluator", roles.evaluate(parts, clients, stop)) for parts in members]
     with Display(run, logdir) as display:
-        # The learner saves and ends on `stop` by itself; the evaluator ends after the learner's last parameters.
-        for thread in (learner, evaluator):
-            while thread.is_alive():
-                thread.join(0.25)
+        # A learner saves and ends on `stop` by itself; an evaluator ends after its learner's last parameters.
+        for threads in (learners, evaluators):
+            while alive := [thread for thread in threads if thread.is_alive()]:
+                alive[0].join(0.25)
                 display.refresh()
             acting_ends.set()
     for thread in actors:

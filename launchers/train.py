@@ -3,7 +3,7 @@
 import importlib
 
 from launchers import flags, ports
-from launchers import run as runs
+from launchers import population as populations
 from runtime import plot
 
 
@@ -11,12 +11,16 @@ def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     ports.check_port(flags.FLAGS.port)
     run.check_fit(run.num_replay_servers)  # before anything is written
-    runs.save(run, logdir)
-    print(f"{run.agent} learns {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
+    populations.check(run)
+    populations.save(run, logdir)
+    who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
+    print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     placement.train(run, logdir, flags.FLAGS.port)
-    if plot.draw([logdir], logdir / "curve.png"):
+    if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png"):
         print(f"the learning curve is {logdir / 'curve.png'}")
+    if plot.draw_lineages(logdir, logdir / "lineages.png"):
+        print(f"the population's hyperparameters and scores are in {logdir / 'lineages.png'}")
     return 0
 
 

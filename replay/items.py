@@ -61,8 +61,13 @@ class Structure:
         return [tf.TensorSpec(leaf.shape, tf.as_dtype(leaf.dtype)) for leaf in self.leaves]
 
 
-def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[Step, Memory, Any]:
-    """The shapes of a Step, a Memory and the parameters of an agent that acts in `num_envs` environments."""
+def params_structs(agent: Agent) -> Any:
+    """The shapes of the parameters that an agent's actors pull."""
+    return jax.eval_shape(lambda key: agent.policy(agent.init(key)), jax.eval_shape(jax.random.key, 0))
+
+
+def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[Step, Memory]:
+    """The shapes of a Step and a Memory of an agent that acts in `num_envs` environments."""
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((num_envs, *shape), dtype)
@@ -71,13 +76,12 @@ def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[St
     timestep = TimeStep(observation, array(np.float32), array(np.float32), array(np.bool_), array(np.bool_))
     key = jax.eval_shape(jax.random.key, 0)
     memory = jax.eval_shape(lambda: agent.memory(num_envs, None))
-    params = jax.eval_shape(lambda key: agent.policy(agent.init(key)), key)
-    action, extras, _ = jax.eval_shape(agent.act, params, key, timestep, memory)
+    action, extras, _ = jax.eval_shape(agent.act, params_structs(agent), key, timestep, memory)
     expected = np.dtype(np.float32 if isinstance(spec.actions, BoundedActions) else np.int32)
     if action.dtype != expected:
         raise TypeError(f"the agent's actions are {action.dtype}; this environment's are {expected}")
     step = Step(observation, action, array(np.float32), array(np.float32), array(np.bool_), extras)
-    return step, memory, params
+    return step, memory
 
 
 def block_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
@@ -85,7 +89,7 @@ def block_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Struc
     (table,) = agent.tables
     assert isinstance(table.window, Window)
     length = table.window.length
-    step, memory, _ = step_structs(agent, spec, num_envs)
+    step, memory = step_structs(agent, spec, num_envs)
     steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((length, *x.shape), x.dtype), step)
     return Structure(Block(steps, memory, np.int64(0)))
 
@@ -94,7 +98,7 @@ def transition_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
     """The structure of one Transition, without a batch axis; its observations stacked if the window says so."""
     (table,) = agent.tables
     assert isinstance(table.window, Transitions)
-    step, _, _ = step_structs(agent, spec, 1)
+    step, _ = step_structs(agent, spec, 1)
     number = jax.ShapeDtypeStruct((), np.float32)
     observation, action = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step[:2])
     if table.window.stack > 1:
@@ -107,7 +111,7 @@ def sequence_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
     (table,) = agent.tables
     assert isinstance(table.window, Sequences)
     rows = table.window.burn_in + table.window.length
-    step, memory, _ = step_structs(agent, spec, 1)
+    step, memory = step_structs(agent, spec, 1)
     steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step)
     return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
 
@@ -124,7 +128,7 @@ def gradient_structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> St
     else:
         steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype), example)
         sample = Sample(steps, likelihood=jax.ShapeDtypeStruct((batch,), np.float32))
-    state = step_structs(agent, spec, num_envs)[2]
+    state = params_structs(agent)
     gradient, feedback = jax.eval_shape(agent.gradient, state, jax.eval_shape(jax.random.key, 0), sample)
     return Structure(Gradient(gradient, feedback.metrics, np.int64(0), np.int64(0)))
 
@@ -254,7 +258,7 @@ def packing(
     return Packing(structure)
 
 
-def params_structure(agent: Agent, spec: EnvironmentSpec) -> Structure:
+def params_structure(agent: Agent) -> Structure:
     """The structure of what actors pull."""
     version = Version(np.int64(0), np.int64(0))
-    return Structure((version, step_structs(agent, spec, 1)[2]))
+    return Structure((version, params_structs(agent)))

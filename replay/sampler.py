@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from agents.agent import Sample, Sequences, TableSpec, Window
 from replay.items import Block, Structure, packing
-from replay.server import STEPS
+from replay.server import steps_table_name
 
 COUNT_SECONDS = 0.05  # between two looks at how much was written
 
@@ -53,6 +53,14 @@ def sample_blocks(client: reverb.Client, table: TableSpec, structure: Structure,
                 jax.tree.map(lambda x, part=part: x[part], blocks[0].memory),
             )
             yield _batch(sample, learner_steps)
+
+
+def count_for_each(batches: Iterator[Batch], members: int) -> Iterator[Batch]:
+    """The same batches, their steps counted as those of one of `members` who share them evenly."""
+    left = 0
+    for batch in batches:
+        each, left = divmod(left + batch.env_steps, members)
+        yield batch._replace(env_steps=each, rows=batch.rows // members)
 
 
 def _batch(sample: Sample, learner_steps: np.ndarray | None) -> Batch:
@@ -97,7 +105,7 @@ class Replay:
         # A transition is a step. Sequences are not so many steps each: their writers count.
         window = table.window
         self._counter, self._steps_per_item = (
-            (STEPS, window.period) if isinstance(window, Sequences) else (table.name, 1)
+            (steps_table_name(table.name), window.period) if isinstance(window, Sequences) else (table.name, 1)
         )
         self._share = batch_size // len(clients)
         self._written, self._counted = [0] * len(clients), time.monotonic()

@@ -12,7 +12,6 @@ from agents.agent import TableSpec
 from replay.items import Structure
 
 VARIABLES = "variables"
-STEPS = "steps"
 MIN_BUFFER_ITEMS = 32  # two writers' items in flight
 
 
@@ -66,15 +65,20 @@ def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
     )
 
 
-def build_variables_table(structure: Structure) -> reverb.Table:
-    """A table of size one: the newest parameters."""
-    return _build_newest(VARIABLES, structure.signature)
+def build_variables_table(structure: Structure, name: str = VARIABLES) -> reverb.Table:
+    """A table of size one: the newest parameters, or the newest of whatever else a variable container holds."""
+    return _build_newest(name, structure.signature)
 
 
-def build_steps_table() -> reverb.Table:
+def steps_table_name(table: str) -> str:
+    """Of the table that counts the steps of a `table` of sequences."""
+    return f"{table}_steps"
+
+
+def build_steps_table(table: str) -> reverb.Table:
     """A table of size one that is there to count: into it go items for so many transitions each. Reverb keeps the count
     of a table's items, in checkpoints too, and with it how much experience the items of sequences were made of."""
-    return _build_newest(STEPS, [tf.TensorSpec((), tf.int32)])
+    return _build_newest(steps_table_name(table), [tf.TensorSpec((), tf.int32)])
 
 
 def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib.Path | None) -> reverb.Server:

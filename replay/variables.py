@@ -1,4 +1,5 @@
-"""The variable container: parameters on their way from the learner to the actors, in a Reverb table of size one."""
+"""The variable container: parameters on their way from the learner to the actors, in a Reverb table of size one. A
+population's members show each other what they have in others of its kind."""
 
 import time
 from typing import Any
@@ -14,16 +15,16 @@ from replay.server import VARIABLES
 class VariableContainer:
     """`push` replaces the parameters, `pull` reads the newest; from any number of threads, processes and hosts."""
 
-    def __init__(self, client: reverb.Client, structure: Structure):
-        """`structure`: of (Version, params), as `params_structure` gives it.
+    def __init__(self, client: reverb.Client, structure: Structure, name: str = VARIABLES):
+        """`structure`: of (Version, params), as `params_structure` gives it; `name`: the table's.
 
         Raises:
           ValueError: the server has no such table, or one for other parameters (another config or environment).
         """
-        self._client, self._structure = client, structure
-        info = client.server_info(timeout=60).get(VARIABLES)
+        self._client, self._structure, self._name = client, structure, name
+        info = client.server_info(timeout=60).get(name)
         if info is None or info.max_size != 1:
-            raise ValueError(f"the replay server has no table {VARIABLES!r} of size one: it serves another project")
+            raise ValueError(f"the replay server has no table {name!r} of size one: it serves another project")
         theirs = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in info.signature]
         ours = [(leaf.shape, leaf.dtype.type) for leaf in structure.leaves]
         if theirs != ours:
@@ -36,8 +37,12 @@ class VariableContainer:
             self._writer = self._client.trajectory_writer(num_keep_alive_refs=1)
         version = Version(*(np.int64(count) for count in version))
         self._writer.append(self._structure.flatten((version, params)))
-        self._writer.create_item(VARIABLES, 1.0, [column[-1] for column in self._writer.history])
+        self._writer.create_item(self._name, 1.0, [column[-1] for column in self._writer.history])
         self._writer.flush()
+
+    def filled(self) -> bool:
+        """Whether anything was ever pushed."""
+        return self._client.server_info(timeout=60)[self._name].current_size > 0
 
     def wait(self, timeout: float = 300.0) -> None:
         """Returns once something was pushed.
@@ -46,13 +51,13 @@ class VariableContainer:
           ReplayUnavailable: nothing was within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        while not self._client.server_info(timeout=60)[VARIABLES].current_size:
+        while not self.filled():
             if time.monotonic() > deadline:
                 raise ReplayUnavailable(f"no learner published parameters within {timeout:.0f} s: is one running?")
             time.sleep(0.05)
 
     def pull(self) -> tuple[Version, Any]:
         """The newest (version, params): one fresh sample, no prefetching. Waits if nothing was ever pushed."""
-        (sample,) = self._client.sample(VARIABLES, num_samples=1, emit_timesteps=False)
+        (sample,) = self._client.sample(self._name, num_samples=1, emit_timesteps=False)
         version, params = self._structure.unflatten(sample.data)
         return Version(*(int(count) for count in version)), params

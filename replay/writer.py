@@ -11,7 +11,7 @@ from absl import logging
 
 from agents.agent import Memory, Params, Sample, Sequences, Step, TableSpec, Transition, Transitions, Window
 from replay.items import Block, Packing, SequencePacking, StackedPacking, StackedTransition, Structure, packing
-from replay.server import STEPS
+from replay.server import steps_table_name
 from replay.transitions import NStep
 
 STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
@@ -394,7 +394,7 @@ class SequenceWriter:
         before, self._steps = self._steps, self._steps + int(np.sum(~step.first))
         for _ in range(before // self._window.period, self._steps // self._window.period):
             self._counter.append([np.int32(0)])
-            self._counter.create_item(STEPS, 1.0, [self._counter.history[0][-1]])
+            self._counter.create_item(steps_table_name(self._table.name), 1.0, [self._counter.history[0][-1]])
         return before // PULL_STEPS != self._steps // PULL_STEPS
 
     def _sample(self, sequences: list[_Sequence]) -> Sample:

@@ -213,6 +213,11 @@ class Learner:
     def publish(self) -> None:
         self._publish(self.version, self._policy(self.state))
 
+    def replace(self, state: State) -> None:
+        """Goes on with another `state` (on the host), and publishes its parameters."""
+        self.state = devices.replicate(state)
+        self.publish()
+
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Feedback, dict[str, Any]]]:
         """Updates on each batch (its sample already on the devices); yields (feedback, host metrics).
 

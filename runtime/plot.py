@@ -1,5 +1,6 @@
 """Learning curves as pictures."""
 
+import itertools
 import json
 import pathlib
 import textwrap
@@ -16,7 +17,7 @@ from matplotlib import pyplot
 # Settings that do not decide what a run learns until it ends.
 NOT_LEARNT = {
     *("seed", "max_env_steps", "eval_period", "eval_episodes", "checkpoint_seconds"),
-    *("placement", "actors_per_process", "actor_backend", "updates_per_dispatch"),
+    *("placement", "actors_per_process", "actor_backend", "updates_per_dispatch", "population_mode"),
 }
 
 
@@ -56,6 +57,50 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
     axes.set_ylabel("return of an evaluation")
     axes.grid(alpha=0.3)
     axes.legend()
+    figure.savefig(out, dpi=120)
+    pyplot.close(figure)
+    return True
+
+
+def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
+    """Draws a population's scores and hyperparameters against environment steps to the PNG `out`; false, and no picture,
+    where `logdir` is no population's.
+
+    A colour is a line of descent: it is that of the member whose first state the state at that time comes from.
+    """
+    turns = sorted(
+        (row for path in logdir.glob("lineage_*.csv") for row in metrics.read(path)),
+        key=lambda row: (row["env_steps"], row["member"]),
+    )
+    if not turns:
+        return False
+    members = int(max(row["member"] for row in turns)) + 1
+    columns = list(turns[0])
+    hypers = columns[columns.index("score") + 1 :]
+    figure, panels = pyplot.subplots(
+        len(hypers) + 1, 1, sharex=True, squeeze=False, figsize=(7, 2.6 * (len(hypers) + 1)), layout="constrained"
+    )
+    founders, colours = list(range(members)), pyplot.get_cmap("tab20")
+    before: dict[int, dict[str, float]] = {}
+    for _, together in itertools.groupby(turns, key=lambda row: row["env_steps"]):
+        rows, parents = list(together), list(founders)
+        for row in rows:
+            founders[int(row["member"])] = parents[int(row["donor"])]
+        for row in rows:
+            member, donor = int(row["member"]), int(row["donor"])
+            for panel, name in zip(panels[:, 0], ["score", *hypers], strict=True):
+                start = before.get(donor if name != "score" else member)
+                if start is not None:
+                    ends = [[start["env_steps"], row["env_steps"]], [start[name], row[name]]]
+                    panel.plot(*ends, color=colours(founders[member] % 20), linewidth=1.2, marker=".", markersize=3)
+        before |= {int(row["member"]): row for row in rows}
+    for panel, name in zip(panels[:, 0], ["score", *hypers], strict=True):
+        panel.set_ylabel(name.replace("_", " "))
+        panel.grid(alpha=0.3)
+        values = [row[name] for row in turns if row[name] > 0]
+        if name != "score" and len(values) == len(turns) and max(values) > 20 * min(values):
+            panel.set_yscale("log")
+    panels[-1, 0].set_xlabel("env steps of each member")
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
     return True

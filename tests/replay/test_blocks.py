@@ -62,7 +62,7 @@ class Path:
         (self.table,) = self.agent.tables
         spec = CountingEnvironment(num_envs).spec
         self.structure = items.block_structure(self.agent, spec, num_envs)
-        params = items.params_structure(self.agent, spec)
+        params = items.params_structure(self.agent)
         self.client = serve(self.table, self.structure, num_envs, params)
         self.variables = VariableContainer(self.client, params)
         self.push(0)

@@ -58,7 +58,7 @@ def test_block_structure_is_that_of_real_blocks():
 def test_params_structure_is_that_of_real_params():
     agent = impala.make(CONFIG, SPEC)
     params = agent.policy(jax.jit(agent.init)(jax.random.key(0)))
-    structure = params_structure(agent, SPEC)
+    structure = params_structure(agent)
     columns = structure.flatten((Version(np.int64(1), np.int64(2)), params))
     assert [(c.shape, c.dtype) for c in columns] == [(leaf.shape, leaf.dtype) for leaf in structure.leaves]
 

@@ -12,7 +12,7 @@ from replay import server
 from replay.client import connect
 from replay.items import SequencePacking, Structure, packing
 from replay.sampler import Replay
-from replay.server import STEPS
+from replay.server import steps_table_name
 from replay.writer import PULL_STEPS, SequenceWriter
 from tests.counting_rows import first_rows
 from tests.replay.test_transitions import action_in, stream
@@ -118,7 +118,7 @@ class Written:
         self.structure = structure_of(window)
         self.packing = packing(window, self.structure)
         assert isinstance(self.packing, SequencePacking)
-        self.client = serve(server.build_table(self.table, self.packing.structure), server.build_steps_table())
+        self.client = serve(server.build_table(self.table, self.packing.structure), server.build_steps_table("replay"))
         self.writer = SequenceWriter(self.client, self.table, self.packing, priority)
 
     def write(self, environments: range, rows: int, params=None) -> list[bool]:
@@ -137,7 +137,7 @@ class Written:
         return self.client.server_info()[table].current_size
 
     def counted(self) -> int:
-        return self.client.server_info()[STEPS].rate_limiter_info.insert_stats.completed
+        return self.client.server_info()[steps_table_name("replay")].rate_limiter_info.insert_stats.completed
 
     def read(self) -> tuple[Sample, list[float]]:
         """All items, and their priorities."""
@@ -254,7 +254,7 @@ def test_transitions_are_counted_to_less_than_a_period(serve, window):
         written.write(range(4), rows)
         executed = sum(len(transitions(e, rows)) for e in range(4))
         assert written.counted() - before == executed // window.period
-    assert written.size(STEPS) == 1, "however many were counted"
+    assert written.size(steps_table_name("replay")) == 1, "however many were counted"
 
 
 def test_actors_pull_after_so_many_transitions(serve):
@@ -269,7 +269,7 @@ def test_a_restart_brings_back_sequences_and_counts(tmp_path):
     spec, packed = TableSpec("replay", window, "uniform", 10_000), packing(window, structure_of(window))
 
     def tables():
-        return [server.build_table(spec, packed.structure), server.build_steps_table()]
+        return [server.build_table(spec, packed.structure), server.build_steps_table("replay")]
 
     expected = {(e, item) for e in range(3) for item in sequences(e, rows, window)}
     for turn in range(2):
@@ -305,7 +305,7 @@ def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
     window = Sequences(0, 2, 1)
     table = TableSpec("replay", window, "queue", 3)
     packed = packing(window, structure_of(window))
-    client = serve(server.build_table(table, packed.structure), server.build_steps_table())
+    client = serve(server.build_table(table, packed.structure), server.build_steps_table("replay"))
     writer = SequenceWriter(client, table, packed, None)
     asked = []
 

@@ -238,7 +238,7 @@ class Path:
         (self.table,) = self.agent.tables
         self.environment = Counted(num_envs)
         self.structure = items.item_structure(self.agent, self.environment.spec, num_envs)
-        params = items.params_structure(self.agent, self.environment.spec)
+        params = items.params_structure(self.agent)
         packed = Packing(self.structure).structure
         self.client = serve(server.build_table(self.table, packed), server.build_variables_table(params))
         self.variables = VariableContainer(self.client, params)

@@ -1,0 +1,132 @@
+"""A population's members as runs, from `--population`, `--tune` and the flags beside them."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+import jax
+
+from agents import pbt
+from launchers import run as runs
+from launchers.run import Run, UsageError, nearest
+from runtime.population import Population
+
+TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
+
+
+def parse_ranges(tune: str) -> dict[str, pbt.Range]:
+    """The ranges that `--tune` names.
+
+    Raises:
+      UsageError: it is not written as it should be, or a range is empty.
+    """
+    ranges: dict[str, pbt.Range] = {}
+    for part in filter(None, tune.split(",")):
+        try:
+            name, scale, low, high = part.split(":")
+            scale, _, step = scale.partition("=")
+            range_ = pbt.Range(scale, float(low), float(high), float(step or 0))  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UsageError(f"{TUNE}; not {part!r}") from error
+        if scale not in ("log", "linear", "step") or (scale == "step") != (range_.step > 0):
+            raise UsageError(f"{TUNE}; not {part!r}")
+        if not range_.low < range_.high or (scale == "log" and range_.low <= 0):
+            raise UsageError(
+                f"--tune={part}: a range is LOW below HIGH, both above 0 on the scale log; not {low} to {high}"
+            )
+        ranges[name] = range_
+    return ranges
+
+
+def check(run: Run) -> None:
+    """Raises UsageError if a run's population does not fit its agent, or makes no sense."""
+    ranges = parse_ranges(run.tune)
+    if run.population == 1:
+        raise UsageError("--population=1 has no peers to learn from: give 2 or more")
+    if not run.population:
+        if ranges:
+            raise UsageError("--tune is for a population: give --population=8, or how many members there are to be")
+        return
+    if not ranges:
+        raise UsageError(f"--population={run.population} needs --tune, the hyperparameters that it tunes: {TUNE}")
+    if run.score_episodes < 2 and run.exploit == "t_test":
+        raise UsageError("--exploit=t_test needs --score_episodes of 2 or more")
+    state = jax.eval_shape(run.make_agent(run.spec()).init, jax.eval_shape(jax.random.key, 0))
+    hypers = state.hypers._fields
+    for name, range_ in ranges.items():
+        if name not in hypers:
+            raise UsageError(
+                f"--tune names {name!r}, which is no hyperparameter of {run.agent} that can change in a running "
+                f"learner{nearest(name, hypers)}"
+            )
+        for value in (range_.low, range_.high):
+            _with_values(run, {name: value})
+    if run.population_mode == "vmap" and run.travels == "gradients":
+        raise UsageError("--population_mode=vmap stacks learners of experience: leave out --travels=gradients")
+    if run.population_mode == "separate" and run.placement == "serial":
+        raise UsageError(
+            "--placement=serial has one learner: give --population_mode=vmap, which stacks the members in it, or "
+            "--placement=threads"
+        )
+
+
+def _with_values(run: Run, values: Mapping[str, float]) -> Run:
+    try:
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, **values))
+    except ValueError as error:
+        raise UsageError(f"--tune goes beyond what the agent takes: {error}") from error
+
+
+def draws(run: Run) -> dict[str, list[float]]:
+    """What each member's hyperparameters are at first, name -> [N]; the same in every mode."""
+    drawn = pbt.draw(jax.random.key(run.seed_of("population")), parse_ranges(run.tune), run.population)
+    return {name: [float(x) for x in values] for name, values in drawn.items()}
+
+
+def member_run(run: Run, member: int) -> Run:
+    """An ordinary run: the population's, with this member's seed and first hyperparameters."""
+    values = {name: drawn[member] for name, drawn in draws(run).items()}
+    return dataclasses.replace(_with_values(run, values), seed=run.seed_of("member", member), population=0, tune="")
+
+
+def member_logdir(logdir: pathlib.Path, member: int) -> pathlib.Path:
+    return logdir / f"member_{member}"
+
+
+def learners(run: Run) -> list[int | None]:
+    """The members that have learners of their own; else None alone, for the one learner."""
+    return list(range(run.population)) if run.population and run.stacked == 1 else [None]
+
+
+def logdirs(run: Run, logdir: pathlib.Path) -> list[pathlib.Path]:
+    """Where the learners of a run write."""
+    return [logdir if member is None else member_logdir(logdir, member) for member in learners(run)]
+
+
+def save(run: Run, logdir: pathlib.Path) -> None:
+    """Writes the config.json of a run and of its members, or checks that they are this run's.
+
+    Raises:
+      UsageError: the logdir cannot be written or belongs to another run.
+    """
+    runs.save(run, logdir)
+    for member in learners(run):
+        if member is not None:
+            runs.save(member_run(run, member), member_logdir(logdir, member))
+
+
+def settings(run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int) -> Population:
+    """The Population that `run` describes, as the learner of `member` has it; None: of all, stacked."""
+    actors = tuple(f"actor_{task}" for task in range(run.num_actors))
+    return Population(
+        size=run.population,
+        member=member,
+        ranges=parse_ranges(run.tune),
+        exploit=run.exploit,
+        explore=run.explore,
+        ready_env_steps=run.ready_env_steps,
+        score_episodes=run.score_episodes,
+        reporters=actors if run.fitness == "training" else ("evaluator",),
+        num_tasks=num_tasks,
+        logdir=logdir,
+    )
