@@ -15,12 +15,10 @@ def evaluate() -> int:
     import jax
     import numpy as np
 
-    from agents import pbt
     from launchers import population as populations
     from launchers import roles
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
-    from runtime.metrics import return_means
 
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
@@ -40,18 +38,13 @@ def evaluate() -> int:
     params = jax.device_put(parts.agent.policy(state), parts.device)
     key = jax.random.key(run.seed_of("evaluate"))
     episodes = run.stacked * run.eval_episodes
-    returns = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, episodes)
-    if run.stacked > 1:
-        members = pbt.member_of(np.arange(len(returns)) // (run.eval_episodes // run.eval_envs), run.stacked, parts.spec.num_tasks)
-        for member in range(run.stacked):
-            print(f"member={member} return_mean={np.mean(np.array(returns)[members == member]):.4f}")
-    print(
-        f"episodes={len(returns)} return_mean={np.mean(returns):.4f} return_std={np.std(returns):.4f} "
-        f"env_steps={version.env_steps}"
-    )
-    each = run.eval_episodes // run.eval_envs
-    for name, mean in return_means(run.tasks, [index // each for index in range(len(returns))], returns).items():
+    played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, episodes)
+    for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
+    print(
+        f"episodes={len(played.returns)} return_mean={np.mean(played.returns):.4f} "
+        f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps}"
+    )
     return 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from agents.agent import Feedback, Gradients, Sequences, Window
+from agents.pbt import member_of
 from launchers import population as populations
 from launchers.run import Run, UsageError
 from replay import Client, Server, items, local, sampler, server
@@ -128,6 +129,15 @@ class Parts:
         except ValueError as error:
             raise UsageError(str(error)) from error
 
+    def return_means(self, environments: Sequence[int], returns: Sequence[float]) -> dict[str, float]:
+        """The mean of each task's returns, and of each stacked member's, where there are several; `environments`:
+        in which each of the `returns` was made."""
+        tasks, members = self.run.tasks, [f"member_{m}" for m in range(self.run.stacked)]
+        index = np.asarray(environments, int)
+        return return_means(tasks, index % len(tasks), returns) | return_means(
+            members, member_of(index, len(members), len(tasks)), returns
+        )
+
     def returns(self, client: Client, reporter: str) -> Returns | None:
         """Where a `reporter` tells the population's learners of episodes; None if they do not ask it."""
         if self.population is None or reporter not in self.population.reporters:
@@ -226,7 +236,7 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
             metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
             metrics["episodes"] = len(returns)
             metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
-            metrics |= return_means(run.tasks, played, returns)
+            metrics |= parts.return_means(played, returns)
             recorder.write(metrics)
             start, start_steps, returns, played = now, metrics["actor_steps"], [], []
         yield
@@ -383,7 +393,8 @@ def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> 
         return
     variables = parts.variables(clients[0])
     variables.wait()
-    for metrics in evaluator.run(
+    reported = parts.returns(clients[0], "evaluator")
+    for metrics, episodes in evaluator.run(
         parts.agent,
         parts.act_greedily,
         lambda n: run.make_environment("evaluator", n, run.stacked * run.eval_envs, evaluation=True),
@@ -394,8 +405,10 @@ def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> 
         run.max_env_steps,
         evaluator.next_due(done, run.eval_period),
         stopped=stop.is_set,
-        tasks=run.tasks,
     ):
+        if reported:
+            reported.add(items.Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+        metrics |= parts.return_means(episodes.environments, episodes.returns)
         recorder.write(metrics)
         yield metrics
     recorder.close()

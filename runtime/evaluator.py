@@ -1,16 +1,15 @@
 """The evaluator: plays whole episodes with the newest parameters, without exploration."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from agents.agent import Agent, Params
-from environments.environment import Environment
+from environments.environment import Environment, Episodes
 from replay.variables import VariableContainer
-from runtime.metrics import return_means
 
 
 def play(
@@ -29,20 +28,20 @@ def play(
     Args:
       act: compiled by runtime.actor.compile_act.
       environment: used once: it is reset here. `episodes` is a multiple of its num_envs.
-      stopped: asked before every step; once true, the returns so far.
+      stopped: asked before every step; once true, the episodes so far.
     """
     each = episodes // environment.num_envs
     timestep, memory = environment.reset(), agent.memory(environment.num_envs, None)
-    returns: list[list[float]] = [[] for _ in range(environment.num_envs)]
+    played: list[list[tuple[float, int]]] = [[] for _ in range(environment.num_envs)]  # returns and lengths
     count = 0
-    while any(len(r) < each for r in returns) and not stopped():
+    while any(len(p) < each for p in played) and not stopped():
         action, _, memory = act(params, key, np.uint32(count), timestep, memory)
         timestep, count = environment.step(np.asarray(action)), count + 1
         if timestep.last.any():
-            finished = environment.finished()
-            for index, episode_return in zip(finished.environments, finished.returns, strict=True):
-                returns[index].append(episode_return)
-    return [r for env_returns in returns for r in env_returns[:each]]
+            for index, *episode in zip(*environment.finished(), strict=True):
+                played[index].append(tuple(episode))
+    counted = [(index, *episode) for index, episodes in enumerate(played) for episode in episodes[:each]]
+    return Episodes(*([row[column] for row in counted] for column in range(3)))
 
 
 def next_due(env_steps: int, period: int) -> int:
@@ -61,15 +60,14 @@ def run(
     max_env_steps: int,
     due: int,
     stopped: Callable[[], bool] = lambda: False,
-    tasks: Sequence[str] = ("",),
-) -> Iterator[dict[str, Any]]:
-    """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`.
+) -> Iterator[tuple[dict[str, Any], Episodes]]:
+    """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`;
+    yields an evaluation's metrics and its episodes.
 
     Args:
       make_environment: round -> an environment of its own seed.
       due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
-      tasks: the environments'; of several, each has a mean of its own.
     """
     evaluation = 0
     while not stopped():
@@ -80,19 +78,18 @@ def run(
             time.sleep(min(5.0, max(0.05, 20 * (time.perf_counter() - before))))
             continue
         environment = make_environment(evaluation)
-        returns = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
+        played = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
         environment.close()
-        each = episodes // environment.num_envs
         if stopped():
             return
-        yield {
+        metrics = {
             "env_steps": version.env_steps,
             "learner_steps": version.learner_steps,
-            "episodes": len(returns),
-            "return_mean": float(np.mean(returns)),
-            "return_std": float(np.std(returns)),
-            **return_means(tasks, [index // each for index in range(len(returns))], returns),
+            "episodes": len(played.returns),
+            "return_mean": float(np.mean(played.returns)),
+            "return_std": float(np.std(played.returns)),
         }
+        yield metrics, played
         if version.env_steps >= max_env_steps:
             return
         due, evaluation = next_due(version.env_steps, period), evaluation + 1

@@ -45,20 +45,20 @@ class Recorder:
         self._tensorboard.close()
 
 
-def return_means(tasks: Sequence[str], environments: Sequence[int], returns: Sequence[float]) -> dict[str, float]:
-    """`return_mean_TASK` of each of several tasks, NaN where it has no episode; nothing of a single task.
+def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, float]:
+    """`return_mean_NAME` of each of several names, NaN where it has no episode; nothing of a single one.
 
     Args:
-      tasks: their names; environment i has task i mod N.
-      environments: in which each of the `returns` was made.
+      names: of tasks, or of members.
+      owners: int [n], whose each of the `returns` [n] is.
     """
-    if len(tasks) == 1:
+    if len(names) == 1:
         return {}
-    task, values = np.asarray(environments, int) % len(tasks), np.asarray(returns, np.float64)
-    of_each = [values[task == index] for index in range(len(tasks))]
+    owners, returns = np.asarray(owners, int), np.asarray(returns, np.float64)
+    of_each = [returns[owners == index] for index in range(len(names))]
     return {
         f"return_mean_{name}": float(x.mean()) if x.size else float("nan")
-        for name, x in zip(tasks, of_each, strict=True)
+        for name, x in zip(names, of_each, strict=True)
     }
 
 

@@ -83,6 +83,6 @@ def test_what_does_not_go_together_is_refused(name, num_envs, message):
 
 
 def test_returns_by_task():
-    means = return_means(["A", "B", "C"], [0, 1, 3, 4], [1.0, 2.0, 3.0, 6.0])
+    means = return_means(["A", "B", "C"], np.array([0, 1, 3, 4]) % 3, [1.0, 2.0, 3.0, 6.0])
     assert means["return_mean_A"] == 2.0 and means["return_mean_B"] == 4.0 and np.isnan(means["return_mean_C"])
     assert return_means(["A"], [0, 1], [1.0, 2.0]) == {}

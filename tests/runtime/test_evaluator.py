@@ -34,10 +34,11 @@ def return_of(environment: int, episode: int) -> float:
 @pytest.mark.parametrize(("num_envs", "each"), [(1, 4), (5, 1), (5, 3)])
 def test_play_counts_each_environments_first_episodes_only(num_envs, each):
     """Some environments finish several more while they wait for the slowest: those would favour short episodes."""
-    returns = evaluator.play(
+    played = evaluator.play(
         play_agent(), Act(), CountingEnvironment(num_envs), "params", jax.random.key(0), episodes=num_envs * each
     )
-    assert returns == [return_of(i, episode) for i in range(num_envs) for episode in range(each)]
+    expected = [(i, return_of(i, n), episode_length(i, n)) for i in range(num_envs) for n in range(each)]
+    assert list(zip(*played, strict=True)) == expected
 
 
 def test_play_carries_the_memory_and_counts_steps_from_0():
@@ -50,10 +51,10 @@ def test_play_carries_the_memory_and_counts_steps_from_0():
 
 def test_play_stops_when_told():
     answers = iter([False] * 4 + [True])
-    returns = evaluator.play(
+    played = evaluator.play(
         play_agent(), Act(), CountingEnvironment(2), "params", jax.random.key(0), 8, lambda: next(answers)
     )
-    assert returns == [return_of(0, 0), return_of(1, 0)], "those of the first four steps"
+    assert played.returns == [return_of(0, 0), return_of(1, 0)], "those of the first four steps"
 
 
 class Learner:
@@ -91,12 +92,12 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
     loop = evaluator.run(
         play_agent(), act, make_environment, learner, jax.random.key(0), 2, period=10, max_env_steps=40, due=start
     )
-    rows = within(60, "the last evaluation", list, loop)
+    rows, episodes = zip(*within(60, "the last evaluation", list, loop), strict=True)
     assert [row["env_steps"] for row in rows] == expected
     assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
     assert [evaluation for evaluation, _ in made] == list(range(len(expected))), "each has its own seed"
     assert closed == [environment for _, environment in made]
     returns = [return_of(0, 0), return_of(1, 0)]
-    for row in rows:
-        assert row["episodes"] == 2
+    for row, played in zip(rows, episodes, strict=True):
+        assert row["episodes"] == 2 and played.returns == returns
         assert (row["return_mean"], row["return_std"]) == (np.mean(returns), np.std(returns))
