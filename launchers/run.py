@@ -43,6 +43,7 @@ AGENTS = {
     "dueling_dqn": "agents.dqn",
     "gorila": "agents.dqn",
     "impala": "agents.impala",
+    "mix_match": "agents.mix_match",
     "off_pac": "agents.off_pac",
     "ppo": "agents.ppo",
     "prioritized_dqn": "agents.dqn",

@@ -1,0 +1,411 @@
+"""Mix & Match: a curriculum over agents, from one that learns fast to the one that is wanted, by IMPALA's update.
+
+Czarnecki et al. 2018, https://arxiv.org/abs/1806.01780. Agents pi_1 .. pi_K act as one, by the mixture
+pi_mm = sum_i w_i pi_i, and are valued by V_mm = sum_i w_i V_i. The loss is IMPALA's (Espeholt et al. 2018,
+https://arxiv.org/abs/1802.01561, section 4) of the mixture, and lambda L_mm, by which pi_K follows the others. Here K
+is 2. alpha, the weight of pi_K, is a hyper: a population moves it from 0 to 1.
+
+  actions         pi_1 chooses among a few of pi_2's actions, pi_2 chooses for each factor of an action
+  architectures   pi_1 is feed-forward, pi_2 has an LSTM
+  tasks           pi_1 is the expert of the row's task, pi_2 is one for all tasks and is not told which it is
+
+Deviations: the entropy is sum_i w_i H(pi_i), as the mixture's own has no closed form: a lower bound of it, exact where
+alpha is 0 or 1. In L_mm pi_1 is a constant; taken as it stands, the formula would also draw the teacher to a pupil that
+knows nothing yet. A shared body is moved by pi_2's side of it. Greedy actions of a mixture are its mode where actions
+are discrete, and else the mode of its heaviest agent, for the mixture's is hard to find. The step is Adam's, rho-bar
+and c-bar are 1, and costs are not the paper's, where a population tunes them. What agents/impala.py says of dead rows
+and of continuous actions is true here too.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from agents.advantages import explained_variance
+from agents.agent import (
+    Agent,
+    DiscreteActions,
+    EnvironmentSpec,
+    FactoredActions,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Window,
+    check_ranges,
+    pmean,
+)
+from agents.impala import vtrace
+from agents.learning_rate import decayed
+from agents.networks import LSTM, ActorCritic, LSTMState, make_torso
+from agents.policies import Policy, softmax
+from agents.policy_network import functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """IMPALA's Atari settings by default, and alpha where the curriculum begins."""
+
+    curriculum: Literal["actions", "architectures", "tasks"] = "actions"
+    # How pi_2 learns from pi_1. 'kl': KL(pi_1 || pi_2). Two that the paper found worse, for actions alone: 'masked_kl',
+    # of pi_2 given that its action is one of the few; 'shared_head', pi_1 is pi_2 given that, and there is no KL.
+    transfer: Literal["kl", "masked_kl", "shared_head"] = "kl"
+    evaluate: Literal["control", "target"] = "control"  # who plays greedily: the mixture, or pi_K alone
+    alpha: float = 0.0  # w_K, at first
+    kl_cost: float = 1.0  # lambda
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    lstm_size: int = 0  # pi_2's where architectures differ, else the body's; 0: feed-forward
+    shared_body: bool = True  # one torso for all agents (and one LSTM, where it is the body's); else one for each
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+
+    unroll_length: int = 20  # T
+    batch_size: int = 32  # B, sequences in one update
+    discount: float = 0.99  # gamma
+    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    lambda_: float = 1.0  # V-trace's
+    baseline_cost: float = 0.5
+    entropy_cost: float = 0.01
+
+    learning_rate: float = 5e-4  # Adam's
+    epsilon: float = 1e-5  # Adam's, outside the root
+    max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
+            positive=("learning_rate", "epsilon", "max_gradient_norm", "reward_scale", "sigma_initial"),
+            not_negative=("lstm_size", "kl_cost", "baseline_cost", "entropy_cost", "decay_env_steps"),
+            fractions=("alpha", "discount", "lambda_"),
+        )
+        if self.curriculum == "architectures" and not self.lstm_size:
+            raise ValueError("config.curriculum=architectures ends in an agent with an LSTM: give config.lstm_size")
+        if self.curriculum != "actions" and self.transfer != "kl":
+            raise ValueError(
+                f"config.transfer={self.transfer} is for config.curriculum=actions; use config.transfer=kl"
+            )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    baseline_cost: Any
+    entropy_cost: Any
+    kl_cost: Any
+    alpha: Any
+
+
+class Params(NamedTuple):
+    """What actors pull: they mix as the learner does."""
+
+    network: Any
+    alpha: Any  # float32 scalar
+
+
+class State(NamedTuple):
+    params: Any
+    opt_state: optax.OptState
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Memory(NamedTuple):
+    """What acting carries from step to step."""
+
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
+    lstm: tuple[LSTMState, ...]  # of each LSTM
+    task: chex.Array | None  # int32 [B], of the environment; None unless the curriculum is of tasks
+
+
+def weights(alpha: Any, K: int) -> chex.Array:
+    """w_1 .. w_K, float32 [K]: alpha from 0 to 1 moves all weight from the first agent to the next, and so to the last.
+
+    No more than two are above 0, and at a multiple of 1 / (K - 1) exactly one is, and is exactly 1.
+    """
+    return jnp.maximum(0.0, 1.0 - jnp.abs(jnp.clip(alpha, 0.0, 1.0) * (K - 1) - jnp.arange(K)))
+
+
+def mixture_log_prob(w: chex.Array, log_probs: chex.Array) -> chex.Array:
+    """log sum_i w_i exp(log_probs_i): [K], [K, ...] -> [...].
+
+    A weight may be 0 and a log-probability -inf; such an agent has exactly no part in the sum and gets no gradient.
+    Where there is no other, the result is -inf, a constant.
+    """
+    w = w.reshape(-1, *(1,) * (log_probs.ndim - 1))
+    possible = (w > 0) & (log_probs > -jnp.inf)
+    # Twice: a gradient of 0 times one of infinity is no number, so what is not chosen must be finite too.
+    terms = jnp.log(jnp.where(possible, w, 1.0)) + jnp.where(possible, log_probs, 0.0)
+    anyone = possible.any(axis=0)
+    terms = jnp.where(possible, terms, jnp.where(anyone, -jnp.inf, 0.0))
+    return jnp.where(anyone, jax.nn.logsumexp(terms, axis=0), -jnp.inf)
+
+
+def few_actions(small: Any, large: Policy) -> Policy:
+    """The softmax over `small`, int [S, F], actions of `large`. Raw actions are those of `large`; one that is none of
+    the small ones has the log-probability -inf."""
+    small, chooser = jnp.asarray(small, jnp.int32), softmax(len(small))
+
+    def log_prob(outputs: Any, raw: Any) -> chex.Array:
+        same = (jnp.asarray(raw)[..., None, :] == small).all(axis=-1)  # [..., S]
+        log_p = jnp.sum(jnp.where(same, jax.nn.log_softmax(outputs), 0.0), axis=-1)
+        return jnp.where(same.any(axis=-1), log_p, -jnp.inf)
+
+    return large._replace(
+        num_outputs=len(small),
+        sample=lambda key, outputs: small[chooser.sample(key, outputs)],
+        mode=lambda outputs: small[chooser.mode(outputs)],
+        log_prob=log_prob,
+        entropy=chooser.entropy,
+        kl=chooser.kl,
+    )
+
+
+def log_prob_of_few(small: Any, large: Policy, outputs: Any) -> chex.Array:
+    """log pi of each of `small`, int [S, F], by the `outputs` [..., P] of `large`: [..., S]."""
+
+    def one(action: chex.Array) -> chex.Array:
+        return large.log_prob(outputs, jnp.broadcast_to(action, (*outputs.shape[:-1], len(action))))
+
+    return jax.vmap(one, out_axes=-1)(jnp.asarray(small, jnp.int32))
+
+
+def kl_from_few(small: Any, large: Policy, p: Any, q: Any, masked: bool) -> chex.Array:
+    """KL(pi_1 || pi_2), [...] in nats: pi_1 by outputs p [..., S] of `few_actions`, pi_2 by outputs q of `large`.
+
+    A sum over the small actions, since pi_1 gives the others no probability. Masked: from pi_2 given that its action is
+    a small one.
+    """
+    log_p, log_q = jax.nn.log_softmax(p), log_prob_of_few(small, large, q)
+    return jnp.sum(jnp.exp(log_p) * (log_p - (jax.nn.log_softmax(log_q) if masked else log_q)), axis=-1)
+
+
+class Agents(nn.Module):
+    """All agents' policies and values, on a body that they share or one for each.
+
+    A body is a torso and an LSTM, if there is one; where architectures differ, the last agent's head has it instead.
+    """
+
+    config: Config
+    policies: tuple[Policy, ...]
+    num_experts: int  # 1, or of the first agent a head for each task
+
+    def initial_states(self, batch: int) -> tuple[LSTMState, ...]:
+        """Those of all LSTMs before an episode."""
+        c = self.config
+        number = 1 if c.shared_body or c.curriculum == "architectures" else len(self.policies)
+        state = LSTM(max(c.lstm_size, 1), parent=None).initial_state(batch)
+        return (state,) * (number if c.lstm_size else 0)
+
+    @nn.compact
+    def __call__(self, observation: chex.Array, first: chex.Array, lstm: Any, task: Any) -> tuple[Any, Any, Any]:
+        """[T, B, ...], bool [T, B], states, int32 [B] or None -> each agent's outputs [T, B, P], values [K, T, B] and
+        the new states."""
+        c, (rows, batch) = self.config, observation.shape[:2]
+        dtype: Any = jnp.dtype(c.dtype)
+        before, after, last = iter(lstm), [], c.curriculum == "architectures"
+
+        def body() -> chex.Array:
+            torso = make_torso(c.torso, c.hidden_sizes, c.activation, dtype)
+            x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
+            if c.lstm_size and not last:
+                state, x = LSTM(c.lstm_size, dtype)(next(before), x, first)
+                after.append(state)
+            return x
+
+        shared = body() if c.shared_body else None
+        all_outputs, all_values = [], []
+        for i, policy in enumerate(self.policies, start=1):
+            x = shared if c.shared_body else body()
+            experts = self.num_experts if i == 1 else 1
+            size = c.lstm_size if last and i == len(self.policies) else 0
+            heads = []
+            for n in range(experts):
+                name = f"agent_{i}_task_{n}" if experts > 1 else f"agent_{i}"
+                # Without hidden layers of its own: those are the body's.
+                options: Any = {"lstm_size": size, "dtype": dtype if size else jnp.float32, "name": name}
+                head = ActorCritic("mlp", policy.num_outputs, (), num_free=policy.num_free, **options)
+                *head_outputs, state = head(x, first, next(before) if size else ())
+                heads.append(head_outputs)
+                after += [state] if size else []
+            outputs, value = heads[0]
+            if experts > 1:  # that of each environment's task
+                outputs, value = (jnp.stack(x)[task, :, jnp.arange(batch)].swapaxes(0, 1) for x in zip(*heads))
+            all_outputs.append(outputs)
+            all_values.append(value)
+        return tuple(all_outputs), jnp.stack(all_values), tuple(after)
+
+
+def check(config: Config, spec: EnvironmentSpec) -> None:
+    """Raises ValueError where the curriculum does not fit the environment."""
+    actions = spec.actions
+    if config.curriculum == "tasks" and spec.num_tasks < 2:
+        raise ValueError("config.curriculum=tasks needs several tasks: give their names to --env, with commas between")
+    if config.curriculum == "actions":
+        if not isinstance(actions, FactoredActions) or not actions.small:
+            raise ValueError(
+                "config.curriculum=actions needs actions of several factors, and a few of them to begin with: use an "
+                "environment that has them, or config.curriculum=architectures"
+            )
+        for action in actions.small:
+            if len(action) != len(actions.sizes) or not all(0 <= a < n for a, n in zip(action, actions.sizes)):
+                raise ValueError(f"the small action {action} is none of those of {actions.sizes} choices: correct it")
+        if len(set(actions.small)) < len(actions.small):
+            raise ValueError(f"the small actions {actions.small} hold one twice: leave it out")
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a curriculum or a network that does not fit the environment, or an action without bounds.
+    """
+    check(config, spec)
+    f = functions("mix_match", config, spec)
+    target: Policy = f.policy  # pi_K's family
+    policies, kl = (target, target), target.kl
+    if config.curriculum == "actions":
+        assert isinstance(spec.actions, FactoredActions)
+        small = spec.actions.small
+        policies = (few_actions(small, target), target)
+        kl = functools.partial(kl_from_few, small, target, masked=config.transfer == "masked_kl")
+    K = len(policies)
+    network: Any = Agents(config, policies, spec.num_tasks if config.curriculum == "tasks" else 1)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.epsilon)
+    )
+    steps_per_update = config.unroll_length * config.batch_size
+
+    def memory(num_envs: int, ranks: Any) -> Memory:
+        task = jnp.arange(num_envs, dtype=jnp.int32) % spec.num_tasks if config.curriculum == "tasks" else None
+        return Memory(f.memory(num_envs, ranks).frames, network.initial_states(num_envs), task)
+
+    def init(key: jax.Array) -> State:
+        first, batch = jnp.ones((1, 1), bool), memory(1, None)
+        seen, _ = f.see(jnp.zeros((1, 1, *spec.observation_shape), spec.observation_dtype), first, batch)
+        params = network.init(key, seen, first, batch.lstm, batch.task)
+        hypers = Hypers(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hypers._fields))
+        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+
+    def unroll(params, observation, first, memory: Memory):
+        """-> each agent's outputs [T, B, P], values [K, T, B], Memory after the rows."""
+        seen, frames = f.see(observation, first, memory)
+        outputs, values, lstm = network.apply(params, seen, first, memory.lstm, memory.task)
+        if config.transfer == "shared_head":  # pi_1's own outputs are never used
+            outputs = (log_prob_of_few(small, target, outputs[1]), outputs[1])
+        return outputs, values, Memory(frames, lstm, memory.task)
+
+    def log_prob(w: chex.Array, outputs: Any, raw: Any) -> chex.Array:
+        return mixture_log_prob(w, jnp.stack([p.log_prob(o, raw) for p, o in zip(policies, outputs)]))
+
+    def forward(params: Params, timestep: TimeStep, memory: Memory):
+        """-> w, each agent's outputs [B, P], the next Memory."""
+        outputs, _, memory = unroll(params.network, timestep.observation[None], timestep.first[None], memory)
+        return weights(params.alpha, K), [o[0] for o in outputs], memory
+
+    def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        w, outputs, memory = forward(params, timestep, memory)
+        # All agents choose by the same key, of which one choice counts: where w is all one agent's, so are the actions.
+        who_key, key = jax.random.split(key)
+        who = jax.random.categorical(who_key, jnp.log(w), shape=timestep.first.shape)
+        choices = jnp.stack([p.sample(key, o) for p, o in zip(policies, outputs)])
+        raw = choices[who, jnp.arange(len(who))]
+        return target.to_environment(raw), {"log_mu": log_prob(w, outputs, raw)} | target.keep(raw), memory
+
+    def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        w, outputs, memory = forward(params, timestep, memory)
+        if config.evaluate == "target":
+            raw = target.mode(outputs[-1])
+        elif isinstance(spec.actions, DiscreteActions):
+            raw = target.mode(sum(w[i] * jax.nn.softmax(o) for i, o in enumerate(outputs)))
+        else:
+            raw = jnp.stack([p.mode(o) for p, o in zip(policies, outputs)])[jnp.argmax(w)]
+        return target.to_environment(raw), {}, memory
+
+    def loss(params, hypers: Hypers, sample: Sample):
+        steps, w = sample.steps, weights(hypers.alpha, K)[:, None, None]
+        outputs, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
+        values = jnp.sum(w * values, axis=0)  # V_mm
+        pi = [o[:-1] for o in outputs]
+        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        log_pi = log_prob(w, pi, target.kept(steps)[:-1])
+
+        v = vtrace(
+            jax.lax.stop_gradient(values),
+            config.reward_scale * steps.reward[:-1],
+            hypers.discount * steps.discount[:-1],
+            jax.lax.stop_gradient(log_pi) - steps.extras["log_mu"][:-1],
+            live,
+            lambda_=config.lambda_,
+        )
+        # What alpha has made impossible since it was done has a ratio of 0, and so no advantage: 0 times infinity.
+        policy_loss = -jnp.mean(v.advantages * jnp.where(log_pi > -jnp.inf, log_pi, 0.0))
+        entropies = jnp.stack([p.entropy(o) for p, o in zip(policies, pi)])  # [K, T, B]
+        entropy = jnp.mean(live * jnp.sum(w * entropies, axis=0))
+        baseline_loss = 0.5 * jnp.mean(live * jnp.square(v.targets - values[:-1]))
+        kls = jnp.zeros_like(entropies[:-1])  # KL(pi_i || pi_K), [K - 1, T, B]
+        if config.transfer != "shared_head":
+            kls = jnp.stack([kl(jax.lax.stop_gradient(p), pi[-1]) for p in pi[:-1]])
+        transfer_loss = jnp.mean(live * jnp.sum(w[:-1] * kls, axis=0))  # L_mm, with 1 - alpha for w_1
+        total = (
+            policy_loss
+            + hypers.baseline_cost * baseline_loss
+            - hypers.entropy_cost * entropy
+            + hypers.kl_cost * transfer_loss
+        )
+        live_fraction = jnp.maximum(live.mean(), 1e-6)  # what is logged is over transitions alone
+        metrics = {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "baseline_loss": baseline_loss,
+            "entropy": entropy / live_fraction,
+            "kl": jnp.mean(live * jnp.sum(kls, axis=0)) / live_fraction,
+            "alpha": hypers.alpha,
+            "value": values.mean(),
+            "explained_variance": explained_variance(v.targets - values[:-1], v.targets),
+            "rho": v.rhos.mean() / live_fraction,
+        }
+        metrics |= {f"entropy_{i}": jnp.mean(live * e) / live_fraction for i, e in enumerate(entropies, start=1)}
+        # IMPALA sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
+        return total * steps_per_update, metrics
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
+        gradient, metrics = pmean((gradient, metrics))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        learning_rate = decayed(state.hypers.learning_rate, state.step, steps_per_update, config.decay_env_steps)
+        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
+        metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
+        return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
+
+    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
+    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    return Agent(
+        init=init,
+        policy=lambda state: Params(state.params, state.hypers.alpha),
+        memory=memory,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        tables=(table,),
+        batch_size=config.batch_size,
+    )
