@@ -52,4 +52,8 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
         from environments.masked import PositionsOnly
 
         return PositionsOnly(envpool.EnvPoolEnvironment("CartPole-v1", num_envs, seed, num_threads=num_threads))
+    if envpool.is_vizdoom(name):
+        from environments import vizdoom
+
+        return vizdoom.VizdoomEnvironment(name, num_envs, seed, num_threads=num_threads)
     return envpool.EnvPoolEnvironment(name, num_envs, seed, clip_rewards=not evaluation, num_threads=num_threads)

@@ -9,7 +9,7 @@ import envpool
 import gymnasium
 import numpy as np
 
-from agents.agent import EnvironmentSpec
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions
 from environments import minigrid
 from environments.environment import Environment, flatten_observation
 from environments.spaces import action_spec, observation_spec
@@ -35,10 +35,19 @@ UNLIMITED = 2**31 - 1  # EnvPool's max_episode_steps where it has none
 
 
 def is_atari(name: str) -> bool:
-    return "full_action_space" in _default_config(name)
+    return "full_action_space" in default_config(name)
 
 
-def _default_config(name: str) -> dict[str, Any]:
+def is_vizdoom(name: str) -> bool:
+    return "wad_path" in default_config(name)
+
+
+def default_config(name: str) -> dict[str, Any]:
+    """EnvPool's settings of a task.
+
+    Raises:
+      ValueError: there is no such task.
+    """
     if name not in envpool.list_all_envs():
         near = difflib.get_close_matches(name, envpool.list_all_envs(), n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
@@ -54,17 +63,27 @@ class EnvPoolEnvironment(Environment):
     without EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
     """
 
-    def __init__(self, name: str, num_envs: int, seed: int, *, clip_rewards: bool = False, num_threads: int = 0):
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        seed: int,
+        *,
+        clip_rewards: bool = False,
+        num_threads: int = 0,
+        options: dict[str, Any] | None = None,
+    ):
+        """`options` are EnvPool's, of the task; with a `stack_num` of 1 among them, observations are single frames."""
         self.num_envs = num_envs
         atari = is_atari(name)
-        options = dict(ATARI, reward_clip=clip_rewards) if atari else {}
+        options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
         self._pool = envpool.make(
             name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
         )
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._raw_reward = "info:reward" if atari else "reward"
-        self._squeeze = atari
+        self._squeeze = options.get("stack_num") == 1
         shape, dtype = observation_spec(observation_space)
         self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
         self._minigrid = name.startswith("MiniGrid-")
@@ -75,10 +94,16 @@ class EnvPoolEnvironment(Environment):
         self._dtype = dtype
         longest = self._pool.spec.config.max_episode_steps
         self.spec = EnvironmentSpec(
-            shape[1:] if atari else shape, dtype, action_spec(action_space), longest if longest < UNLIMITED else None
+            shape[1:] if self._squeeze else shape,
+            dtype,
+            self._actions(action_space),
+            longest if longest < UNLIMITED else None,
         )
         self._action_dtype = action_space.dtype
         self._indices = np.arange(num_envs, dtype=np.int32)
+
+    def _actions(self, space: gymnasium.Space) -> DiscreteActions | BoundedActions | FactoredActions:
+        return action_spec(space)
 
     def _receive(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         state = dict(zip(self._pool._state_keys, self._pool._recv(), strict=True))
@@ -95,13 +120,17 @@ class EnvPoolEnvironment(Environment):
         self._pool._reset(self._indices)
         return self._receive()[0]
 
-    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+    def _exchange(self, action: np.ndarray) -> tuple[Any, ...]:
+        """What `_step` returns, of the pool's own actions, and the pool's whole state."""
         action = np.array(action, self._action_dtype, order="C")  # a copy: JAX's arrays are read-only
         self._pool._send([self._indices, self._indices, action])  # environment, its player, action
         observation, state = self._receive()
         truncated = state["trunc"]
         reward = state["reward"].astype(np.float32, copy=False)
-        return observation, reward, state[self._raw_reward], state["done"] & ~truncated, truncated
+        return observation, reward, state[self._raw_reward], state["done"] & ~truncated, truncated, state
+
+    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+        return self._exchange(action)[:-1]
 
     def close(self) -> None:
         self._pool.close()

@@ -58,6 +58,41 @@ def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
     return [short, *(Preset(f"{domain}?*-v1", run, config) for domain in DM_CONTROL)]
 
 
+# ViZDoom's tasks, and what brings their returns to about 1 to 20.
+VIZDOOM = {
+    "Basic-v1": 0.01,
+    "SimplerBasic-v1": 0.01,
+    "D1Basic-v1": 0.01,
+    "D2Navigation-v1": 0.01,
+    "HealthGathering*-v1": 0.01,
+    "TakeCover-v1": 0.01,
+    "DeadlyCorridor-v1": 0.01,
+    "MyWayHome-v1": 1.0,
+    "PredictPosition-v1": 1.0,
+    "DefendThe*-v1": 1.0,
+    "Deathmatch-v1": 1.0,
+}
+VIZDOOM_RUN = {
+    "max_env_steps": 2_500_000,
+    "num_actors": 2,
+    "envs_per_actor": 8,
+    "eval_episodes": 10,
+    "publish_period": 4,
+}
+
+
+def vizdoom(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
+    """A convolutional agent's presets, Basic's shorter than the others'."""
+    return [
+        Preset(
+            pattern,
+            run | ({"max_env_steps": 500_000} if pattern == "Basic-v1" else {}),
+            config | {"reward_scale": scale},
+        )
+        for pattern, scale in VIZDOOM.items()
+    ]
+
+
 # Values of discrete actions from a replay; an update for each four steps.
 DQN_RUN = {
     "max_env_steps": 250_000,
@@ -200,6 +235,7 @@ def a2c() -> list[Preset]:
             {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
             {},
         ),
+        *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM | {"learning_rate": 1e-3}),
         *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
         Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
@@ -420,6 +456,9 @@ PRESETS = {
                 "publish_period": 4,
             },
             {"torso": "shallow", "batch_size": 4, "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5},
+        ),
+        *vizdoom(
+            VIZDOOM_RUN, {"torso": "shallow", "batch_size": 8, "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5}
         ),
         Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],

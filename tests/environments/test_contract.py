@@ -87,6 +87,8 @@ CASES = [
     ("gymnasium:CartPole-v1", 200, {0.0}),
     ("gymnasium:Pendulum-v1", 450, {1.0}),
     ("binned:5:Pendulum-v1", 450, {1.0}),
+    ("Basic-v1", 90, {0.0}),
+    ("D1Basic-v1,HealthGathering-v1", 30, set()),
     ("CartPole-v1,gymnasium:CartPole-v1", 200, {0.0}),
     ("binned:5:Pendulum-v1,binned:5:gymnasium:Pendulum-v1", 450, {1.0}),
 ]
@@ -110,7 +112,7 @@ def test_cartpole_balanced_is_truncated_after_500_steps(name):
     assert np.flatnonzero(timesteps.last[:, 0]).tolist() == [500, 1001]
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "Pong-v5", "CheetahRun-v1"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "Pong-v5", "CheetahRun-v1", "Basic-v1"])
 def test_observations_are_not_overwritten_later(name):
     environment = environments.make(name, 2, seed=0)
     policy, kept, copies = random_policy(environment.spec), [], []
@@ -125,7 +127,9 @@ def test_observations_are_not_overwritten_later(name):
             np.testing.assert_array_equal(field, expected)
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Catch-v0", "CheetahRun-v1", "Pong-v5", "gymnasium:CartPole-v1"])
+@pytest.mark.parametrize(
+    "name", ["CartPole-v1", "Catch-v0", "CheetahRun-v1", "Pong-v5", "Basic-v1", "gymnasium:CartPole-v1"]
+)
 def test_the_seed_decides_the_trajectory(name):
     rows = 60  # Catch: a few episodes; Pong: past the up to 30 no-ops that make its start random
 

@@ -35,6 +35,7 @@ MISTAKES = {
         ["--env=CartPole-v1,gymnasium:CartPole-v1", "--eval_episodes=3"],
         ["eval_episodes=3", "2 tasks"],
     ),
+    "ViZDoom's rewards": ("train", ["--env=Cig-v1"], ["rewards of Cig-v1", "MyWayHome-v1"]),
     "bins": ("train", ["--env=binned:4:Pendulum-v1"], ["binned:4:Pendulum-v1", "odd"]),
     "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
     "overlap": ("train", ["--agent=r2d2", "--env=Catch-v0", "--config.overlap=12"], ["overlap=12", "sequence_length"]),

@@ -1,0 +1,193 @@
+"""ViZDoom: first-person tasks in Doom (Kempka et al. 2016, https://arxiv.org/abs/1605.02097), as EnvPool has them.
+
+An action is a choice for each factor: buttons that oppose one another are one factor (none, the one, the other), as
+are those that select weapons; any other button is a factor of two. All are held for the four tics of a step. What is
+seen is the screen in ViZDoom's own grey, 84x84.
+
+EnvPool leaves out the rewards of the tasks: it has a reward of its own, of changes in the game's variables. So the
+tasks' are put together here, from their settings (`living_reward`, `death_penalty`) and from what their scripts pay
+for, by what EnvPool's reward can express. EnvPool's state of a terminal step is that of the step before, so that how
+the episode ended must be told from that. Deathmatch's script pays for nothing: it has EnvPool's reward.
+"""
+
+import pathlib
+import re
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from agents.agent import FactoredActions
+from environments.envpool import EnvPoolEnvironment, default_config
+
+FRAME_SKIP = 4
+# Only one button of a set is pressed at a time.
+SETS = (
+    ("MOVE_LEFT", "MOVE_RIGHT"),
+    ("TURN_LEFT", "TURN_RIGHT"),
+    ("MOVE_FORWARD", "MOVE_BACKWARD"),
+    ("LOOK_UP", "LOOK_DOWN"),
+    ("SELECT_NEXT_WEAPON", "SELECT_PREV_WEAPON"),
+    tuple(f"SELECT_WEAPON{number}" for number in range(10)),
+)
+# The largest of the evenly spaced values of buttons that take any number, in each tic: degrees (a key turns by up to 7,
+# https://github.com/Farama-Foundation/ViZDoom/issues/182), and the speeds of Doom's keys when running.
+DELTAS = {
+    "LOOK_UP_DOWN_DELTA": 10.0,
+    "TURN_LEFT_RIGHT_DELTA": 10.0,
+    "MOVE_FORWARD_BACKWARD_DELTA": 50.0,
+    "MOVE_LEFT_RIGHT_DELTA": 40.0,
+}
+NUM_DELTAS = 5
+
+
+class Factor(NamedTuple):
+    """A choice, and what each does to the task's buttons."""
+
+    buttons: np.ndarray  # float64 [size, buttons]
+    nothing: int  # the choice that presses none
+    selects_weapon: bool
+
+
+def factors(buttons: list[str]) -> list[Factor]:
+    """The factors of a task's buttons, in the order of each one's first button."""
+    made, column = [], {button: index for index, button in enumerate(buttons)}
+    for button in buttons:
+        together = next((s for s in SETS if button in s), (button,))
+        pressed = [b for b in together if b in column]
+        if buttons.index(button) > min(column[b] for b in pressed):
+            continue  # its set has been made
+        if button.endswith("_DELTA"):
+            values = np.linspace(-DELTAS[button], DELTAS[button], NUM_DELTAS)
+            effect = np.zeros((NUM_DELTAS, len(buttons)))
+            effect[:, column[button]] = values
+            made.append(Factor(effect, NUM_DELTAS // 2, False))
+            continue
+        effect = np.zeros((1 + len(pressed), len(buttons)))
+        effect[range(1, 1 + len(pressed)), [column[b] for b in pressed]] = 1.0
+        made.append(Factor(effect, 0, button.startswith("SELECT_")))
+    return made
+
+
+def small(of: list[Factor]) -> tuple[tuple[int, ...], ...]:
+    """Nothing pressed, and each choice of each factor alone; but none that selects a weapon."""
+    nothing = tuple(factor.nothing for factor in of)
+    alone = [
+        (*nothing[:index], choice, *nothing[index + 1 :])
+        for index, factor in enumerate(of)
+        for choice in range(len(factor.buttons))
+        if choice != factor.nothing and not factor.selects_weapon
+    ]
+    return (nothing, *alone)
+
+
+def _never(measure: np.ndarray) -> np.ndarray:
+    return np.zeros(len(measure), bool)
+
+
+class Scenario(NamedTuple):
+    """What a task's script pays for, apart from living and dying."""
+
+    changes: (
+        dict[str, tuple[float, float]] | None
+    ) = {}  # variable -> for each by which it rises, falls; None: EnvPool's
+    success: float = 0.0  # for ending an episode well
+    # What tells how a terminated episode ended, [B]: (what it was before, EnvPool's state, its reward) -> what it is.
+    measure: Callable[[np.ndarray, dict[str, Any], np.ndarray], np.ndarray] = lambda before, state, reward: before
+    succeeded: Callable[[np.ndarray], np.ndarray] = _never  # measure -> bool [B]
+    variables: str = ""  # to be watched besides those that EnvPool does
+
+
+def _always(measure: np.ndarray) -> np.ndarray:
+    return np.ones(len(measure), bool)
+
+
+# A shot costs 5; the last, whose cost the terminal step does not show, kills, for 106, and ends the episode.
+BASIC = Scenario({"AMMO2": (0.0, -5.0)}, 101.0, succeeded=_always)
+SURVIVAL = Scenario()
+KILLS = Scenario({"KILLCOUNT": (1.0, 0.0)})
+SCENARIOS = {
+    "Basic-v1": BASIC,
+    "SimplerBasic-v1": BASIC,
+    "D1Basic-v1": SURVIVAL,
+    "D2Navigation-v1": SURVIVAL,
+    "HealthGathering-v1": SURVIVAL,
+    "HealthGatheringSupreme-v1": SURVIVAL,
+    "TakeCover-v1": SURVIVAL,
+    "DefendTheCenter-v1": KILLS,
+    "DefendTheLine-v1": KILLS,
+    "MyWayHome-v1": Scenario({}, 1.0, succeeded=_always),
+    # Paid for the way along the corridor. The vest lies at 1312 and is taken from up to 36 before it; the last position
+    # seen is up to another 36 short of that, what four tics' walking covers.
+    "DeadlyCorridor-v1": Scenario(
+        {"POSITION_X": (1.0, -1.0)},
+        1000.0,
+        lambda before, state, reward: before + reward,
+        lambda way: way > 1312 - 36 - 36,
+        "POSITION_X",
+    ),
+    # One rocket: 45 tics after it the episode ends, unless it hits before. The measure is steps since it was fired.
+    "PredictPosition-v1": Scenario(
+        {},
+        1.0,
+        lambda before, state, reward: np.where(state["info:AMMO5"] > 0, 0.0, before + 1),
+        lambda steps: steps < 45 // FRAME_SKIP,
+    ),
+    "Deathmatch-v1": Scenario(None),
+}
+
+
+class VizdoomEnvironment(EnvPoolEnvironment):
+    """A ViZDoom task of EnvPool's.
+
+    Observes uint8 [84, 84]. Rewards are the task's own, of four tics; Deathmatch's are EnvPool's. Episodes are
+    truncated at the task's timeout, or after 525 steps where it has none.
+    """
+
+    def __init__(self, name: str, num_envs: int, seed: int, *, num_threads: int = 0):
+        """Raises ValueError if the rewards of the task called `name` are not known."""
+        if name not in SCENARIOS:
+            raise ValueError(f"the rewards of {name} are not known here; of ViZDoom there are {', '.join(SCENARIOS)}")
+        self._scenario = SCENARIOS[name]
+        settings = pathlib.Path(default_config(name)["cfg_path"]).read_text()
+
+        def number(key: str, default: float) -> float:
+            found = re.search(rf"^\s*{key}\s*=\s*(\S+)", settings, re.MULTILINE)
+            return float(found[1]) if found else default
+
+        listed = re.search(r"available_buttons\s*=\s*\{([^}]*)\}", settings)
+        assert listed is not None
+        self._factors = factors(listed[1].split())
+        self._living = number("living_reward", 0.0) * FRAME_SKIP
+        self._dying = -number("death_penalty", 0.0)
+        self._measure = np.zeros(num_envs)
+        options: dict[str, Any] = {"stack_num": 1, "frame_skip": FRAME_SKIP}
+        if self._scenario.changes is not None:
+            options |= {"reward_config": self._scenario.changes, "selected_weapon_reward_config": {}}
+        timeout = number("episode_timeout", 0.0)
+        if timeout:
+            options["max_episode_steps"] = int(timeout) // FRAME_SKIP
+        # EnvPool's environments of one seed are alike from one to the next.
+        options["env_seed"] = (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).tolist()
+        settings += "\nscreen_format = GRAY8\n"
+        if self._scenario.variables:
+            settings += f"available_game_variables = {{ {self._scenario.variables} }}\n"
+        with tempfile.TemporaryDirectory() as folder:  # read by the time that the pool is made
+            options["cfg_path"] = f"{folder}/task.cfg"
+            pathlib.Path(options["cfg_path"]).write_text(settings)
+            super().__init__(name, num_envs, seed, num_threads=num_threads, options=options)
+
+    def _actions(self, space: Any) -> FactoredActions:
+        del space  # numbers for the buttons, without bounds
+        return FactoredActions(tuple(len(f.buttons) for f in self._factors), small(self._factors))
+
+    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+        buttons = np.sum([factor.buttons[action[:, i]] for i, factor in enumerate(self._factors)], axis=0)
+        observation, _, changes, terminated, truncated, state = self._exchange(buttons)
+        if self._scenario.changes is None:
+            return observation, changes, changes, terminated, truncated
+        self._measure = self._scenario.measure(np.where(resets, 0.0, self._measure), state, changes)
+        ended = np.where(self._scenario.succeeded(self._measure), self._scenario.success, self._dying)
+        reward = (changes + self._living + np.where(terminated, ended, 0.0)).astype(np.float32)
+        return observation, reward, reward, terminated, truncated
