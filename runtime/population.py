@@ -124,6 +124,8 @@ class Exchange:
             self._states[population.member].push(learner.version, state)
             if not _finite(jax.tree.map(lambda x: x[None], state), 1)[0]:
                 returns[population.member] = -np.inf
+            shown = np.array([container.filled() for container in self._states])  # a restarted server has none at first
+            returns[~shown] = np.nan
         donors = np.asarray(pbt.EXPLOIT[population.exploit](self._next_key(), returns))
         copied = {m: int(donors[m]) for m in members}
         self._record(learner.version, self._copy(learner, state, copied), pbt.scores(returns), copied)

@@ -1,0 +1,209 @@
+"""Members of a population that look at each other through a real Reverb server; their learners are played here."""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from agents.pbt import Range
+from environments.environment import Episodes
+from replay import server
+from replay.client import connect
+from replay.items import Version
+from replay.variables import VariableContainer
+from runtime import metrics
+from runtime.learner import NotFinite
+from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
+
+RANGES = {"learning_rate": Range("log", 1e-5, 1e-2)}
+
+
+class Hypers(NamedTuple):
+    learning_rate: Any
+    discount: Any
+
+
+class State(NamedTuple):
+    params: Any
+    opt_state: Any
+    hypers: Hypers
+    step: Any
+
+
+def state_of(number: int) -> State:
+    generator = np.random.default_rng(number)
+    return State(
+        {"kernel": generator.normal(size=(3, 2)).astype(np.float32)},
+        (generator.normal(size=4).astype(np.float32), np.int32(number)),
+        Hypers(np.float32(1e-3 * (number + 1)), np.float32(0.9)),
+        np.int32(10 * number),
+    )
+
+
+class Learner:
+    """What an exchange may do with a learner."""
+
+    def __init__(self, state: State, env_steps: int = 0):
+        self.state, self.version, self.replaced = state, Version(env_steps // 10, env_steps), 0
+
+    def host_state(self) -> State:
+        return self.state
+
+    def replace(self, state: State) -> None:
+        self.state, self.replaced = state, self.replaced + 1
+
+    def advance(self, env_steps: int) -> None:
+        self.version = Version(env_steps // 10, env_steps)
+
+
+def population(size, member, logdir, **changes) -> Population:
+    return Population(size, member, RANGES, "truncation", "perturb", 100, 4, ("actor_0",), 1, logdir)._replace(**changes)
+
+
+@pytest.fixture
+def members(tmp_path):
+    """members(size) -> (learners, exchanges, returns) of separate members that share a server."""
+    servers = []
+
+    def make(size: int, **changes):
+        each = [population(size, m, tmp_path, **changes) for m in range(size)]
+        states, returns = state_structure(state_of(0)), returns_structure(each[0])
+        tables = [server.build_variables_table(states, f"state_{m}") for m in range(size)]
+        tables += [server.build_variables_table(returns, f"returns_{m}") for m in range(size)]
+        servers.append(server.serve(tables, None, None))
+        client = connect(f"localhost:{servers[-1].port}", 30)
+        state_containers = [VariableContainer(client, states, f"state_{m}") for m in range(size)]
+        returns_containers = [[VariableContainer(client, returns, f"returns_{m}")] for m in range(size)]
+
+        def exchange(m):
+            return Exchange(each[m], returns_containers, state_containers, jax.random.key(m), 0)
+
+        learners = [Learner(state_of(m)) for m in range(size)]
+        reports = [Returns(each[m], returns_containers[m][0]) for m in range(size)]
+        return learners, [exchange(m) for m in range(size)], reports, exchange
+
+    yield make
+    for each in servers:
+        each.stop()
+
+
+def report(returns: Returns, *values: float) -> None:
+    returns.add(Version(0, 0), Episodes([0] * len(values), list(values), [1] * len(values)))
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_worse_member_copies_a_better_ones_state_to_the_bit(members, tmp_path):
+    learners, exchanges, reports, _ = members(2)
+    for learner, exchange in zip(learners, exchanges, strict=True):
+        exchange.start(learner)
+    report(reports[0], 1.0, 2.0)
+    report(reports[1], 5.0, 6.0)
+    learners[1].advance(100)
+    exchanges[1](learners[1])
+    assert learners[1].replaced == 0, "the better one goes on"
+    learners[0].advance(99)
+    exchanges[0](learners[0])
+    assert learners[0].replaced == 0, "its turn has not come"
+    learners[0].advance(100)
+    exchanges[0](learners[0])
+    assert learners[0].replaced == 1
+    copied, donor = learners[0].state, state_of(1)
+    assert_same(copied._replace(hypers=None), donor._replace(hypers=None))
+    assert copied.hypers.discount == donor.hypers.discount, "what is not tuned is copied as it is"
+    ratio = copied.hypers.learning_rate / donor.hypers.learning_rate
+    assert np.isclose(ratio, 0.8) or np.isclose(ratio, 1.2)
+    rows = metrics.read(tmp_path / "lineage_0.csv")
+    assert [(row["env_steps"], row["donor"]) for row in rows] == [(0, 0), (100, 1)]
+    assert rows[1]["score"] == 1.5 and rows[1]["learning_rate"] == pytest.approx(copied.hypers.learning_rate)
+
+
+def test_a_state_is_copied_as_it_was_last_shown(members):
+    learners, exchanges, reports, _ = members(2)
+    exchanges[1].start(learners[1])
+    exchanges[0].start(learners[0])
+    learners[1].state = state_of(7)  # it has learned since
+    report(reports[0], 1.0)
+    report(reports[1], 5.0)
+    learners[0].advance(100)
+    exchanges[0](learners[0])
+    assert_same(learners[0].state.params, state_of(1).params)
+
+
+def test_nobody_copies_before_episodes_ended(members):
+    learners, exchanges, _, _ = members(2)
+    for learner, exchange in zip(learners, exchanges, strict=True):
+        exchange.start(learner)
+        learner.advance(500)
+        exchange(learner)
+        assert learner.replaced == 0
+
+
+def test_a_member_that_comes_back_goes_on_from_its_best_peer(members):
+    """Its learner was killed and started again; the server and the peers went on."""
+    learners, exchanges, reports, exchange = members(3)
+    for learner, each in zip(learners, exchanges, strict=True):
+        each.start(learner)
+    for m, value in enumerate((1.0, 2.0, 3.0)):
+        report(reports[m], value)
+    again = Learner(state_of(9), env_steps=50)  # its own checkpoint
+    exchange(0).start(again)
+    assert again.replaced == 1
+    assert_same(again.state.params, state_of(2).params)
+    assert again.version.env_steps == 50
+
+
+def test_a_diverged_member_is_replaced_and_a_diverged_population_is_an_error(members):
+    learners, exchanges, reports, _ = members(2)
+    for learner, each in zip(learners, exchanges, strict=True):
+        each.start(learner)
+    with pytest.raises(NotFinite, match=r"the loss became nan"):
+        exchanges[0].rescue(learners[0], "the loss became nan")
+    report(reports[0], 9.0)
+    report(reports[1], 1.0)
+    learners[0].state = state_of(0)._replace(params={"kernel": np.full((3, 2), np.nan, np.float32)})
+    learners[0].advance(100)
+    exchanges[0](learners[0])
+    assert_same(learners[0].state.params, state_of(1).params)
+
+
+def test_only_the_last_episodes_count(members):
+    learners, exchanges, reports, _ = members(2)
+    for learner, each in zip(learners, exchanges, strict=True):
+        each.start(learner)
+    report(reports[1], 2.0)
+    report(reports[0], 1000.0)
+    for _ in range(4):
+        report(reports[0], 1.0)
+    learners[0].advance(100)
+    exchanges[0](learners[0])
+    assert learners[0].replaced == 1
+
+
+def test_stacked_members_take_their_turns_together(tmp_path):
+    each = population(4, None, tmp_path)
+    structure = returns_structure(each)
+    running = server.serve([server.build_variables_table(structure, "actor_0")], None, None)
+    container = VariableContainer(connect(f"localhost:{running.port}", 30), structure, "actor_0")
+    returns = Returns(each, container)
+    # Environments 0 to 7 belong to members 0, 1, 2, 3, 0, 1, 2, 3.
+    returns.add(Version(0, 0), Episodes(list(range(8)), [5.0, 1.0, 3.0, 4.0, 5.0, 1.0, 3.0, 4.0], [1] * 8))
+    _, told = container.pull()
+    assert np.nanmean(told, axis=1).tolist() == [5.0, 1.0, 3.0, 4.0] and math.isnan(told[0, 0])
+    states = [state_of(m) for m in range(4)]
+    learner = Learner(jax.tree.map(lambda *x: np.stack(x), *states))
+    exchange = Exchange(each, [[container]], [], jax.random.key(0), 0)
+    exchange.start(learner)
+    learner.advance(100)
+    exchange(learner)
+    after = [jax.tree.map(lambda x, m=m: x[m], learner.state) for m in range(4)]
+    for m in (0, 2, 3):
+        assert_same(after[m], states[m])
+    assert_same(after[1]._replace(hypers=None), states[0]._replace(hypers=None))
+    assert after[1].hypers.learning_rate != states[0].hypers.learning_rate
+    assert metrics.read(tmp_path / "lineage_1.csv")[-1]["donor"] == 0
+    running.stop()
