@@ -335,7 +335,26 @@ def trpo() -> list[Preset]:
     ]
 
 
+MIX_MATCH = SMALL | {"hidden_sizes": (128, 128), "activation": "relu", "learning_rate": 5e-4}
+
+
+def mix_match() -> list[Preset]:
+    """Curricula of tasks, of architectures and of actions, by the environments that have them."""
+    return [
+        Preset("MiniGrid-*,*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"curriculum": "tasks"}),
+        Preset(
+            "MiniGrid-*",
+            SMALL_RUN | {"max_env_steps": 1_000_000},
+            MIX_MATCH | {"curriculum": "architectures", "lstm_size": 128},
+        ),
+        Preset("binned:*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
+        Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
+        Preset("*", SMALL_RUN, MIX_MATCH | {"curriculum": "architectures", "lstm_size": 64}),
+    ]
+
+
 PRESETS = {
+    "mix_match": mix_match(),
     "ppo": ppo(),
     "a3c": a3c(),
     "a2c": a2c(),
