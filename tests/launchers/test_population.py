@@ -1,0 +1,124 @@
+"""Populations from the command line: stacked in one learner, and separate ones whose members are killed."""
+
+import functools
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from launchers import population as populations
+from launchers import run as runs
+from launchers.run import UsageError
+from runtime import metrics
+from runtime.checkpoint import Checkpointer
+from tests.launchers import command_line
+
+TUNE = "--tune=learning_rate:log:1e-5:1e-2"
+TINY = ("--env=CartPole-v1", "--agent=a2c", "--num_actors=1", "--envs_per_actor=4", "--config.batch_size=4", TUNE)
+
+
+def test_a_stacked_population_is_reproducible_to_the_bit(tmp_path):
+    states, lineages = [], []
+    for name in ("a", "b"):
+        logdir = tmp_path / name
+        arguments = ("--population=3", "--population_mode=vmap", "--placement=serial", "--max_env_steps=2000")
+        code, output = command_line.run("train", *TINY, *arguments, f"--logdir={logdir}", "--seed=3")
+        assert code == 0, output
+        run = runs.load(logdir)
+        states.append(Checkpointer(logdir / "checkpoints", run.make_agent(run.spec())).restore())
+        rows = [row for m in range(3) for row in metrics.read(logdir / f"lineage_{m}.csv")]
+        lineages.append([(row["env_steps"], row["donor"], row["learning_rate"]) for row in rows])
+        assert (logdir / "lineages.png").exists()
+        assert {"return_mean_member_0", "return_mean_member_2"} <= metrics.read(logdir / "evaluator.csv")[0].keys()
+    (a, version), (b, _) = states
+    assert 2000 <= version.env_steps < 2200, "steps are those of each member"
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert lineages[0] == lineages[1] and len({rate for _, _, rate in lineages[0]}) > 3, "some were copied and varied"
+    code, output = command_line.run("evaluate", f"--logdir={tmp_path / 'a'}", "--episodes=4")
+    assert code == 0 and "return_mean_member_2=" in output and "episodes=12 " in output, output
+
+
+def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
+    arguments = (*TINY, "--population=2", "--placement=processes", "--ready_env_steps=500", f"--logdir={tmp_path}")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+
+    def turns(member: int) -> int:
+        return len(metrics.read(tmp_path / f"lineage_{member}.csv"))
+
+    def env_steps(member: int) -> float:
+        row = metrics.latest(tmp_path / f"member_{member}", "learner")
+        return row["env_steps"] if row else 0.0
+
+    try:
+        command_line.wait_for(
+            "both members' turns", lambda: training.poll() is not None or min(turns(0), turns(1)) > 2, timeout=240.0
+        )
+        assert training.poll() is None, training.communicate()[0]
+        victim = min(command_line.processes_of(tmp_path)["learner"])  # member 0's was started first
+        before = turns(0)
+        os.kill(victim, signal.SIGKILL)
+        command_line.wait_for("the member's return", functools.partial(lambda n: turns(0) > n, before))
+        back = metrics.read(tmp_path / "lineage_0.csv")[before]
+        assert back["donor"] == 1
+        steps = env_steps(0)
+        command_line.wait_for("it to learn on", lambda: env_steps(0) > steps)
+        training.terminate()
+        output, _ = training.communicate(timeout=120)
+        assert training.returncode == 0, output
+        assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
+        assert not command_line.processes_of(tmp_path)
+    finally:
+        training.kill()
+    # Each member is a run that can be looked at by itself.
+    code, output = command_line.run("evaluate", f"--logdir={tmp_path / 'member_1'}", "--episodes=3")
+    assert code == 0 and "episodes=3 " in output, output
+
+
+def make(**settings):
+    base = {"population": 4, "tune": "learning_rate:log:1e-5:1e-2,entropy_cost:linear:0:0.1"}
+    return runs.make("a2c", "CartPole-v1", base | settings, {})
+
+
+def test_members_start_where_the_draws_are_and_differ_in_nothing_else_but_seeds():
+    run = make()
+    drawn = populations.draws(run)
+    members = [populations.member_run(run, m) for m in range(4)]
+    assert [m.config.learning_rate for m in members] == drawn["learning_rate"]
+    assert len(set(drawn["learning_rate"])) == 4 and len({m.seed for m in members}) == 4
+    assert populations.draws(make(population_mode="vmap")) == drawn, "the same in every mode"
+    assert populations.draws(make(seed=1)) != drawn
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"population": 1}, "no peers"),
+        ({"tune": ""}, "needs --tune"),
+        ({"population": 0}, "--population=8"),
+        ({"tune": "learning_rat:log:1e-5:1e-2"}, "did you mean learning_rate"),
+        ({"tune": "hidden_sizes:linear:1:2"}, "no hyperparameter of a2c"),
+        ({"tune": "learning_rate:log:1e-2:1e-5"}, "LOW below HIGH"),
+        ({"tune": "learning_rate:log:1e-3:1e-3"}, "LOW below HIGH"),
+        ({"tune": "learning_rate:log:0:1e-3"}, "above 0"),
+        ({"tune": "learning_rate:1e-5:1e-2"}, "NAME:log:LOW:HIGH"),
+        ({"tune": "learning_rate:step:1e-5:1e-2"}, "step=SIZE"),
+        ({"tune": "discount:linear:0.9:1.5"}, "config.discount must be within"),
+        ({"placement": "serial"}, "--population_mode=vmap"),
+        ({"exploit": "t_test", "score_episodes": 1}, "--score_episodes"),
+    ],
+)
+def test_bad_populations_are_refused_in_one_line(settings, words):
+    with pytest.raises(UsageError, match=words) as error:
+        populations.check(make(**settings))
+    assert "\n" not in str(error.value)
+
+
+def test_a_replay_cannot_be_stacked():
+    run = runs.make(
+        "ddpg", "Pendulum-v1", {"population": 2, "tune": "tau:log:1e-3:1e-1", "population_mode": "vmap"}, {}
+    )
+    with pytest.raises(UsageError, match="--population_mode=separate"):
+        populations.check(run)
+    populations.check(runs.replace(run, population_mode="separate"))
