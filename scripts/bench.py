@@ -17,6 +17,9 @@ learner's speed is given in the environment steps that this comes to, and in upd
 
 Where gradients travel (--travels=gradients, as a3c, async_q and gorila do) there is one stage, the whole with 1, 2 and
 4 workers: the gradients and the bytes of gradients that the learner applies a second.
+
+With --population=N --tune=... there is one too, the members' updates a second on a batch that is on the device: of
+one learner in which they are stacked (--population_mode=vmap), of N learners in as many threads, of one alone.
 """
 
 import concurrent.futures
@@ -36,6 +39,7 @@ from absl import flags as absl_flags
 
 from agents.agent import BoundedActions, FactoredActions, Sample, Sequences, Step, TableSpec, TimeStep
 from launchers import flags, roles
+from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run, UsageError
 from replay import Client, Server, sampler
@@ -64,10 +68,10 @@ def rate(seconds: float, work: Callable[[], float]) -> float:
 class Bench:
     """The stages of one run."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, member: int | None = None):
         self.run = run
-        self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")))
-        self.agent, self.envs = self.parts.agent, run.envs_per_actor
+        self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")), member)
+        self.agent, self.envs = self.parts.agent, self.parts.num_envs
         if run.travels == "gradients":
             self.steps_per_update = 1.0  # only updates are counted
         elif self.parts.replays:
@@ -243,7 +247,7 @@ class Bench:
     def end_to_end(self, seconds: float) -> float:
         parts, stop = self.parts, threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:
-            server = executor.submit(parts.serve).result()
+            server = executor.submit(roles.serve, [parts], parts.logdir).result()
         clients = [server.localhost_client()]
 
         def act(task: int):
@@ -289,8 +293,36 @@ def bench_gradients(run: Run) -> None:
         print(json.dumps(row | {"bytes_per_gradient": size, "bytes_per_pull": pull}), flush=True)
 
 
+def bench_population(run: Run) -> None:
+    populations.check(runs.replace(run, population_mode="vmap"))
+    stacked = Bench(runs.replace(run, population_mode="vmap"))
+    separate = [Bench(runs.replace(run, population_mode="separate"), member) for member in range(run.population)]
+    seconds = flags.FLAGS.seconds
+
+    def updates(benches: list[Bench]) -> float:
+        """Of all the learners together, a second, each in a thread of its own."""
+        with concurrent.futures.ThreadPoolExecutor(len(benches)) as executor:
+            rates = list(executor.map(lambda bench: bench.learner(seconds) / bench.steps_per_update, benches))
+        return sum(rates)
+
+    rounds: dict[str, list[float]] = {}
+    for _ in range(flags.FLAGS.repeats):
+        rounds.setdefault("stacked", []).append(run.population * updates([stacked]))
+        rounds.setdefault("separate", []).append(updates(separate))
+        rounds.setdefault("one_alone", []).append(updates(separate[:1]))
+    median = {name: statistics.median(values) for name, values in rounds.items()}
+    for name, value in median.items():
+        spread = [round(min(rounds[name]), 1), round(max(rounds[name]), 1)]
+        print(json.dumps({"learners": name, "members_updates_per_second": round(value, 1), "min_max": spread}))
+    ratio = round(median["stacked"] / median["separate"], 2)
+    print(json.dumps({"agent": run.agent, "env": run.env, "members": run.population, "stacked_over_separate": ratio}))
+
+
 def bench() -> int:
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)  # the time ends it
+    if run.population:
+        bench_population(run)
+        return 0
     if run.travels == "gradients":
         bench_gradients(run)
         return 0
