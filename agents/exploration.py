@@ -18,7 +18,7 @@ def unsuitable(agent: str, needed: str, spec: EnvironmentSpec) -> ValueError:
     """What to raise where an agent that needs `needed` actions is given another kind."""
     actions = spec.actions
     if isinstance(actions, FactoredActions):
-        have = f"of {len(actions.sizes)} factors; use a2c, impala, ppo or trpo"
+        have = "factored; use a2c, impala, ppo or trpo"
     else:
         have = "discrete" if isinstance(actions, DiscreteActions) else "continuous"
     return ValueError(f"{agent} needs {needed} actions; this environment's are {have}")

@@ -39,6 +39,7 @@ def evaluate() -> int:
     key = jax.random.key(run.seed_of("evaluate"))
     episodes = run.stacked * run.eval_episodes
     played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, episodes)
+    environment.close()  # ViZDoom's games are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(

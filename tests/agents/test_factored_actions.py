@@ -51,7 +51,7 @@ REFUSING = ["actor_critic", "apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn"
 @pytest.mark.parametrize("name", [*REFUSING, "reinforce"])
 def test_refused_in_one_line_that_names_who_takes_them(name):
     module = importlib.import_module(f"agents.{name}")
-    message = rf"^{name} needs (discrete|continuous) actions; this environment's are of 3 factors; use a2c, impala, ppo"
+    message = rf"^{name} needs (discrete|continuous) actions; this environment's are factored; use a2c, impala, ppo"
     with pytest.raises(ValueError, match=message) as error:
         module.make(module.Config(), SPEC)
     assert "\n" not in str(error.value)

@@ -27,7 +27,7 @@ MISTAKES = {
     "continuous environment": ("train", ["--agent=reinforce", "--env=Pendulum-v1"], ["discrete", "continuous"]),
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
     "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
-    "values of factored actions": ("train", ["--agent=dqn", "--env=binned:3:Pendulum-v1"], ["factors", "use a2c"]),
+    "values of factored actions": ("train", ["--agent=dqn", "--env=binned:3:Pendulum-v1"], ["factored; use a2c"]),
     "tasks unlike": ("train", ["--env=CartPole-v1,Catch-v0"], ["same observations", "CartPole-v1", "Catch-v0"]),
     "tasks of an actor": ("train", ["--env=CartPole-v1,MaskedCartPole-v1", "--envs_per_actor=5"], ["envs_per_actor=5"]),
     "tasks of an evaluation": (
