@@ -20,10 +20,8 @@ def play(
     key: jax.Array,
     episodes: int,
     stopped: Callable[[], bool] = lambda: False,
-) -> list[float]:
-    """The returns of each environment's first `episodes / num_envs` episodes, environment by environment.
-
-    So short ones are not favoured.
+) -> Episodes:
+    """Each environment's first `episodes / num_envs` episodes, environment by environment: short ones are not favoured.
 
     Args:
       act: compiled by runtime.actor.compile_act.
@@ -32,16 +30,21 @@ def play(
     """
     each = episodes // environment.num_envs
     timestep, memory = environment.reset(), agent.memory(environment.num_envs, None)
-    played: list[list[tuple[float, int]]] = [[] for _ in range(environment.num_envs)]  # returns and lengths
+    played = [Episodes([], [], []) for _ in range(environment.num_envs)]
     count = 0
-    while any(len(p) < each for p in played) and not stopped():
+    while any(len(episodes.returns) < each for episodes in played) and not stopped():
         action, _, memory = act(params, key, np.uint32(count), timestep, memory)
         timestep, count = environment.step(np.asarray(action)), count + 1
         if timestep.last.any():
-            for index, *episode in zip(*environment.finished(), strict=True):
-                played[index].append(tuple(episode))
-    counted = [(index, *episode) for index, episodes in enumerate(played) for episode in episodes[:each]]
-    return Episodes(*([row[column] for row in counted] for column in range(3)))
+            finished = environment.finished()
+            for index, episode_return, length in zip(*finished, strict=True):
+                played[index].returns.append(episode_return)
+                played[index].lengths.append(length)
+    return Episodes(
+        [index for index, episodes in enumerate(played) for _ in episodes.returns[:each]],
+        [x for episodes in played for x in episodes.returns[:each]],
+        [x for episodes in played for x in episodes.lengths[:each]],
+    )
 
 
 def next_due(env_steps: int, period: int) -> int:

@@ -63,8 +63,8 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
 
 
 def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
-    """Draws a population's scores and hyperparameters against environment steps to the PNG `out`; false, and no picture,
-    where `logdir` is no population's.
+    """Draws a population's scores and hyperparameters against environment steps to the PNG `out`; false, and no
+    picture, where `logdir` is no population's.
 
     A colour is a line of descent: it is that of the member whose first state the state at that time comes from.
     """

@@ -1,4 +1,4 @@
-"""Population-based training of running learners (agents/pbt.py says who copies whom; Jaderberg et al. 2017, algorithm 1).
+"""Population-based training of running learners (Jaderberg et al. 2017, algorithm 1; agents/pbt.py has the rules).
 
 Nobody presides: when a member's turn has come, its learner shows its peers its state and looks at what their episodes
 returned, all through variable containers; it copies or goes on. Members that are stacked in one learner take their

@@ -80,9 +80,7 @@ def test_members_equal_separate_ones(population):
         mine = Sample(steps, jax.tree.map(lambda x, m=m: of_member(x, m, tasks), before))
         expected, expected_feedback = jax.jit(agent.update)(alone[m], member_key, mine)
         losses.append(float(expected_feedback.metrics["loss"]))
-        jax.tree.map(
-            lambda x, y, m=m: np.testing.assert_allclose(x[m], y, rtol=2e-4, atol=2e-6), after, expected
-        )
+        jax.tree.map(lambda x, y, m=m: np.testing.assert_allclose(x[m], y, rtol=2e-4, atol=2e-6), after, expected)
     np.testing.assert_allclose(feedback.metrics["loss"], np.mean(losses), rtol=1e-4)
 
 

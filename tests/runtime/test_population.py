@@ -59,7 +59,8 @@ class Learner:
 
 
 def population(size, member, logdir, **changes) -> Population:
-    return Population(size, member, RANGES, "truncation", "perturb", 100, 4, ("actor_0",), 1, logdir)._replace(**changes)
+    each = Population(size, member, RANGES, "truncation", "perturb", 100, 4, ("actor_0",), 1, logdir)
+    return each._replace(**changes)
 
 
 @pytest.fixture
