@@ -92,6 +92,7 @@ def outcomes(tmp_path_factory):
         return dict(zip(MISTAKES, pool.map(attempt, MISTAKES.values()), strict=True))
 
 
+@pytest.mark.timeout(900)  # the first waits for all of them
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_line_and_leaves_nothing(outcomes, mistake):
     code, output, left = outcomes[mistake]
