@@ -1,4 +1,5 @@
-"""Draws learning curves: `scripts/plot --out=curves.png runs/a runs/b ...`."""
+"""Draws learning curves: `scripts/plot --out=curves.png runs/a runs/b ...`; of a population `--lineages` draws its
+members' scores and hyperparameters."""
 
 import pathlib
 import sys
@@ -9,6 +10,7 @@ from runtime import plot
 
 flags.DEFINE_string("out", "curves.png", "The picture to write.")
 flags.DEFINE_enum("x", "env_steps", ["env_steps", "learner_steps", "wall_seconds"], "The x axis.")
+flags.DEFINE_bool("lineages", False, "Of one population: its members' scores and hyperparameters instead.")
 
 
 def main(argv: list[str]) -> None:
@@ -17,7 +19,11 @@ def main(argv: list[str]) -> None:
     if missing or not logdirs:
         print(f"error: no run in {', '.join(missing) or 'no folder named'}: give the --logdir of runs", file=sys.stderr)
         sys.exit(2)
-    if not plot.draw(logdirs, pathlib.Path(flags.FLAGS.out), flags.FLAGS.x):
+    if flags.FLAGS.lineages:
+        if len(logdirs) > 1 or not plot.draw_lineages(logdirs[0], pathlib.Path(flags.FLAGS.out)):
+            print("error: --lineages takes the --logdir of one population", file=sys.stderr)
+            sys.exit(2)
+    elif not plot.draw(logdirs, pathlib.Path(flags.FLAGS.out), flags.FLAGS.x):
         print("error: none of these runs has two evaluations yet", file=sys.stderr)
         sys.exit(2)
     print(flags.FLAGS.out)
