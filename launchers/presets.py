@@ -340,6 +340,13 @@ MIX_MATCH = SMALL | {"hidden_sizes": (128, 128), "activation": "relu", "learning
 
 def mix_match() -> list[Preset]:
     """Curricula of tasks, of architectures and of actions, by the environments that have them."""
+    # As IMPALA's of the same environments.
+    small_architectures = SMALL | {
+        "curriculum": "architectures",
+        "lstm_size": 64,
+        "learning_rate": 2e-3,
+        "unroll_length": 10,
+    }
     return [
         Preset("MiniGrid-*,*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
@@ -349,7 +356,9 @@ def mix_match() -> list[Preset]:
         ),
         Preset("binned:*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
         Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
-        Preset("*", SMALL_RUN, MIX_MATCH | {"curriculum": "architectures", "lstm_size": 64}),
+        Preset("*CartPole-v1", SMALL_RUN, small_architectures | {"reward_scale": 0.1}),
+        Preset("Catch-v0", SMALL_RUN, small_architectures | {"entropy_cost": 0.02}),
+        Preset("*", SMALL_RUN, small_architectures),
     ]
 
 

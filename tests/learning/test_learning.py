@@ -51,3 +51,18 @@ def test_policy_gradients_learn_cartpole(tmp_path, agent):
 def test_off_pac_learns_mountain_car(tmp_path):
     """Where the behaviour reaches the goal in one episode of fifteen."""
     assert evaluation(tmp_path, "--agent=off_pac", "--env=MountainCar-v0") >= -150
+
+
+@pytest.mark.learn
+def test_every_member_of_a_population_learns_catch(tmp_path):
+    """Of learning rates over three decades, most of which are too small."""
+    tune = "--tune=learning_rate:log:1e-5:1e-2,entropy_cost:log:1e-3:1e-1"
+    arguments = ("--env=Catch-v0", "--population=8", "--population_mode=vmap", tune, "--config.decay_env_steps=0")
+    assert evaluation(tmp_path, *arguments, "--max_env_steps=80000", "--eval_period=40000") >= 0.95
+
+
+@pytest.mark.learn
+def test_a_curriculum_of_architectures_learns_catch(tmp_path):
+    population = ("--population=4", "--population_mode=vmap", "--tune=alpha:step=0.1:0:1", "--ready_env_steps=2000")
+    arguments = ("--agent=mix_match", "--env=Catch-v0", "--max_env_steps=100000", "--eval_period=20000", *population)
+    assert evaluation(tmp_path, *arguments, "--exploit=tournament", "--config.evaluate=target") >= 0.95
