@@ -63,6 +63,7 @@ FREE = {
     "actors_per_process",
     "eval_episodes",
     "eval_period",
+    "ready_env_steps",
     "checkpoint_seconds",
 }
 # What Reverb needs besides the data, about: for an item, and for each row of a stream that items share.
@@ -75,6 +76,27 @@ CHOICES = {
     "exploit": tuple(EXPLOIT),
     "explore": tuple(EXPLORE),
     "fitness": ("training", "evaluation"),
+}
+# What neither preset nor command line needs to say.
+DEFAULTS = {
+    "seed": 0,
+    "actors_per_process": 2,
+    "placement": "threads",
+    "actor_backend": "cpu",
+    "checkpoint_seconds": 600.0,
+    "publish_period": 1,
+    "num_replay_servers": 1,
+    "updates_per_dispatch": 1,
+    "travels": "experience",
+    "max_staleness": 0,
+    "max_loss_deviations": 0.0,
+    "population": 0,
+    "tune": "",
+    "population_mode": "separate",
+    "exploit": "truncation",
+    "explore": "perturb",
+    "fitness": "training",
+    "score_episodes": 20,
 }
 # What may be 0.
 FROM_ZERO = {"seed", "max_staleness", "max_loss_deviations", "population"}
@@ -298,28 +320,7 @@ def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict
     """
     module = agent_module(agent)
     preset = presets.find(agent, env)
-    settings: dict[str, Any] = {
-        "agent": agent,
-        "env": env,
-        "seed": 0,
-        "actors_per_process": 2,
-        "placement": "threads",
-        "actor_backend": "cpu",
-        "checkpoint_seconds": 600.0,
-        "publish_period": 1,
-        "num_replay_servers": 1,
-        "updates_per_dispatch": 1,
-        "travels": "experience",
-        "max_staleness": 0,
-        "max_loss_deviations": 0.0,
-        "population": 0,
-        "tune": "",
-        "population_mode": "separate",
-        "exploit": "truncation",
-        "explore": "perturb",
-        "fitness": "training",
-        "score_episodes": 20,
-    }
+    settings: dict[str, Any] = DEFAULTS | {"agent": agent, "env": env}
     settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
     if overrides.get("eval_episodes") is None:  # as many of each task
         count = len(tasks.names(env))
@@ -414,7 +415,7 @@ def save(run: Run, logdir: pathlib.Path) -> None:
     try:
         logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            different = _differences(json.loads(path.read_text()), json.loads(json.dumps(run.to_json())))
+            different = _differences(*(json.loads(json.dumps(each.to_json())) for each in (load(logdir), run)))
             if different:
                 raise UsageError(
                     f"{logdir} holds another run ({'; '.join(different)}): choose another --logdir or the same settings"
@@ -451,6 +452,8 @@ def load(logdir: pathlib.Path) -> Run:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
     try:
         config = make_config(agent_module(settings["agent"]), settings.pop("config"))
-        return Run(config=config, **settings)
+        # Of a version that did not know of them yet.
+        missing = DEFAULTS | {"ready_env_steps": settings["max_env_steps"]}
+        return Run(config=config, **missing | settings)
     except (KeyError, TypeError) as error:
         raise UsageError(f"{logdir}/config.json was written by another version: {error}") from error

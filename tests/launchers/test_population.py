@@ -1,6 +1,7 @@
 """Populations from the command line: stacked in one learner, and separate ones whose members are killed."""
 
 import functools
+import json
 import os
 import signal
 
@@ -89,6 +90,18 @@ def test_members_start_where_the_draws_are_and_differ_in_nothing_else_but_seeds(
     assert len(set(drawn["learning_rate"])) == 4 and len({m.seed for m in members}) == 4
     assert populations.draws(make(population_mode="vmap")) == drawn, "the same in every mode"
     assert populations.draws(make(seed=1)) != drawn
+
+
+def test_a_run_from_before_there_were_populations_is_still_a_run(tmp_path):
+    run = runs.make("a2c", "CartPole-v1", {}, {})
+    runs.save(run, tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for name in ("population", "tune", "exploit", "ready_env_steps"):
+        del settings[name]
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    loaded = runs.load(tmp_path)
+    assert loaded.population == 0 and loaded.config == run.config
+    runs.save(runs.replace(run, max_env_steps=2 * run.max_env_steps), tmp_path)  # resumed, and for longer
 
 
 @pytest.mark.parametrize(
