@@ -420,6 +420,10 @@ def save(run: Run, logdir: pathlib.Path) -> None:
                 raise UsageError(
                     f"{logdir} holds another run ({'; '.join(different)}): choose another --logdir or the same settings"
                 )
+        elif any((logdir / "checkpoints").glob("*")):
+            raise UsageError(
+                f"{logdir} has checkpoints of a run, but no config.json to say which: choose another --logdir"
+            )
         temporary = path.with_suffix(f".{os.getpid()}")  # roles may start at once
         temporary.write_text(json.dumps(run.to_json(), indent=2) + "\n")
         temporary.rename(path)

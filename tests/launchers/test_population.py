@@ -102,6 +102,10 @@ def test_a_run_from_before_there_were_populations_is_still_a_run(tmp_path):
     loaded = runs.load(tmp_path)
     assert loaded.population == 0 and loaded.config == run.config
     runs.save(runs.replace(run, max_env_steps=2 * run.max_env_steps), tmp_path)  # resumed, and for longer
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "checkpoints" / "learner_steps_1").mkdir(parents=True)
+    with pytest.raises(UsageError, match=r"no config\.json"):
+        runs.save(run, tmp_path)
 
 
 @pytest.mark.parametrize(
