@@ -399,7 +399,7 @@ PRESETS = {
     ],
     "r2d2": [
         Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
-        Preset("MiniGrid-Memory*", DQN_RUN | {"max_env_steps": 400_000, "envs_per_actor": 32}, MEMORY_R2D2),
+        Preset("MiniGrid-Memory*", DQN_RUN | {"max_env_steps": 640_000, "envs_per_actor": 32}, MEMORY_R2D2),
         Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
     ],
     "async_n_step_q": async_q(form="n_step_q"),
