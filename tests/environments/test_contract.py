@@ -11,6 +11,8 @@ import pytest
 import environments
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, TimeStep
 
+BASIC = pytest.param("Basic-v1", marks=pytest.mark.vizdoom)
+
 Policy = Callable[[np.ndarray], np.ndarray]  # observations [B, ...] -> actions [B, ...]
 
 
@@ -87,14 +89,14 @@ CASES = [
     ("gymnasium:CartPole-v1", 200, {0.0}),
     ("gymnasium:Pendulum-v1", 450, {1.0}),
     ("binned:5:Pendulum-v1", 450, {1.0}),
-    ("Basic-v1", 90, {0.0}),
-    ("D1Basic-v1,HealthGathering-v1", 30, set()),
+    pytest.param("Basic-v1", 90, {0.0}, marks=pytest.mark.vizdoom),
+    pytest.param("D1Basic-v1,HealthGathering-v1", 30, set(), marks=pytest.mark.vizdoom),
     ("CartPole-v1,gymnasium:CartPole-v1", 200, {0.0}),
     ("binned:5:Pendulum-v1,binned:5:gymnasium:Pendulum-v1", 450, {1.0}),
 ]
 
 
-@pytest.mark.parametrize(("name", "rows", "ends"), CASES, ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(("name", "rows", "ends"), CASES, ids=lambda value: value if isinstance(value, str) else "")
 def test_random_play_keeps_the_contract(name, rows, ends):
     num_envs = 4 if "," in name else 3
     spec, timesteps, episodes = make_and_play(name, rows, num_envs, evaluation=True)
@@ -112,7 +114,7 @@ def test_cartpole_balanced_is_truncated_after_500_steps(name):
     assert np.flatnonzero(timesteps.last[:, 0]).tolist() == [500, 1001]
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "Pong-v5", "CheetahRun-v1", "Basic-v1"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "Pong-v5", "CheetahRun-v1", BASIC])
 def test_observations_are_not_overwritten_later(name):
     environment = environments.make(name, 2, seed=0)
     policy, kept, copies = random_policy(environment.spec), [], []
@@ -128,7 +130,7 @@ def test_observations_are_not_overwritten_later(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["CartPole-v1", "Catch-v0", "CheetahRun-v1", "Pong-v5", "Basic-v1", "gymnasium:CartPole-v1"]
+    "name", ["CartPole-v1", "Catch-v0", "CheetahRun-v1", "Pong-v5", BASIC, "gymnasium:CartPole-v1"]
 )
 def test_the_seed_decides_the_trajectory(name):
     rows = 60  # Catch: a few episodes; Pong: past the up to 30 no-ops that make its start random

@@ -34,6 +34,7 @@ def test_every_button_has_its_factor_and_few_actions_press_one():
     assert not effects[0].any() and (np.count_nonzero(effects[1:], axis=1) == 1).all()
 
 
+@pytest.mark.vizdoom
 @pytest.mark.parametrize(
     ("name", "sizes", "steps"),
     [
@@ -60,6 +61,7 @@ def views(name: str, action: tuple[int, ...], steps: int) -> np.ndarray:
     return np.stack(seen)
 
 
+@pytest.mark.vizdoom
 def test_factors_act_and_act_at_once():
     """Turning, walking, and both: four views, each unlike the others."""
     ends = [views("MyWayHome-v1", action, 10)[-1] for action in ((0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 0), (1, 1, 0))]
@@ -69,6 +71,7 @@ def test_factors_act_and_act_at_once():
     np.testing.assert_array_equal(ends[0], views("MyWayHome-v1", (0, 0, 0), 10)[-1])
 
 
+@pytest.mark.vizdoom
 def test_basic_pays_for_time_shots_and_the_kill():
     """-1 a tic, -5 for a shot, and 106 for the kill, which ends the episode; else it is truncated."""
     environment = environments.make("Basic-v1", 4, seed=0)
@@ -91,6 +94,7 @@ def test_basic_pays_for_time_shots_and_the_kill():
     assert episodes.returns[episodes.environments.index(3)] == -300
 
 
+@pytest.mark.vizdoom
 def test_health_gathering_pays_for_life_and_takes_for_death():
     """The floor is acid: who stands still is dead within 525 steps."""
     environment = environments.make("HealthGathering-v1", 1, seed=0)
@@ -103,6 +107,7 @@ def test_health_gathering_pays_for_life_and_takes_for_death():
     assert episode_return == 4 * length - 100
 
 
+@pytest.mark.vizdoom
 def test_a_corridor_is_paid_by_the_way():
     environment = environments.make("DeadlyCorridor-v1", 1, seed=0)
     environment.reset()
@@ -124,6 +129,7 @@ def test_how_an_episode_ended_is_told_from_the_steps_before():
     np.testing.assert_array_equal(rocket.succeeded(steps), [False, True])
 
 
+@pytest.mark.vizdoom
 def test_a_task_whose_rewards_are_not_known_is_refused():
     with pytest.raises(ValueError, match=r"^the rewards of Cig-v1 are not known here; of ViZDoom there are Basic-v1,"):
         environments.make("Cig-v1", 1, seed=0)
