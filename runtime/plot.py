@@ -20,6 +20,9 @@ NOT_LEARNT = {
     *("placement", "actors_per_process", "actor_backend", "updates_per_dispatch", "population_mode"),
 }
 
+# Of a run without a population these say nothing.
+OF_POPULATIONS = {"tune", "exploit", "explore", "fitness", "ready_env_steps", "score_episodes"}
+
 
 def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -> bool:
     """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
@@ -35,7 +38,8 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
         if len(rows) < 2:
             continue
         run = json.loads((logdir / "config.json").read_text())
-        flat = {k: v for k, v in (run | run["config"]).items() if k not in NOT_LEARNT | {"config"}}
+        silent = NOT_LEARNT | {"config"} | (set() if run.get("population") else OF_POPULATIONS)
+        flat = {k: v for k, v in (run | run["config"]).items() if k not in silent}
         group = json.dumps(flat, sort_keys=True)
         settings[group] = flat
         groups.setdefault(group, []).append(np.array([(row[x], row["return_mean"], row["return_std"]) for row in rows]))
@@ -56,7 +60,7 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
     axes.set_xlabel(x.replace("_", " "))
     axes.set_ylabel("return of an evaluation")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper center", fontsize="small")
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
     return True
@@ -112,6 +116,6 @@ def _label(settings: dict[str, dict[str, Any]], group: str, seeds: int) -> str:
     same = [other for other in settings.values() if (other["agent"], other["env"]) == (run["agent"], run["env"])]
     parts = [f"{run['agent']} on {run['env']}"]
     for name in sorted(run.keys() - {"agent", "env"}):
-        if any(other.get(name) != run[name] for other in same):
+        if any(name in other and other[name] != run[name] for other in same):
             parts.append(f"{name}={run[name]}")
     return textwrap.fill(", ".join(parts) + (f" ({seeds} seeds)" if seeds > 1 else ""), 70)
