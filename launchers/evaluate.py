@@ -8,7 +8,7 @@ from launchers import flags
 from launchers import run as runs
 from launchers.run import UsageError
 
-absl_flags.DEFINE_integer("episodes", 100, "Episodes to play.")
+absl_flags.DEFINE_integer("episodes", 100, "Episodes to play, of each member of a stacked population.")
 
 
 def evaluate() -> int:
@@ -24,7 +24,8 @@ def evaluate() -> int:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
-    run = runs.replace(run, eval_episodes=flags.FLAGS.episodes)
+    episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
+    run = runs.replace(run, eval_episodes=episodes)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
     parts = roles.Parts(run, logdir)
@@ -37,8 +38,8 @@ def evaluate() -> int:
     environment = run.make_environment("evaluate", 0, run.stacked * run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)
     key = jax.random.key(run.seed_of("evaluate"))
-    episodes = run.stacked * run.eval_episodes
-    played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, episodes)
+    of_all = run.stacked * episodes
+    played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
     environment.close()  # ViZDoom's games are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
