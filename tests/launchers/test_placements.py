@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -199,6 +200,7 @@ def test_a_replay_is_resumed_with_what_it_held(tmp_path):
     # One server's share is another table: refused, and the contents are kept.
     other = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
     (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints")
     code, output = command_line.run("train", *other, "--config.n_step=2", "--config.replay_size=5000")
     assert code == 2 and "replay_0" in output and "Traceback" not in output, output
 
