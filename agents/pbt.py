@@ -64,9 +64,8 @@ def truncation(key: jax.Array, returns: chex.Array) -> chex.Array:
     size = len(score)
     known = ~jnp.isnan(score)
     cut = jnp.minimum(jnp.maximum(1, jnp.round(FRACTION * known.sum()).astype(int)), known.sum() // 2)
-    order = jnp.argsort(-jnp.where(known, score, -jnp.inf))  # the best first; the unknown and the diverged last
-    order = order[jnp.argsort(~known[order], stable=True)]  # the unknown after all others
-    place = jnp.zeros(size, int).at[order].set(jnp.arange(size))
+    order = jnp.lexsort((-score, ~known))  # the best first, the diverged after them, the unknown last
+    place = jnp.argsort(order)
     worst = known & (place >= known.sum() - cut)
     best = order[jax.random.randint(key, (size,), 0, jnp.maximum(cut, 1))]
     return jnp.where(worst & (score[best] > score), best, jnp.arange(size))

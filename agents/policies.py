@@ -105,17 +105,8 @@ def factored(sizes: Sequence[int]) -> Policy:
     def sum_of(terms: list[chex.Array]) -> chex.Array:
         return jnp.sum(jnp.stack(terms), axis=0)
 
-    return Policy(
-        num_outputs=sum(sizes),
-        num_free=0,
-        sample=sample,
-        mode=mode,
-        to_environment=lambda raw: raw,
-        log_prob=log_prob,
-        entropy=entropy,
-        kl=kl,
-        keep=lambda raw: {},  # a Step has it already
-        kept=lambda step: step.action,
+    return factors[0]._replace(
+        num_outputs=sum(sizes), sample=sample, mode=mode, log_prob=log_prob, entropy=entropy, kl=kl
     )
 
 

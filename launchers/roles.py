@@ -45,7 +45,7 @@ class Parts:
             if member is None:
                 self._draws = populations.draws(run)
             else:
-                self._tables = f"member_{member}_"
+                self._tables = _prefix(member)
                 run, logdir = populations.member_run(run, member), populations.member_logdir(logdir, member)
         self.run, self.logdir = run, logdir
         self.agent = run.make_agent(self.spec)
@@ -149,13 +149,18 @@ class Parts:
         """The population's, as the learner of these Parts takes part in it; None: there is no population."""
         if self.population is None:
             return None
-        alone = self.population.member is None
-        prefixes = [""] if alone else [f"member_{m}_" for m in range(self.population.size)]
+        stacked = self.population.member is None
+        prefixes = [""] if stacked else [_prefix(member) for member in range(self.population.size)]
         structure = returns_structure(self.population)
         returns = [[VariableContainer(client, structure, p + r) for r in self.population.reporters] for p in prefixes]
-        states = [] if alone else [VariableContainer(client, self._state_items, p + "state") for p in prefixes]
+        states = [] if stacked else [VariableContainer(client, self._state_items, p + "state") for p in prefixes]
         key = jax.random.key(self.run.seed_of("exchange"))
         return Exchange(self.population, returns, states, key, env_steps)
+
+
+def _prefix(member: int) -> str:
+    """Of the names of a member's tables, in the servers that all share."""
+    return f"member_{member}_"
 
 
 def make_parts(run: Run, logdir: pathlib.Path) -> list[Parts]:
