@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import impala, mix_match
+from agents import impala, mix_match, mixtures
 from agents.agent import (
     Agent,
     BoundedActions,
@@ -126,14 +126,14 @@ def np_factored_log_probs(outputs: np.ndarray, actions: np.ndarray = LARGE) -> n
 def test_weights_are_exact_at_the_corners_and_sum_to_one():
     for K in (2, 3, 5):
         for i in range(K):
-            np.testing.assert_array_equal(mix_match.weights(jnp.float32(i / (K - 1)), K), np.eye(K)[i])
+            np.testing.assert_array_equal(mixtures.weights(jnp.float32(i / (K - 1)), K), np.eye(K)[i])
         for alpha in np.linspace(0, 1, 23, dtype=np.float32):
-            w = np.asarray(mix_match.weights(alpha, K))
+            w = np.asarray(mixtures.weights(alpha, K))
             np.testing.assert_allclose(w.sum(), 1.0, rtol=1e-6)
             assert (w >= 0).all() and (w > 0).sum() <= 2
             np.testing.assert_allclose(w @ np.arange(K) / (K - 1), alpha, atol=1e-6)
-    np.testing.assert_allclose(mix_match.weights(jnp.float32(0.3), 2), [0.7, 0.3], rtol=1e-6)
-    np.testing.assert_array_equal(mix_match.weights(jnp.float32(1.2), 2), [0, 1])
+    np.testing.assert_allclose(mixtures.weights(jnp.float32(0.3), 2), [0.7, 0.3], rtol=1e-6)
+    np.testing.assert_array_equal(mixtures.weights(jnp.float32(1.2), 2), [0, 1])
 
 
 def test_mixture_log_prob_is_that_of_the_sum_of_probabilities():
@@ -143,19 +143,19 @@ def test_mixture_log_prob_is_that_of_the_sum_of_probabilities():
         log_probs[0, ::3] = -np.inf
         with np.errstate(divide="ignore"):
             expected = np.log(np.einsum("i,in->n", w, np.exp(log_probs)))
-        got = mix_match.mixture_log_prob(jnp.asarray(w), jnp.asarray(log_probs))
+        got = mixtures.mixture_log_prob(jnp.asarray(w), jnp.asarray(log_probs))
         np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_mixture_log_prob_at_a_corner_is_the_agents_to_the_bit():
     log_probs = jnp.asarray(np.random.default_rng(0).normal(size=(2, 100)) * 10, jnp.float32)
     for i in range(2):
-        got = mix_match.mixture_log_prob(mix_match.weights(jnp.float32(i), 2), log_probs)
+        got = mixtures.mixture_log_prob(mixtures.weights(jnp.float32(i), 2), log_probs)
         np.testing.assert_array_equal(got, log_probs[i])
 
 
 def test_far_tails_do_not_vanish():
-    got = mix_match.mixture_log_prob(jnp.array([0.5, 0.5]), jnp.array([[-300.0], [-301.0]]))
+    got = mixtures.mixture_log_prob(jnp.array([0.5, 0.5]), jnp.array([[-300.0], [-301.0]]))
     np.testing.assert_allclose(got, -300 + np.log(0.5 * (1 + np.exp(-1))), rtol=1e-6)
 
 
@@ -173,18 +173,18 @@ def check_gradient(f, x: np.ndarray, expect_zero=()) -> np.ndarray:
 def test_gradients_are_finite_differences(alpha):
     """Of the mixture's log-probability of each large action, and of both KLs; none is NaN where a weight is 0."""
     large, x = factored(SIZES), np.random.default_rng(0).normal(size=len(SMALL) + sum(SIZES))
-    few, of_small = mix_match.few_actions(SMALL, large), np.array([tuple(a) in SMALL for a in LARGE])
+    few, of_small = mixtures.few_actions(SMALL, large), np.array([tuple(a) in SMALL for a in LARGE])
 
     def split(x):
         return x[: len(SMALL)], x[len(SMALL) :]
 
     def log_probs(x):
-        w = mix_match.weights(jnp.float64(alpha), 2)
+        w = mixtures.weights(jnp.float64(alpha), 2)
         each = [p.log_prob(jnp.tile(o, (len(LARGE), 1)), LARGE) for p, o in zip((few, large), split(x))]
-        return mix_match.mixture_log_prob(w, jnp.stack(each))
+        return mixtures.mixture_log_prob(w, jnp.stack(each))
 
     def kls(x):
-        return jnp.stack([mix_match.kl_from_few(SMALL, large, *split(x), masked) for masked in (False, True)])
+        return jnp.stack([mixtures.kl_from_few(SMALL, large, *split(x), masked) for masked in (False, True)])
 
     with jax.experimental.enable_x64():
         one, two = np.split(check_gradient(log_probs, x), [len(SMALL)], axis=1)
@@ -198,7 +198,7 @@ def test_gradients_are_finite_differences(alpha):
 
 
 def test_few_actions_are_a_softmax_over_them():
-    few, outputs = mix_match.few_actions(SMALL, factored(SIZES)), np.array([0.5, -1.0, 2.0], np.float32)
+    few, outputs = mixtures.few_actions(SMALL, factored(SIZES)), np.array([0.5, -1.0, 2.0], np.float32)
     log_p = np_log_softmax(outputs)
     expected = [log_p[SMALL.index(tuple(a))] if tuple(a) in SMALL else -np.inf for a in LARGE]
     got = few.log_prob(np.tile(outputs, (len(LARGE), 1)), LARGE)
@@ -213,7 +213,7 @@ def test_few_actions_are_a_softmax_over_them():
 def test_kls_from_few_are_naive_sums():
     rng, large = np.random.default_rng(0), factored(SIZES)
     p, q = rng.normal(size=(7, len(SMALL))), rng.normal(size=(7, sum(SIZES)))
-    plain, masked = (mix_match.kl_from_few(SMALL, large, p, q, m) for m in (False, True))
+    plain, masked = (mixtures.kl_from_few(SMALL, large, p, q, m) for m in (False, True))
     for n in range(7):
         pi_1, pi_2 = np.exp(np_log_softmax(p[n])), np.exp(np_factored_log_probs(q[n], SMALL))
         np.testing.assert_allclose(plain[n], np.sum(pi_1 * np.log(pi_1 / pi_2)), rtol=1e-5)
@@ -278,7 +278,7 @@ def test_log_mu_and_actions_are_those_of_the_mixture_enumerated(case, alpha):
 def test_mixtures_sum_to_one_over_all_actions(case, alpha):
     """By the families that the agents are made of; of a density, on a grid."""
     curriculum, spec, _ = CASES[case]
-    rng, w = np.random.default_rng(1), mix_match.weights(jnp.float32(alpha), 2)
+    rng, w = np.random.default_rng(1), mixtures.weights(jnp.float32(alpha), 2)
     if isinstance(spec.actions, BoundedActions):
         family = gaussian(0, spec, 1.0, False, "")
         step = 0.1
@@ -287,10 +287,10 @@ def test_mixtures_sum_to_one_over_all_actions(case, alpha):
     else:
         family = factored(SIZES) if spec is FACTORED else softmax(3)
         support, cell = (LARGE if spec is FACTORED else np.arange(3)), 1.0
-    policies = [mix_match.few_actions(SMALL, family) if curriculum == "actions" else family, family]
+    policies = [mixtures.few_actions(SMALL, family) if curriculum == "actions" else family, family]
     outputs = [np.tile(rng.normal(size=p.num_outputs) * 0.5, (len(support), 1)) for p in policies]
     log_probs = jnp.stack([p.log_prob(o, support) for p, o in zip(policies, outputs)])
-    total = np.exp(mix_match.mixture_log_prob(w, log_probs)).sum() * cell
+    total = np.exp(mixtures.mixture_log_prob(w, log_probs)).sum() * cell
     np.testing.assert_allclose(total, 1.0, rtol=1e-4)
 
 
