@@ -353,6 +353,8 @@ def mix_match() -> list[Preset]:
         "learning_rate": 2e-3,
         "unroll_length": 10,
     }
+    small_actions = {name: value for name, value in PENDULUM.items() if name != "sigma_initial"}
+    small_actions |= SMALL | {"curriculum": "actions", "entropy_cost": 1e-3}
     return [
         Preset("MiniGrid-*,*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
@@ -360,6 +362,7 @@ def mix_match() -> list[Preset]:
             SMALL_RUN | {"max_env_steps": 1_000_000},
             MIX_MATCH | {"curriculum": "architectures", "lstm_size": 128},
         ),
+        Preset("binned:*:Pendulum-v1", PENDULUM_RUN | {"max_env_steps": 200_000}, small_actions),
         Preset("binned:*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
         Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
         Preset("*CartPole-v1", SMALL_RUN, small_architectures | {"reward_scale": 0.1}),
@@ -409,13 +412,20 @@ PRESETS = {
         Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
     ],
     "async_n_step_q": async_q(form="n_step_q"),
-    "async_q": async_q(),
+    "async_q": async_q(target_period=10),
     "async_sarsa": async_q(form="sarsa"),
     "gorila": [
         Preset(
             "*",
-            WORKERS_RUN | {"envs_per_actor": 4, "num_actors": 2, "max_staleness": 100, "max_loss_deviations": 5.0},
-            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4},
+            WORKERS_RUN
+            | {
+                "max_env_steps": 200_000,
+                "envs_per_actor": 4,
+                "num_actors": 2,
+                "max_staleness": 100,
+                "max_loss_deviations": 5.0,
+            },
+            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4, "samples_per_insert": 8.0},
         )
     ],
     "trpo": trpo(),
