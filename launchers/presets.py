@@ -425,7 +425,9 @@ PRESETS = {
                 "max_staleness": 100,
                 "max_loss_deviations": 5.0,
             },
-            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 5e-4, "samples_per_insert": 8.0},
+            SMALL_DQN
+            | SMALL_SCHEDULE
+            | {"activation": "tanh", "learning_rate": 5e-4, "samples_per_insert": 8.0, "target_period": 100},
         )
     ],
     "trpo": trpo(),
