@@ -353,8 +353,7 @@ def mix_match() -> list[Preset]:
         "learning_rate": 2e-3,
         "unroll_length": 10,
     }
-    small_actions = {name: value for name, value in PENDULUM.items() if name != "sigma_initial"}
-    small_actions |= SMALL | {"curriculum": "actions", "entropy_cost": 1e-3}
+    small_actions = SMALL | PENDULUM | {"curriculum": "actions", "entropy_cost": 1e-3}
     return [
         Preset("MiniGrid-*,*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
