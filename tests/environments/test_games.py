@@ -1,5 +1,6 @@
 """Runs the tests that start ViZDoom's games, in a process that can be ended."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ SECONDS, ATTEMPTS = 240, 3
 
 @pytest.mark.timeout(SECONDS * ATTEMPTS + 60)
 def test_those_that_start_vizdooms_games_pass():
+    output = ""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "vizdoom"]
     for _ in range(ATTEMPTS):
         child = subprocess.Popen(
@@ -26,10 +28,13 @@ def test_those_that_start_vizdooms_games_pass():
         try:
             output, _ = child.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:  # a game did not start
-            os.killpg(child.pid, signal.SIGKILL)  # and the games that did
+            output = f"waited {SECONDS} s in vain for ViZDoom's tests to end"
+        if child.returncode is None or child.returncode < 0:  # or EnvPool crashed as it started them, in its own code
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # and the games that did start
             child.wait()
             continue
         assert child.returncode == 0, output
         assert " passed" in output and "skipped" not in output, output
         return
-    pytest.fail(f"waited {ATTEMPTS} times {SECONDS} s in vain for ViZDoom's tests to end")
+    pytest.fail(f"{ATTEMPTS} attempts; the last: {output}")
