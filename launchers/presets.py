@@ -355,7 +355,12 @@ def mix_match() -> list[Preset]:
     }
     small_actions = SMALL | PENDULUM | {"curriculum": "actions", "entropy_cost": 1e-3}
     return [
-        Preset("MiniGrid-*,*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"curriculum": "tasks"}),
+        Preset(
+            "MiniGrid-*,*",
+            SMALL_RUN | {"max_env_steps": 300_000},
+            MIX_MATCH | {"curriculum": "tasks", "learning_rate": 1e-3},
+        ),
+        Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
             "MiniGrid-*",
             SMALL_RUN | {"max_env_steps": 1_000_000},
@@ -363,7 +368,10 @@ def mix_match() -> list[Preset]:
         ),
         Preset("binned:*:Pendulum-v1", PENDULUM_RUN | {"max_env_steps": 200_000}, small_actions),
         Preset("binned:*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
-        Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
+        *vizdoom(
+            VIZDOOM_RUN,
+            {"curriculum": "actions", "torso": "shallow", "batch_size": 8, "lambda_": 0.95, "epsilon": 1e-5},
+        ),
         Preset("*CartPole-v1", SMALL_RUN, small_architectures | {"reward_scale": 0.1}),
         Preset("Catch-v0", SMALL_RUN, small_architectures | {"entropy_cost": 0.02}),
         Preset("*", SMALL_RUN, small_architectures),
@@ -511,7 +519,8 @@ PRESETS = {
 
 
 def find(agent: str, env: str) -> Preset:
-    """The preset of an agent in an environment; where that is several tasks, in the first."""
-    env = tasks.names(env)[0]
+    """The preset of an agent in an environment. Where that is several tasks it is the first task's, unless a pattern
+    has a comma: that is for lists."""
     presets = [*PRESETS.get(agent, []), Preset("*", SMALL_RUN, {})]
-    return next(preset for preset in presets if fnmatch.fnmatchcase(env, preset.pattern))
+    first = tasks.names(env)[0]
+    return next(p for p in presets if fnmatch.fnmatchcase(env if "," in p.pattern else first, p.pattern))
