@@ -78,7 +78,7 @@ class EnvPoolEnvironment(Environment):
         atari = is_atari(name)
         options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
-        self._pool = envpool.make(
+        self._pool: Any = envpool.make(
             name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
         )
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
@@ -133,4 +133,4 @@ class EnvPoolEnvironment(Environment):
         return self._exchange(action)[:-1]
 
     def close(self) -> None:
-        self._pool.close()
+        self._pool = None  # its own close leaves threads, and ViZDoom's games, to its destructor

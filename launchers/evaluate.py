@@ -40,7 +40,7 @@ def evaluate() -> int:
     key = jax.random.key(run.seed_of("evaluate"))
     of_all = run.stacked * episodes
     played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
-    environment.close()  # ViZDoom's games are processes, which would outlive this one
+    environment.close()  # its games, if it has any, are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(

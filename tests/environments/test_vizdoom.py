@@ -1,5 +1,7 @@
 """ViZDoom: buttons as factors, and the tasks' rewards."""
 
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -133,3 +135,21 @@ def test_how_an_episode_ended_is_told_from_the_steps_before():
 def test_a_task_whose_rewards_are_not_known_is_refused():
     with pytest.raises(ValueError, match=r"^the rewards of Cig-v1 are not known here; of ViZDoom there are Basic-v1,"):
         environments.make("Cig-v1", 1, seed=0)
+
+
+def games() -> int:
+    """How many of ViZDoom's games are this process's children."""
+    threads = pathlib.Path("/proc/self/task").iterdir()
+    children = [child for thread in threads for child in (thread / "children").read_text().split()]
+    commands = [pathlib.Path(f"/proc/{child}/comm").read_text() for child in children]
+    return sum("vizdoom" in command for command in commands)
+
+
+@pytest.mark.vizdoom
+def test_no_game_outlives_its_environment():
+    before = games()
+    environment = environments.make("Basic-v1", 2, 0)
+    environment.reset()
+    during = games()
+    environment.close()
+    assert during == before + 2 and games() == before
