@@ -421,20 +421,11 @@ PRESETS = {
     "async_n_step_q": async_q(form="n_step_q"),
     "async_q": async_q(target_period=10),
     "async_sarsa": async_q(form="sarsa"),
-    "gorila": [
+    "gorila": [  # DQN's on CartPole
         Preset(
             "*",
-            WORKERS_RUN
-            | {
-                "max_env_steps": 200_000,
-                "envs_per_actor": 4,
-                "num_actors": 2,
-                "max_staleness": 100,
-                "max_loss_deviations": 5.0,
-            },
-            SMALL_DQN
-            | SMALL_SCHEDULE
-            | {"activation": "tanh", "learning_rate": 5e-4, "samples_per_insert": 8.0, "target_period": 100},
+            WORKERS_RUN | {"max_env_steps": 250_000, "num_actors": 2, "envs_per_actor": 4, "max_staleness": 100},
+            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 2.5e-4, "replay_size": 400_000},
         )
     ],
     "trpo": trpo(),
