@@ -357,8 +357,8 @@ def mix_match() -> list[Preset]:
     return [
         Preset(
             "MiniGrid-*,*",
-            SMALL_RUN | {"max_env_steps": 300_000},
-            MIX_MATCH | {"curriculum": "tasks", "learning_rate": 1e-3},
+            SMALL_RUN | {"max_env_steps": 500_000},
+            MIX_MATCH | {"curriculum": "tasks", "batch_size": 8, "learning_rate": 1e-3},
         ),
         Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
