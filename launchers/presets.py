@@ -320,6 +320,11 @@ def ppo() -> list[Preset]:
         ),
         Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 200_000}, CONTINUOUS_PPO | pendulum),
         Preset("*-v5", PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}, {}),
+        Preset(
+            "Hopper-v4",
+            PPO_RUN | {"max_env_steps": 1_000_000},
+            CONTINUOUS_PPO | {"sigma_initial": 1.0, "discount": 0.99, "lambda_": 0.95},
+        ),
         *(Preset(pattern, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO) for pattern in continuous),
         Preset("*", PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
     ]
