@@ -1,6 +1,7 @@
 """Tests run on the CPU wherever they run. This must be said before anything imports JAX or TensorFlow."""
 
 import os
+import sys
 
 import pytest
 
@@ -16,3 +17,20 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("vizdoom"):
                 item.add_marker(pytest.mark.skip(reason="runs in a process of test_games.py"))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    """Ends the process as the launchers do (launchers/flags.py): the interpreter's own teardown, under threads that wait
+    inside Reverb, aborts now and then after every test has passed."""
+    status = getattr(config, "exit_status", None)
+    if status is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        config.get_terminal_writer().flush()
+        os._exit(status)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    session.config.exit_status = int(exitstatus)
