@@ -21,8 +21,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """Ends the process as the launchers do (launchers/flags.py): the interpreter's own teardown, under threads that wait
-    inside Reverb, aborts now and then after every test has passed."""
+    """Ends the process as the launchers do (launchers/flags.py): the interpreter's own teardown, under threads that
+    wait inside Reverb, aborts now and then after every test has passed."""
     status = getattr(config, "exit_status", None)
     if status is not None:
         sys.stdout.flush()
