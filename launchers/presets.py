@@ -113,6 +113,7 @@ SMALL_DQN = SMALL | {
     "min_replay_size": 1_000,
 }
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
+CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
 ATARI_DQN_RUN = DQN_RUN | {
@@ -166,7 +167,7 @@ def dqn(atari: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **co
         Preset(
             "CartPole-v1",
             DQN_RUN | {"max_env_steps": cartpole_steps},
-            small | {"learning_rate": 2.5e-4, "replay_size": 400_000} | config,
+            small | CARTPOLE_DQN | config,
         ),
         Preset("Catch-v0", CATCH_RUN, catch | config),
         Preset("*-v5", ATARI_DQN_RUN, config | (atari or {})),
@@ -426,11 +427,11 @@ PRESETS = {
     "async_n_step_q": async_q(form="n_step_q"),
     "async_q": async_q(target_period=10),
     "async_sarsa": async_q(form="sarsa"),
-    "gorila": [  # DQN's on CartPole
+    "gorila": [
         Preset(
             "*",
             WORKERS_RUN | {"max_env_steps": 250_000, "num_actors": 2, "envs_per_actor": 4, "max_staleness": 100},
-            SMALL_DQN | SMALL_SCHEDULE | {"learning_rate": 2.5e-4, "replay_size": 400_000},
+            SMALL_DQN | SMALL_SCHEDULE | CARTPOLE_DQN,
         )
     ],
     "trpo": trpo(),

@@ -45,7 +45,7 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
         groups.setdefault(group, []).append(np.array([(row[x], row["return_mean"], row["return_std"]) for row in rows]))
     if not groups:
         return False
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axes = pyplot.subplots(layout="constrained")
     for group, curves in groups.items():
         grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
         grid = grid[grid <= min(curve[-1, 0] for curve in curves)]
@@ -61,7 +61,7 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
     axes.set_ylabel("return of an evaluation")
     axes.grid(alpha=0.3)
     lines = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
-    figure.set_figheight(3.9 + 0.17 * lines)  # room for the legend that is not the curves'
+    figure.set_size_inches(7, 3.9 + 0.17 * lines)  # room for the legend that is not the curves'
     figure.legend(loc="outside upper center", fontsize="small")
     figure.savefig(out, dpi=120)
     pyplot.close(figure)
