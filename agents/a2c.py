@@ -20,12 +20,12 @@ import optax
 from agents.advantages import explained_variance, gae, normalize
 from agents.agent import (
     Agent,
+    Blocks,
     EnvironmentSpec,
     Feedback,
     Sample,
     TableSpec,
     TimeStep,
-    Window,
     check_ranges,
     pmean,
 )
@@ -174,8 +174,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         g, feedback = pmean(gradient(state, key, sample))
         return apply(state, g), feedback
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params,
@@ -183,7 +182,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
         gradient=gradient,
         apply=apply,

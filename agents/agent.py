@@ -53,7 +53,7 @@ class Transition(NamedTuple):
 class Sample(NamedTuple):
     """What an update consumes."""
 
-    steps: Any  # Step [T+1, B, ...], or where the table's window is of transitions, Transition [B, ...]
+    steps: Any  # Step [T+1, B, ...], or where the table's items are transitions, Transition [B, ...]
     memory: Memory = ()  # [B, ...] the memory before row 0; of Sequences, before the first row that is no padding
     likelihood: Any = ()  # float32 [B], from a replay: N P(i), how many times likelier than by uniform sampling
 
@@ -117,11 +117,19 @@ class EnvironmentSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
-    """Items of `length` rows of a batch of environments, a new one every `period` rows, across episodes."""
+class Blocks:
+    """Items of `length` rows of a batch of environments, across episodes, and the row after them, which only bootstraps
+    and opens the next item."""
 
-    length: int
-    period: int
+    length: int  # T: an item's arrays are [T+1, B, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeEpisodes:
+    """Items that are one environment's episodes: all rows, the last observation's too, then padding: zeros, and
+    `first`."""
+
+    max_steps: int  # actions in the longest; an item has one row more
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,10 +137,22 @@ class Transitions:
     """Items of one environment's n steps: a new one every step, cut at the episode's end, never across a reset."""
 
     n: int
-    discount: float  # gamma: the writer sums the rewards
-    # With more than 1, an item's observations are the episode's newest at that time, [stack, ...], the newest last, its
-    # first repeated where there are not so many yet. The table holds each once.
-    stack: int = 1
+    discount: float  # gamma, of the n rewards' sum
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacks:
+    """Transitions whose observations are the episode's newest frames at that time, [stack, ...], the newest last, its
+    first repeated where there are not so many yet. Each frame is kept once."""
+
+    n: int
+    discount: float
+    stack: int  # 2 or more
+
+
+def transitions(n: int, discount: float, stack: int) -> Transitions | Stacks:
+    """Of single observations where `stack` is 1."""
+    return Transitions(n, discount) if stack == 1 else Stacks(n, discount, stack)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,15 +180,22 @@ class Gradients:
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A Reverb table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
+    """A table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
 
     name: str
-    window: Window | Transitions | Sequences | Gradients
+    items: Blocks | WholeEpisodes | Transitions | Stacks | Sequences | Gradients  # what travels
     kind: Literal["queue", "uniform", "prioritized"]
     max_size: int
     min_size: int = 1  # before the first sample
     samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: as it comes
     priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
+
+
+class Version(NamedTuple):
+    """How far a learner had come when it published its parameters."""
+
+    learner_steps: Any  # int
+    env_steps: Any  # int
 
 
 class Agent(NamedTuple):
@@ -182,7 +209,7 @@ class Agent(NamedTuple):
     act: Callable[..., tuple[Any, Extras, Memory]]  # (params, key, timestep, memory) explores
     act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluation
     update: Callable[[State, jax.Array, Any], tuple[State, Feedback]]  # (state, key, Sample)
-    tables: tuple[TableSpec, ...]
+    table: TableSpec  # how its experience travels
     batch_size: int  # sequences in one update's sample, over all devices of a host
     # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,
     # a Sample of them. None: 1 for all.

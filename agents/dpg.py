@@ -21,6 +21,7 @@ import optax
 from agents import features
 from agents.agent import (
     Agent,
+    Blocks,
     BoundedActions,
     EnvironmentSpec,
     Feedback,
@@ -30,7 +31,6 @@ from agents.agent import (
     TimeStep,
     Transition,
     Transitions,
-    Window,
     check_ranges,
     check_replay_sizes,
     pmean,
@@ -251,8 +251,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(weights, state.hypers, state.step + 1), Feedback(metrics)
 
     if config.form == "sarsa":
-        window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-        table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+        table = TableSpec(
+            "queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size
+        )
     else:
         table = TableSpec(
             "transitions",
@@ -269,6 +270,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

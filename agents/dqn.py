@@ -27,11 +27,11 @@ from agents.agent import (
     TableSpec,
     TimeStep,
     Transition,
-    Transitions,
     check_ranges,
     check_replay_sizes,
     pmax,
     pmean,
+    transitions,
 )
 from agents.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
 from agents.networks import QNetwork, check_frames, stack_frames
@@ -275,7 +275,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     table = TableSpec(
         "replay",
-        Transitions(config.n_step, config.discount, stack=config.frame_stack),
+        transitions(config.n_step, config.discount, config.frame_stack),
         config.replay,
         max_size=config.replay_size,
         min_size=config.min_replay_size,
@@ -289,7 +289,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
         priority=prioritized.largest_priority if config.replay == "prioritized" else None,
         gradient=gradient,

@@ -20,7 +20,7 @@ def by_gradients(agent: Agent) -> Agent:
     Raises:
       ValueError: its update has no halves, or wants priorities back, which would have to travel to the workers.
     """
-    (table,) = agent.tables
+    table = agent.table
     if agent.gradient is None or agent.apply is None or agent.in_order:
         raise ValueError("its gradients cannot travel: use --travels=experience")
     if table.kind == "prioritized":
@@ -47,7 +47,7 @@ def by_gradients(agent: Agent) -> Agent:
         act_greedily=act_greedily,
         update=update,
         # Room for one: what waits grows old.
-        tables=(TableSpec("gradients", Gradients(table, agent.batch_size), "queue", max_size=1),),
+        table=TableSpec("gradients", Gradients(table, agent.batch_size), "queue", max_size=1),
         batch_size=1,
         priority=None,
     )

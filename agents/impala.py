@@ -19,12 +19,12 @@ import optax
 from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
+    Blocks,
     EnvironmentSpec,
     Feedback,
     Sample,
     TableSpec,
     TimeStep,
-    Window,
     check_ranges,
     pmean,
 )
@@ -215,8 +215,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params,
@@ -224,6 +223,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

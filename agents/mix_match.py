@@ -30,6 +30,7 @@ from flax import linen as nn
 from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
+    Blocks,
     DiscreteActions,
     EnvironmentSpec,
     FactoredActions,
@@ -37,7 +38,6 @@ from agents.agent import (
     Sample,
     TableSpec,
     TimeStep,
-    Window,
     check_ranges,
     pmean,
 )
@@ -336,8 +336,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.hypers.alpha),
@@ -345,6 +344,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

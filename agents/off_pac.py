@@ -21,12 +21,12 @@ import optax
 from agents import features
 from agents.agent import (
     Agent,
+    Blocks,
     EnvironmentSpec,
     Feedback,
     Sample,
     TableSpec,
     TimeStep,
-    Window,
     check_ranges,
     pmean,
 )
@@ -218,8 +218,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}
         return State(weights, traces, hypers, state.step + 1), Feedback(metrics)
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.weights.u,
@@ -227,7 +226,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
         in_order=True,
     )

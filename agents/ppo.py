@@ -19,7 +19,7 @@ import optax
 
 from agents import normalizer
 from agents.advantages import explained_variance, gae, normalize
-from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, check_ranges, pmean
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
 from agents.learning_rate import decayed
 from agents.policy_network import Memory as NetworkMemory
 from agents.policy_network import functions
@@ -284,8 +284,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         state = State(params, opt_state, observations, returns, state.hypers, state.step + 1)
         return state, Feedback(metrics)
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.observations),
@@ -293,6 +292,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

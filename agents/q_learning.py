@@ -25,12 +25,12 @@ import rlax
 from agents import features
 from agents.agent import (
     Agent,
+    Blocks,
     EnvironmentSpec,
     Feedback,
     Sample,
     TableSpec,
     TimeStep,
-    Window,
     check_ranges,
     pmean,
 )
@@ -269,8 +269,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         value, metrics = pmean((value, feedback.metrics))
         return apply(state, value), Feedback(metrics | {"gradient_norm": optax.global_norm(value)})
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Policy(state.params, epsilon(state)),
@@ -278,7 +277,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
         gradient=gradient,
         apply=apply,

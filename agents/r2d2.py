@@ -326,7 +326,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
         priority=priority,
     )

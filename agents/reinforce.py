@@ -25,9 +25,9 @@ from agents.agent import (
     EnvironmentSpec,
     Feedback,
     Sample,
-    Sequences,
     TableSpec,
     TimeStep,
+    WholeEpisodes,
     check_ranges,
     pmean,
 )
@@ -205,8 +205,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
     # One item per episode: all its rows, its last observation's among them, and padding.
-    window = Sequences(burn_in=0, length=longest + 1, period=longest)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", WholeEpisodes(longest), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params.theta,
@@ -214,6 +213,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

@@ -22,7 +22,7 @@ import optax
 
 from agents import normalizer
 from agents.advantages import gae
-from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, Window, check_ranges, pmean
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
 from agents.policies import Policy
 from agents.policy_network import Memory, functions
 
@@ -307,8 +307,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             statistics = normalizer.update(statistics, observations.reshape(-1, *spec.observation_shape))
         return State(params, opt_state, statistics, hypers, state.step + 1), Feedback(metrics)
 
-    window = Window(length=config.unroll_length + 1, period=config.unroll_length)
-    table = TableSpec("queue", window, "queue", max_size=config.queue_batches * config.batch_size)
+    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.normalizer),
@@ -316,6 +315,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=config.batch_size,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from agents.agent import Agent, Feedback, Sample, Step, TimeStep, Window
+from agents.agent import Agent, Blocks, Feedback, Sample, Step, TimeStep
 
 
 def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
@@ -20,8 +20,8 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
     Raises:
       ValueError: the agent does not learn from blocks of rows, in which each member has its place.
     """
-    (table,) = agent.tables
-    if table.kind != "queue" or not isinstance(table.window, Window):
+    table = agent.table
+    if not isinstance(table.items, Blocks):
         raise ValueError(
             "--population_mode=vmap is for agents that learn from blocks of their actors' rows (a2c, impala, ppo): "
             "give --population_mode=separate"
@@ -69,7 +69,7 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
         act=acting(agent.act),
         act_greedily=acting(agent.act_greedily),
         update=update,
-        tables=(table,),
+        table=table,
         batch_size=members * agent.batch_size,
         gradient=None,
         apply=None,

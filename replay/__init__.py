@@ -1,14 +1,6 @@
-"""Everything that speaks Reverb: tables, server, writers, samples and variables (https://arxiv.org/abs/2102.04736)."""
+"""How data travels: one file for each way of travelling, and two carriers below them.
 
-import os
-
-# rlax brings TensorFlow Probability, which must be imported before Reverb brings TensorFlow. TensorFlow is here for
-# Reverb's tensors alone: it is to be silent and to leave the accelerators to JAX.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-import rlax  # noqa: F401
-import tensorflow as tf
-from reverb import Client, Server
-
-__all__ = ["Client", "Server"]
-
-tf.config.set_visible_devices([], "GPU")
+`channels` has the one dispatch. The Reverb carrier (https://arxiv.org/abs/2102.04736) joins threads, processes and
+machines; the local one is of one process, needs neither Reverb nor TensorFlow, and keeps replays on the learner's
+devices.
+"""

@@ -1,10 +1,7 @@
 """Reaching a replay server."""
 
-import reverb
-
-
-class ReplayUnavailable(ConnectionError):
-    """A replay server did not answer."""
+from replay.reverb_import import reverb
+from replay.variables import ReplayUnavailable
 
 
 def connect(address: str, timeout: float = 60.0) -> reverb.Client:

@@ -1,43 +1,82 @@
-"""Gradients on their way from workers to the learner, through a Reverb queue."""
+"""Gradients on their way from workers to the learner; the experience that they are of stays where it was made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
-import reverb
 
-from agents.agent import Gradient, TableSpec
-from replay.items import Packing, Structure
-from replay.sampler import Batch
-from replay.writer import flush
+from agents.agent import Agent, EnvironmentSpec, Gradient, Sample, TableSpec
+from replay.blocks import Block
+from replay.rows import Batch, Queue
+from replay.structures import Packing, Structure, params_structs
+
+
+def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
+    """Of one Gradient of a worker that acts in `num_envs` environments; `agent` as of `by_gradients`."""
+    from replay.channels import item_structure  # which knows all ways, this one among them
+
+    assert agent.gradient is not None
+    own: TableSpec = agent.table.items.table  # type: ignore[union-attr]
+    batch: int = agent.table.items.batch_size  # type: ignore[union-attr]
+    item = item_structure(agent._replace(table=own), spec, num_envs)
+    example = item.unflatten(item.leaves)
+    if isinstance(example, Block):
+        sample = Sample(example.steps, example.memory)
+    else:
+        steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape), x.dtype), example)
+        sample = Sample(steps, likelihood=jax.ShapeDtypeStruct((batch,), np.float32))
+    state = params_structs(agent)
+    gradient, feedback = jax.eval_shape(agent.gradient, state, jax.eval_shape(jax.random.key, 0), sample)
+    return Structure(Gradient(gradient, feedback.metrics, np.int64(0), np.int64(0)))
+
+
+def columns(table: TableSpec, structure: Structure) -> Structure:
+    """How an item lies in a table: all its arrays side by side."""
+    del table
+    return Packing(structure).structure
+
+
+def sequences_per_item(structure: Structure) -> int:
+    del structure
+    return 1
+
+
+def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
+    """Raises ValueError if what a worker keeps makes no sample for a gradient; `agent`: the worker's own."""
+    if agent.table.kind == "queue" and agent.batch_size != run.envs_per_actor:
+        raise ValueError(
+            f"config.batch_size={agent.batch_size} and --envs_per_actor={run.envs_per_actor} differ: a worker's "
+            "gradient is of one block of its own environments"
+        )
 
 
 class GradientWriter:
-    """What a worker sends its gradients by: each is one item, all its arrays side by side."""
+    """What a worker sends its gradients by: each is one item."""
 
-    def __init__(self, client: reverb.Client, table: TableSpec, structure: Structure):
-        """`structure`: of one Gradient, as `item_structure` gives it."""
-        self._table, self._packing = table, Packing(structure)
-        self._writer = client.trajectory_writer(num_keep_alive_refs=1)
+    def __init__(self, queue: Queue, structure: Structure):
+        self._queue, self._packing = queue, Packing(structure)
 
-    def append(self, gradient: Gradient, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Sends one; returns once the queue has room for it and holds it, or when `stopped`."""
+    def append(self, gradient: Gradient) -> None:
+        """Sends one; returns once the queue has room for it and holds it, or when the worker is stopped."""
         columns = self._packing.pack(jax.tree.map(lambda x: np.asarray(x)[None], gradient))
-        self._writer.append([column[0] for column in columns])
-        self._writer.create_item(self._table.name, 1.0, [column[-1] for column in self._writer.history])
-        flush(self._writer, self._table.name, 0, stopped)
+        self._queue.put([column[0] for column in columns])
 
     def close(self) -> None:
-        self._writer.close()
+        self._queue.close()
 
 
-def sample_gradients(client: reverb.Client, table: TableSpec, structure: Structure, devices: int) -> Iterator[Batch]:
-    """Gradients for ever, each once, the oldest first: one for each device, [devices, ...]. Waits in C++ where the
-    queue is empty: iterate it in a thread (runtime.learner.prefetch)."""
+def writer(queue: Queue, table: TableSpec, structure: Structure) -> GradientWriter:
+    del table
+    return GradientWriter(queue, structure)
+
+
+def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
+    """`batch_size` gradients for ever, [batch_size, ...], each taken once, the oldest first."""
+    del table
     packing = Packing(structure)
     while True:
-        samples = client.sample(table.name, num_samples=devices, emit_timesteps=False)
-        columns = [np.stack(column) for column in zip(*(sample.data for sample in samples), strict=True)]
-        gradient: Gradient = packing.unpack(columns)
+        items = queue.take(batch_size)
+        gradient: Gradient = packing.unpack([np.stack(column) for column in zip(*items, strict=True)])
         env_steps = int(gradient.env_steps.sum())
         yield Batch(gradient, gradient.learner_steps, env_steps, env_steps, losses=gradient.metrics["loss"])

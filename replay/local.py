@@ -1,13 +1,15 @@
 """A worker's own experience, which never leaves its process: the newest block, or a replay."""
 
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Iterator
+from typing import Any, Protocol
 
-from agents.agent import Memory, Params, Sample, Step, TableSpec, Window
-from replay.items import Block, Structure, packing
-from replay.sampler import Replay
-from replay.server import build_table, serve
-from replay.writer import BlockBuilder, Writer, make_writer
+import jax
+
+from agents.agent import Agent, Sample, TableSpec
+from replay.blocks import Block, BlockBuilder
+from replay.ring_channel import RingChannel
+from replay.rows import Row, Writer, never
+from replay.structures import Structure
 
 
 class Experience(Writer, Protocol):
@@ -25,21 +27,13 @@ class LocalBlocks:
 
     on_policy = True
 
-    def __init__(self, table: TableSpec, structure: Structure):
-        self._builder = BlockBuilder(table, structure)
+    def __init__(self, structure: Structure):
+        self._builder = BlockBuilder(structure)
         self._block: Block | None = None
 
-    def append(
-        self,
-        step: Step,
-        memory: Memory,
-        learner_steps: int,
-        params: Params = None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> bool:
+    def append(self, row: Row) -> bool:
         """As of any Writer; true if the row completed a block."""
-        del params, stopped
-        self._block = self._builder.append(step, memory, learner_steps)
+        self._block = self._builder.append(row)
         return self._block is not None
 
     def samples(self) -> Iterator[Sample]:
@@ -52,59 +46,60 @@ class LocalBlocks:
 
 
 class LocalReplay:
-    """A replay on a Reverb server of the worker's own, a share of the whole run's."""
+    """A replay of the worker's own on its device, a share of the whole run's."""
 
     on_policy = False
 
-    def __init__(self, table: TableSpec, structure: Structure, batch_size: int, workers: int):
-        """`structure`: of one item, as `item_structure` gives it; `workers`: that share the table's sizes."""
+    def __init__(
+        self,
+        mesh: Any,
+        agent: Agent,
+        table: TableSpec,
+        structure: Structure,
+        batch_size: int,
+        num_envs: int,
+        max_rows: int,
+        workers: int,
+        seed: int,
+    ):
+        """
+        Args:
+          mesh: of the worker's device alone.
+          structure: of one item, as `item_structure` gives it.
+          workers: that share the table's sizes.
+        """
         # The worker keeps to samples_per_insert by itself: it writes and samples by turns, and would wait for itself.
         self._per_item = table.samples_per_insert / batch_size
-        table = TableSpec(
-            table.name, table.window, table.kind, -(-table.max_size // workers), -(-table.min_size // workers)
-        )
-        self._table = table
-        assert not isinstance(table.window, Window)
-        self._server = serve([build_table(table, packing(table.window, structure).structure)], None, None)
-        self._client = self._server.localhost_client()
-        self._writer = make_writer(self._client, table, structure, None)
-        self._batches = iter(Replay([self._client], table, structure, batch_size))
-        self._counted, self._owed = 0, 0.0
+        self._min_size = -(-table.min_size // workers)
+        share = TableSpec(table.name, table.items, table.kind, -(-table.max_size // workers), self._min_size)
+        self._channel = channel = RingChannel(mesh, agent, share, structure, batch_size, 1, num_envs, max_rows)
+        self._writer = channel.writer(0, None, never)
+        self._key = mesh.put(jax.random.key_data(jax.random.key(seed)))
+        self._counted, self._owed, self._drawn = 0, 0.0, 0
 
-    def append(
-        self,
-        step: Step,
-        memory: Memory,
-        learner_steps: int,
-        params: Params = None,
-        stopped: Callable[[], bool] = lambda: False,
-    ) -> bool:
+        def draw(rows, masses, key, number):
+            return channel.draw(rows, masses, jax.random.fold_in(jax.random.wrap_key_data(key), number), batch_size)[0]
+
+        self._draw = mesh.compile(draw, (*channel.specs, mesh.REPLICATED, mesh.REPLICATED), mesh.REPLICATED)
+        self._mesh = mesh
+
+    def append(self, row: Row) -> bool:
         """As of the table's Writer."""
-        return self._writer.append(step, memory, learner_steps, params, stopped)
-
-    def written(self) -> int:
-        """Items so far."""
-        return self._client.server_info()[self._table.name].rate_limiter_info.insert_stats.completed
+        return self._writer.append(row)
 
     def samples(self) -> Iterator[Sample]:
         """As many as `samples_per_insert` wants for what was written, once the table has its minimum."""
-        written = self.written()
-        if written < self._table.min_size:
+        written = self._channel.drain()
+        if written < self._min_size:
             return
         if self._counted:
             self._owed += self._per_item * (written - self._counted) if self._per_item else 1.0
         self._counted = written
         while self._owed >= 1.0:
             self._owed -= 1.0
-            yield next(self._batches).sample
+            self._drawn += 1
+            number = self._mesh.put(jax.numpy.uint32(self._drawn))
+            yield self._mesh.one(self._draw(self._channel.rows, self._channel.masses, self._key, number))
 
     def close(self) -> None:
         self._writer.close()
-        self._server.stop()
-
-
-def make_experience(table: TableSpec, structure: Structure, batch_size: int, workers: int) -> Experience:
-    """What an agent's own table asks for; `structure` of one of its items."""
-    if isinstance(table.window, Window):
-        return LocalBlocks(table, structure)
-    return LocalReplay(table, structure, batch_size, workers)

@@ -1,8 +1,9 @@
 """Priorities on their way back to the tables."""
 
 import numpy as np
-import reverb
 from absl import logging
+
+from replay.reverb_import import reverb
 
 
 def update_priorities(client: reverb.Client, table: str, keys: np.ndarray, priorities: np.ndarray) -> None:

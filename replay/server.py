@@ -4,15 +4,19 @@ import json
 import pathlib
 from typing import Any
 
-import reverb
-import tensorflow as tf
 from absl import logging
 
 from agents.agent import TableSpec
-from replay.items import Structure
+from replay.limiter import error_buffer
+from replay.reverb_import import reverb, tf
+from replay.sequences import steps_table_name
+from replay.structures import Structure
+from replay.variables import VARIABLES
 
-VARIABLES = "variables"
-MIN_BUFFER_ITEMS = 32  # two writers' items in flight
+
+def signature_of(structure: Structure) -> list[tf.TensorSpec]:
+    """Reverb's description of a table's columns."""
+    return [tf.TensorSpec(leaf.shape, tf.as_dtype(leaf.dtype)) for leaf in structure.leaves]
 
 
 def build_table(
@@ -28,7 +32,9 @@ def build_table(
       structure: of one item, as Reverb sees it: packed, but for a queue's.
     """
     if spec.kind == "queue":
-        return reverb.Table.queue(spec.name, max(1, spec.max_size // sequences_per_item), signature=structure.signature)
+        return reverb.Table.queue(
+            spec.name, max(1, spec.max_size // sequences_per_item), signature=signature_of(structure)
+        )
     min_size = -(-spec.min_size // num_servers)
     limiter = reverb.rate_limiters.MinSize(min_size)
     if spec.samples_per_insert:
@@ -43,14 +49,8 @@ def build_table(
         remover=reverb.selectors.Fifo(),
         max_size=-(-spec.max_size // num_servers),
         rate_limiter=limiter,
-        signature=structure.signature,
+        signature=signature_of(structure),
     )
-
-
-def error_buffer(spec: TableSpec, num_servers: int = 1) -> float:
-    """Samples by which a table may be ahead of or behind `samples_per_insert`: those of a tenth of `min_size` items,
-    of MIN_BUFFER_ITEMS at least."""
-    return max(MIN_BUFFER_ITEMS, 0.1 * spec.min_size / num_servers) * max(1.0, spec.samples_per_insert)
 
 
 def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
@@ -67,12 +67,7 @@ def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
 
 def build_variables_table(structure: Structure, name: str = VARIABLES) -> reverb.Table:
     """A table of size one: the newest parameters, or the newest of whatever else a variable container holds."""
-    return _build_newest(name, structure.signature)
-
-
-def steps_table_name(table: str) -> str:
-    """Of the table that counts the steps of a `table` of sequences."""
-    return f"{table}_steps"
+    return _build_newest(name, signature_of(structure))
 
 
 def build_steps_table(table: str) -> reverb.Table:

@@ -1,8 +1,98 @@
-"""From the stream of an actor's Steps to n-step Transitions."""
+"""Transitions: n steps of one environment as one item, kept in a replay and sampled many times."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import Step, Transition, Transitions
+from agents.agent import (
+    Agent,
+    DiscreteActions,
+    EnvironmentSpec,
+    Params,
+    Sample,
+    Stacks,
+    Step,
+    TableSpec,
+    Transition,
+    Transitions,
+)
+from replay.flushing import flush
+from replay.rings import NEVER, Look
+from replay.rows import PULL_ITEMS, Priority, Row, never
+from replay.structures import Packing, Structure, step_structs
+
+IN_FLIGHT = 16  # transitions that may be on their way to the table while an actor goes on
+# Transitions that an actor keeps until it gives them priorities and writes them, all at once (Horgan et al. 2018,
+# appendix D, have 50): both cost Python as much for a few as for one. Never fewer than one of each environment.
+LOCAL_ITEMS = 16
+ITEM_BYTES = 500  # what Reverb needs for an item besides its data, about
+
+
+def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
+    """Of one Transition, without a batch axis."""
+    del num_envs
+    step, _ = step_structs(agent, spec, 1)
+    number = jax.ShapeDtypeStruct((), np.float32)
+    observation, action = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), step[:2])
+    return Structure(Transition(observation, action, number, number, observation))
+
+
+def sequences_per_item(structure: Structure) -> int:
+    del structure
+    return 1
+
+
+def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
+    """Raises ValueError if an item would be longer than an episode or a replay."""
+    refuse_longer(agent, run, spec, "n_step", agent.table.items.n)  # type: ignore[union-attr]
+
+
+def refuse_longer(agent: Agent, run: Any, spec: EnvironmentSpec, field: str, steps: int) -> None:
+    """Raises ValueError if no episode has so many `steps` as `config.FIELD` wants."""
+    if spec.max_episode_steps is not None and steps > spec.max_episode_steps:
+        raise ValueError(
+            f"config.{field}={steps} is more than an episode of {run.env} can have, {spec.max_episode_steps} steps"
+        )
+
+
+def item_bytes(agent: Agent, spec: EnvironmentSpec) -> int:
+    """What an item takes in Reverb's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
+    del agent
+    return 2 * observation_bytes(spec) + action_bytes(spec) + ITEM_BYTES
+
+
+def observation_bytes(spec: EnvironmentSpec) -> int:
+    return int(np.prod(spec.observation_shape)) * np.dtype(spec.observation_dtype).itemsize
+
+
+def action_bytes(spec: EnvironmentSpec) -> int:
+    """Of an action, a reward and a discount."""
+    return 8 + 4 * (1 if isinstance(spec.actions, DiscreteActions) else int(np.prod(spec.actions.shape)))
+
+
+def counter(table: TableSpec) -> tuple[str, int]:
+    """The Reverb table whose items count the transitions that were made, and how many each stands for."""
+    return table.name, 1
+
+
+def items_at_once(table: TableSpec, num_envs: int) -> int:
+    """The most items whose priorities the writer asks for at once."""
+    del table
+    return max(LOCAL_ITEMS, num_envs)
+
+
+def packing(table: TableSpec, structure: Structure) -> Packing:
+    """How items lie in a table's columns, and how batches are read from those."""
+    del table
+    return Packing(structure)
+
+
+def priorities_of(priority: Priority | None, params: Params, items: Any, size: int) -> np.ndarray:
+    """float64 [size]"""
+    return np.ones(size) if priority is None else np.asarray(priority(params, items), np.float64)
 
 
 class NStep:
@@ -13,8 +103,8 @@ class NStep:
     episode's last observation end there, shorter than n.
     """
 
-    def __init__(self, window: Transitions):
-        self._n, self._gamma = window.n, np.float32(window.discount)
+    def __init__(self, items: Transitions | Stacks):
+        self._n, self._gamma = items.n, np.float32(items.discount)
         self._previous: Step | None = None
 
     def _start(self, step: Step) -> None:
@@ -65,3 +155,113 @@ class NStep:
         if which.any():
             done.append(self._close(self._slot, which.copy(), step.observation))
         return done
+
+
+class TransitionWriter:
+    """Writes one item per environment and step: an n-step Transition, packed; LOCAL_ITEMS at a time, or one of each
+    environment where there are more of those."""
+
+    def __init__(
+        self,
+        client: Any,
+        table: TableSpec,
+        structure: Structure,
+        priority: Priority | None = None,
+        stopped: Callable[[], bool] = never,
+    ):
+        """`priority`: of new items [B, ...]; None: 1. `stopped`: asked while the table makes it wait."""
+        self._table, self._packing, self._priority, self._stopped = table, Packing(structure), priority, stopped
+        self._n_step = NStep(table.items)
+        self._writer = client.trajectory_writer(num_keep_alive_refs=1)
+        # Reverb's Python layer finds columns in nested structures, at the price of all the rest of writing an item; a
+        # packed item is a flat list.
+        self._unnested: Any = self._writer._writer
+        self._local: list[Transition] = []
+        self._items = 0
+
+    def append(self, row: Row) -> bool:
+        """As of any Writer; true each time another PULL_ITEMS items were written. All but IN_FLIGHT are there then."""
+        before, size = self._items, max(LOCAL_ITEMS, len(row.step.first))
+        self._local += self._n_step.append(row.step)
+        while sum(len(transition.reward) for transition in self._local) >= size:
+            together = jax.tree.map(lambda *x: np.concatenate(x), *self._local)
+            self._local = [jax.tree.map(lambda x: x[size:], together)]
+            self._write(jax.tree.map(lambda x: x[:size], together), row.params)
+        return before // PULL_ITEMS != self._items // PULL_ITEMS
+
+    def _write(self, transition: Transition, params: Params) -> None:
+        priorities = priorities_of(self._priority, params, transition, len(transition.reward))
+        for row, priority in zip(zip(*self._packing.pack(transition), strict=True), priorities, strict=True):
+            columns = [[reference] for reference in self._unnested.Append(list(row))]
+            self._unnested.CreateItem(self._table.name, priority, columns, [True] * len(columns))
+            self._items += 1
+            # Not after each, for a look at what is in flight costs a third of writing an item.
+            if self._items % (IN_FLIGHT // 2) == 0:
+                flush(self._writer, self._table.name, IN_FLIGHT // 2, self._stopped)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def writer(
+    client: Any, table: TableSpec, structure: Structure, priority: Priority | None, stopped: Callable[[], bool]
+) -> TransitionWriter:
+    return TransitionWriter(client, table, structure, priority, stopped)
+
+
+class TransitionCut:
+    """Transitions in a ring of rows: the anchor is o_t's row. As a Cut of replay/rings.py."""
+
+    memory_gap = 0
+    pull_period = PULL_ITEMS
+
+    def __init__(self, items: Transitions | Stacks, structure: Structure):
+        """`structure`: of one Transition."""
+        self._n, self._gamma = items.n, np.float32(items.discount)
+        self._stack: int = getattr(items, "stack", 1)
+        self.back, self.ahead = self._stack - 1, items.n
+        item: Transition = structure.unflatten(structure.leaves)
+        self._rest = Packing(Structure((item.action, item.reward, item.discount)))
+        self.kept_structs = item.observation, self._rest.structure.leaves
+        self.memory_structs: list[Any] = []
+
+    def kept(self, step: Step) -> tuple[np.ndarray, list[np.ndarray]]:
+        return step.observation, self._rest.pack((step.action, step.reward, step.discount))
+
+    def kept_memory(self, memory: Any) -> list[np.ndarray]:
+        return []
+
+    def opens(self, position: np.ndarray) -> np.ndarray:
+        return np.zeros(position.shape, bool)
+
+    def completed_by(self, position: np.ndarray, over: np.ndarray) -> np.ndarray:
+        row = np.arange(len(position))[:, None]
+        # The row before a first closed its episode: its action was thrown away.
+        return np.where(over == row + 1, NEVER, np.minimum(row + self._n, over))
+
+    def cut(self, kept: Any, look: Look) -> Sample:
+        observation, rest = kept
+        ahead = jnp.arange(self._n + 1)
+        place = look.position(ahead)
+        same = jnp.cumprod(place == place[:, :1] + ahead, axis=1).astype(bool)  # of the anchor's episode
+        action, rewards, discounts = self._rest.unpack(look.rows(rest, ahead[:-1]))
+        reward, discount = rewards[:, 0], self._gamma * discounts[:, 0]
+        for k in range(1, self._n):
+            reward = jnp.where(same[:, k + 1], reward + discount * rewards[:, k], reward)
+            discount = jnp.where(same[:, k + 1], discount * (self._gamma * discounts[:, k]), discount)
+        steps, start = same[:, 1:].sum(axis=1), place[:, :1]
+        lags = jnp.arange(1 - self._stack, 1)
+
+        def frames(end):
+            """The newest up to `end` [B]; the episode's first where there are not so many."""
+            return look.rows(observation, jnp.maximum(end[:, None] + lags, -start))
+
+        observations = frames(jnp.zeros_like(steps)), frames(steps)
+        if self._stack == 1:
+            observations = jax.tree.map(lambda x: x[:, 0], observations)
+        return Sample(Transition(observations[0], action[:, 0], reward, discount, observations[1]))
+
+
+def ring(table: TableSpec, structure: Structure) -> TransitionCut:
+    """How items lie in rings of rows."""
+    return TransitionCut(table.items, structure)  # type: ignore[arg-type]

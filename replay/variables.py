@@ -5,17 +5,21 @@ import time
 from typing import Any
 
 import numpy as np
-import reverb
 
-from replay.client import ReplayUnavailable
-from replay.items import Structure, Version
-from replay.server import VARIABLES
+from agents.agent import Version
+from replay.structures import Structure
+
+VARIABLES = "variables"
+
+
+class ReplayUnavailable(ConnectionError):
+    """A replay server did not answer."""
 
 
 class VariableContainer:
     """`push` replaces the parameters, `pull` reads the newest; from any number of threads, processes and hosts."""
 
-    def __init__(self, client: reverb.Client, structure: Structure, name: str = VARIABLES):
+    def __init__(self, client: Any, structure: Structure, name: str = VARIABLES):
         """`structure`: of (Version, params), as `params_structure` gives it; `name`: the table's.
 
         Raises:

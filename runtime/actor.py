@@ -9,8 +9,7 @@ import numpy as np
 
 from agents.agent import Agent, Sample, Step
 from environments.environment import Environment, Episodes
-from replay.variables import VariableContainer
-from replay.writer import Writer
+from replay.rows import Row, Variables, Writer
 
 
 def compile_on(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -65,7 +64,7 @@ def run(
     agent: Agent,
     act: Callable[..., Any],
     environment: Environment,
-    variables: VariableContainer,
+    variables: Variables,
     writer: Writer,
     key: jax.Array,
     device: jax.Device,
@@ -97,7 +96,7 @@ def run(
                 timestep.observation, action, next_timestep.reward, next_timestep.discount, timestep.first, extras
             )
             before = time.perf_counter()
-            sent = writer.append(step, memory, version.learner_steps, params, stopped)
+            sent = writer.append(Row(step, memory, version, params))
             waited += time.perf_counter() - before
             env_steps += environment.num_envs - np.count_nonzero(next_timestep.first)
             timestep, memory, count = next_timestep, next_memory, count + 1

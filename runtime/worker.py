@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.agent import Agent, Gradient, State
+from agents.agent import Agent, Gradient, State, Version
 from environments.environment import Environment, Episodes
 from replay.gradients import GradientWriter
-from replay.items import Version
 from replay.local import Experience
-from replay.variables import VariableContainer
+from replay.rows import Variables
 from runtime import actor
 
 
@@ -33,7 +32,7 @@ def compile_gradient(agent: Agent, device: jax.Device) -> Callable[..., tuple[An
 class _Source:
     """Pulls, and remembers what was pulled last."""
 
-    def __init__(self, variables: VariableContainer):
+    def __init__(self, variables: Variables):
         self._variables = variables
         self.newest: tuple[Version, State] | None = None
 
@@ -47,7 +46,7 @@ def run(
     act: Callable[..., Any],
     gradient: Callable[..., Any],
     environment: Environment,
-    variables: VariableContainer,
+    variables: Variables,
     experience: Experience,
     writer: GradientWriter,
     key: jax.Array,
@@ -78,6 +77,6 @@ def run(
                 steps = np.sum(~sample.steps.first[1:])  # a row before a first closed its episode
             else:
                 steps, sent_steps = metrics["actor_steps"] - sent_steps, metrics["actor_steps"]
-            writer.append(Gradient(value, feedback, np.int64(version.learner_steps), np.int64(steps)), stopped)
+            writer.append(Gradient(value, feedback, np.int64(version.learner_steps), np.int64(steps)))
             count += 1
         yield metrics | {"gradients": count}, episodes

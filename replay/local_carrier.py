@@ -1,0 +1,165 @@
+"""The carrier inside one process: everything is handed over by reference, and replays live on the learner's devices."""
+
+import collections
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from absl import logging
+
+from agents.agent import Agent, TableSpec, Version
+from replay.channels import QueueChannel, way
+from replay.flushing import STALL_SECONDS
+from replay.ring_channel import RingChannel
+from replay.rows import never
+from replay.structures import Structure
+from replay.variables import VARIABLES, ReplayUnavailable
+
+
+class LocalVariables:
+    """A variable container as of replay.variables, for threads of one process: it holds what was pushed last."""
+
+    def __init__(self, view: Callable[[Any], Any] = lambda params: params):
+        """`view`: of what was pushed, what is pulled."""
+        self._view, self._newest, self._changed = view, None, threading.Condition()
+        self._pulled: tuple[Version, Any] | None = None
+
+    def push(self, version: Version, params: Any) -> None:
+        with self._changed:
+            self._newest = version, params
+            self._pulled = None
+            self._changed.notify_all()
+
+    def filled(self) -> bool:
+        """Whether anything was ever pushed."""
+        return self._newest is not None
+
+    def wait(self, timeout: float = 300.0) -> None:
+        """Returns once something was pushed.
+
+        Raises:
+          ReplayUnavailable: nothing was within `timeout` seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(self.filled, timeout):
+                raise ReplayUnavailable(f"no learner published parameters within {timeout:.0f} s: is one running?")
+
+    def pull(self) -> tuple[Version, Any]:
+        """The newest (version, params); whoever pulls the same version gets the same arrays."""
+        self.wait()
+        with self._changed:
+            if self._pulled is None:
+                assert self._newest is not None
+                version, params = self._newest
+                self._pulled = version, self._view(params)
+            return self._pulled
+
+
+class LocalQueue:
+    """Items by reference; as a Queue of replay.rows, for threads of one process."""
+
+    def __init__(self, capacity: int):
+        self._items: collections.deque[list[Any]] = collections.deque()
+        self._capacity, self._changed = capacity, threading.Condition()
+        self.turn: Callable[[], None] | None = None
+
+    def put(self, item: list[Any], stopped: Callable[[], bool] = never) -> None:
+        """Returns once there was room, or when stopped."""
+        waiting_since = time.monotonic()
+        with self._changed:
+            while len(self._items) >= self._capacity and self.turn is None and not stopped():
+                self._changed.wait(0.2)
+                if time.monotonic() - waiting_since > STALL_SECONDS:
+                    logging.warning("an actor has waited %d s for room: does a learner run?", STALL_SECONDS)
+                    waiting_since = time.monotonic()
+            self._items.append(item)
+            self._changed.notify_all()
+
+    def take(self, count: int) -> list[list[Any]]:
+        """The next items; waits for them, for ever: call it in a thread that may be left behind."""
+        while self.turn is not None and len(self._items) < count:
+            self.turn()
+        with self._changed:
+            taken: list[list[Any]] = []
+            while len(taken) < count:  # one by one: the queue may have room for fewer
+                self._changed.wait_for(lambda: self._items)
+                taken.append(self._items.popleft())
+                self._changed.notify_all()
+            return taken
+
+
+class _QueueEnd:
+    """One role's end of a queue."""
+
+    def __init__(self, queue: LocalQueue, stopped: Callable[[], bool]):
+        self._queue, self._stopped = queue, stopped
+
+    @property
+    def turn(self) -> Callable[[], None] | None:
+        return self._queue.turn
+
+    @turn.setter
+    def turn(self, turn: Callable[[], None] | None) -> None:
+        self._queue.turn = turn
+
+    def put(self, item: list[Any]) -> None:
+        self._queue.put(item, self._stopped)
+
+    def take(self, count: int) -> list[list[Any]]:
+        return self._queue.take(count)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+class LocalCarrier:
+    """What the roles of one process share."""
+
+    def __init__(self, mesh: Any):
+        """`mesh`: runtime.devices.Mesh, whose devices learn."""
+        self._mesh, self._lock = mesh, threading.Lock()
+        self._variables: dict[str, LocalVariables] = {}
+        self._channels: dict[str, QueueChannel | RingChannel] = {}
+
+    def variables(self, structure: Structure, name: str = VARIABLES) -> LocalVariables:
+        """The container by that name."""
+        del structure  # each role works it out for itself, from the same config
+        with self._lock:
+            # What learners push to actors is on their devices, of which the first's copy is enough.
+            view = self._mesh.one if name.endswith(VARIABLES) else lambda pushed: pushed
+            return self._variables.setdefault(name, LocalVariables(view))
+
+    def channel(
+        self,
+        agent: Agent,
+        table: TableSpec,
+        structure: Structure,
+        batch_size: int,
+        num_actors: int,
+        num_envs: int,
+        max_rows: int,
+        saved: dict[str, Any] | None = None,
+    ) -> QueueChannel | RingChannel:
+        """How the table's items, of `structure`, travel to a learner of batches of `batch_size`; one for each table.
+
+        Args:
+          num_envs: of each of the actors.
+          max_rows: that a run can ever write.
+          saved: a replay's state from an earlier process of the run.
+
+        Raises:
+          ValueError: a replay's environments do not divide over the learner's devices.
+        """
+        with self._lock:
+            if table.name not in self._channels:
+                self._channels[table.name] = (
+                    RingChannel(self._mesh, agent, table, structure, batch_size, num_actors, num_envs, max_rows, saved)
+                    if table.kind != "queue"
+                    else self._open(table, structure, batch_size)
+                )
+            return self._channels[table.name]
+
+    def _open(self, table: TableSpec, structure: Structure, batch_size: int) -> QueueChannel:
+        queue = LocalQueue(max(1, table.max_size // way(table).sequences_per_item(structure)))
+        return QueueChannel(table, structure, batch_size, lambda task, stopped: _QueueEnd(queue, stopped))

@@ -1,0 +1,330 @@
+"""A replay on the learner's devices as a channel: actors' rows in, batches that the devices draw themselves out.
+
+Actors keep rows until there is a chunk of them and hand it over; the learner's thread puts chunks into the rings between
+two updates. No row passes through anything but one copy.
+"""
+
+import collections
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from agents.agent import Agent, Params, Sample, Step, TableSpec
+from replay import channels
+from replay.flushing import STALL_SECONDS
+from replay.limiter import Limiter
+from replay.rings import NEVER, Chunk, Masses, Ring, Rows
+from replay.rows import Batch, Priority, Row, never
+from replay.structures import Structure
+
+
+class _Handed(NamedTuple):
+    """A chunk on its way from an actor to the rings."""
+
+    chunk: Chunk
+    further: list[np.ndarray]  # items that found no place in it, int32 [devices * P] each
+    params: Params  # that the actor acted with
+    env_steps: int  # transitions that it made
+
+
+class RingChannel:
+    """The replay of one learner, which alone touches what is on the devices; actors are other threads, or take turns."""
+
+    def __init__(
+        self,
+        mesh: Any,
+        agent: Agent,
+        table: TableSpec,
+        structure: Structure,
+        batch_size: int,
+        num_actors: int,
+        num_envs: int,
+        max_rows: int,
+        saved: dict[str, Any] | None = None,
+    ):
+        """
+        Args:
+          mesh: runtime.devices.Mesh, whose devices hold the rings.
+          structure: of one item, as `item_structure` gives it.
+          batch_size: items that one dispatch draws, over all devices.
+          num_envs: of each of the actors.
+          max_rows: that can ever be written.
+          saved: what `state` gave in an earlier process of the run.
+
+        Raises:
+          ValueError: environments or batches do not divide over the devices.
+        """
+        self._mesh, self._batch_size = mesh, batch_size
+        cut = channels.way(table).ring(table, structure)
+        least = int(saved["length"][0]) if saved else 0
+        self.ring = ring = Ring(table, cut, num_actors, num_envs, mesh.size, max_rows, least)
+        self._limiter = Limiter(table, batch_size, ring.chunk * num_envs)
+        self._handed: collections.deque[_Handed] = collections.deque()
+        self._changed = threading.Condition()
+        self._items = np.zeros(mesh.size, np.int64)  # completed so far, of each device
+        self._env_steps = 0  # transitions put into the rings that no batch has told of yet
+        self.turn: Callable[[], None] | None = None  # what the learner calls where it would wait, in one thread
+        self.stopped: Callable[[], bool] = never  # whether the learner is to end
+        self.heads = np.zeros(num_actors, np.int64)  # rows that are in each actor's ring, and that were
+        self.tails = np.full((num_actors, cut.ahead + 1, num_envs), -1, np.int32)  # `position` of the last of them
+        self.opened = np.zeros((num_actors, num_envs), np.int64)  # memories that are kept, and that were
+
+        rows_specs = Rows(mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS)
+        mass_specs = Masses(mesh.COLUMNS, mesh.ROWS, mesh.ROWS)
+        columns = mesh.COLUMNS
+        chunk_specs = Chunk(*[columns] * 5, mesh.ROWS, mesh.REPLICATED, mesh.REPLICATED)
+        self.specs = rows_specs, mass_specs
+        replicated, priority = mesh.REPLICATED, agent.priority
+
+        def priorities(rows: Rows, items: Any, params: Params) -> Any:
+            if priority is None:
+                return jnp.ones(len(items))
+            sample: Sample = ring.look(rows, jnp.minimum(items, ring.anchors - 1))
+            return priority(params, sample if isinstance(sample.steps, Step) else sample.steps)
+
+        def add(rows: Rows, masses: Masses, items: Any, params: Params) -> Masses:
+            return ring.add(masses, items, priorities(rows, items, params))
+
+        def write(rows: Rows, masses: Masses, chunk: Chunk, params: Params) -> tuple[Rows, Masses]:
+            rows, masses = ring.write(rows, masses, chunk)
+            return rows, add(rows, masses, chunk.items, params)
+
+        self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
+        self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
+        self._send_chunk = lambda chunk: mesh.put(chunk, chunk_specs)
+        self._with_params = priority is not None
+        self._sent: tuple[Params, Any] = (), mesh.put(())
+        nothing = mesh.put(np.zeros(0))
+        self.rows, self.masses = mesh.compile(lambda _: (ring.init(), ring.init_masses()), (replicated,), self.specs)(
+            nothing
+        )
+        if saved:
+            self._load(saved)
+
+    # Actors -----------------------------------------------------------------------------------------------------------
+
+    def writer(self, task: int, priority: Priority | None, stopped: Callable[[], bool]) -> "RingWriter":
+        """Of actor `task`; its items get their priorities on the learner's devices, by the actor's own parameters."""
+        del priority
+        return RingWriter(self, task, stopped)
+
+    def hand_over(self, handed: _Handed, completed: np.ndarray, stopped: Callable[[], bool]) -> None:
+        """Returns once the learner may be given the chunk, or when stopped; `completed`: items [devices]."""
+        waiting_since = time.monotonic()
+        with self._changed:
+            while self.turn is None and not self._limiter.may_insert() and not stopped():
+                self._changed.wait(0.2)
+                if time.monotonic() - waiting_since > STALL_SECONDS:
+                    logging.warning("an actor has waited %d s for samples: does a learner run?", STALL_SECONDS)
+                    waiting_since = time.monotonic()
+            self._handed.append(handed)
+            self._items += completed
+            self._limiter.inserted += int(completed.sum())
+            self._changed.notify_all()
+
+    # The learner ------------------------------------------------------------------------------------------------------
+
+    def batches(self) -> Iterator[Batch]:
+        """A batch for each dispatch that is due, for ever or until `stopped`; its sample is drawn by the update."""
+        waiting_since = time.monotonic()
+        while not self.stopped():
+            with self._changed:
+                handed, self._handed = self._handed, collections.deque()
+                ready = self._items.min() > 0 and self._limiter.may_sample(self._batch_size)
+                if ready:
+                    self._limiter.sampled += self._batch_size
+                    self._changed.notify_all()
+                elif not handed and self.turn is None:
+                    self._changed.wait(0.2)
+            self._drain(handed)
+            if ready:
+                env_steps, self._env_steps = self._env_steps, 0
+                yield Batch(None, None, env_steps, env_steps)
+                waiting_since = time.monotonic()
+                ready = self._limiter.limits  # else there is a turn for each batch
+            if not ready and self.turn is not None:
+                self.turn()
+            if time.monotonic() - waiting_since > STALL_SECONDS:
+                logging.warning("the learner has waited %d s for a batch: do actors run and write?", STALL_SECONDS)
+                waiting_since = time.monotonic()
+
+    def _drain(self, handed: collections.deque[_Handed]) -> None:
+        """Puts chunks into the rings."""
+        for chunk, further, params, env_steps in handed:
+            if self._with_params and params is not self._sent[0]:
+                self._sent = params, self._mesh.put(params)
+            sent = self._sent[1]
+            self.rows, self.masses = self._write(self.rows, self.masses, self._send_chunk(chunk), sent)
+            for items in further:
+                self.masses = self._add(self.rows, self.masses, self._mesh.put(items, self._mesh.ROWS), sent)
+            actor, tail = int(chunk.actor), self.tails[chunk.actor]
+            self.heads[actor] += len(chunk.position)
+            self.tails[actor] = np.concatenate([tail, chunk.position])[-len(tail) :]
+            self.opened[actor] += (chunk.memory_slots < self.ring.memory_slots).sum(axis=0)
+            self._env_steps += env_steps
+
+    def drain(self) -> int:
+        """Puts what actors handed over into the rings; the items that were completed so far."""
+        with self._changed:
+            handed, self._handed = self._handed, collections.deque()
+        self._drain(handed)
+        return self._limiter.inserted
+
+    def draw(self, rows: Rows, masses: Masses, key: Any, size: int) -> tuple[Sample, Any]:
+        """On each device, inside the compiled update: a sample of `size`, and the anchors of its items."""
+        return self.ring.draw(rows, masses, key, size)
+
+    def reprioritize(self, masses: Masses, items: Any, priorities: Any) -> Masses:
+        """Likewise: the masses with the items' new priorities."""
+        return self.ring.reprioritize(masses, items, priorities) if self.ring.prioritized else masses
+
+    def bind(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        """Of a compiled (state, step, rows, masses) -> (state, step, masses, feedback), the update of a Learner."""
+
+        def update_from_rings(state, step, sample):
+            del sample
+            state, step, self.masses, feedback = update(state, step, self.rows, self.masses)
+            return state, step, feedback
+
+        return update_from_rings
+
+    @property
+    def source(self) -> "RingChannel":
+        """Where a compiled update draws its samples."""
+        return self
+
+    def feedback(self, keys: tuple[np.ndarray, ...], priorities: np.ndarray) -> None:
+        """New priorities never leave the devices."""
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All that a checkpoint holds, on the host; what actors have not handed over yet is not in it."""
+        self.drain()
+        limiter = self._limiter
+        return {
+            "rows": jax.tree.map(np.asarray, self.rows),
+            "masses": np.asarray(self.masses.of_rows),
+            "heads": self.heads,
+            "tails": self.tails,
+            "opened": self.opened,
+            "counts": np.array([limiter.inserted, limiter.sampled], np.int64),
+            "length": np.array([self.ring.length], np.int64),
+        }
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        """Goes on from what `state` gave. Rings that are longer now, for a run that is to be longer, were never full."""
+
+        def put(old: Any, ring: Any) -> Any:
+            old = np.asarray(old)
+            if old.shape == ring.shape:
+                return self._mesh.put(old, self._mesh.COLUMNS)
+            actors, grown = len(self.heads), np.zeros(ring.shape, ring.dtype)
+            by_actor = grown.reshape(actors, -1, *ring.shape[1:])
+            by_actor[:, : len(old) // actors] = old.reshape(actors, -1, *ring.shape[1:])
+            return self._mesh.put(grown, self._mesh.COLUMNS)
+
+        # Restored as plain lists and dicts: the leaves are in order.
+        rows = [put(*pair) for pair in zip(jax.tree.leaves(saved["rows"]), jax.tree.leaves(self.rows), strict=True)]
+        masses = put(saved["masses"], self.masses.of_rows)
+        self.rows = jax.tree.unflatten(jax.tree.structure(self.rows), rows)
+        build = self._mesh.compile(self.ring.init_masses, (self._mesh.COLUMNS,), self.specs[1])
+        self.masses = build(masses)
+        self.heads[:], self.tails[:], self.opened[:] = saved["heads"], saved["tails"], saved["opened"]
+        self._limiter.inserted, self._limiter.sampled = (int(x) for x in saved["counts"])
+        self._items[:] = self._mesh.local(self.masses.count)
+
+
+class RingWriter:
+    """An actor's rows on their way to its ring."""
+
+    def __init__(self, channel: RingChannel, task: int, stopped: Callable[[], bool]):
+        self._channel, self._task, self._stopped = channel, task, stopped
+        self._ring = ring = channel.ring
+        self._head = int(channel.heads[task])
+        self._tail = channel.tails[task]  # `position` of the rows before the chunk
+        self._opened = channel.opened[task].copy()  # memories kept so far, of each environment
+        self._position = np.full(ring.num_envs, -1, np.int32)
+        self._env_steps = self._reported = 0
+        self._start()
+
+    def _start(self) -> None:
+        """Arrays of its own for each chunk: the last one's are on their way."""
+        ring = self._ring
+        size, shape = (ring.chunk, ring.num_envs), (ring.memories_at_once, ring.num_envs)
+        self._rows = [np.empty((*size, *x.shape), x.dtype) for x in jax.tree.leaves(ring.cut.kept_structs)]
+        self._positions = np.empty(size, np.int32)
+        self._memories = [np.zeros((*shape, *x.shape), x.dtype) for x in ring.cut.memory_structs if ring.memory_slots]
+        self._slots = np.full(shape, ring.memory_slots, np.int32)
+        self._memory_of = np.zeros(size if ring.memory_slots else (0, ring.num_envs), np.int32)
+        self._taken = np.zeros(ring.num_envs, int)  # of the places for memories
+        self._filled = 0
+
+    def append(self, row: Row) -> bool:
+        """As of any Writer; true each time the environments made as many transitions as the way pulls after."""
+        cut, step, index = self._ring.cut, row.step, self._filled
+        self._position = np.where(step.first, 0, self._position + 1).astype(np.int32)
+        for array, value in zip(self._rows, jax.tree.leaves(cut.kept(step)), strict=True):
+            array[index] = value
+        self._positions[index] = self._position
+        if self._ring.memory_slots:
+            self._keep_memory(row, index)
+        self._filled += 1
+        before = self._env_steps
+        self._env_steps += len(step.first) - int(np.count_nonzero(step.first))
+        if self._filled == self._ring.chunk:
+            self._hand_over(row)
+        return before // cut.pull_period != self._env_steps // cut.pull_period
+
+    def _keep_memory(self, row: Row, index: int) -> None:
+        opens = np.flatnonzero(self._ring.cut.opens(self._position))
+        if not len(opens):
+            return
+        slots = self._opened[opens] % self._ring.memory_slots
+        for array, value in zip(self._memories, self._ring.cut.kept_memory(row.memory), strict=True):
+            array[self._taken[opens], opens] = value[opens]
+        self._slots[self._taken[opens], opens] = slots
+        self._memory_of[index, opens] = slots
+        self._opened[opens] += 1
+        self._taken[opens] += 1
+
+    def _hand_over(self, row: Row) -> None:
+        ring, first = self._ring, self._head - len(self._tail)
+        position = np.concatenate([self._tail, self._positions])
+        opening = np.where(position == 0, np.arange(len(position))[:, None], NEVER)
+        following = np.minimum.accumulate(opening[::-1])[::-1]
+        over = np.concatenate([following[1:], np.full((1, ring.num_envs), NEVER)])
+        completed = np.where(position >= 0, ring.cut.completed_by(position, over), NEVER)
+        rows, environments = np.nonzero((completed >= len(self._tail)) & (completed < len(position)))
+        devices, on_device = environments // ring.share, environments % ring.share
+        anchors = ((first + rows) % ring.length + self._task * ring.length) * ring.share + on_device
+        counts = np.bincount(devices, minlength=ring.devices)
+        calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
+        items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
+        for device in range(ring.devices):
+            items[device, : counts[device]] = anchors[devices == device]
+        parts = [part.reshape(-1) for part in np.split(items, calls, axis=1)]
+        chunk = Chunk(
+            jax.tree.unflatten(jax.tree.structure(ring.cut.kept_structs), self._rows),
+            self._positions,
+            self._memories,
+            self._slots,
+            self._memory_of,
+            parts[0],
+            np.int32(self._task),
+            np.int32(self._head % ring.length),
+        )
+        env_steps, self._reported = self._env_steps - self._reported, self._env_steps
+        self._channel.hand_over(_Handed(chunk, parts[1:], row.params, env_steps), counts, self._stopped)
+        self._head += ring.chunk
+        self._tail = position[-len(self._tail) :]
+        self._start()
+
+    def close(self) -> None:
+        """Rows that make no chunk are dropped."""

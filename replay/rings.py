@@ -1,0 +1,234 @@
+"""A replay on the learner's devices: rows in rings, items cut from them inside the compiled update.
+
+Each actor has a ring of T rows [E, ...], each row's arrays once. An item is named by its anchor, one row of one
+environment: the row where a transition starts, or a sequence is learnt from first. How far it reaches before and after
+the anchor, and where an episode cuts it short, is the way's own: its `Cut`. Which items are complete is decided on the
+host, from where episodes begin; everything that touches data happens here, on each device for its share of every
+actor's environments.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import AXIS, Sample, Step, TableSpec
+from replay import sums
+
+LEAST_MASS = 1e-30  # of an item that is there: 0 is for none
+NEVER = np.iinfo(np.int32).max // 2  # of a row that is no anchor: the row that completes it
+
+
+class Look(NamedTuple):
+    """How a Cut sees the rows around B anchors."""
+
+    position: Callable[[Any], chex.Array]  # (offsets, int [W] or [B, W]) -> each row's place in its episode, [B, W]
+    rows: Callable[[Any, Any], Any]  # (some of the kept arrays, offsets) -> the same of those rows, [B, W, ...]
+    memory: Callable[[Any], Any]  # offsets [B] of rows that opened -> the memories kept of them, a list of [B, size]
+
+
+class Cut(Protocol):
+    """A way's items in a ring."""
+
+    back: int  # rows before an anchor that an item may need
+    ahead: int  # rows after it
+    memory_gap: int  # the fewest rows of an episode from one whose memory is kept to the next; 0: none is kept
+    pull_period: int  # transitions from one pull of an actor's to the next
+    kept_structs: Any  # shapes of what `kept` gives of one environment
+    memory_structs: list[Any]  # likewise `kept_memory`
+
+    def kept(self, step: Step) -> Any:
+        """What a ring keeps of a row, [B, ...]: a tree of few arrays."""
+
+    def kept_memory(self, memory: Any) -> list[np.ndarray]:
+        """Likewise, of a memory."""
+
+    def opens(self, position: np.ndarray) -> np.ndarray:
+        """Whether the memory before rows at these places in their episodes is kept."""
+
+    def completed_by(self, position: np.ndarray, over: np.ndarray) -> np.ndarray:
+        """Of the anchors in consecutive rows, int [rows, E], the row that completes each item, counted as they are;
+        NEVER where no item is anchored. `over`: the first row of the next episode, NEVER if it is not known."""
+
+    def cut(self, kept: Any, look: Look) -> Sample:
+        """The items at the anchors, as the agent's update takes them."""
+
+
+class Rows(NamedTuple):
+    """What was experienced; nothing of it changes while an update runs. A is the number of actors."""
+
+    kept: Any  # of each array [A T, E, ...]
+    position: chex.Array  # int32 [A T, E], the row's place in its episode
+    memories: list[chex.Array]  # [A M, E, size], of rows that opened
+    memory_of: chex.Array  # int32 [A T, E], where the row's is, if it opened
+
+
+class Masses(NamedTuple):
+    """How likely each anchor is to be drawn: p^alpha of an item, 0 of none."""
+
+    of_rows: chex.Array  # float32 [A T, E]
+    sums: sums.Sums  # of each device's own
+    count: chex.Array  # int32 [devices], items
+
+
+class Chunk(NamedTuple):
+    """C rows of one actor, and what they change."""
+
+    kept: Any  # of each array [C, E, ...]
+    position: np.ndarray  # int32 [C, E]
+    memories: list[np.ndarray]  # [K, E, size]
+    memory_slots: np.ndarray  # int32 [K, E], where they go; M where there is none
+    memory_of: np.ndarray  # int32 [C, E]
+    items: np.ndarray  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
+    actor: np.ndarray  # int32
+    slot: np.ndarray  # int32, of the first row, in the actor's ring
+
+
+class Ring:
+    """The sizes of a replay's rings, and pure functions of their contents; all are run on each device by `Mesh`."""
+
+    def __init__(
+        self, table: TableSpec, cut: Cut, num_actors: int, num_envs: int, devices: int, max_rows: int, least: int = 0
+    ):
+        """
+        Args:
+          table: kind, sizes in items, and the exponent of priorities.
+          num_envs: of each actor, split over the devices.
+          max_rows: of all environments together that can ever be written; no ring is longer than they fill.
+          least: rows that a ring has at least: those that it had when it was saved.
+
+        Raises:
+          ValueError: an actor's environments do not divide over the devices.
+        """
+        if num_envs % devices:
+            raise ValueError(
+                f"--carrier=local shares each actor's environments over the learner's devices: --envs_per_actor="
+                f"{num_envs} does not divide over {devices}"
+            )
+        self.cut, self.num_actors, self.num_envs, self.devices = cut, num_actors, num_envs, devices
+        self.share = num_envs // devices  # environments of an actor on a device
+        self.prioritized, self._exponent = table.kind == "prioritized", table.priority_exponent
+        self.chunk = max(1, CHUNK_ITEMS // num_envs)  # C
+        # P, the most items that a chunk completes, most often.
+        self.at_once = self.share * (self.chunk // getattr(table.items, "period", 1) + 1)
+        wanted = -(-min(rows_of(table), max_rows) // (num_actors * num_envs)) + cut.back + cut.ahead + 1
+        multiple = math.lcm(self.chunk, sums.FAN_OUT)
+        self.length = max(least, -(-(wanted + self.chunk) // multiple) * multiple)  # T
+        self.memory_slots = self.length // cut.memory_gap + 2 if cut.memory_gap else 0  # M
+        self.memories_at_once = self.chunk // cut.memory_gap + 1 if cut.memory_gap else 0  # K
+        self.anchors = num_actors * self.length * self.share  # of one device
+
+    def init(self) -> Rows:
+        """Empty rings, of one device."""
+
+        def zeros(x, rows):
+            return jnp.zeros((self.num_actors * rows, self.share, *x.shape), x.dtype)
+
+        integers = jax.ShapeDtypeStruct((), np.int32)
+        return Rows(
+            jax.tree.map(lambda x: zeros(x, self.length), self.cut.kept_structs),
+            zeros(integers, self.length),
+            [zeros(x, self.memory_slots) for x in self.cut.memory_structs],
+            zeros(integers, self.length if self.cut.memory_gap else 0),
+        )
+
+    def init_masses(self, of_rows: chex.Array | None = None) -> Masses:
+        """Of one device's rings: empty, or with the masses of their rows."""
+        if of_rows is None:
+            of_rows = jnp.zeros((self.num_actors * self.length, self.share))
+        return Masses(of_rows, sums.build(of_rows.reshape(-1)), jnp.sum(of_rows > 0, dtype=jnp.int32)[None])
+
+    def write(self, rows: Rows, masses: Masses, chunk: Chunk) -> tuple[Rows, Masses]:
+        """Puts a chunk in its place; the items that lose a row by it are gone."""
+        start = chunk.actor * self.length + chunk.slot
+
+        def put(ring, new):
+            return jax.lax.dynamic_update_slice_in_dim(ring, new, start, axis=0)
+
+        memories, memory_of = rows.memories, rows.memory_of
+        if memories:
+            slots = jnp.where(
+                chunk.memory_slots < self.memory_slots,
+                chunk.actor * self.memory_slots + chunk.memory_slots,
+                len(memories[0]),
+            )
+            place = slots, jnp.arange(self.share)
+            memories = [
+                ring.at[place].set(new, mode="drop") for ring, new in zip(memories, chunk.memories, strict=True)
+            ]
+            memory_of = put(memory_of, chunk.memory_of)
+        written = Rows(
+            jax.tree.map(put, rows.kept, chunk.kept), put(rows.position, chunk.position), memories, memory_of
+        )
+        gone = (chunk.slot + jnp.arange(self.chunk + self.cut.back)) % self.length + chunk.actor * self.length
+        index = (gone[:, None] * self.share + jnp.arange(self.share)).reshape(-1)
+        flat = masses.of_rows.reshape(-1)
+        count = masses.count - jnp.sum(flat[index] > 0, dtype=jnp.int32)
+        return written, self._set(masses._replace(count=count), index, jnp.zeros(len(index)))
+
+    def add(self, masses: Masses, items: chex.Array, priorities: chex.Array) -> Masses:
+        """Has new `items` [P] of these priorities; an item that is too large is none."""
+        mass = self._mass(priorities, jnp.ones(len(items)))
+        count = masses.count + jnp.sum(items < self.anchors, dtype=jnp.int32)
+        return self._set(masses._replace(count=count), items, mass)
+
+    def look(self, rows: Rows, items: chex.Array) -> Sample:
+        """The items at these anchors."""
+        row, environment = items // self.share, items % self.share
+        first, place = row - row % self.length, row % self.length
+
+        def index(offsets):
+            offsets = jnp.broadcast_to(offsets, (len(items), jnp.shape(offsets)[-1]))
+            return (first[:, None] + (place[:, None] + offsets) % self.length) * self.share + environment[:, None]
+
+        def take(ring, offsets):
+            return ring.reshape(-1, *ring.shape[2:])[index(offsets)]
+
+        def memory(offsets):
+            slot = row // self.length * self.memory_slots + take(rows.memory_of, offsets[:, None])[:, 0]
+            return [ring[slot, environment] for ring in rows.memories]
+
+        return self.cut.cut(
+            rows.kept,
+            Look(
+                lambda offsets: take(rows.position, offsets),
+                lambda some, offsets: jax.tree.map(lambda ring: take(ring, offsets), some),
+                memory,
+            ),
+        )
+
+    def draw(self, rows: Rows, masses: Masses, key: chex.PRNGKey, size: int) -> tuple[Sample, chex.Array]:
+        """This device's `size` items of a batch, and their anchors.
+
+        An item of device d is drawn with probability P_d(i) / devices; the likelihood is that times the number of all
+        devices' items, so that importance weights are right for the mixture.
+        """
+        flat = masses.of_rows.reshape(-1)
+        items = sums.sample(flat, masses.sums, key, size)
+        count = jax.lax.psum(masses.count[0], AXIS).astype(jnp.float32)
+        likelihood = flat[items] / sums.total(masses.sums) * count / jax.lax.psum(1, AXIS)
+        return self.look(rows, items)._replace(likelihood=likelihood), items
+
+    def reprioritize(self, masses: Masses, items: chex.Array, priorities: chex.Array) -> Masses:
+        """Gives items [B] that were drawn new priorities; one that is not finite leaves its item the old one."""
+        return self._set(masses, items, self._mass(priorities, masses.of_rows.reshape(-1)[items]))
+
+    def _mass(self, priorities: chex.Array, otherwise: chex.Array) -> chex.Array:
+        masses = jnp.maximum(jnp.maximum(priorities, 0.0) ** self._exponent, LEAST_MASS)
+        return jnp.where(jnp.isfinite(masses), masses, otherwise)
+
+    def _set(self, masses: Masses, index: chex.Array, values: chex.Array) -> Masses:
+        flat = masses.of_rows.reshape(-1).at[index].set(values, mode="drop")
+        return masses._replace(of_rows=flat.reshape(masses.of_rows.shape), sums=sums.update(flat, masses.sums, index))
+
+
+CHUNK_ITEMS = 32  # rows of environments that an actor keeps until it hands them over
+
+
+def rows_of(table: TableSpec) -> int:
+    """Rows that the table's items take, at least."""
+    return table.max_size * getattr(table.items, "period", 1)
