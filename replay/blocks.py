@@ -76,7 +76,7 @@ class BlockBuilder:
             last, self._columns = self._columns, [np.empty(leaf.shape, leaf.dtype) for leaf in self._steps.leaves]
             for column, old in zip(self._columns, last, strict=False):
                 column[0] = old[-1]
-            self._row = len(last) > 0
+            self._row = int(len(last) > 0)  # no bool: NumPy would take it for a mask
             if not last:
                 self._opening = row
         for column, value in zip(self._columns, self._steps.flatten(row.step), strict=True):

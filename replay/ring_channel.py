@@ -78,7 +78,7 @@ class RingChannel:
         rows_specs = Rows(mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS)
         mass_specs = Masses(mesh.COLUMNS, mesh.ROWS, mesh.ROWS)
         columns = mesh.COLUMNS
-        chunk_specs = Chunk(*[columns] * 5, mesh.ROWS, mesh.REPLICATED, mesh.REPLICATED)
+        chunk_specs = Chunk(*[columns] * 5, *[mesh.ROWS] * 3, *[mesh.REPLICATED] * 2)
         self.specs = rows_specs, mass_specs
         replicated, priority = mesh.REPLICATED, agent.priority
 
@@ -89,11 +89,13 @@ class RingChannel:
             return priority(params, sample if isinstance(sample.steps, Step) else sample.steps)
 
         def add(rows: Rows, masses: Masses, items: Any, params: Params) -> Masses:
-            return ring.add(masses, items, priorities(rows, items, params))
+            # They are counted in their chunk's change already.
+            return ring.exchange(masses, items, priorities(rows, items, params), items[:0], jnp.zeros(1, jnp.int32))
 
         def write(rows: Rows, masses: Masses, chunk: Chunk, params: Params) -> tuple[Rows, Masses]:
-            rows, masses = ring.write(rows, masses, chunk)
-            return rows, add(rows, masses, chunk.items, params)
+            rows = ring.write(rows, chunk)
+            new = priorities(rows, chunk.items, params)
+            return rows, ring.exchange(masses, chunk.items, new, chunk.gone, chunk.change)
 
         self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
         self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
@@ -106,6 +108,8 @@ class RingChannel:
         )
         if saved:
             self._load(saved)
+        # bool [A, T, E], the anchors that have an item; each actor's is its writer's to change.
+        self.present = np.asarray(self.masses.of_rows).reshape(num_actors, ring.length, -1) > 0
 
     # Actors -----------------------------------------------------------------------------------------------------------
 
@@ -249,6 +253,7 @@ class RingWriter:
         self._ring = ring = channel.ring
         self._head = int(channel.heads[task])
         self._tail = channel.tails[task]  # `position` of the rows before the chunk
+        self._present = channel.present[task]  # bool [T, E], the anchors that have an item
         self._opened = channel.opened[task].copy()  # memories kept so far, of each environment
         self._position = np.full(ring.num_envs, -1, np.int32)
         self._env_steps = self._reported = 0
@@ -301,15 +306,27 @@ class RingWriter:
         following = np.minimum.accumulate(opening[::-1])[::-1]
         over = np.concatenate([following[1:], np.full((1, ring.num_envs), NEVER)])
         completed = np.where(position >= 0, ring.cut.completed_by(position, over), NEVER)
-        rows, environments = np.nonzero((completed >= len(self._tail)) & (completed < len(position)))
-        devices, on_device = environments // ring.share, environments % ring.share
-        anchors = ((first + rows) % ring.length + self._task * ring.length) * ring.share + on_device
+        length = len(self._tail)
+        rows, environments = np.nonzero((completed >= length) & (completed < len(position)))
+        devices = environments // ring.share
+        anchors = self._anchors(first + rows, environments)
         counts = np.bincount(devices, minlength=ring.devices)
         calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
         items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
+        # Items lose a row that is written over; those that are new in its place do not.
+        gone = self._anchors(self._head + np.arange(ring.chunk + ring.cut.back)[:, None], np.arange(ring.num_envs))
+        lost = self._present[gone_rows := (self._head + np.arange(ring.chunk + ring.cut.back)) % ring.length]
+        change = counts - lost.sum(axis=0).reshape(ring.devices, ring.share).sum(axis=1)
+        self._present[gone_rows] = False
+        self._present[(first + rows) % ring.length, environments] = True
         for device in range(ring.devices):
-            items[device, : counts[device]] = anchors[devices == device]
+            mine = np.flatnonzero(devices == device)
+            items[device, : len(mine)] = anchors[mine]
+            at_once = mine[: ring.at_once]
+            replaced = at_once[rows[at_once] >= length]
+            gone[rows[replaced] - length, environments[replaced]] = ring.anchors
         parts = [part.reshape(-1) for part in np.split(items, calls, axis=1)]
+        gone = np.moveaxis(gone.reshape(len(gone), ring.devices, ring.share), 1, 0).reshape(-1)
         chunk = Chunk(
             jax.tree.unflatten(jax.tree.structure(ring.cut.kept_structs), self._rows),
             self._positions,
@@ -317,6 +334,8 @@ class RingWriter:
             self._slots,
             self._memory_of,
             parts[0],
+            gone,
+            change.astype(np.int32),
             np.int32(self._task),
             np.int32(self._head % ring.length),
         )
@@ -325,6 +344,12 @@ class RingWriter:
         self._head += ring.chunk
         self._tail = position[-len(self._tail) :]
         self._start()
+
+    def _anchors(self, rows: np.ndarray, environments: np.ndarray) -> np.ndarray:
+        """Of an actor's rows, counted from its first, as they are counted on the environments' device."""
+        ring = self._ring
+        place = self._task * ring.length + rows % ring.length
+        return (place * ring.share + environments % ring.share).astype(np.int32)
 
     def close(self) -> None:
         """Rows that make no chunk are dropped."""

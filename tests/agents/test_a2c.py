@@ -7,7 +7,7 @@ import pytest
 
 from agents import a2c
 from agents.advantages import gae, normalize
-from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep, Window
+from agents.agent import AXIS, Blocks, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
 
 D, A = 3, 4
 DISCRETE = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(A))
@@ -389,8 +389,8 @@ def test_continuous_actions_are_bounded_and_their_raw_ones_kept(squash):
 
 def test_table():
     agent = a2c.make(linear_config(unroll_length=5, batch_size=16, queue_batches=3), DISCRETE)
-    (table,) = agent.tables
-    assert table.window == Window(length=6, period=5) and table.kind == "queue" and table.max_size == 48
+    table = agent.table
+    assert table.items == Blocks(5) and table.kind == "queue" and table.max_size == 48
     assert agent.batch_size == 16 and agent.priority is None and not agent.in_order
 
 

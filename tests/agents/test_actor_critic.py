@@ -9,13 +9,13 @@ from agents import actor_critic
 from agents.actor_critic import Config, Params, Traces
 from agents.agent import (
     AXIS,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
     Sample,
     Step,
     TimeStep,
-    Window,
 )
 
 STATES, A = 5, 3
@@ -317,8 +317,8 @@ def test_acting_samples_the_policy_and_evaluations_take_its_mode():
 
 def test_table():
     agent = tabular(unroll_length=5, batch_size=16, queue_batches=3)
-    (table,) = agent.tables
-    assert table.window == Window(length=6, period=5) and table.kind == "queue" and table.max_size == 48
+    table = agent.table
+    assert table.items == Blocks(5) and table.kind == "queue" and table.max_size == 48
     assert agent.batch_size == 16 and agent.in_order
 
 

@@ -107,7 +107,7 @@ def test_update_is_d4pgs():
     got = jax.jit(apex.update)(state, jax.random.key(1), random_sample(0))
     expected = jax.jit(plain.update)(state, jax.random.key(1), random_sample(0))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    assert apex.tables == plain.tables and apex.tables[0].kind == "prioritized"
+    assert apex.table == plain.table and apex.table.kind == "prioritized"
 
 
 def test_every_field_of_d4pgs_is_one_of_ours():

@@ -134,9 +134,9 @@ def test_update_is_dqns():
     got = jax.jit(apex.update)(state, jax.random.key(1), random_sample(0))
     expected = jax.jit(plain.update)(state, jax.random.key(1), random_sample(0))
     jax.tree.map(np.testing.assert_array_equal, got, expected)
-    assert apex.tables == plain.tables and apex.batch_size == 512
-    (table,) = apex.tables
-    assert table.kind == "prioritized" and table.priority_exponent == 0.6 and table.window == Transitions(3, 0.99)
+    assert apex.table == plain.table and apex.batch_size == 512
+    table = apex.table
+    assert table.kind == "prioritized" and table.priority_exponent == 0.6 and table.items == Transitions(3, 0.99)
 
 
 def test_every_field_of_dqns_is_one_of_ours():

@@ -541,8 +541,8 @@ def test_settings_out_of_range_are_refused(module, field, value):
 def test_table(module, replay):
     settings = {"replay_size": 500, "min_replay_size": 20, "samples_per_insert": 8.0, "priority_exponent": 0.7}
     agent = make(module, replay=replay, n_step=3, discount=0.9, batch_size=16, **settings)
-    (table,) = agent.tables
-    assert table.window == Transitions(3, 0.9) and table.kind == replay and agent.batch_size == 16
+    table = agent.table
+    assert table.items == Transitions(3, 0.9) and table.kind == replay and agent.batch_size == 16
     assert (table.max_size, table.min_size) == (500, 20)
     assert (table.samples_per_insert, table.priority_exponent) == (8.0, 0.7)
 

@@ -11,6 +11,7 @@ import pytest
 from agents import dpg, features
 from agents.agent import (
     AXIS,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
@@ -19,7 +20,6 @@ from agents.agent import (
     TimeStep,
     Transition,
     Transitions,
-    Window,
 )
 
 # Features ------------------------------------------------------------------------------------------------------------
@@ -411,14 +411,14 @@ def test_sigma_and_step_sizes_are_hypers():
 
 
 def test_tables():
-    (table,) = dpg.make(
+    table = dpg.make(
         config(discount=0.9, replay_size=500, min_replay_size=20, samples_per_insert=4.0, batch_size=16), SPEC
-    ).tables
-    assert (table.window, table.kind) == (Transitions(1, 0.9), "uniform")
+    ).table
+    assert (table.items, table.kind) == (Transitions(1, 0.9), "uniform")
     assert (table.max_size, table.min_size, table.samples_per_insert) == (500, 20, 4.0)
     agent = dpg.make(config(form="sarsa", unroll_length=5, batch_size=3, queue_batches=2), SPEC)
-    (table,) = agent.tables
-    assert (table.window, table.kind, table.max_size) == (Window(6, 5), "queue", 6)
+    table = agent.table
+    assert (table.items, table.kind, table.max_size) == (Blocks(5), "queue", 6)
     assert agent.batch_size == 3
 
 

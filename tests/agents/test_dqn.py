@@ -15,6 +15,7 @@ from agents.agent import (
     DiscreteActions,
     EnvironmentSpec,
     Sample,
+    Stacks,
     TimeStep,
     Transition,
     Transitions,
@@ -350,7 +351,7 @@ def test_stacked_observations_equal_channels_moved_by_hand(stack):
     values = Q(state.params, t.observation)[rows, t.action]
     np.testing.assert_allclose(feedback.metrics["value"], values.mean(), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(feedback.metrics["loss"], 0.5 * np.mean((y - values) ** 2), rtol=1e-4)
-    assert agent.tables[0].window.stack == stack
+    assert agent.table.items == (Transitions(1, 0.99) if stack == 1 else Stacks(1, 0.99, stack))
 
 
 @pytest.mark.parametrize("stack", [1, 3])
@@ -430,8 +431,8 @@ def test_evaluation_is_greedy(module):
 def test_table(replay):
     settings = {"replay_size": 500, "min_replay_size": 20, "samples_per_insert": 8.0, "priority_exponent": 0.7}
     agent = make(replay=replay, n_step=3, discount=0.9, batch_size=16, **settings)
-    (table,) = agent.tables
-    assert table.window == Transitions(3, 0.9, stack=1) and table.kind == replay and agent.batch_size == 16
+    table = agent.table
+    assert table.items == Transitions(3, 0.9) and table.kind == replay and agent.batch_size == 16
     assert (table.max_size, table.min_size) == (500, 20)
     assert (table.samples_per_insert, table.priority_exponent) == (8.0, 0.7)
 

@@ -12,6 +12,7 @@ import pytest
 from agents import impala, mix_match, mixtures
 from agents.agent import (
     Agent,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
@@ -755,6 +756,6 @@ def test_small_actions_must_be_among_the_large(small, message):
 def test_the_table_is_impalas():
     agent, theirs = make("actions", queue_batches=2)[0], impala.make(impala.Config(), EnvironmentSpec(
         (84, 84), np.dtype(np.uint8), DiscreteActions(3)))  # fmt: skip
-    (table,), (other,) = agent.tables, theirs.tables
+    table, other = agent.table, theirs.table
     assert (table.name, table.kind, table.max_size) == (other.name, "queue", 2 * B)
-    assert (table.window.length, table.window.period) == (T + 1, T) and agent.batch_size == B
+    assert table.items == Blocks(T) and agent.batch_size == B

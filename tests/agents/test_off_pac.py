@@ -9,13 +9,13 @@ import pytest
 from agents import features, off_pac
 from agents.agent import (
     AXIS,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
     Sample,
     Step,
     TimeStep,
-    Window,
 )
 from agents.off_pac import Config, Memory, Row, Traces, Weights
 
@@ -296,8 +296,8 @@ def test_evaluations_play_the_target_policy():
 
 def test_table():
     agent = make(unroll_length=5, batch_size=16, queue_batches=3)
-    (table,) = agent.tables
-    assert table.window == Window(length=6, period=5) and table.kind == "queue" and table.max_size == 48
+    table = agent.table
+    assert table.items == Blocks(5) and table.kind == "queue" and table.max_size == 48
     assert agent.batch_size == 16 and agent.in_order
 
 

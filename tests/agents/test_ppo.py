@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from agents import a2c, ppo
-from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep, Window
+from agents.agent import AXIS, Blocks, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
 from tests.agents.test_a2c import naive_gae
 
 D, A = 3, 4
@@ -236,8 +236,8 @@ def test_learning_rate_falls_linearly_to_zero():
 
 def test_table():
     agent = ppo.make(ppo.Config(**PLAIN), DISCRETE)
-    (table,) = agent.tables
-    assert table.window == Window(7, 6) and table.kind == "queue" and agent.batch_size == 4
+    table = agent.table
+    assert table.items == Blocks(6) and table.kind == "queue" and agent.batch_size == 4
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,13 @@ import pytest
 from agents import q_learning
 from agents.agent import (
     AXIS,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
     Sample,
     Step,
     TimeStep,
-    Window,
 )
 
 STATES, A = 5, 3
@@ -372,8 +372,8 @@ def test_learns_the_values_of_two_states(form):
 
 def test_table():
     agent = tabular(unroll_length=5, batch_size=16, queue_batches=3)
-    (table,) = agent.tables
-    assert table.window == Window(length=6, period=5) and table.kind == "queue" and table.max_size == 48
+    table = agent.table
+    assert table.items == Blocks(5) and table.kind == "queue" and table.max_size == 48
     assert agent.batch_size == 16 and agent.priority is None
 
 

@@ -529,8 +529,8 @@ def test_the_table():
         config(burn_in=4, sequence_length=10, overlap=3, replay_size=500, min_replay_size=20, samples_per_insert=2.0),
         SPEC,
     )
-    (table,) = agent.tables
-    assert table.window == Sequences(burn_in=4, length=10, period=7) and table.kind == "prioritized"
+    table = agent.table
+    assert table.items == Sequences(burn_in=4, length=10, period=7) and table.kind == "prioritized"
     assert (table.max_size, table.min_size, table.samples_per_insert) == (500, 20, 2.0)
     assert table.priority_exponent == 0.9
 

@@ -15,9 +15,9 @@ from agents.agent import (
     DiscreteActions,
     EnvironmentSpec,
     Sample,
-    Sequences,
     Step,
     TimeStep,
+    WholeEpisodes,
 )
 from agents.reinforce import Config, Params
 
@@ -358,8 +358,8 @@ def test_acting_samples_the_policy_and_evaluations_take_its_mode():
 
 def test_table():
     agent = tabular(batch_size=16, queue_batches=3)
-    (table,) = agent.tables
-    assert table.window == Sequences(0, LONGEST + 1, LONGEST) and table.kind == "queue" and table.max_size == 48
+    table = agent.table
+    assert table.items == WholeEpisodes(LONGEST) and table.kind == "queue" and table.max_size == 48
     assert agent.batch_size == 16 and not agent.in_order
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from agents import policies, trpo
 from agents.advantages import gae
-from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep, Window
+from agents.agent import AXIS, Blocks, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
 
 D, A = 3, 4
 DISCRETE = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(A))
@@ -495,8 +495,8 @@ def test_continuous_actions_are_bounded_and_their_raw_ones_kept():
 
 def test_table():
     agent = trpo.make(config(queue_batches=3), DISCRETE)
-    (table,) = agent.tables
-    assert table.window == Window(length=7, period=6) and table.kind == "queue" and table.max_size == 12
+    table = agent.table
+    assert table.items == Blocks(6) and table.kind == "queue" and table.max_size == 12
     assert agent.batch_size == 4 and agent.priority is None and agent.gradient is None
 
 

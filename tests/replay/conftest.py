@@ -1,7 +1,4 @@
-"""Real Reverb servers, in this process and in one of their own, ended when their test ends.
-
-`replay` is imported here before any test may import reverb by itself: rlax must come before TensorFlow.
-"""
+"""Real Reverb servers, in this process and in one of their own, ended when their test ends."""
 
 import json
 import subprocess
@@ -12,7 +9,7 @@ import pytest
 
 from agents.agent import TableSpec
 from replay import client, server
-from replay.items import Structure
+from replay.structures import Structure
 from tests.waiting import within
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -45,13 +42,13 @@ def serve_here(serve):
 SERVER = """
 import json, sys
 import numpy as np
-from agents.agent import TableSpec, Window
+from agents.agent import Blocks, TableSpec
 from replay import server
-from replay.items import Structure
+from replay.structures import Structure
 
 name, max_size, sequences_per_item, *columns = json.loads(sys.argv[1])
 block, params = (Structure([np.zeros(shape, dtype) for shape, dtype in c]) for c in columns)
-table = server.build_table(TableSpec(name, Window(2, 1), "queue", max_size), block, sequences_per_item)
+table = server.build_table(TableSpec(name, Blocks(1), "queue", max_size), block, sequences_per_item)
 running = server.serve([table, server.build_variables_table(params)], None, None)
 print(running.port, flush=True)
 sys.stdin.read()  # until the test ends

@@ -1,6 +1,7 @@
 """Blocks, from the environment through the actor, the writer and a real Reverb server to the learner's batch."""
 
 import threading
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -8,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, TableSpec, Window
+from agents.agent import Agent, Blocks, TableSpec, Version
 from environments.counting import CountingEnvironment
-from replay import items
-from replay.items import Version
-from replay.sampler import Batch, sample_blocks
+from replay import blocks
+from replay.blocks import BlockWriter
+from replay.reverb_carrier import ReverbQueue
+from replay.rows import Batch, Row
+from replay.structures import params_structure
 from replay.variables import VariableContainer
-from replay.writer import BlockWriter
 from runtime import actor
 from tests.counting_rows import first_rows
 from tests.waiting import until, within
@@ -27,7 +29,7 @@ class RowMemory(NamedTuple):
     unused: tuple = ()
 
 
-def counting_agent(window: Window, max_size: int) -> Agent:
+def counting_agent(window: Blocks, max_size: int) -> Agent:
     """Its action is the row (modulo 5), its extras the row and the version that acted, its memory the rows before."""
 
     def act(params, key, timestep, memory):
@@ -45,7 +47,7 @@ def counting_agent(window: Window, max_size: int) -> Agent:
         act=act,
         act_greedily=act,
         update=lambda state, key, sample: (state, None),
-        tables=(TableSpec("queue", window, "queue", max_size),),
+        table=TableSpec("queue", window, "queue", max_size),
         batch_size=1,
     )
 
@@ -56,13 +58,13 @@ class Path:
     `serve` is the fixture serve_here or serve_apart.
     """
 
-    def __init__(self, serve, window: Window, num_envs: int, num_actors: int = 1, max_blocks: int = 100):
+    def __init__(self, serve, window: Blocks, num_envs: int, num_actors: int = 1, max_blocks: int = 100):
         self.num_envs = num_envs
         self.agent = counting_agent(window, max_size=max_blocks * num_envs)
-        (self.table,) = self.agent.tables
+        self.table = self.agent.table
         spec = CountingEnvironment(num_envs).spec
-        self.structure = items.block_structure(self.agent, spec, num_envs)
-        params = items.params_structure(self.agent)
+        self.structure = blocks.structure(self.agent, spec, num_envs)
+        params = params_structure(self.agent)
         self.client = serve(self.table, self.structure, num_envs, params)
         self.variables = VariableContainer(self.client, params)
         self.push(0)
@@ -71,7 +73,7 @@ class Path:
         self.actors = []
         for index in range(num_actors):
             environment = CountingEnvironment(num_envs, first_environment=index * num_envs)
-            writer = BlockWriter(self.client, self.table, self.structure)
+            writer = BlockWriter(ReverbQueue(self.client, self.table.name), self.structure)
             loop = actor.run(self.agent, act, environment, self.variables, writer, jax.random.key(0), device)
             self.actors.append(loop)
 
@@ -84,16 +86,19 @@ class Path:
 
     def batches(self, count: int, batch_size: int | None = None) -> list[Batch]:
         """The next batches, of one block each unless said otherwise."""
-        batches = sample_blocks(self.client, self.table, self.structure, batch_size or self.num_envs)
+        batches = self.sampled(batch_size or self.num_envs)
         return [within(WAIT, f"batch {i}", next, batches) for i in range(count)]
 
+    def sampled(self, batch_size: int) -> Iterator[Batch]:
+        return blocks.batches(ReverbQueue(self.client, self.table.name), self.table, self.structure, batch_size)
 
-def version_of(row: int, window: Window) -> int:
+
+def version_of(row: int, window: Blocks) -> int:
     """The version that acts in a row, where one is pushed after each block: pulls come once a block is sent."""
-    return 0 if row < window.length else 1 + (row - window.length) // window.period
+    return 0 if row <= window.length else 1 + (row - window.length - 1) // window.length
 
 
-def check_rows(steps, column: int, environment: int, rows: range, window: Window) -> None:
+def check_rows(steps, column: int, environment: int, rows: range, window: Blocks) -> None:
     """Column `column` of a batch holds exactly `rows` of `environment`."""
     told = first_rows(environment, rows.stop + 1)
     expected = {
@@ -115,35 +120,35 @@ def transitions(environments: range, rows: range) -> int:
     return sum(not first_rows(e, rows.stop)[row + 1].first for e in environments for row in rows[:-1])
 
 
-@pytest.mark.parametrize(("length", "period"), [(6, 5), (2, 1), (13, 12)])
-def test_every_row_of_every_block_is_where_it_belongs(serve_here, length, period):
-    num_envs, blocks = 3, 6
-    window = Window(length, period)
+@pytest.mark.parametrize("length", [5, 1, 12])
+def test_every_row_of_every_block_is_where_it_belongs(serve_here, length):
+    num_envs, count = 3, 6
+    window = Blocks(length)
     path = Path(serve_here, window, num_envs)
-    for block in range(blocks):
+    for block in range(count):
         path.write()
         path.push(block + 1)
-    for block, batch in enumerate(path.batches(blocks)):
-        rows = range(block * period, block * period + length)
+    for block, batch in enumerate(path.batches(count)):
+        rows = range(block * length, block * length + length + 1)
         for environment in range(num_envs):
             check_rows(batch.sample.steps, environment, environment, rows, window)
         np.testing.assert_array_equal(batch.sample.memory.rows, [rows.start] * num_envs, "the memory before row 0")
         np.testing.assert_array_equal(batch.learner_steps, [version_of(rows.start, window)], "that acted in row 0")
         assert batch.env_steps == transitions(range(num_envs), rows)
-        assert batch.rows == (length - 1) * num_envs
+        assert batch.rows == length * num_envs
 
 
 @pytest.mark.parametrize("place", ["serve_here", "serve_apart"])
 def test_blocks_stand_side_by_side_in_a_batch_the_oldest_first(request, place):
     """Two actors take turns: a batch of three blocks holds one's, the other's, and the first's next."""
-    num_envs, window = 2, Window(6, 5)
+    num_envs, window = 2, Blocks(5)
     path = Path(request.getfixturevalue(place), window, num_envs, num_actors=2)
     order = [(block, index) for block in range(3) for index in range(2)]
     for block, index in order:
         path.write(index)
         if index == 1:
             path.push(block + 1)
-    batches = sample_blocks(path.client, path.table, path.structure, 3 * num_envs)
+    batches = path.sampled(3 * num_envs)
     for told in (order[:3], order[3:]):
         batch = within(WAIT, "a batch of three blocks", next, batches)
         left = len(order) - order.index(told[-1]) - 1
@@ -163,7 +168,7 @@ def test_blocks_stand_side_by_side_in_a_batch_the_oldest_first(request, place):
 
 
 def test_a_block_of_many_environments_is_split_into_batches(serve_here):
-    num_envs, window = 6, Window(6, 5)
+    num_envs, window = 6, Blocks(5)
     path = Path(serve_here, window, num_envs)
     for block in range(2):
         path.write()
@@ -180,18 +185,13 @@ def test_a_block_of_many_environments_is_split_into_batches(serve_here):
         assert (batch.env_steps, batch.rows) == (transitions(environments, rows), 5 * 2)
 
 
-@pytest.mark.parametrize(("length", "period"), [(6, 6), (6, 4), (6, 1)])
-def test_blocks_that_overlap_by_other_than_one_row_are_refused(serve_here, length, period):
-    with pytest.raises(ValueError, match="overlap by one row"):
-        Path(serve_here, Window(length, period), num_envs=1)
-
-
 class FullQueue:
     """A queue that holds `max_blocks` blocks, and a thread that appends to it until it was told to stop."""
 
     def __init__(self, serve, max_blocks: int):
-        self.path = Path(serve, Window(2, 1), num_envs=1, max_blocks=max_blocks)
-        writer = BlockWriter(self.path.client, self.path.table, self.path.structure)
+        self.path = Path(serve, Blocks(1), num_envs=1, max_blocks=max_blocks)
+        queue = ReverbQueue(self.path.client, self.path.table.name, self._stopped)
+        writer = BlockWriter(queue, self.path.structure)
         self.writer, self.stop, self.sent = writer, threading.Event(), 0
         self.asked_while_sending: dict[int, int] = {}  # block -> how often `stopped` was asked
         self.thread = threading.Thread(target=self._append, daemon=True)
@@ -203,7 +203,7 @@ class FullQueue:
         row = 0
         while not self.stop.is_set():
             numbered = step._replace(reward=np.full(1, row, np.float32))
-            self.sent += self.writer.append(numbered, RowMemory(np.zeros(1, np.int32)), row, None, self._stopped)
+            self.sent += self.writer.append(Row(numbered, RowMemory(np.zeros(1, np.int32)), Version(row, 0)))
             row += 1
 
     def _stopped(self) -> bool:
@@ -241,7 +241,7 @@ def test_stopped_releases_an_append_that_waits(serve_here):
 
 
 def test_a_queue_gives_each_block_once(serve_here):
-    path = Path(serve_here, Window(3, 2), num_envs=2)
+    path = Path(serve_here, Blocks(2), num_envs=2)
     for _ in range(4):
         path.write()
     assert path.client.server_info()["queue"].current_size == 4

@@ -5,15 +5,17 @@ import numpy as np
 import pytest
 
 from agents import dqn, q_learning
-from agents.agent import Gradient, TableSpec, Transitions, Window
+from agents.agent import Blocks, Gradient, TableSpec, Transitions, Version
 from agents.gradients import by_gradients
 from environments.counting import CountingEnvironment
-from replay import items, server
-from replay.gradients import GradientWriter, sample_gradients
-from replay.items import Packing, Structure
+from replay import blocks, gradients, server
+from replay.blocks import BlockWriter
+from replay.channels import columns, item_structure
+from replay.gradients import GradientWriter
 from replay.local import LocalBlocks, LocalReplay
-from replay.sampler import sample_blocks
-from replay.writer import PULL_ITEMS, BlockWriter
+from replay.reverb_carrier import ReverbQueue
+from replay.rows import PULL_ITEMS, Row
+from replay.structures import Structure
 from tests.replay.test_transitions import stream
 from tests.waiting import until, within
 
@@ -31,15 +33,15 @@ def path(serve):
     """(writer, client, table, structure) of a queue with room for two."""
     structure = Structure(counting_gradient(0))
     agent = q_learning.make(q_learning.Config(), SPEC)
-    table = by_gradients(agent).tables[0]
-    table = TableSpec(table.name, table.window, "queue", max_size=2)
-    client = serve(server.build_table(table, Packing(structure).structure))
-    return GradientWriter(client, table, structure), client, table, structure
+    table = by_gradients(agent).table
+    table = TableSpec(table.name, table.items, "queue", max_size=2)
+    client = serve(server.build_table(table, columns(table, structure)))
+    return GradientWriter(ReverbQueue(client, table.name), structure), client, table, structure
 
 
 def test_each_gradient_arrives_once_in_order_and_to_the_bit(path):
     writer, client, table, structure = path
-    batches = sample_gradients(client, table, structure, 2)
+    batches = gradients.batches(ReverbQueue(client, table.name), table, structure, 2)
     for turn in range(5):
         for number in (2 * turn, 2 * turn + 1):
             within(WAIT, "a gradient to be sent", writer.append, counting_gradient(number))
@@ -53,7 +55,7 @@ def test_each_gradient_arrives_once_in_order_and_to_the_bit(path):
 
 
 def test_a_worker_waits_for_room_until_it_is_stopped(path):
-    writer, client, *_ = path
+    writer, client, table, structure = path
     for number in range(2):
         within(WAIT, "a gradient to be sent", writer.append, counting_gradient(number))
     asked = []
@@ -62,7 +64,8 @@ def test_a_worker_waits_for_room_until_it_is_stopped(path):
         asked.append(client.server_info()["gradients"].current_size)
         return len(asked) > 2
 
-    within(WAIT, "the third to be given up", writer.append, counting_gradient(2), stopped)
+    writer = GradientWriter(ReverbQueue(client, table.name, stopped), structure)
+    within(WAIT, "the third to be given up", writer.append, counting_gradient(2))
     assert asked == [2, 2, 2]
 
 
@@ -73,7 +76,7 @@ def test_the_structure_is_that_of_what_a_worker_computes():
         (dqn.make(dqn.Config(torso="mlp", frame_stack=1, batch_size=5), SPEC), 2),
     ):
         by = by_gradients(agent)
-        structure = items.item_structure(by, SPEC, envs)
+        structure = item_structure(by, SPEC, envs)
         told = structure.unflatten(structure.leaves)
         params = agent.init(jax.random.key(0)).params
         assert jax.tree.map(lambda x: x.shape, told.gradient) == jax.tree.map(lambda x: x.shape, params)
@@ -81,22 +84,22 @@ def test_the_structure_is_that_of_what_a_worker_computes():
 
 
 def test_local_blocks_are_the_queues(serve):
-    table = TableSpec("queue", Window(4, 3), "queue", max_size=100)
+    table = TableSpec("queue", Blocks(3), "queue", max_size=100)
     agent = q_learning.make(q_learning.Config(unroll_length=3, batch_size=2), SPEC)
-    structure = items.block_structure(agent._replace(tables=(table,)), SPEC, 2)
+    structure = blocks.structure(agent._replace(table=table), SPEC, 2)
     client = serve(server.build_table(table, structure, 1))
-    local, writer = LocalBlocks(table, structure), BlockWriter(client, table, structure)
+    local, writer = LocalBlocks(structure), BlockWriter(ReverbQueue(client, "queue"), structure)
     mine = []
     for row, step in enumerate(stream(2, 20)):
-        memory = q_learning.Memory(np.full(2, row, np.float32))
-        complete = local.append(step, memory, row)
-        assert complete == within(WAIT, "a row to be written", writer.append, step, memory, row)
+        told = Row(step, q_learning.Memory(np.full(2, row, np.float32)), Version(row, 0))
+        complete = local.append(told)
+        assert complete == within(WAIT, "a row to be written", writer.append, told)
         assert not list(local.samples()) if not complete else True
         if complete:
             mine += [jax.tree.map(np.copy, sample) for sample in local.samples()]
             assert not list(local.samples()), "learnt from once"
     assert len(mine) == 6
-    batches = sample_blocks(client, table, structure, 2)
+    batches = blocks.batches(ReverbQueue(client, "queue"), table, structure, 2)
     for sample in mine:
         jax.tree.map(np.testing.assert_array_equal, sample, within(WAIT, "a block", next, batches).sample)
 

@@ -17,13 +17,15 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from agents.agent import Agent, Feedback, Step, TableSpec, Transition, Transitions, pmean
+from agents.agent import Agent, Feedback, Step, TableSpec, Transition, Transitions, Version, pmean
 from replay import server
 from replay.client import connect
-from replay.items import Packing, Structure, Version
+from replay.limiter import MIN_BUFFER_ITEMS, error_buffer
 from replay.priorities import update_priorities
+from replay.rows import Row
 from replay.sampler import Replay as Sampler
-from replay.writer import TransitionWriter
+from replay.structures import Packing, Structure
+from replay.transitions import TransitionWriter
 from runtime import learner
 from runtime.learner import PriorityUpdater
 from tests.replay.conftest import ROOT
@@ -209,7 +211,7 @@ def named_agent(batch_size: int) -> Agent:
         priorities = 100.0 * state + 10.0 * observation[:, 0] + observation[:, 1] + 1
         return state + 1, Feedback({"likelihood": pmean(sample.likelihood.mean())}, priorities)
 
-    return Agent(None, lambda state: state, None, None, None, update, (SPEC,), batch_size)
+    return Agent(None, lambda state: state, None, None, None, update, SPEC, batch_size)
 
 
 @pytest.mark.parametrize("updates_per_dispatch", [1, 2])
@@ -294,15 +296,15 @@ def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_ar
 # Who waits ------------------------------------------------------------------------------------------------------------
 
 LIMITED = dataclasses.replace(SPEC, kind="uniform", min_size=10, samples_per_insert=4.0)
-BUFFER = server.error_buffer(LIMITED)
+BUFFER = error_buffer(LIMITED)
 MOST_INSERTS = 10 + int(BUFFER) // 4  # before the first sample
 
 
 def test_the_error_buffer_is_a_tenth_of_the_minimum_size_but_never_small():
-    assert BUFFER == server.MIN_BUFFER_ITEMS * 4
+    assert BUFFER == MIN_BUFFER_ITEMS * 4
     large = dataclasses.replace(LIMITED, min_size=30_000)
-    assert server.error_buffer(large) == 3_000 * 4 and server.error_buffer(large, 3) == 1_000 * 4
-    assert server.error_buffer(dataclasses.replace(large, samples_per_insert=0.5)) == 3_000
+    assert error_buffer(large) == 3_000 * 4 and error_buffer(large, 3) == 1_000 * 4
+    assert error_buffer(dataclasses.replace(large, samples_per_insert=0.5)) == 3_000
 
 
 def counts(client) -> tuple[int, int]:
@@ -315,7 +317,8 @@ class Actor:
     """A thread that appends rows of one environment without end, until told to stop."""
 
     def __init__(self, client, spec: TableSpec = LIMITED):
-        self.writer, self.stop, self.asked = TransitionWriter(client, spec, PACKING), threading.Event(), 0
+        self.writer = TransitionWriter(client, spec, STRUCTURE, stopped=self._stopped)
+        self.stop, self.asked = threading.Event(), 0
         self.thread = threading.Thread(target=self._append, daemon=True)
         self.thread.start()
 
@@ -325,7 +328,7 @@ class Actor:
             one = np.ones(1, np.float32)
             step = Step(np.array([[0, row]], np.float32), np.zeros(1, np.int32), one, one, np.full(1, row == 0), {})
             self.asked = 0
-            self.writer.append(step, (), 0, None, self._stopped)
+            self.writer.append(Row(step, (), Version(0, 0)))
             row += 1
 
     def _stopped(self) -> bool:

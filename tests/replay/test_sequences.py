@@ -7,13 +7,14 @@ import jax
 import numpy as np
 import pytest
 
-from agents.agent import Sample, Sequences, Step, TableSpec
+from agents.agent import Sample, Sequences, Step, TableSpec, Version
 from replay import server
+from replay.channels import way
 from replay.client import connect
-from replay.items import SequencePacking, Structure, packing
+from replay.rows import PULL_STEPS, Row
 from replay.sampler import Replay
-from replay.server import steps_table_name
-from replay.writer import PULL_STEPS, SequenceWriter
+from replay.sequences import SequencePacking, SequenceWriter, steps_table_name
+from replay.structures import Structure
 from tests.counting_rows import first_rows
 from tests.replay.test_transitions import action_in, stream
 from tests.waiting import until, within
@@ -116,10 +117,10 @@ class Written:
         self.window = window
         self.table = TableSpec("replay", window, kind, 10_000)
         self.structure = structure_of(window)
-        self.packing = packing(window, self.structure)
+        self.packing = way(self.table).packing(self.table, self.structure)
         assert isinstance(self.packing, SequencePacking)
         self.client = serve(server.build_table(self.table, self.packing.structure), server.build_steps_table("replay"))
-        self.writer = SequenceWriter(self.client, self.table, self.packing, priority)
+        self.writer = SequenceWriter(self.client, self.table, self.structure, priority)
 
     def write(self, environments: range, rows: int, params=None) -> list[bool]:
         pulls = []
@@ -128,7 +129,9 @@ class Written:
                 *(x[environments.start :] for x in step[:5]), {"number": np.full(len(environments), row + 1, np.int32)}
             )
             memory = memory_before(row, environments)
-            pulls.append(within(WAIT, "a row to be written", self.writer.append, mine, memory, 0, params))
+            pulls.append(
+                within(WAIT, "a row to be written", self.writer.append, Row(mine, memory, Version(0, 0), params))
+            )
         for writer in [each.writer for each in self.writer._streams] + [self.writer._counter]:
             within(WAIT, "the last items to be written", writer.flush)
         return pulls
@@ -250,7 +253,7 @@ def test_transitions_are_counted_to_less_than_a_period(serve, window):
     written = Written(serve, window)
     for rows in (7, 40):
         before = written.counted()
-        written.writer = SequenceWriter(written.client, written.table, written.packing, None)
+        written.writer = SequenceWriter(written.client, written.table, written.structure)
         written.write(range(4), rows)
         executed = sum(len(transitions(e, rows)) for e in range(4))
         assert written.counted() - before == executed // window.period
@@ -266,7 +269,8 @@ def test_actors_pull_after_so_many_transitions(serve):
 def test_a_restart_brings_back_sequences_and_counts(tmp_path):
     window, rows, counts = Sequences(2, 4, 2), 30, []
     path = tmp_path / "replay_0"
-    spec, packed = TableSpec("replay", window, "uniform", 10_000), packing(window, structure_of(window))
+    spec = TableSpec("replay", window, "uniform", 10_000)
+    packed = way(spec).packing(spec, structure_of(window))
 
     def tables():
         return [server.build_table(spec, packed.structure), server.build_steps_table("replay")]
@@ -304,19 +308,21 @@ def test_sequences_that_do_not_overlap_are_refused(serve):
 def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
     window = Sequences(0, 2, 1)
     table = TableSpec("replay", window, "queue", 3)
-    packed = packing(window, structure_of(window))
+    structure = structure_of(window)
+    packed = way(table).packing(table, structure)
     client = serve(server.build_table(table, packed.structure), server.build_steps_table("replay"))
-    writer = SequenceWriter(client, table, packed, None)
     asked = []
 
     def stopped() -> bool:
         asked[-1] += 1
         return asked[-1] > 1
 
+    writer = SequenceWriter(client, table, structure, stopped=stopped)
     for row, step in enumerate(stream(1, 60)):
         asked.append(0)
         mine = step._replace(extras={"number": np.full(1, row + 1, np.int32)})
-        within(WAIT, "a row to be written", writer.append, mine, memory_before(row, range(1)), 0, None, stopped)
+        memory = memory_before(row, range(1))
+        within(WAIT, "a row to be written", writer.append, Row(mine, memory, Version(0, 0)))
         if asked[-1] > 1:
             break
     assert asked[-1] == 2

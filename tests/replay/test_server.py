@@ -5,11 +5,11 @@ import socket
 import numpy as np
 import pytest
 
-from agents.agent import TableSpec, Window
+from agents.agent import Blocks, TableSpec, Version
 from replay import server
 from replay.client import ReplayUnavailable, connect
-from replay.items import Structure, Version
-from replay.variables import VariableContainer
+from replay.structures import Structure
+from replay.variables import VARIABLES, VariableContainer
 from tests.waiting import within
 
 STRUCTURE = Structure((Version(np.int64(0), np.int64(0)), {"w": np.zeros(2, np.float32)}))
@@ -33,14 +33,14 @@ def test_a_free_port_is_served():
     running = server.serve([server.build_variables_table(STRUCTURE)], port, None)
     try:
         assert running.port == port
-        assert server.VARIABLES in connect(f"localhost:{port}", 30).server_info()
+        assert VARIABLES in connect(f"localhost:{port}", 30).server_info()
     finally:
         running.stop()
 
 
 @pytest.mark.parametrize(("max_size", "sequences_per_item", "expected"), [(12, 4, 3), (13, 4, 3), (2, 4, 1)])
 def test_a_queues_size_counts_sequences(max_size, sequences_per_item, expected):
-    spec = TableSpec("queue", Window(3, 2), "queue", max_size)
+    spec = TableSpec("queue", Blocks(2), "queue", max_size)
     table = server.build_table(spec, STRUCTURE, sequences_per_item)
     assert (table.name, table.info.max_size, table.info.max_times_sampled) == ("queue", expected, 1)
 

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 import environments
-from agents.agent import Sample, Step, TableSpec, Transition, Transitions
+from agents.agent import Sample, Stacks, Step, TableSpec, Transition, Version
 from environments.envpool import ATARI
 from replay import server
+from replay.channels import way
 from replay.client import connect
-from replay.items import StackedPacking, Structure, packing
+from replay.rows import PULL_STEPS, Row, never
 from replay.sampler import Replay
-from replay.writer import IN_FLIGHT, PULL_STEPS, StackedTransitionWriter, make_writer
+from replay.stacks import IN_FLIGHT, StackedPacking, StackedTransitionWriter
+from replay.structures import Structure
 from tests.replay.test_transitions import GAMMA, Told, stream, windows
 from tests.waiting import within
 
@@ -53,17 +55,20 @@ def check(sample: Transition, index: int, told: Told, stack: int) -> None:
 class Written:
     """A table, its writer and rows in it; a queue, so that each item can be read once, in order."""
 
-    def __init__(self, serve, window: Transitions, shape=(2, 3), priority=None, kind="queue"):
+    def __init__(self, serve, window: Stacks, shape=(2, 3), priority=None, kind="queue"):
         self.table = TableSpec("replay", window, kind, 10_000)
         self.structure = structure_of(window.stack, shape)
-        self.packing = packing(window, self.structure)
+        self.packing = way(self.table).packing(self.table, self.structure)
         assert isinstance(self.packing, StackedPacking)
         self.client = serve(server.build_table(self.table, self.packing.structure))
-        self.writer = make_writer(self.client, self.table, self.structure, priority)
+        self.writer = way(self.table).writer(self.client, self.table, self.structure, priority, never)
         assert isinstance(self.writer, StackedTransitionWriter)
 
     def write(self, steps, params=None) -> list[bool]:
-        told = [within(WAIT, "a row to be written", self.writer.append, step, (), 0, params) for step in steps]
+        told = [
+            within(WAIT, "a row to be written", self.writer.append, Row(step, (), Version(0, 0), params))
+            for step in steps
+        ]
         for stream_writer in self.writer._writers:
             within(WAIT, "the last items to be written", stream_writer.flush)
         return told
@@ -82,7 +87,7 @@ class Written:
 def test_every_item_has_the_stacks_of_its_two_ends(serve, n, stack, num_envs):
     """Episodes of 1 to 5 steps, terminated and truncated: shorter than n or the stack, and longer."""
     rows = 45
-    written = Written(serve, Transitions(n, GAMMA, stack))
+    written = Written(serve, Stacks(n, GAMMA, stack))
     written.write(framed(num_envs, rows))
     expected = [told for e in range(num_envs) for _, told in windows(e, rows, n)]
     assert written.size() == len(expected) > 30
@@ -99,7 +104,7 @@ def test_every_item_has_the_stacks_of_its_two_ends(serve, n, stack, num_envs):
 def test_items_of_several_servers_are_sampled_as_they_were_written(serve):
     """Each of two servers has environments of its own; batches take turns, and the likelihood is the mixture's."""
     n, stack, rows = 3, 4, 40
-    servers = [Written(serve, Transitions(n, GAMMA, stack), kind="uniform") for _ in range(2)]
+    servers = [Written(serve, Stacks(n, GAMMA, stack), kind="uniform") for _ in range(2)]
     batches = iter(Replay([w.client for w in servers], servers[0].table, servers[0].structure, 16))
     expected = []
     for index, written in enumerate(servers):
@@ -131,7 +136,7 @@ def test_an_actors_priorities_are_of_the_stacked_items(serve):
         given.append(transition)
         return params * (1.0 + transition.action)
 
-    written = Written(serve, Transitions(3, GAMMA, 4), priority=priority)
+    written = Written(serve, Stacks(3, GAMMA, 4), priority=priority)
     written.write(framed(5, 40), params=2.0)
     count = written.size()
     transition, priorities = written.read(count)
@@ -147,7 +152,7 @@ def test_an_actors_priorities_are_of_the_stacked_items(serve):
 
 
 def test_actors_pull_after_so_many_items(serve):
-    written = Written(serve, Transitions(1, GAMMA, 2))
+    written = Written(serve, Stacks(1, GAMMA, 2))
     pulls = written.write(framed(20, 60))
     transitions = sum(len(windows(e, 60, 1)) for e in range(20))
     assert sum(pulls) == transitions // PULL_STEPS == 2
@@ -160,7 +165,7 @@ def test_stacks_of_atari_equal_envpools_own(serve):
     ours = environments.make("Breakout-v5", num_envs, seed=5)
     options = ATARI | {"stack_num": stack, "reward_clip": True}
     theirs = envpool.make("Breakout-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
-    written = Written(serve, Transitions(2, 1.0, stack), (84, 84))
+    written = Written(serve, Stacks(2, 1.0, stack), (84, 84))
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
     timestep, steps, stacks = ours.reset(), [], [theirs.reset()[0]]  # by row
     while (opened < 2).any():
@@ -188,9 +193,9 @@ def test_stacks_of_atari_equal_envpools_own(serve):
 
 
 def test_a_restarted_server_has_the_items_and_goes_on_counting(tmp_path):
-    window = Transitions(2, GAMMA, 3)
+    window = Stacks(2, GAMMA, 3)
     table = TableSpec("replay", window, "uniform", 1000)
-    packed = packing(window, structure_of(3, (2, 3)))
+    packed = way(table).packing(table, structure_of(3, (2, 3)))
     written, counts = [], []
     for _ in range(2):
         running = server.serve([server.build_table(table, packed.structure)], None, tmp_path / "replay_0")
@@ -213,26 +218,26 @@ def test_a_restarted_server_has_the_items_and_goes_on_counting(tmp_path):
         finally:
             running.stop()
     assert counts == [written[0], 2 * written[0]]
-    other = dataclasses.replace(table, window=Transitions(3, GAMMA, 3))
-    another = packing(other.window, structure_of(3, (2, 3)))
+    other = dataclasses.replace(table, items=Stacks(3, GAMMA, 3))
+    another = way(other).packing(other, structure_of(3, (2, 3)))
     with pytest.raises(ValueError, match=r"uint8\[5, 2, 3\], int32\[2\], float32\[2\], not uint8\[6, 2, 3\]"):
         server.serve([server.build_table(other, another.structure)], None, tmp_path / "replay_0")
 
 
 def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
-    written = Written(serve, Transitions(1, GAMMA, 2))
+    written = Written(serve, Stacks(1, GAMMA, 2))
     table = dataclasses.replace(written.table, max_size=4)
     client = serve(server.build_table(table, written.packing.structure))
-    writer = make_writer(client, table, written.structure, None)
     asked = []
 
     def stopped() -> bool:
         asked[-1] += 1  # again after each time-out of the flush that waits for the table
         return asked[-1] > 1
 
+    writer = way(table).writer(client, table, written.structure, None, stopped)
     for step in framed(1, 4 * IN_FLIGHT):
         asked.append(0)
-        within(WAIT, "a row to be written", writer.append, step, (), 0, None, stopped)
+        within(WAIT, "a row to be written", writer.append, Row(step, (), Version(0, 0)))
         if asked[-1] > 1:
             break
     assert asked[-1] == 2 and len(asked) >= 4 + IN_FLIGHT

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, Step, TableSpec, Transition, Transitions
+from agents.agent import Agent, Step, TableSpec, Transition, Transitions, Version
 from environments.counting import CountingEnvironment
-from replay import items, server
-from replay.items import Packing, Structure, Version
+from replay import server
+from replay.channels import item_structure, way
+from replay.rows import PULL_ITEMS, Row, never
 from replay.sampler import Replay as Sampler
-from replay.transitions import NStep
+from replay.structures import Packing, Structure, params_structure
+from replay.transitions import LOCAL_ITEMS, NStep, TransitionWriter
 from replay.variables import VariableContainer
-from replay.writer import LOCAL_ITEMS, PULL_ITEMS, TransitionWriter, items_at_once, make_writer
 from runtime import actor
 from tests.counting_rows import first_rows
 from tests.waiting import until, within
@@ -163,36 +164,6 @@ def test_transitions_keep_shapes_and_dtypes_and_round_as_float32_does():
     np.testing.assert_allclose(transition.discount, 0.99**2, rtol=1e-6)
 
 
-# Packing -------------------------------------------------------------------------------------------------------------
-
-MIXED = {
-    "frames": np.zeros((3, 4, 2), np.uint8),
-    "action": np.zeros((2,), np.float32),
-    "count": np.zeros((), np.int32),
-    "more": (np.zeros((2, 2), np.int32), np.zeros((), np.float32), np.zeros((5,), np.uint8)),
-    "flag": np.zeros((), np.bool_),
-}
-
-
-def random_items(rng: np.random.Generator, batch: int):
-    return jax.tree.map(lambda x: rng.integers(0, 250, (batch, *x.shape)).astype(x.dtype), MIXED)
-
-
-@pytest.mark.parametrize("batch", [1, 6])
-def test_packing_gives_back_every_leaf(batch):
-    packing = Packing(Structure(MIXED))
-    given = random_items(np.random.default_rng(batch), batch)
-    columns = packing.pack(given)
-    assert len(columns) == 4, "one per dtype"
-    described = [((batch, *leaf.shape), leaf.dtype) for leaf in packing.structure.leaves]
-    assert [(column.shape, column.dtype) for column in columns] == described
-    assert sum(column.nbytes for column in columns) == sum(leaf.nbytes for leaf in jax.tree.leaves(given))
-    for back in (packing.unpack(columns), jax.jit(packing.unpack)(columns)):
-        assert jax.tree.structure(back) == jax.tree.structure(given)
-        jax.tree.map(np.testing.assert_array_equal, back, given)
-        assert [x.dtype for x in jax.tree.leaves(back)] == [x.dtype for x in jax.tree.leaves(given)]
-
-
 # The whole path ------------------------------------------------------------------------------------------------------
 
 
@@ -223,7 +194,7 @@ def row_agent(window: Transitions, kind: str = "uniform") -> Agent:
         act=act,
         act_greedily=act,
         update=lambda state, key, sample: (state, None),
-        tables=(TableSpec("replay", window, kind, max_size=10_000),),
+        table=TableSpec("replay", window, kind, max_size=10_000),
         batch_size=16,
         priority=priority,
     )
@@ -235,17 +206,18 @@ class Path:
     def __init__(self, serve, n: int, num_envs: int, kind: str = "uniform"):
         self.n, self.num_envs = n, num_envs
         self.agent = row_agent(Transitions(n, GAMMA), kind)
-        (self.table,) = self.agent.tables
+        self.table = self.agent.table
         self.environment = Counted(num_envs)
-        self.structure = items.item_structure(self.agent, self.environment.spec, num_envs)
-        params = items.params_structure(self.agent)
+        self.structure = item_structure(self.agent, self.environment.spec, num_envs)
+        params = params_structure(self.agent)
         packed = Packing(self.structure).structure
         self.client = serve(server.build_table(self.table, packed), server.build_variables_table(params))
         self.variables = VariableContainer(self.client, params)
         self.push(1.0)
         device = jax.devices()[0]
-        priority = actor.compile_priority(self.agent.priority, items_at_once(self.table, num_envs), device)
-        self.writer = make_writer(self.client, self.table, self.structure, priority)
+        at_once = way(self.table).items_at_once(self.table, num_envs)
+        priority = actor.compile_priority(self.agent.priority, at_once, device)
+        self.writer = way(self.table).writer(self.client, self.table, self.structure, priority, never)
         assert isinstance(self.writer, TransitionWriter)
         self.actor = actor.run(
             self.agent,
@@ -338,7 +310,7 @@ def test_frames_and_vectors_survive_the_table(serve):
     structure = Structure(Transition(frame, np.zeros(3, np.float32), number, number, frame))
     table = TableSpec("replay", window, "uniform", 100)
     client = serve(server.build_table(table, Packing(structure).structure))
-    writer = TransitionWriter(client, table, Packing(structure))
+    writer = TransitionWriter(client, table, structure)
     steps = [
         Step(
             rng.integers(0, 255, (2, 5, 4), np.uint8),
@@ -351,7 +323,7 @@ def test_frames_and_vectors_survive_the_table(serve):
         for row in range(1 + LOCAL_ITEMS // 2)
     ]
     for step in steps:
-        within(WAIT, "a row to be written", writer.append, step, (), 0)
+        within(WAIT, "a row to be written", writer.append, Row(step, (), Version(0, 0)))
     until(lambda: client.server_info()["replay"].current_size == LOCAL_ITEMS, WAIT, "the table holds all items")
     batches = iter(Sampler([client], table, structure, 32))
     seen = set()

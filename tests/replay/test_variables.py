@@ -4,12 +4,12 @@ import threading
 
 import numpy as np
 import pytest
-import reverb
 
-from replay.client import ReplayUnavailable
-from replay.items import Structure, Version
-from replay.server import VARIABLES, build_variables_table
-from replay.variables import VariableContainer
+from agents.agent import Version
+from replay.reverb_import import reverb
+from replay.server import build_variables_table
+from replay.structures import Structure
+from replay.variables import VARIABLES, ReplayUnavailable, VariableContainer
 from tests.waiting import within
 
 WAIT = 60.0

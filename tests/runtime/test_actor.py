@@ -5,9 +5,8 @@ import numpy as np
 import pytest
 
 from agents import impala
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sample, Step, Transition
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sample, Step, Transition, Version
 from environments.counting import CountingEnvironment
-from replay.items import Version
 from runtime import actor
 
 
@@ -21,7 +20,7 @@ class Recorded:
         self._counting = CountingEnvironment(1)
 
     def agent(self) -> Agent:
-        return Agent(None, None, self.memory, None, None, None, (), 1)
+        return Agent(None, None, self.memory, None, None, None, None, 1)
 
     def memory(self, num_envs: int, ranks) -> np.ndarray:
         self.calls.append(("memory", num_envs))
@@ -50,9 +49,10 @@ class Recorded:
         return Version(self.version, 0), np.array(self.version)
 
     # The writer
-    def append(self, step, memory, learner_steps, params, stopped):
-        self.calls.append(("append", int(step.action[0]), int(memory[0]), learner_steps, int(params)))
-        self.appended.append(step)
+    def append(self, row):
+        action, memory = int(row.step.action[0]), int(row.memory[0])
+        self.calls.append(("append", action, memory, row.version.learner_steps, int(row.params)))
+        self.appended.append(row.step)
         self._row += 1
         return self._row % self.item_every == 0
 
@@ -143,8 +143,8 @@ class Rows:
     def __init__(self):
         self.steps = []
 
-    def append(self, step, memory, learner_steps, params, stopped):
-        self.steps.append(jax.tree.map(np.array, step))
+    def append(self, row):
+        self.steps.append(jax.tree.map(np.array, row.step))
         return len(self.steps) % 4 == 0
 
 

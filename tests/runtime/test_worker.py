@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, Feedback, Gradients, Sample, TableSpec, Window
+from agents.agent import Agent, Blocks, Feedback, Gradients, Sample, TableSpec, Version
 from environments.counting import CountingEnvironment
-from replay.items import Version
 from runtime import actor, worker
 
 
@@ -29,9 +28,9 @@ class Rows:
     def __init__(self, calls, on_policy, times):
         self.calls, self.on_policy, self.times, self.rows = calls, on_policy, times, []
 
-    def append(self, step, memory, learner_steps, params=None, stopped=lambda: False):
+    def append(self, row):
         self.calls.append("append")
-        self.rows.append(step)
+        self.rows.append(row.step)
         return len(self.rows) % 3 == 0
 
     def samples(self):
@@ -43,8 +42,7 @@ class Sent:
     def __init__(self, calls):
         self.calls, self.gradients = calls, []
 
-    def append(self, gradient, stopped):
-        assert not stopped()
+    def append(self, gradient):
         self.calls.append("send")
         self.gradients.append(jax.tree.map(np.asarray, gradient))
 
@@ -60,7 +58,7 @@ def played(on_policy: bool, times: int, turns: int):
         metrics = {"loss": sample.steps.action.sum().astype(jnp.float32), "random": jax.random.uniform(key)}
         return {"w": state}, Feedback(metrics)
 
-    table = TableSpec("queue", Window(3, 2), "queue", 1)
+    table = TableSpec("queue", Blocks(2), "queue", 1)
     agent = Agent(
         init=None,
         policy=lambda state: state,
@@ -68,7 +66,7 @@ def played(on_policy: bool, times: int, turns: int):
         act=act,
         act_greedily=act,
         update=None,
-        tables=(TableSpec("gradients", Gradients(table, 2), "queue", 1),),
+        table=TableSpec("gradients", Gradients(table, 2), "queue", 1),
         batch_size=1,
         gradient=gradient,
     )

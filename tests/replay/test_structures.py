@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 from agents import impala
-from agents.agent import DiscreteActions, EnvironmentSpec
-from replay.items import Block, Structure, Version, block_structure, params_structure, step_structs
+from agents.agent import DiscreteActions, EnvironmentSpec, Version
+from replay import blocks
+from replay.blocks import Block
+from replay.server import signature_of
+from replay.structures import Packing, Structure, params_structure, step_structs
 
 SPEC = EnvironmentSpec((5, 6), np.dtype(np.uint8), DiscreteActions(3))
 CONFIG = impala.Config(torso="mlp", hidden_sizes=(4,), lstm_size=7, frame_stack=3, unroll_length=8, batch_size=4)
@@ -26,7 +29,7 @@ def test_structure_flattens_and_unflattens():
     back = structure.unflatten(columns)
     assert jax.tree.structure(back) == jax.tree.structure(item)
     jax.tree.map(np.testing.assert_array_equal, back, item)
-    signature = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in structure.signature]
+    signature = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in signature_of(structure)]
     assert signature == [(leaf.shape, leaf.dtype.type) for leaf in structure.leaves]
 
 
@@ -37,8 +40,8 @@ def test_structure_refuses_another_tree():
 
 def test_block_structure_is_that_of_real_blocks():
     agent = impala.make(CONFIG, SPEC)
-    (rows, memory, learner_steps) = block_structure(agent, SPEC, num_envs=4).unflatten(
-        block_structure(agent, SPEC, num_envs=4).leaves
+    (rows, memory, learner_steps) = blocks.structure(agent, SPEC, num_envs=4).unflatten(
+        blocks.structure(agent, SPEC, num_envs=4).leaves
     )
     assert isinstance(Block(rows, memory, learner_steps), Block)
     shapes = {name: (leaf.shape, leaf.dtype) for name, leaf in rows._asdict().items() if name != "extras"}
@@ -72,3 +75,33 @@ def test_actions_of_another_type_than_the_environments_are_refused():
 
     with pytest.raises(TypeError, match=r"float32.*int32"):
         step_structs(agent._replace(act=act), SPEC, 2)
+
+
+# Packing -------------------------------------------------------------------------------------------------------------
+
+MIXED = {
+    "frames": np.zeros((3, 4, 2), np.uint8),
+    "action": np.zeros((2,), np.float32),
+    "count": np.zeros((), np.int32),
+    "more": (np.zeros((2, 2), np.int32), np.zeros((), np.float32), np.zeros((5,), np.uint8)),
+    "flag": np.zeros((), np.bool_),
+}
+
+
+def random_items(rng: np.random.Generator, batch: int):
+    return jax.tree.map(lambda x: rng.integers(0, 250, (batch, *x.shape)).astype(x.dtype), MIXED)
+
+
+@pytest.mark.parametrize("batch", [1, 6])
+def test_packing_gives_back_every_leaf(batch):
+    packing = Packing(Structure(MIXED))
+    given = random_items(np.random.default_rng(batch), batch)
+    columns = packing.pack(given)
+    assert len(columns) == 4, "one per dtype"
+    described = [((batch, *leaf.shape), leaf.dtype) for leaf in packing.structure.leaves]
+    assert [(column.shape, column.dtype) for column in columns] == described
+    assert sum(column.nbytes for column in columns) == sum(leaf.nbytes for leaf in jax.tree.leaves(given))
+    for back in (packing.unpack(columns), jax.jit(packing.unpack)(columns)):
+        assert jax.tree.structure(back) == jax.tree.structure(given)
+        jax.tree.map(np.testing.assert_array_equal, back, given)
+        assert [x.dtype for x in jax.tree.leaves(back)] == [x.dtype for x in jax.tree.leaves(given)]
