@@ -161,7 +161,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
         g, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
-        metrics |= {"gradient_norm": optax.global_norm(pmean(g)), "learning_rate": learning_rate(state)}
+        metrics |= {"gradient_norm": optax.tree.norm(pmean(g)), "learning_rate": learning_rate(state)}
         return g, Feedback(metrics)
 
     def apply(state: State, gradient: Any) -> State:

@@ -187,7 +187,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
                 jax.tree.map(lambda p, a: p + hypers.alpha_theta * a, params.theta, ascent.theta),
                 jax.tree.map(lambda p, a: p + hypers.alpha_w * a, params.w, ascent.w),
             )
-            return (params, opt_state, traces), (delta, optax.global_norm(ascent))
+            return (params, opt_state, traces), (delta, optax.tree.norm(ascent))
 
         mine = jax.tree.map(lambda z: z[:streams], state.traces)
         rows = (x[:-1], steps.action[:-1], steps.reward[:-1], hypers.discount * steps.discount[:-1], x[1:])
@@ -199,7 +199,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         logits = h(params.theta, x)
         entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
         absolute, entropy, values, trace = pmean(
-            (jnp.abs(delta).sum(), entropy, v(params.w, x).mean(), optax.global_norm(mine.z))
+            (jnp.abs(delta).sum(), entropy, v(params.w, x).mean(), optax.tree.norm(mine.z))
         )
         metrics = {"td_error": absolute / number, "value": values, "entropy": entropy}
         metrics |= {"step_norm": norm[-1], "trace_norm": trace}

@@ -214,6 +214,8 @@ class Agent(NamedTuple):
     # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,
     # a Sample of them. None: 1 for all.
     priority: Callable[[Params, Any], Any] | None = None
+    # An update cuts each device's share of the batch into equal parts: the share is a multiple of so many sequences.
+    share_multiple: int = 1
     # The two halves of `update`, for workers that compute gradients and a learner that applies them; None: not halved.
     # (state, key, sample) -> (gradient, Feedback); reads no `state.opt_state`, which workers do not have.
     gradient: Callable[[State, jax.Array, Sample], tuple[Any, Feedback]] | None = None
@@ -253,7 +255,7 @@ def check_replay_sizes(config: Any) -> None:
 def pmean(tree: Any) -> Any:
     """Averages over the learner's devices where an update runs on several; elsewhere the identity.
 
-    So the same update runs under pmap, under vmap(axis_name=AXIS) and under a plain jit.
+    So the same update runs on a mesh by either mapper, under vmap(axis_name=AXIS) and under a plain jit.
     """
     return _across_devices(jax.lax.pmean, tree)
 
@@ -261,6 +263,11 @@ def pmean(tree: Any) -> Any:
 def pmax(tree: Any) -> Any:
     """The largest over the learner's devices, likewise."""
     return _across_devices(jax.lax.pmax, tree)
+
+
+def psum(tree: Any) -> Any:
+    """The sum over the learner's devices, likewise."""
+    return _across_devices(jax.lax.psum, tree)
 
 
 def _across_devices(reduce: Callable[[Any, str], Any], tree: Any) -> Any:

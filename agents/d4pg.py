@@ -280,8 +280,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             }
         )
         metrics |= {
-            "critic_gradient_norm": optax.global_norm(gradients.critic),
-            "policy_gradient_norm": optax.global_norm(gradients.policy),
+            "critic_gradient_norm": optax.tree.norm(gradients.critic),
+            "policy_gradient_norm": optax.tree.norm(gradients.policy),
         }
         state = State(params, targets, opt_state, statistics, max_priority, hypers, step)
         return state, Feedback(metrics, priorities)

@@ -219,8 +219,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             }
         )
         metrics |= {
-            "critic_gradient_norm": optax.global_norm(gradient_Q),
-            "policy_gradient_norm": optax.global_norm(gradient_mu),
+            "critic_gradient_norm": optax.tree.norm(gradient_Q),
+            "policy_gradient_norm": optax.tree.norm(gradient_mu),
         }
         state = State(
             params=params,

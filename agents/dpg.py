@@ -247,7 +247,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         value = basis.phi(sample.steps.observation) @ weights.v
         squares, number, value = pmean((jnp.square(delta).sum(), live.sum(), value.mean()))
         metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value}
-        metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}
+        metrics |= {f"{name}_norm": optax.tree.norm(x) for name, x in weights._asdict().items()}
         return State(weights, state.hypers, state.step + 1), Feedback(metrics)
 
     if config.form == "sarsa":

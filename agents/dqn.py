@@ -249,7 +249,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "value": values.mean(),
             "td_error": jnp.abs(errors).mean(),
             "importance_weight": weights.mean(),
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "epsilon": epsilon(state),
         }
         return gradient, Feedback(metrics, priorities)
@@ -270,7 +270,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         if config.replay == "prioritized":
             max_priority = jnp.maximum(state.max_priority, pmax(feedback.priorities.max()))
             state = state._replace(max_priority=max_priority)
-        metrics |= {"gradient_norm": optax.global_norm(value)}
+        metrics |= {"gradient_norm": optax.tree.norm(value)}
         return state, Feedback(metrics, feedback.priorities)
 
     table = TableSpec(

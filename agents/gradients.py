@@ -13,7 +13,7 @@ from agents.agent import Agent, Feedback, Gradient, Gradients, State, TableSpec,
 
 
 def by_gradients(agent: Agent) -> Agent:
-    """The same agent, learning from Gradients, one for each device.
+    """The same agent, learning from Gradients [n, ...], as many for each device.
 
     What is pulled is the state without its optimiser's part: workers act by it and compute gradients at it.
 
@@ -38,7 +38,7 @@ def by_gradients(agent: Agent) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Gradient) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = pmean((sample.gradient, sample.metrics))
+        gradient, metrics = pmean(jax.tree.map(lambda x: x.mean(axis=0), (sample.gradient, sample.metrics)))
         return apply(state, gradient), Feedback(metrics)
 
     return agent._replace(
@@ -50,4 +50,5 @@ def by_gradients(agent: Agent) -> Agent:
         table=TableSpec("gradients", Gradients(table, agent.batch_size), "queue", max_size=1),
         batch_size=1,
         priority=None,
+        share_multiple=1,
     )

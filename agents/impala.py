@@ -212,7 +212,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         learning_rate = decayed(state.hypers.learning_rate, state.step, steps_per_update, config.decay_env_steps)
         params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
-        metrics |= {"gradient_norm": optax.global_norm(gradient), "learning_rate": learning_rate}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
     table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax.numpy as jnp
 
-from agents.agent import pmean
+from agents.agent import pmean, psum
 
 LIMIT = 10.0  # of a normalised number: what has hardly ever moved may one day move far
 
@@ -15,7 +15,7 @@ class Normalizer(NamedTuple):
 
     mean: chex.Array
     variance: chex.Array
-    count: chex.Array  # float32 scalar: the observations behind them, of one device; 0 at first, the identity
+    count: chex.Array  # float32 scalar: the observations behind them, of all devices; 0 at first, the identity
 
 
 def init(shape: tuple[int, ...]) -> Normalizer:
@@ -31,9 +31,10 @@ def update(normalizer: Normalizer, observations: Any) -> Normalizer:
     x = jnp.asarray(observations, jnp.float32)
     mean = pmean(x.mean(axis=0))
     variance = pmean(jnp.square(x - mean).mean(axis=0))
-    # Devices hold equal shares of every batch: the counts of one alone have the right proportions.
-    count = normalizer.count + x.shape[0]
-    new = x.shape[0] / count
+    # Of all devices, so that a run may go on with another number of them.
+    size = psum(x.shape[0])
+    count = normalizer.count + size
+    new = size / count
     delta = mean - normalizer.mean
     return Normalizer(
         mean=normalizer.mean + new * delta,

@@ -215,7 +215,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         entropy = -jnp.sum(pi * jnp.log(jnp.maximum(pi, 1e-30)), axis=-1).mean()
         squares, number, value, entropy = pmean((jnp.square(delta).sum(), live.sum(), (x @ weights.v).mean(), entropy))
         metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value, "entropy": entropy}
-        metrics |= {f"{name}_norm": optax.global_norm(x) for name, x in weights._asdict().items()}
+        metrics |= {f"{name}_norm": optax.tree.norm(x) for name, x in weights._asdict().items()}
         return State(weights, traces, hypers, state.step + 1), Feedback(metrics)
 
     table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)

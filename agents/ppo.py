@@ -10,6 +10,7 @@ acted. Rows whose action the environment threw away (they close an episode) are 
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -261,7 +262,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             params, opt_state = jax.tree.map(
                 lambda new, old: jnp.where(stopped, old, new), (next_params, next_opt_state), (params, opt_state)
             )
-            metrics |= {"gradient_norm": optax.global_norm(gradient), "minibatches": 1.0 - stopped}
+            metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
             return (params, opt_state, stopped), metrics
 
         keys = jax.random.split(key, config.epochs)
@@ -285,6 +286,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return state, Feedback(metrics)
 
     table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
+    # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
+    rows = 1 if config.lstm_size else config.unroll_length
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.observations),
@@ -294,4 +297,5 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         update=update,
         table=table,
         batch_size=config.batch_size,
+        share_multiple=config.minibatches // math.gcd(config.minibatches, rows),
     )

@@ -250,7 +250,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         (total, (errors, values)), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         metrics = {"loss": total, "value": values.max(-1).mean(), "td_error": jnp.abs(errors).sum() / number}
-        metrics |= {"gradient_norm": optax.global_norm(gradient), "epsilon": epsilon(state).mean()}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "epsilon": epsilon(state).mean()}
         return gradient, Feedback(metrics)
 
     def apply(state: State, gradient: Any) -> State:
@@ -267,7 +267,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         value, feedback = gradient(state, key, sample)
         value, metrics = pmean((value, feedback.metrics))
-        return apply(state, value), Feedback(metrics | {"gradient_norm": optax.global_norm(value)})
+        return apply(state, value), Feedback(metrics | {"gradient_norm": optax.tree.norm(value)})
 
     table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(

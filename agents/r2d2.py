@@ -299,7 +299,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         step = state.step + 1
         due = step % config.target_period == 0
         target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target_params)
-        metrics["gradient_norm"] = optax.global_norm(gradient)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
         return State(params, target_params, opt_state, state.hypers, step), Feedback(metrics, priorities)
 
     def priority(params: Policy, sample: Sample) -> chex.Array:

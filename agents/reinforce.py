@@ -201,7 +201,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             jax.tree.map(lambda p, u: p - state.hypers.alpha_theta * u, state.params.theta, updates.theta),
             jax.tree.map(lambda p, u: p - state.hypers.alpha_w * u, state.params.w, updates.w),
         )
-        metrics |= {"gradient_norm": optax.global_norm(gradient.theta)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient.theta)}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
     # One item per episode: all its rows, its last observation's among them, and padding.

@@ -293,7 +293,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "surrogate_improvement": taken.improvement,
             "kl": taken.kl,
             "step_size": taken.size,
-            "gradient_norm": optax.global_norm(g),
+            "gradient_norm": optax.tree.norm(g),
             "ratio_deviation": mean(jnp.abs(jnp.expm1(policy.log_prob(old_outputs, actions) - log_mu))),
             "entropy": mean(policy.entropy(old_outputs)),
             "value_loss": 0.5 * mean(jnp.square(advantages)),

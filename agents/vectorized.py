@@ -5,6 +5,7 @@ hold the same number of each member's.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -71,6 +72,7 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
         update=update,
         table=table,
         batch_size=members * agent.batch_size,
+        share_multiple=members * math.lcm(agent.share_multiple, num_tasks),
         gradient=None,
         apply=None,
     )

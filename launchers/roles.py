@@ -2,6 +2,7 @@
 whatever thread or process it likes."""
 
 import dataclasses
+import functools
 import pathlib
 import threading
 import time
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from agents.agent import Feedback, Gradients, Sequences, Window
+from agents.agent import Agent, Feedback, Gradients, Sequences, Window
 from agents.pbt import member_of
 from launchers import population as populations
 from launchers.run import Run, UsageError
@@ -20,7 +21,7 @@ from replay import Client, Server, items, local, sampler, server
 from replay.gradients import GradientWriter, sample_gradients
 from replay.variables import VariableContainer
 from replay.writer import items_at_once, make_writer
-from runtime import actor, evaluator, learner, worker
+from runtime import actor, devices, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder, return_means
 from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
@@ -65,6 +66,15 @@ class Parts:
         self.priority = actor.compile_priority(
             self.agent.priority, items_at_once(self.table, self.num_envs), self.device
         )
+
+    @functools.cached_property
+    def mesh(self) -> devices.Mesh:
+        """The devices that learn."""
+        return devices.make_mesh()
+
+    def send(self, sample: Any) -> Any:
+        """A batch's sample from the host to the devices that learn."""
+        return devices.send(self.mesh, sample)
 
     def init(self) -> Any:
         """A new state."""
@@ -112,7 +122,7 @@ class Parts:
             size = self.agent.batch_size * self.run.updates_per_dispatch
             return iter(sampler.Replay(clients, self.table, self.items, size))
         if isinstance(self.table.window, Gradients):
-            return sample_gradients(clients[0], self.table, self.items, jax.local_device_count())
+            return sample_gradients(clients[0], self.table, self.items, self.mesh.size)
         if isinstance(self.table.window, Sequences):
             return sampler.sample_episodes(clients[0], self.table, self.items, self.agent.batch_size)
         blocks = sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
@@ -255,10 +265,10 @@ class Learning:
     def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None], clients: Sequence[Client]):
         """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
         saves for all: the `clients`' replays too."""
-        self._run, devices = parts.run, jax.local_device_count()
+        self._run, self._mesh = parts.run, parts.mesh
         gradients = isinstance(parts.table.window, Gradients)
-        if parts.agent.batch_size % devices and not gradients:
-            raise UsageError(f"config.batch_size={parts.agent.batch_size} does not divide over {devices} devices")
+        if not gradients:
+            check_shares(parts.agent, parts.mesh.size)
         self._first_host = jax.process_index() == 0
         if not self._first_host:
             publish = _keep
@@ -266,7 +276,7 @@ class Learning:
         state, version = self._checkpointer.restore() or (parts.init(), items.Version(0, 0))
         self._replays = clients if parts.replays else ()
         prioritized = parts.table.kind == "prioritized"
-        self._priorities = learner.PriorityUpdater(clients, parts.table.name) if prioritized else None
+        self._priorities = learner.PriorityUpdater(clients, parts.table.name, parts.mesh.local) if prioritized else None
         self._learner = learner.Learner(
             parts.agent,
             state,
@@ -277,6 +287,7 @@ class Learning:
             self._priorities,
             parts.run.updates_per_dispatch,
             learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if gradients else None,
+            parts.mesh,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         self._exchange = parts.exchange(clients[0], version.env_steps)
@@ -339,7 +350,7 @@ class Learning:
     def _read_metrics(self, feedback: Feedback) -> dict[str, float]:
         """Raises NotFinite, unless a peer can take this member's place."""
         try:
-            return learner.read_metrics(feedback)
+            return learner.read_metrics(feedback, self._mesh.host)
         except learner.NotFinite as error:
             if self._exchange is None:
                 raise
@@ -374,16 +385,28 @@ class Learning:
         self._checkpointer.close()
 
 
+def check_shares(agent: Agent, devices: int) -> None:
+    """Raises UsageError unless each device's share of a batch is what the agent's update can cut up."""
+    size, multiple = agent.batch_size, agent.share_multiple
+    if size % devices:
+        raise UsageError(f"config.batch_size={size} does not divide over {devices} devices")
+    if size // devices % multiple:
+        raise UsageError(
+            f"config.batch_size={size} is {size // devices} for each of {devices} devices, which an update cannot cut "
+            f"into its equal parts: give a multiple of {devices * multiple}"
+        )
+
+
 def _keep(version: items.Version, params: Any) -> None:
     """Publishes nothing."""
 
 
 def learn(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> Generator[items.Version, None, None]:
     """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
-    publisher = learner.Publisher(parts.variables(clients[0]))
+    publisher = learner.Publisher(parts.variables(clients[0]), parts.mesh.host)
     batches = parts.batches(clients)  # before actors have parameters to act with: all they write is counted
     learning = Learning(parts, publisher, clients)
-    yield from learning.run(learner.prefetch(batches, stop.is_set))
+    yield from learning.run(learner.prefetch(batches, stop.is_set, parts.send))
     learning.publish()  # the evaluator waits for the last ones
     publisher.close()
     learning.close()

@@ -8,7 +8,7 @@ from launchers import roles
 from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
-from runtime import devices, metrics
+from runtime import metrics
 from runtime.evaluator import next_due
 
 
@@ -19,9 +19,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     server = roles.serve([parts], logdir, 0, port)
     clients = [server.localhost_client()]
     variables = parts.variables(clients[0])
-    learning = roles.Learning(
-        parts, lambda version, params: variables.push(version, devices.unreplicate(params)), clients
-    )
+    learning = roles.Learning(parts, lambda version, params: variables.push(version, parts.mesh.host(params)), clients)
     actors = [roles.act(parts, clients, task, stop) for task in range(run.num_actors)]
     evaluations = roles.evaluate(parts, clients, stop)
     blocks = parts.batches(clients)
@@ -37,7 +35,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
                 if stop.is_set():  # the last block may be missing
                     return
                 batch = next(blocks)
-                yield batch._replace(sample=devices.shard(batch.sample))
+                yield batch._replace(sample=parts.send(batch.sample))
 
     with Display(run, logdir) as display:
         done = metrics.latest(logdir, "evaluator")

@@ -1,105 +1,256 @@
-"""The learner's devices: replicate, shard, update on all of them at once. The only home of pmap.
+"""The learner's devices as one mesh: data to them, one function on all of them at once, results back.
 
 The same code runs on one device, on the eight of a host and, after `jax.distributed.initialize`, on several hosts:
-each process feeds its own devices and the average over AXIS spans them all.
+each process feeds its own devices and the average over AXIS spans them all. Two mappers do it, jit with shard_map and
+pmap, to the same numbers. How either lays an array out over the devices is known to this file alone: whoever reads one
+asks `host` or `local`.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from agents.agent import AXIS, Agent, Feedback, Gradient, Params, Sample, State, Step
+from agents.agent import AXIS, Agent, Feedback, Params, Sample, State, Step
 
+REPLICATED = P()  # whole on every device
+ROWS = P(AXIS)  # the first axis is split over the devices
+COLUMNS = P(None, AXIS)  # the second is
 
-def replicate(tree: Any) -> Any:
-    """A copy of every array on each local device: [...] -> [devices, ...]."""
-    return jax.device_put_replicated(tree, jax.local_devices())
-
-
-def unreplicate(tree: Any) -> Any:
-    """The first local device's copy, on the host: [devices, ...] -> [...]. Waits for it to be computed."""
-    return jax.tree.map(lambda x: np.asarray(x.addressable_shards[0].data)[0], tree)
+SMALL = 2 << 20  # bytes of a tree that one device gets faster through a compiled identity than by jax.device_put
 
 
-def local(x: jax.Array) -> np.ndarray:
-    """This host's devices' parts of a mapped array, on the host: [devices, ...]. Waits for them to be computed."""
-    return np.concatenate([np.asarray(shard.data) for shard in x.addressable_shards])
+class Mesh(Protocol):
+    """The devices that learn together. Specs are tree prefixes, as in jax: one may stand for a whole subtree."""
+
+    size: int  # devices of this process
+
+    def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
+        """From this host to the devices: each array whole or in equal parts, as `specs` says. Of several hosts each
+        puts its own part, in its own time. Starts the transfer and does not wait for it.
+
+        On a CPU the result may share the memory of a NumPy array: leave it as it is from now on, as what comes from a
+        sampler is left.
+
+        Raises:
+          ValueError: an axis does not divide over the devices.
+        """
+        ...
+
+    def compile(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """`function` on every device at once, each on its part of the arguments, with AXIS bound. The arguments are on
+        the devices by `in_specs`, one for each, and what comes back is by `out_specs`.
+
+        What is REPLICATED is not compared: each device goes on with its own, and the host sees the first one's.
+        """
+        ...
+
+    def host(self, tree: Any) -> Any:
+        """REPLICATED arrays, on the host. Waits for them to be computed."""
+        ...
+
+    def local(self, x: Any) -> np.ndarray:
+        """This host's part of an array by ROWS, on the host. Waits for it to be computed."""
+        ...
 
 
-@functools.cache
-def _pmap_send() -> Callable[[Any], Any]:
-    # On the devices of this process alone, so that hosts need not agree who sends when. Made late: devices are known
-    # only after `jax.distributed.initialize`.
-    return jax.pmap(lambda sample: sample, devices=jax.local_devices())
+class ShardMap:
+    """By jit and shard_map: arrays have their whole shape, and a sharding."""
+
+    def __init__(self):
+        devices = jax.devices()
+        mine = [device for device in devices if device.process_index == jax.process_index()]
+        self.size = len(mine)
+        self._all, self._mine = (jax.sharding.Mesh(np.array(each), (AXIS,)) for each in (devices, mine))
+        self._identities: dict[Any, Callable[[Any], Any]] = {}
+
+    def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
+        tree = jax.tree.map(np.asarray, tree)
+        _check(tree, specs, self.size)
+        # First to this host's own devices, so that hosts need not agree who sends when.
+        if self.size == 1 and sum(x.nbytes for x in jax.tree.leaves(tree)) < SMALL:
+            mine = self._identity(specs)(tree)
+        else:
+            mine = jax.device_put(tree, _map(lambda spec: NamedSharding(self._mine, spec), specs))
+        return mine if self._all.size == self.size else _map(self._span, specs, mine)
+
+    def _identity(self, specs: Any) -> Callable[[Any], Any]:
+        """A tenth of jax.device_put's time for a few small arrays."""
+        key = _flatten(specs)
+        if key not in self._identities:
+            shardings = _map(lambda spec: NamedSharding(self._mine, spec), specs)
+            self._identities[key] = jax.jit(lambda tree: tree, in_shardings=(shardings,), out_shardings=shardings)
+        return self._identities[key]
+
+    def _span(self, spec: P, mine: Any) -> Any:
+        """Arrays over all hosts, of those over this host's devices: nothing moves."""
+        axis, sharding, times = _split_axis(spec), NamedSharding(self._all, spec), self._all.size // self.size
+
+        def span(x: jax.Array) -> jax.Array:
+            shape = tuple(n * times if i == axis else n for i, n in enumerate(x.shape))
+            parts = [part.data for part in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+        return jax.tree.map(span, mine)
+
+    def compile(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        # Without its check of what is replicated, which does not know of NameError in agents.agent.pmean's stead.
+        mapped = jax.shard_map(function, mesh=self._all, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate_argnums)
+
+    def host(self, tree: Any) -> Any:
+        return jax.device_get(tree)
+
+    def local(self, x: Any) -> np.ndarray:
+        # In the order of the devices, which is that of the rows.
+        return np.concatenate(jax.device_get([part.data for part in x.addressable_shards]))
 
 
-def _batch_axis(sample: Sample) -> int:
-    """Of its steps; that of all else is 0."""
-    return 1 if isinstance(sample.steps, Step) else 0
+class Pmap:
+    """By pmap: every array has a leading axis of the devices, [devices, ...]."""
+
+    def __init__(self):
+        self.size = jax.local_device_count()
+        # On the devices of this process alone, so that hosts need not agree who sends when.
+        self._identity = jax.pmap(lambda tree: tree, devices=jax.local_devices())
+
+    def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
+        tree = jax.tree.map(np.asarray, tree)
+        _check(tree, specs, self.size)
+        return self._identity(
+            _map(lambda spec, part: jax.tree.map(functools.partial(self._split, spec), part), specs, tree)
+        )
+
+    def _split(self, spec: P, x: np.ndarray) -> np.ndarray:
+        axis = _split_axis(spec)
+        if axis is None:
+            return np.broadcast_to(x, (self.size, *x.shape))
+        return x[None] if self.size == 1 else np.stack(np.split(x, self.size, axis))
+
+    def compile(
+        self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        # An argument that is not on the devices, or a typed key, would send every call through pmap's slow path.
+        return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
+
+    def host(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x[0], jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree)))
+
+    def local(self, x: Any) -> np.ndarray:
+        return np.concatenate([part[0] for part in jax.device_get([part.data for part in x.addressable_shards])])
 
 
-def shard(sample: Sample | Gradient) -> Any:
-    """Splits a host sample's B axis over the local devices and starts the transfer; does not wait for it. Of Gradients
-    there is one for each device, [devices, ...].
-
-    By a pmapped identity: handing arrays to a compiled function takes a fifth of the time of `device_put_sharded`.
-    """
-    if isinstance(sample, Gradient):
-        return _pmap_send()(sample)
-    devices = jax.local_device_count()
-
-    def split(x: np.ndarray, axis: int) -> np.ndarray:
-        if x.shape[axis] % devices:
-            raise ValueError(f"a batch of {x.shape[axis]} sequences does not divide over {devices} devices")
-        return x[None] if devices == 1 else np.stack(np.split(x, devices, axis))
-
-    steps = jax.tree.map(lambda x: split(x, _batch_axis(sample)), sample.steps)
-    memory, likelihood = jax.tree.map(lambda x: split(x, 0), (sample.memory, sample.likelihood))
-    return _pmap_send()(Sample(steps, memory, likelihood))
+MAPPERS: dict[str, Callable[[], Mesh]] = {"shard_map": ShardMap, "pmap": Pmap}
 
 
-def pmap_update(
-    agent: Agent, seed: int, updates_per_dispatch: int = 1
+def make_mesh(mapper: str = "shard_map") -> Mesh:
+    """All devices of JAX's default backend, of all hosts; made after `jax.distributed.initialize`."""
+    return MAPPERS[mapper]()
+
+
+def _is_spec(x: Any) -> bool:
+    return isinstance(x, P)
+
+
+def _flatten(specs: Any) -> Any:
+    """As a key of a dictionary."""
+    leaves, structure = jax.tree.flatten(specs, is_leaf=_is_spec)
+    return tuple(leaves), structure
+
+
+def _map(function: Callable[..., Any], specs: Any, *trees: Any) -> Any:
+    """`function` of each spec and of the subtrees that it is for."""
+    return jax.tree.map(function, specs, *trees, is_leaf=_is_spec)
+
+
+def _split_axis(spec: P) -> int | None:
+    return next((axis for axis, name in enumerate(spec) if name == AXIS), None)
+
+
+def _check(tree: Any, specs: Any, devices: int) -> None:
+    if devices == 1:
+        return
+
+    def check(spec: P, subtree: Any) -> None:
+        axis = _split_axis(spec)
+        for x in jax.tree.leaves(subtree) if axis is not None else ():
+            if x.shape[axis] % devices:
+                raise ValueError(f"a batch of {x.shape[axis]} does not divide over {devices} devices")
+
+    _map(check, specs, tree)
+
+
+def sample_specs(sample: Any) -> Any:
+    """Of a Sample, or a Gradient: where its batch axis is. Of rows of experience the second, of all else the first."""
+    if not isinstance(sample, Sample):
+        return ROWS
+    return Sample(COLUMNS if isinstance(sample.steps, Step) else ROWS, ROWS, ROWS)
+
+
+def send(mesh: Mesh, sample: Any) -> Any:
+    """A host's Sample, or Gradient, to the devices, each its share of the batch; does not wait for it."""
+    return mesh.put(sample, sample_specs(sample))
+
+
+def compile_update(
+    mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int = 1
 ) -> Callable[..., tuple[State, jax.Array, Feedback]]:
-    """update(state, step, sample) -> (state, step + updates_per_dispatch, feedback) on every device.
+    """update(state, step, sample) -> (state, step + updates_per_dispatch, feedback) on all devices.
 
-    The state [devices, ...] is donated; `step`, uint32 [devices], is the update's number, which with `seed` and the
-    device gives each update's key; the sample is as `shard` gives it. All of them live on the devices: an argument
-    that does not, or a typed key, would send every call through pmap's slow path.
+    State and `step`, a uint32, are REPLICATED and donated. `step` is the update's number, which with `seed` and the
+    device gives each update's key. The sample is as `send` gives it. All live on the devices, so that a call moves
+    nothing. Of the feedback metrics are REPLICATED and priorities by ROWS, in the order of the sample.
 
-    With `updates_per_dispatch` K > 1 the sample is K minibatches, side by side on each device, and the
-    updates on them run one after another without Python between; metrics are the last one's, priorities are all.
+    With `updates_per_dispatch` K > 1 the sample is K minibatches, side by side on each device, and the updates on them
+    run one after another without Python between; metrics are the last one's, priorities are all.
     """
 
-    def update(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
+    def update(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
         state, feedback = agent.update(state, key, sample)
         return state, step + 1, feedback
 
-    def updates(state: State, step: jax.Array, sample: Sample) -> tuple[State, jax.Array, Feedback]:
+    def updates(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:
         def body(carry, minibatch):
             state, step, feedback = update(carry[0], carry[1], minibatch)
             return (state, step), feedback
 
-        def split(x, axis=0):
+        def split(axis, x):
             parts = x.reshape(*x.shape[:axis], updates_per_dispatch, -1, *x.shape[axis + 1 :])
             return jnp.moveaxis(parts, axis, 0)
 
-        steps = jax.tree.map(functools.partial(split, axis=_batch_axis(sample)), sample.steps)
-        memory, likelihood = jax.tree.map(split, (sample.memory, sample.likelihood))
-        minibatches = Sample(steps, memory, likelihood)
+        minibatches = _map(
+            lambda spec, part: jax.tree.map(functools.partial(split, _split_axis(spec)), part),
+            sample_specs(sample),
+            sample,
+        )
         (state, step), feedback = jax.lax.scan(body, (state, step), minibatches)
         metrics, priorities = jax.tree.map(lambda x: x[-1], feedback.metrics), feedback.priorities
         return state, step, Feedback(metrics, jax.tree.map(lambda x: x.reshape(-1), priorities))
 
-    # The sample is not donated: no output has its shape, so that nothing could reuse its memory.
-    return jax.pmap(update if updates_per_dispatch == 1 else updates, axis_name=AXIS, donate_argnums=(0, 1))
+    @functools.cache
+    def compiled(specs: Any) -> Callable[..., Any]:
+        reported: Any = Feedback(REPLICATED, ROWS)  # type: ignore[arg-type]  # a prefix
+        # The sample is not donated: no output has its shape, so that nothing could reuse its memory.
+        return mesh.compile(
+            update if updates_per_dispatch == 1 else updates,
+            (REPLICATED, REPLICATED, specs),
+            (REPLICATED, REPLICATED, reported),
+            donate_argnums=(0, 1),
+        )
+
+    return lambda state, step, sample: compiled(sample_specs(sample))(state, step, sample)
 
 
-def pmap_policy(agent: Agent) -> Callable[[State], Params]:
+def compile_policy(mesh: Mesh, agent: Agent) -> Callable[[State], Params]:
     """The parameters that actors pull, as buffers of their own that outlive the donation of `state`."""
-    return jax.pmap(lambda state: jax.tree.map(jnp.copy, agent.policy(state)))
+    return mesh.compile(lambda state: jax.tree.map(jnp.copy, agent.policy(state)), (REPLICATED,), REPLICATED)

@@ -28,9 +28,12 @@ class NotFinite(FloatingPointError):
     """A metric is NaN or infinite."""
 
 
-def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[Batch]:
+def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool], send: Callable[[Any], Any]) -> Iterator[Batch]:
     """The same batches, fetched and sent to the devices by a thread, one ahead: the transfer of the next overlaps with
-    the update on this one. Ends with them, or when `stopped` is true even while no batch comes."""
+    the update on this one. Ends with them, or when `stopped` is true even while no batch comes.
+
+    `send` takes a sample to the devices, as `runtime.devices.send` does.
+    """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
     wanted = threading.Semaphore(1)  # one ahead, not one in the queue and another in the thread's hand
 
@@ -39,7 +42,7 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool]) -> Iterator[
         try:
             while wanted.acquire():
                 batch = next(batches, None)
-                ready.put(batch and batch._replace(sample=devices.shard(batch.sample)))
+                ready.put(batch and batch._replace(sample=send(batch.sample)))
         except BaseException as error:  # raised where it can be handled: in the learner's thread
             ready.put(error)
 
@@ -70,8 +73,9 @@ class Publisher:
     the last are pushed again: a replay server that was restarted has none.
     """
 
-    def __init__(self, variables: VariableContainer, refresh: float = 10.0):
-        self._variables, self._refresh = variables, refresh
+    def __init__(self, variables: VariableContainer, host: Callable[[Any], Any], refresh: float = 10.0):
+        """`host` takes parameters from the devices to the host, as `Mesh.host` does."""
+        self._variables, self._host, self._refresh = variables, host, refresh
         self._newest: queue.Queue[tuple[Version, Any] | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._run, name="publisher", daemon=True)
         self._thread.start()
@@ -88,7 +92,7 @@ class Publisher:
                 newest = self._newest.get(timeout=self._refresh)
                 if newest is None:
                     return
-                last = newest[0], devices.unreplicate(newest[1])
+                last = newest[0], self._host(newest[1])
             except queue.Empty:
                 pass
             if last is not None:
@@ -103,16 +107,28 @@ class Publisher:
 class PriorityUpdater:
     """Sends items' new priorities to the servers they came from, in a thread of its own."""
 
-    def __init__(self, clients: Sequence[Client], table: str, patience: float = STALL_SECONDS):
-        """`patience`: seconds that the learner waits for servers that fall far behind, before it goes on without."""
-        self._clients, self._table, self._patience = clients, table, patience
+    def __init__(
+        self,
+        clients: Sequence[Client],
+        table: str,
+        local: Callable[[Any], np.ndarray],
+        patience: float = STALL_SECONDS,
+    ):
+        """
+        Args:
+          clients: of the servers.
+          table: whose priorities they are.
+          local: takes this host's priorities from the devices to the host, as `Mesh.local` does.
+          patience: seconds that the learner waits for servers that fall far behind, before it goes on without.
+        """
+        self._clients, self._table, self._local, self._patience = clients, table, local, patience
         # An update's priorities wait here while it is computed, and while a server is down.
         self._pending: queue.Queue[tuple[tuple[np.ndarray, ...], Any] | None] = queue.Queue(maxsize=16)
         self._thread = threading.Thread(target=self._run, name="priorities", daemon=True)
         self._thread.start()
 
     def __call__(self, keys: tuple[np.ndarray, ...], priorities: Any) -> None:
-        """`keys` of each server, in the order of the batch; `priorities` [devices, B / devices], on the devices."""
+        """`keys` of each server, in the order of the batch; `priorities` [B], on the devices."""
         self._put((keys, priorities), self._patience)
 
     def _put(self, pending: tuple[tuple[np.ndarray, ...], Any] | None, timeout: float) -> None:
@@ -124,7 +140,7 @@ class PriorityUpdater:
     def _run(self) -> None:
         while (pending := self._pending.get()) is not None:
             keys, priorities = pending
-            by_server = devices.local(priorities).reshape(-1, len(keys)).T
+            by_server = self._local(priorities).reshape(-1, len(keys)).T
             for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
                 update_priorities(client, self._table, mine, theirs)
 
@@ -184,8 +200,9 @@ class Learner:
         update_priorities: Callable[[tuple[np.ndarray, ...], Any], None] | None = None,
         updates_per_dispatch: int = 1,
         admission: Admission | None = None,
+        mesh: devices.Mesh | None = None,
     ):
-        """Replicates `state` over the local devices and publishes its parameters.
+        """Puts `state` on the mesh's devices and publishes its parameters.
 
         Args:
           agent: whose update it is.
@@ -197,25 +214,27 @@ class Learner:
           update_priorities: takes (keys, priorities on the devices), where the agent gives priorities.
           updates_per_dispatch: updates on one batch, a minibatch each; one after another, but asked for at once.
           admission: of gradients: what it does not admit is passed over.
+          mesh: the devices that learn; all of them, if it is not given.
         """
-        self.state, self.version = devices.replicate(state), version
-        self._step = devices.replicate(np.uint32(version.learner_steps))
+        self._mesh = mesh = mesh or devices.make_mesh()
+        self.state, self.version = mesh.put(state), version
+        self._step = mesh.put(np.uint32(version.learner_steps))
         self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
-        self._update = devices.pmap_update(agent, seed, updates_per_dispatch)
-        self._policy, self._update_priorities = devices.pmap_policy(agent), update_priorities
+        self._update = devices.compile_update(mesh, agent, seed, updates_per_dispatch)
+        self._policy, self._update_priorities = devices.compile_policy(mesh, agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
         publish(version, self._policy(self.state))
 
     def host_state(self) -> State:
         """One device's copy of the state, on the host: what a checkpoint holds."""
-        return devices.unreplicate(self.state)
+        return self._mesh.host(self.state)
 
     def publish(self) -> None:
         self._publish(self.version, self._policy(self.state))
 
     def replace(self, state: State) -> None:
         """Goes on with another `state` (on the host), and publishes its parameters."""
-        self.state = devices.replicate(state)
+        self.state = self._mesh.put(state)
         self.publish()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Feedback, dict[str, Any]]]:
@@ -255,13 +274,13 @@ class Learner:
             yield feedback, host
 
 
-def read_metrics(feedback: Feedback) -> dict[str, float]:
-    """An update's metrics on the host; waits for the update.
+def read_metrics(feedback: Feedback, host: Callable[[Any], Any]) -> dict[str, float]:
+    """An update's metrics, taken to the host by `host`, as `Mesh.host` does; waits for the update.
 
     Raises:
       NotFinite: names those that are NaN or infinite.
     """
-    metrics = {name: float(value[0]) for name, value in feedback.metrics.items()}
+    metrics = {name: float(value) for name, value in host(feedback.metrics).items()}
     bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))
     if bad:
         raise NotFinite(

@@ -204,8 +204,9 @@ class Bench:
         )
 
     def learner(self, seconds: float) -> float:
-        update, sample = devices.pmap_update(self.agent, 0), devices.shard(self.sample_in_memory())
-        state, step = devices.replicate(self.state), devices.replicate(np.uint32(0))
+        mesh = self.parts.mesh
+        update, sample = devices.compile_update(mesh, self.agent, 0), self.parts.send(self.sample_in_memory())
+        state, step = mesh.put(self.state), mesh.put(np.uint32(0))
 
         def work():
             nonlocal state, step
@@ -256,12 +257,12 @@ class Bench:
                 pass
 
         actors = [threading.Thread(target=act, args=(task,), daemon=True) for task in range(self.run.num_actors)]
-        publisher = learner.Publisher(parts.variables(clients[0]))
+        publisher = learner.Publisher(parts.variables(clients[0]), parts.mesh.host)
         batches = parts.batches(clients)
         learning = roles.Learning(parts, publisher, clients)
         for thread in actors:
             thread.start()
-        updates = learning.run(learner.prefetch(batches, stop.is_set))
+        updates = learning.run(learner.prefetch(batches, stop.is_set, parts.send))
         for _ in range(20):  # compiled and in step
             next(updates)
         first = learning.version.learner_steps

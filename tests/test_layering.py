@@ -34,7 +34,8 @@ IMPURE = {
 }
 AGENTS_STANDARD = sys.stdlib_module_names - IMPURE
 
-PMAP_HOME = "runtime/devices.py"
+MAPPING_HOME = "runtime/devices.py"
+MAPPING = {"pmap", "shard_map", "PartitionSpec", "NamedSharding", "PositionalSharding"}  # and what is addressable
 VAGUE_NAMES = {"utils.py", "common.py", "base.py", "helpers.py"}
 AGENT_LINES = 300
 
@@ -78,13 +79,14 @@ def violations(path: str, source: str) -> list[str]:
             allowed = room != "agents" or top in AGENTS_LIBRARIES or top in AGENTS_STANDARD
         if not allowed:
             found.append(f"{path}:{line}: {room} must not import {name}")
-    if path != PMAP_HOME:
+    if path != MAPPING_HOME:
         for node in ast.walk(tree):
             names = [getattr(node, "attr", None), getattr(node, "id", None)]
             if isinstance(node, ast.ImportFrom):
                 names += [alias.name for alias in node.names]
-            if "pmap" in names:
-                found.append(f"{path}:{getattr(node, 'lineno', 0)}: pmap belongs in {PMAP_HOME}")
+            for name in filter(None, names):
+                if name in MAPPING or "addressable" in name:
+                    found.append(f"{path}:{getattr(node, 'lineno', 0)}: {name} belongs in {MAPPING_HOME}")
     return found
 
 
@@ -107,7 +109,7 @@ def test_every_room_holds_code(room: str):
     assert sources(room), f"{room}/ holds no Python file: the other tests here would check nothing"
 
 
-def test_imports_point_one_way_and_pmap_has_one_home():
+def test_imports_point_one_way_and_mapping_has_one_home():
     found = [
         fault for path in sources(*ALLOWED) for fault in violations(path.relative_to(ROOT).as_posix(), path.read_text())
     ]
@@ -165,6 +167,7 @@ def test_agents_import_without_reverb_tensorflow_and_envpool():
         ("agents/dqn.py", "from jax import numpy as jnp\ndef act():\n    import threading"),
         ("agents/dqn.py", "from replay import tables"),
         ("agents/dqn.py", "from jax import pmap"),
+        ("agents/dqn.py", "from jax.experimental.shard_map import shard_map as over"),
         ("agents/dqn.py", "from ..replay import tables"),
         ("agents/dqn.py", "__import__('tensorflow')"),
         ("environments/pool.py", "import agents"),
@@ -175,6 +178,9 @@ def test_agents_import_without_reverb_tensorflow_and_envpool():
         ("replay/server.py", "from . import tables\nfrom runtime.devices import replicate"),
         ("runtime/learner.py", "import launchers.train"),
         ("runtime/learner.py", "import jax\nupdate = jax.pmap(lambda x: x)"),
+        ("runtime/learner.py", "import jax\nupdate = jax.shard_map(lambda x: x)"),
+        ("runtime/learner.py", "from jax.sharding import PartitionSpec as P"),
+        ("launchers/roles.py", "def local(x):\n    return x.addressable_shards[0].data"),
         ("launchers/train.py", "from importlib import import_module\nimport_module('tests.conftest')"),
         ("scripts/bench.py", "import tests.conftest"),
     ],
@@ -193,7 +199,9 @@ def test_checker_flags(path: str, source: str):
         ("environments/pool.py", "import envpool, time\nfrom agents import agent\nfrom . import spec"),
         ("replay/server.py", "import reverb\nfrom agents.agent import Step"),
         ("runtime/devices.py", "import jax\nfrom agents import dqn\nreplicate = jax.pmap(lambda x: x)"),
+        ("runtime/devices.py", "from jax.sharding import PartitionSpec as P\nx.addressable_shards"),
         ("launchers/train.py", "import importlib\nimportlib.import_module('agents.dqn')  # not pmap"),
+        ("launchers/serial.py", "from runtime.devices import ROWS, make_mesh\nmesh = make_mesh('pmap')"),
     ],
 )
 def test_checker_allows(path: str, source: str):

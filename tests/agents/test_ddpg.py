@@ -315,8 +315,6 @@ def test_two_shards_are_one_batch(module):
     halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), sample)
     update = jax.jit(jax.vmap(agent.update, in_axes=(None, None, 0), axis_name=AXIS))
     shards, shard_feedback = update(state, key, halves)
-    # Counts are of one device.
-    whole = whole._replace(normalizer=whole.normalizer._replace(count=whole.normalizer.count / 2))
     for i in range(2):
         shard = jax.tree.map(lambda x: x[i], shards)  # noqa: B023
         # Adam turns a gradient of rounding's size into a whole step: parameters are compared through gradients.
@@ -442,15 +440,21 @@ def test_normalizer_holds_all_datas_mean_and_variance():
     np.testing.assert_allclose(x.std(axis=0), 1.0, rtol=0.2)
 
 
-def test_normalizer_over_shards_is_that_of_all_data():
+@pytest.mark.parametrize("devices", [(1,), (2,), (8,), (1, 8), (8, 1), (2, 8, 1)])
+def test_normalizer_over_shards_is_that_of_all_data(devices):
+    """Also where a run goes on with another number of devices."""
     rng = np.random.default_rng(0)
-    data = rng.normal(2.0, 3.0, (4, 2, 16, 3))  # updates, devices, batch
-    statistics = jax.tree.map(lambda x: jnp.stack([x, x]), normalizer.init((3,)))
-    for batch in data:
-        statistics = jax.vmap(normalizer.update, axis_name=AXIS)(statistics, batch)
-    for i in range(2):
-        np.testing.assert_allclose(statistics.mean[i], data.reshape(-1, 3).mean(axis=0), rtol=1e-5)
-        np.testing.assert_allclose(statistics.variance[i], data.reshape(-1, 3).var(axis=0), rtol=1e-5)
+    data = rng.normal(2.0, 3.0, (6, 32, 3)) + np.arange(6)[:, None, None]  # later batches are others
+    statistics = normalizer.init((3,))
+    for number, batch in enumerate(data):
+        n = devices[number * len(devices) // len(data)]
+        replicas = jax.tree.map(lambda x, n=n: jnp.stack([x] * n), statistics)
+        shards = jax.vmap(normalizer.update, axis_name=AXIS)(replicas, batch.reshape(n, -1, 3))
+        jax.tree.map(lambda x: np.testing.assert_array_equal(x, x[:1].repeat(len(x), 0)), shards)
+        statistics = jax.tree.map(lambda x: x[0], shards)
+    assert statistics.count == 6 * 32
+    np.testing.assert_allclose(statistics.mean, data.reshape(-1, 3).mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(statistics.variance, data.reshape(-1, 3).var(axis=0), rtol=1e-5)
 
 
 def test_normalizer_limits_and_constants():

@@ -82,7 +82,7 @@ def test_an_update_is_its_halves_wherever_they_are_computed(name):
             scale = [x / np.mean(live) for x in live]
             gradients = [(jax.tree.map(lambda x, s=s: s * x, g), f) for (g, f), s in zip(gradients, scale, strict=True)]
         travelling = [Gradient(g, f.metrics, np.int64(0), np.int64(1)) for g, f in gradients]
-        theirs, feedback = apply(theirs, keys, jax.tree.map(lambda *x: jnp.stack(x), *travelling))
+        theirs, feedback = apply(theirs, keys, jax.tree.map(lambda *x: jnp.stack(x)[:, None], *travelling))
         assert feedback.metrics.keys() == expected.metrics.keys()
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=1e-6), ours, theirs)
     start = jax.tree.leaves(state.params)

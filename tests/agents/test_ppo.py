@@ -183,8 +183,30 @@ def test_two_shards_are_one_batch(spec):
     sharded, _ = jax.vmap(agent.update, axis_name=AXIS)(states, keys, halves)
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x[0], x[1]), sharded.params, sharded.params)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[0], atol=1e-4), whole.params, sharded.params)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[0], atol=1e-4), whole.returns._replace(count=0.0),
-                 sharded.returns._replace(count=jnp.zeros(2)))  # fmt: skip
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y[0], atol=1e-4), whole.returns, sharded.returns)
+
+
+@pytest.mark.parametrize(
+    ("lstm_size", "unroll_length", "minibatches", "multiple"),
+    [(0, 6, 3, 1), (0, 6, 4, 2), (0, 5, 4, 4), (0, 6, 1, 1), (5, 6, 4, 4), (5, 6, 1, 1)],
+)
+def test_the_least_share_of_a_device_is_whole_minibatches(lstm_size, unroll_length, minibatches, multiple):
+    """It, and twice of it, make an update; one sequence less does not."""
+    options = NETWORK | {"lstm_size": lstm_size, "unroll_length": unroll_length, "minibatches": minibatches}
+    agent = ppo.make(ppo.Config(**options, batch_size=4), DISCRETE)
+    assert agent.share_multiple == multiple
+    state = agent.init(jax.random.key(0))
+    sample = jax.eval_shape(lambda: played(agent, state, 0, T=unroll_length))
+
+    def update(share):
+        cut = lambda axis: lambda x: jax.ShapeDtypeStruct((*x.shape[:axis], share, *x.shape[axis + 1 :]), x.dtype)
+        part = Sample(jax.tree.map(cut(1), sample.steps), jax.tree.map(cut(0), sample.memory))
+        return jax.eval_shape(agent.update, state, jax.random.key(0), part)
+
+    update(multiple), update(2 * multiple)
+    if multiple > 1:
+        with pytest.raises(TypeError, match="reshape"):
+            update(multiple - 1)
 
 
 def test_returns_are_summed_as_they_come_and_scale_rewards_from_the_next_update_on():

@@ -4,6 +4,7 @@ Item i of server s is a transition whose observation is (s, i).
 """
 
 import dataclasses
+import functools
 import pathlib
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from replay.rows import Row
 from replay.sampler import Replay as Sampler
 from replay.structures import Packing, Structure
 from replay.transitions import TransitionWriter
-from runtime import learner
+from runtime import devices, learner
 from runtime.learner import PriorityUpdater
 from tests.replay.conftest import ROOT
 from tests.waiting import until, within
@@ -184,7 +185,7 @@ def test_each_servers_items_get_their_own_priorities_and_no_others(serve):
     clients = three_servers(serve)
     before = [contents(client, len(priorities)) for client, priorities in zip(clients, THREE, strict=True)]
     batches = [batch for _, batch in zip(range(3), Sampler(clients, SPEC, STRUCTURE, 12), strict=False)]
-    updater = PriorityUpdater(clients, "replay")
+    updater = PriorityUpdater(clients, "replay", devices.make_mesh().local)
     expected = [{name: item.priority for name, item in each.items()} for each in before]
     for batch in batches:
         assert [keys.dtype for keys in batch.keys] == [np.uint64] * 3
@@ -193,7 +194,7 @@ def test_each_servers_items_get_their_own_priorities_and_no_others(serve):
             assert batch.keys[k % 3][k // 3] == before[s][s, i].key, "item k is the servers' k // 3rd by turns"
             expected[s][s, i] = 10.0 * s + i + 1
         priorities = 10.0 * names[:, 0] + names[:, 1] + 1
-        updater(batch.keys, jnp.asarray(priorities, jnp.float32)[None])  # [devices, B / devices]
+        updater(batch.keys, jnp.asarray(priorities, jnp.float32))
     within(WAIT, "the priorities to be sent", updater.close)
     after = [contents(client, len(each)) for client, each in zip(clients, before, strict=True)]
     for s in range(3):
@@ -232,7 +233,8 @@ def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updat
                 expected[s][s, i] = 100.0 * update + 10.0 * s + i + 1
             yield batch
 
-    updater, seen = PriorityUpdater(clients, "replay"), []
+    mesh = devices.make_mesh()
+    updater, seen = PriorityUpdater(clients, "replay", mesh.local), []
 
     def update_priorities(keys, priorities):
         seen.append(keys)
@@ -247,8 +249,10 @@ def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updat
         lambda version, params: None,
         update_priorities=update_priorities,
         updates_per_dispatch=updates_per_dispatch,
+        mesh=mesh,
     )
-    within(WAIT, "the learner to learn", list, learning.run(learner.prefetch(noted(), lambda: False)))
+    sent = learner.prefetch(noted(), lambda: False, functools.partial(devices.send, mesh))
+    within(WAIT, "the learner to learn", list, learning.run(sent))
     within(WAIT, "the priorities to be sent", updater.close)
     assert seen == keys and len(seen) == batches, "each update's keys are its own batch's"
     assert learning.version.learner_steps == learning.host_state() == batches * updates_per_dispatch
@@ -284,8 +288,8 @@ def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_ar
     write(client, [1.0, 2.0, 3.0])
     items = contents(client, 3)
     keys = (np.array([items[0, i].key for i in range(3)], np.uint64),)
-    updater = PriorityUpdater([client], "replay")
-    updater(keys, jnp.array([[jnp.nan, 5.0, jnp.inf]]))
+    updater = PriorityUpdater([client], "replay", devices.make_mesh().local)
+    updater(keys, jnp.array([jnp.nan, 5.0, jnp.inf]))
     within(WAIT, "the priorities to be sent", updater.close)
     assert {name[1]: item.priority for name, item in contents(client, 3).items()} == {0: 1.0, 1: 5.0, 2: 3.0}
     assert "2 priorities were not finite" in caplog.text
@@ -607,9 +611,9 @@ def test_a_server_that_is_killed_holds_up_no_more_than_samples_and_all_goes_on_w
     taker = Taker(client, SPEC)
     until(lambda: taker.taken > 5, WAIT, "the learner samples")
     killed.kill()
-    updater = PriorityUpdater([client], "replay", patience=0.1)
+    updater = PriorityUpdater([client], "replay", devices.make_mesh().local, patience=0.1)
     for priority in range(3, 30):
-        within(WAIT, "the learner to hand over priorities", updater, key, jnp.full((1, 1), float(priority)))
+        within(WAIT, "the learner to hand over priorities", updater, key, jnp.full(1, float(priority)))
     assert "priorities were lost: no replay server took any for 0.1 s" in caplog.text, "more than may wait"
     within(WAIT, "the updater to give up", updater.close, 0.2)
     assert "the last priorities were lost" in caplog.text

@@ -1,5 +1,5 @@
-"""K updates in one dispatch against K dispatches of one, on the devices that this process has; as a program, it prints
-what it found as JSON."""
+"""K updates in one dispatch against K dispatches of one, on the devices that this process has, by each mapper; as a
+program, it prints what it found as JSON."""
 
 import json
 from typing import Any, NamedTuple
@@ -54,37 +54,39 @@ def transitions(rng: np.random.Generator, size: int) -> Sample:
     return Sample(steps, (), rng.uniform(0.5, 2.0, size).astype(np.float32))
 
 
-def compare(agent: Agent, dispatches: int = 2) -> dict[str, Any]:
+def compare(mesh: devices.Mesh, agent: Agent, dispatches: int = 2) -> dict[str, Any]:
     """Both ways from the same state on the same data."""
-    num_devices = jax.local_device_count()
+    num_devices = mesh.size
     rng = np.random.default_rng(0)
     state = jax.jit(agent.init)(jax.random.key(0))
-    runs = [[devices.replicate(state), devices.replicate(np.uint32(7))] for _ in range(2)]
-    at_once, one_by_one = devices.pmap_update(agent, 1, K), devices.pmap_update(agent, 1)
+    runs = [[mesh.put(state), mesh.put(np.uint32(7))] for _ in range(2)]
+    at_once, one_by_one = devices.compile_update(mesh, agent, 1, K), devices.compile_update(mesh, agent, 1)
     report: dict[str, Any] = {"devices": num_devices, "steps": [], "states": 0.0, "priorities": 0.0, "metrics": 0.0}
     largest = 0.0
     for _ in range(dispatches):
         sample = transitions(rng, K * BATCH)
-        *runs[0], feedback = at_once(*runs[0], devices.shard(sample))
+        *runs[0], feedback = at_once(*runs[0], devices.send(mesh, sample))
         # Of each device's part the first of K pieces are the first minibatch, and so on.
         rows = np.arange(K * BATCH).reshape(num_devices, K, -1)
         priorities = np.full(K * BATCH, np.nan)
         for k in range(K):
             chosen = rows[:, k].reshape(-1)
             minibatch = jax.tree.map(lambda x, chosen=chosen: x[chosen], sample)
-            *runs[1], single = one_by_one(*runs[1], devices.shard(minibatch))
-            priorities[chosen] = devices.local(single.priorities).reshape(-1)
+            *runs[1], single = one_by_one(*runs[1], devices.send(mesh, minibatch))
+            priorities[chosen] = mesh.local(single.priorities)
         largest = max(largest, np.abs(priorities).max())
-        report["steps"].append([devices.local(step).tolist() for _, step in runs])
+        report["steps"].append([int(mesh.host(step)) for _, step in runs])
+        states = [jax.tree.leaves(mesh.host(state)) for state, _ in runs]
+        at_once_metrics, metrics = mesh.host(feedback.metrics), mesh.host(single.metrics)
         for name, pairs in {
-            "states": zip(jax.tree.leaves(runs[0][0]), jax.tree.leaves(runs[1][0]), strict=True),
-            "priorities": [(devices.local(feedback.priorities).reshape(-1), priorities)],
-            "metrics": [(feedback.metrics[name], value) for name, value in single.metrics.items()],
+            "states": zip(*states, strict=True),
+            "priorities": [(mesh.local(feedback.priorities), priorities)],
+            "metrics": [(at_once_metrics[name], value) for name, value in metrics.items()],
         }.items():
             worst = max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in pairs)
             report[name] = max(report[name], worst)
-        report["shapes"] = [list(feedback.priorities.shape), len(feedback.metrics), len(single.metrics)]
-    end = devices.unreplicate(runs[0][0])
+        report["shapes"] = [list(mesh.local(feedback.priorities).shape), len(feedback.metrics), len(single.metrics)]
+    end = mesh.host(runs[0][0])
     before, after = (getattr(each, "params", each) for each in (state, end))
     both = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
     moved = max(float(np.abs(a - np.asarray(b)).max()) for a, b in both)
@@ -92,7 +94,11 @@ def compare(agent: Agent, dispatches: int = 2) -> dict[str, Any]:
 
 
 def main() -> dict[str, Any]:
-    return {"ordered": compare(ordered_agent()), "ddpg": compare(ddpg_agent())}
+    agents = {"ordered": ordered_agent(), "ddpg": ddpg_agent()}
+    return {
+        mapper: {name: compare(devices.make_mesh(mapper), agent) for name, agent in agents.items()}
+        for mapper in devices.MAPPERS
+    }
 
 
 if __name__ == "__main__":

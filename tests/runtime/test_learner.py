@@ -15,6 +15,7 @@ from runtime import devices, learner
 from tests.waiting import until, within
 
 WAIT = 60.0
+MESH = devices.make_mesh()
 
 
 class State(NamedTuple):
@@ -33,11 +34,15 @@ def counting_agent() -> Agent:
     return Agent(None, lambda state: state.updates, None, None, None, update, (), 1)
 
 
+def send(sample):
+    return devices.send(MESH, sample)
+
+
 def batch(reward: float, env_steps: int = 10, learner_steps=(0,), on_device: bool = True) -> Batch:
     rows = np.zeros((2, 1), np.float32)
     rows[0] = reward
     sample = Sample(Step(rows, rows, rows, rows, rows, {}), np.zeros(1, np.float32))
-    sample = devices.shard(sample) if on_device else sample
+    sample = send(sample) if on_device else sample
     return Batch(sample, np.array(learner_steps), env_steps, rows=12)
 
 
@@ -45,7 +50,7 @@ class Calls(list):
     """Notes what the learner does: the batches that it takes and the versions and parameters that it publishes."""
 
     def publish(self, version, params):
-        self.append(("publish", version, int(devices.unreplicate(params))))
+        self.append(("publish", version, int(MESH.host(params))))
 
     def batches(self, batches):
         for number, each in enumerate(batches):
@@ -89,7 +94,7 @@ def transitions(count: int) -> Batch:
     """A batch of transitions whose rewards are 1, 2, ..."""
     rewards = 1 + np.arange(count, dtype=np.float32)
     sample = Sample(Transition(*[rewards] * 5), (), np.ones(count, np.float32))
-    return Batch(devices.shard(sample), None, 10, rows=10)
+    return Batch(send(sample), None, 10, rows=10)
 
 
 def test_several_updates_at_once_count_as_many_and_publish_where_the_period_was_passed():
@@ -98,7 +103,7 @@ def test_several_updates_at_once_count_as_many_and_publish_where_the_period_was_
     versions = []
     for feedback, host in the_learner.run(iter([transitions(6)] * 6)):
         versions.append(the_learner.version)
-        assert float(feedback.metrics["reward"][0]) == 5 + 6, "the last update's"
+        assert float(feedback.metrics["reward"]) == 5 + 6, "the last update's"
         assert "lag" not in host
     assert versions == [Version(3 * n, 10 * n) for n in range(1, 7)]
     # Multiples of 4 are passed on the way to 6, 9, 12 and 18; none between 12 and 15.
@@ -108,9 +113,9 @@ def test_several_updates_at_once_count_as_many_and_publish_where_the_period_was_
 
 def test_several_updates_at_once_have_the_keys_of_as_many():
     singles = Calls().learner(start=5, seed=1)
-    numbers = [float(f.metrics["random"][0]) for f, _ in singles.run(iter([transitions(2)] * 6))]
+    numbers = [float(f.metrics["random"]) for f, _ in singles.run(iter([transitions(2)] * 6))]
     at_once = Calls().learner(start=5, seed=1, updates_per_dispatch=3)
-    assert [float(f.metrics["random"][0]) for f, _ in at_once.run(iter([transitions(6)] * 2))] == numbers[2::3]
+    assert [float(f.metrics["random"]) for f, _ in at_once.run(iter([transitions(6)] * 2))] == numbers[2::3]
 
 
 def test_a_resumed_learner_publishes_and_counts_on():
@@ -125,7 +130,7 @@ def test_published_parameters_outlive_the_updates_after_them():
     state = State(jnp.int32(0), jnp.float32(0))
     the_learner = learner.Learner(counting_agent(), state, Version(0, 0), 0, lambda v, p: published.append(p))
     list(the_learner.run(iter([batch(1)] * 3)))
-    assert [int(devices.unreplicate(params)) for params in published] == [0, 1, 2, 3]
+    assert [int(MESH.host(params)) for params in published] == [0, 1, 2, 3]
 
 
 def test_lag_is_the_updates_since_the_parameters_that_acted():
@@ -139,7 +144,7 @@ def test_lag_is_the_updates_since_the_parameters_that_acted():
 def test_an_updates_key_comes_from_the_seed_and_the_updates_number_alone():
     def randoms(start, seed, updates):
         the_learner = Calls().learner(start=start, seed=seed)
-        return [float(f.metrics["random"][0]) for f, _ in the_learner.run(iter([batch(1)] * updates))]
+        return [float(f.metrics["random"]) for f, _ in the_learner.run(iter([batch(1)] * updates))]
 
     numbers = randoms(0, seed=1, updates=5)
     assert len(set(numbers)) == 5
@@ -148,9 +153,10 @@ def test_an_updates_key_comes_from_the_seed_and_the_updates_number_alone():
 
 
 def test_metrics_that_are_not_finite_are_named():
-    assert learner.read_metrics(Feedback({"a": np.array([1.5, 9.0])})) == {"a": 1.5}
+    assert learner.read_metrics(Feedback({"a": MESH.put(np.float32(1.5))}), MESH.host) == {"a": 1.5}
+    bad = MESH.put({"value": np.float32(np.inf), "a": np.float32(1), "loss": np.float32(np.nan)})
     with pytest.raises(learner.NotFinite, match=r"^loss, value became") as error:
-        learner.read_metrics(Feedback({"value": np.array([np.inf]), "a": np.ones(1), "loss": np.array([np.nan])}))
+        learner.read_metrics(Feedback(bad), MESH.host)
     assert "\n" not in str(error.value)
 
 
@@ -159,14 +165,14 @@ def test_metrics_that_are_not_finite_are_named():
 
 def take(batches, count: int) -> list[float]:
     taken = [within(WAIT, f"batch {n}", next, batches) for n in range(count)]
-    return [float(b.sample.steps.reward[0].sum()) for b in taken]
+    return [float(b.sample.steps.reward.sum()) for b in taken]
 
 
 def test_prefetch_keeps_the_batches_and_puts_them_on_the_devices():
-    batches = learner.prefetch(iter([batch(n, 10 + n, (n,), on_device=False) for n in range(5)]), lambda: False)
+    batches = learner.prefetch(iter([batch(n, 10 + n, (n,), on_device=False) for n in range(5)]), lambda: False, send)
     for n, each in enumerate(within(WAIT, "all batches", list, batches)):
         assert isinstance(each.sample.steps.reward, jax.Array)
-        assert each.sample.steps.reward.shape == (jax.local_device_count(), 2, 1)
+        assert each.sample.steps.reward.shape == (2, 1)
         assert (float(each.sample.steps.reward.sum()), each.env_steps, each.learner_steps.tolist()) == (n, 10 + n, [n])
     assert n == 4
 
@@ -179,7 +185,7 @@ def test_prefetch_fetches_one_batch_ahead_and_no_more():
             fetched.append(len(fetched))
             yield batch(fetched[-1], on_device=False)
 
-    batches = learner.prefetch(endless(), lambda: False)
+    batches = learner.prefetch(endless(), lambda: False, send)
     for taken in range(1, 5):
         assert take(batches, 1) == [taken - 1]
         until(lambda taken=taken: len(fetched) == taken + 1, WAIT, "the next batch is fetched")
@@ -193,7 +199,7 @@ def test_prefetch_raises_the_fetching_threads_error_in_the_learners():
         yield batch(1, on_device=False)
         raise ConnectionError("the replay server is gone")
 
-    batches = learner.prefetch(failing(), lambda: False)
+    batches = learner.prefetch(failing(), lambda: False, send)
     assert take(batches, 1) == [1.0]
     with pytest.raises(ConnectionError, match="is gone"):
         take(batches, 1)
@@ -206,7 +212,7 @@ def test_prefetch_ends_when_stopped_though_no_batch_comes():
         yield batch(1, on_device=False)
         never.wait()
 
-    batches = learner.prefetch(waiting(), stop.is_set)
+    batches = learner.prefetch(waiting(), stop.is_set, send)
     assert take(batches, 1) == [1.0]
     stop.set()
     assert within(WAIT, "prefetch to end", list, batches) == []
@@ -228,12 +234,12 @@ class Variables:
 
 
 def on_devices(value: float):
-    return devices.replicate(jnp.float32(value))
+    return MESH.put(np.float32(value))
 
 
 def test_publisher_pushes_from_another_thread_the_newest_only():
     variables = Variables(slow=True)
-    publisher = learner.Publisher(variables)
+    publisher = learner.Publisher(variables, MESH.host)
     publisher(Version(0, 0), on_devices(0.5))
     assert variables.entered.acquire(timeout=WAIT), "waited in vain for the first push"
     for version in (1, 2, 3):  # while it is under way: 1 and 2 are out of date before anyone can push them
@@ -247,7 +253,7 @@ def test_publisher_pushes_from_another_thread_the_newest_only():
 def test_publisher_pushes_what_is_left_when_closed():
     for _ in range(20):
         variables = Variables()
-        publisher = learner.Publisher(variables)
+        publisher = learner.Publisher(variables, MESH.host)
         for version in range(3):
             publisher(Version(version, 0), on_devices(version))
         within(WAIT, "the publisher to close", publisher.close)
@@ -256,7 +262,7 @@ def test_publisher_pushes_what_is_left_when_closed():
 
 def test_publisher_pushes_the_last_again_when_nothing_new_comes():
     variables = Variables()
-    publisher = learner.Publisher(variables, refresh=0.02)
+    publisher = learner.Publisher(variables, MESH.host, refresh=0.02)
     publisher(Version(1, 0), on_devices(1))
     until(lambda: len(variables.pushed) >= 3, WAIT, "the same parameters are pushed three times")
     publisher(Version(2, 0), on_devices(2))
