@@ -1,27 +1,34 @@
 """Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
 
+import dataclasses
 import pathlib
 
-from absl import flags as absl_flags
-
 from launchers import flags
-from launchers import run as runs
-from launchers.run import UsageError
+from launchers.settings import UsageError, setting
 
-absl_flags.DEFINE_integer("episodes", 100, "Episodes to play, of each member of a stacked population.")
+
+@dataclasses.dataclass
+class Evaluation:
+    episodes: int = setting(100, "episodes to play, of each member of a stacked population")
+
+
+flags.define(Evaluation)
 
 
 def evaluate() -> int:
+    if not flags.FLAGS.logdir:
+        raise UsageError("evaluate needs --logdir, the folder of a run")
+    if flags.any_given():
+        raise UsageError("the run is LOGDIR/config.json: give --logdir and --episodes alone")
     import jax
     import numpy as np
 
     from launchers import population as populations
     from launchers import roles
+    from launchers import run as runs
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
 
-    if not flags.FLAGS.logdir:
-        raise UsageError("evaluate needs --logdir, the folder of a run")
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
