@@ -7,6 +7,7 @@ import ast
 import os
 import pathlib
 import sys
+import textwrap
 import time
 import traceback
 import typing
@@ -42,11 +43,13 @@ def define(declaring: type) -> None:
 
 
 def _help(declared: Setting) -> str:
-    parts = [declared.help[:1].upper() + declared.help[1:]]
-    if declared.choices:
-        parts.append(", ".join(declared.choices))
     default = declared.default_words or declared.default
-    return ": ".join(parts) + ("." if default in (None, "") else f". Default: {default}.")
+    sentences = [
+        declared.help[:1].upper() + declared.help[1:],
+        f"One of {', '.join(declared.choices)}" if declared.choices else "",
+        "" if default in (None, "") else f"Default {default}",
+    ]
+    return ". ".join(filter(None, sentences)) + "."
 
 
 define(Settings)
@@ -172,7 +175,11 @@ def attempt(command: Callable[[], int], argv: list[str]) -> int:
 def main(command: Callable[[], int]) -> NoReturn:
     """The process of a command: what `attempt` does, or --help."""
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{sys.modules['__main__'].__doc__}\n{FLAGS.get_help()}\n  --config.FIELD: a field of the agent's Config")
+        lines = {f"--{name}": _help(declared) for name, declared in _declared.items()}
+        lines |= {"--config.FIELD": "A field of the agent's Config.", "--flagfile": "A file of flags, one a line."}
+        print(f"{sys.modules['__main__'].__doc__}\n")
+        for name, line in lines.items():
+            print(textwrap.fill(f"{name}: {line}", 100, initial_indent="  ", subsequent_indent="      "))
         sys.exit(0)
     code = attempt(command, sys.argv)
     sys.stdout.flush()

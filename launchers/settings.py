@@ -259,7 +259,7 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     for name in given:
         only = DECLARED[name].only
         if only and name not in used and not only.holds(known):
-            raise UsageError(f"--{name} is for {only.where}; or leave --{name} out")
+            raise UsageError(f"--{name} is for {only.where}, or leave --{name} out")
     return settings
 
 
@@ -295,7 +295,7 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
         if declared.choices and value not in declared.choices:
             raise UsageError(f"--{name} is one of {', '.join(declared.choices)}, not {value!r}")
         return
-    kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a number")
+    kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a finite number")
     if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
         raise UsageError(f"--{name} must be {noun}, not {value!r}")
     if declared.least is not None and value < declared.least:
