@@ -255,8 +255,9 @@ def _check_type(name: str, kind: Any, value: Any) -> None:
 
 
 def _is_number(kind: type, value: Any) -> bool:
-    kinds = int | np.integer if kind is int else int | float | np.integer | np.floating
-    return isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is float and isinstance(value, float | np.floating):
+        return math.isfinite(value)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_replay_sizes(config: Any) -> None:

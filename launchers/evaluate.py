@@ -20,14 +20,12 @@ def evaluate() -> int:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     if flags.any_given():
         raise UsageError("the run is LOGDIR/config.json: give --logdir and --episodes alone")
+    # Only now, when the command line is understood: JAX, and when there is such a run, TensorFlow and Reverb.
     import jax
     import numpy as np
 
     from launchers import population as populations
-    from launchers import roles
     from launchers import run as runs
-    from runtime import evaluator
-    from runtime.checkpoint import Checkpointer
 
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
@@ -35,6 +33,10 @@ def evaluate() -> int:
     run = runs.replace(run, eval_episodes=episodes)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
+    from launchers import roles
+    from runtime import evaluator
+    from runtime.checkpoint import Checkpointer
+
     parts = roles.Parts(run, logdir)
     restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
     if restored is None:

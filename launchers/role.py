@@ -55,23 +55,24 @@ def role() -> int:
     logdir = pathlib.Path(values.logdir).expanduser()
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
-    asked = None
-    if flags.any_given() or not (logdir / "config.json").exists():
-        asked = flags.run_from_flags(used=("actors_per_process",))  # which actors --task means, wherever they run
-    # Only now, when the command line is understood: these bring JAX, TensorFlow and Reverb.
-    import jax
-
+    saved = (logdir / "config.json").exists() and not flags.any_given()
+    # --actors_per_process says which actors are --task's, wherever they run.
+    asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
+    # Only now, when the command line is understood: JAX, and below, when there is such a run, TensorFlow and Reverb.
     from launchers import population as populations
-    from launchers import ports, roles
     from launchers import run as runs
-    from launchers.shutdown import stop_on_signals
-    from runtime.scheduling import give_way
 
     run = asked or runs.load(logdir)
     if asked:
         run.check_fit()
         populations.check(run)
         populations.save(run, logdir)
+    import jax
+
+    from launchers import ports, roles
+    from launchers.shutdown import stop_on_signals
+    from runtime.scheduling import give_way
+
     if values.role == "replay":
         ports.check_port(values.port)
         if values.task >= run.num_replay_servers:

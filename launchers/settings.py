@@ -7,6 +7,7 @@ Nothing here needs JAX: a mistake at the command line is found before a second i
 import dataclasses
 import difflib
 import math
+import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -91,13 +92,12 @@ def setting(
 
 def declarations(of: type) -> dict[str, Setting]:
     """The settings that a dataclass declares, by name."""
-    found = {}
+    found, kinds = {}, typing.get_type_hints(of)
     for field in dataclasses.fields(of):
         if declared := field.metadata.get("declared"):
-            assert isinstance(field.type, type)
-            number = field.type in (int, float)
-            limits = {} if number else {"least": None, "most": None}
-            found[field.name] = Setting(**{"kind": field.type} | declared | limits)
+            kind = kinds[field.name]
+            limits = {"least": None, "most": None} if kind is str else {}
+            found[field.name] = Setting(**{"kind": kind} | declared | limits)
     return found
 
 
@@ -296,7 +296,8 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
             raise UsageError(f"--{name} is one of {', '.join(declared.choices)}, not {value!r}")
         return
     kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a finite number")
-    if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+    infinite = isinstance(value, float) and not math.isfinite(value)  # not of an int, which may be no float at all
+    if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
         raise UsageError(f"--{name} must be {noun}, not {value!r}")
     if declared.least is not None and value < declared.least:
         raise UsageError(f"--{name} must be {declared.least} or more, not {value}")

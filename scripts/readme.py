@@ -16,7 +16,10 @@ PAGES = {
 
 def table() -> str:
     """The table, a line for each flag."""
-    lines = ["| flag | meaning | values | default, unless a preset has another | may change on resume |", "|---|---|---|---|---|"]
+    lines = [
+        "| flag | meaning | values | default, unless a preset has another | may change on resume |",
+        "|---|---|---|---|---|",
+    ]
     for name, declared in (declarations(Settings) | declarations(Sitting)).items():
         meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
         resume = "yes" if declared.free else ""
@@ -37,13 +40,17 @@ def _default(declared: Setting) -> str:
         return f"`{declared.default_words}`"
     if isinstance(declared.default, Share) or declared.default == "preset":
         return str(declared.default)
-    return f"`{declared.default:g}`" if declared.kind is not str else f"`{declared.default}`" if declared.default else ""
+    return (
+        f"`{declared.default:g}`" if declared.kind is not str else f"`{declared.default}`" if declared.default else ""
+    )
 
 
 def written(text: str) -> str:
     """The README's `text` with the table that the declarations make."""
     start = text.index(HEADING)
-    return text[:start] + re.sub(r"(?:^\|.*\n)+", table().replace("\\", r"\\") + "\n", text[start:], count=1, flags=re.M)
+    return text[:start] + re.sub(
+        r"(?:^\|.*\n)+", table().replace("\\", r"\\") + "\n", text[start:], count=1, flags=re.M
+    )
 
 
 if __name__ == "__main__":
