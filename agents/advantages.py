@@ -5,7 +5,6 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import rlax
 
 from agents.agent import pmean
 
@@ -28,6 +27,8 @@ def gae(values: Any, rewards: Any, discounts: Any, live: Any, lambda_: Any) -> c
     Returns:
       [T, B], 0 on dead rows. Advantage + V(s_t) is the target of V(s_t). Gradients pass through it.
     """
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
     # On a dead row r + 0 V(s_{t+1}) - V(s_t) is 0 with its own value as the reward, and nothing comes across.
     rewards, discounts = jnp.where(live > 0, rewards, values[:-1]), jnp.where(live > 0, discounts, 0.0)
     advantages = jax.vmap(rlax.truncated_generalized_advantage_estimation, in_axes=(1, 1, None, 1), out_axes=1)

@@ -1,14 +1,22 @@
 """The types that every room shares: a step of experience, an environment's spec, an agent, the data it asks for.
 
 B is the number of parallel environments (or sequences), T a length in time. Arrays are time-major, [T, B, ...].
+
+The types need no JAX, so that whoever only names them need not wait for it.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from __future__ import annotations
 
-import jax
+import dataclasses
+import math
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
 import numpy as np
+
+if TYPE_CHECKING:
+    import jax
 
 # The mapped axis over which a learner's devices average.
 AXIS = "devices"
@@ -174,7 +182,7 @@ class Sequences:
 class Gradients:
     """Items that are a worker's Gradients; each worker keeps the experience that `table` describes to itself."""
 
-    table: "TableSpec"
+    table: TableSpec
     batch_size: int  # sequences in a worker's sample
 
 
@@ -225,6 +233,10 @@ class Agent(NamedTuple):
     in_order: bool = False
 
 
+LARGEST = 2**31 - 1  # of a Config's whole numbers: what devices count with
+MOST_ENV_STEPS = 10**15  # but environment steps are counted on the host, as far as a run may go
+
+
 def check_ranges(
     config: Any,
     *,
@@ -233,15 +245,48 @@ def check_ranges(
     not_negative: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
 ) -> None:
-    """Raises ValueError, naming the field, unless the `counts` are 1 or more, the `positive` above 0 and finite, the
-    `not_negative` 0 or more and finite, and the `fractions` within [0, 1]."""
+    """Raises ValueError, naming the field, unless each field of `config` holds what its type says, and the `counts` are
+    1 or more, the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1].
+
+    By its type a number is finite and no bool, a whole number is not beyond what can be counted, the elements of
+    tuple[int, ...] are sizes, 1 or more, and a Literal is one of its choices.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        _check_type(name, kind, getattr(config, name))
     rules = [(name, "at least 1", lambda x: x >= 1) for name in counts]
-    rules += [(name, "0 or more and finite", lambda x: 0 <= x < float("inf")) for name in not_negative]
-    rules += [(name, "above 0 and finite", lambda x: 0 < x < float("inf")) for name in positive]
+    rules += [(name, "0 or more and finite", lambda x: x >= 0) for name in not_negative]
+    rules += [(name, "above 0 and finite", lambda x: x > 0) for name in positive]
     rules += [(name, "within [0, 1]", lambda x: 0 <= x <= 1) for name in fractions]
     for name, wanted, holds in rules:
         if not holds(getattr(config, name)):
             raise ValueError(f"config.{name} must be {wanted}, not {getattr(config, name)}")
+
+
+def _check_type(name: str, kind: Any, value: Any) -> None:
+    arguments = typing.get_args(kind)
+    most = MOST_ENV_STEPS if name.endswith("_env_steps") else LARGEST
+    if typing.get_origin(kind) is Literal:
+        wanted, holds = f"one of {', '.join(map(str, arguments))}", value in arguments
+    elif typing.get_origin(kind) is tuple:
+        whole = arguments[0] is int
+        wanted = f"a tuple of {'whole numbers from 1' if whole else 'finite numbers'}"
+        holds = isinstance(value, tuple) and all(
+            _is_number(arguments[0], item) and (not whole or 1 <= item <= most) for item in value
+        )
+    elif kind is int:
+        wanted, holds = f"a whole number up to {most}", _is_number(int, value) and abs(value) <= most
+    elif kind is float:
+        wanted, holds = "a finite number", _is_number(float, value)
+    else:
+        wanted, holds = f"a {kind.__name__}", isinstance(value, kind)
+    if not holds:
+        raise ValueError(f"config.{name} must be {wanted}, not {value}")
+
+
+def _is_number(kind: type, value: Any) -> bool:
+    if kind is float and isinstance(value, float | np.floating):
+        return math.isfinite(value)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def check_replay_sizes(config: Any) -> None:
@@ -257,11 +302,15 @@ def pmean(tree: Any) -> Any:
 
     So the same update runs on a mesh by either mapper, under vmap(axis_name=AXIS) and under a plain jit.
     """
+    import jax
+
     return _across_devices(jax.lax.pmean, tree)
 
 
 def pmax(tree: Any) -> Any:
     """The largest over the learner's devices, likewise."""
+    import jax
+
     return _across_devices(jax.lax.pmax, tree)
 
 

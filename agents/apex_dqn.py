@@ -56,9 +56,9 @@ class Config:
     normalize_weights: bool = True
 
     def __post_init__(self):
+        check_ranges(self, not_negative=("epsilon_spread",))
         if not 0 < self.epsilon < 1:
             raise ValueError(f"config.epsilon must be above 0 and below 1, not {self.epsilon}")
-        check_ranges(self, not_negative=("epsilon_spread",))
         learner(self)  # which checks the rest
 
 

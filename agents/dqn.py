@@ -16,7 +16,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-import rlax
 
 from agents import prioritized
 from agents.agent import (
@@ -174,6 +173,8 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
 
     def td_errors(params, target_params, transition: Transition) -> tuple[chex.Array, chex.Array]:
         """y_t - Q(s_t, a_t), where no gradient passes through y_t."""
+        import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
         s, a, reward, discount, s_next = transition
         s, s_next = stacked(jnp.asarray(s)), stacked(jnp.asarray(s_next))
         q_tm1, q_t = q(params, s), q(target_params, s_next)
@@ -229,6 +230,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return greedy(values), {}, memory
 
     def loss(params, target_params, transition: Transition, weights):
+        import rlax
+
         errors, values = f.td_errors(params, target_params, transition)
         losses = rlax.huber_loss(errors) if config.loss == "huber" else rlax.l2_loss(errors)
         return jnp.mean(weights * losses), (errors, values)

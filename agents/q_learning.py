@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import rlax
 
 from agents import features
 from agents.agent import (
@@ -140,6 +139,8 @@ def td_errors(
     Returns:
       [T, B].
     """
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
     rows = [x.reshape(-1, *x.shape[2:]) for x in (q[:-1], actions[:-1], rewards, discounts, q_target[1:])]
     if form == "sarsa":
         errors = jax.vmap(rlax.sarsa)(*rows, actions[1:].reshape(-1))
@@ -164,6 +165,8 @@ def n_step_errors(
     Args:
       live: 1 where row s is a transition, 0 where its action was thrown away, [T, B].
     """
+    import rlax
+
     values = q_target.max(axis=-1)
     goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # else the next row is the episode's last
     returns = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)(rewards, discounts, values[1:], goes_on)

@@ -16,7 +16,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-import rlax
 
 from agents import prioritized
 from agents.agent import (
@@ -130,6 +129,8 @@ class Policy(NamedTuple):
 
 def rescale(x: chex.Array, eps: float) -> chex.Array:
     """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x (section 2.3)."""
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
     return rlax.signed_hyperbolic(x, eps)
 
 

@@ -17,7 +17,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-import rlax
 
 from agents import features
 from agents.agent import (
@@ -97,6 +96,8 @@ def returns(rewards: chex.Array, live: chex.Array, discount: Any) -> chex.Array:
       live: 1 where row t is a transition, else 0, [T, B].
       discount: gamma, a scalar.
     """
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
     backwards = jax.vmap(rlax.discounted_returns, in_axes=(1, 1, None), out_axes=1)
     return backwards(live * rewards, discount * live, 0.0)
 
@@ -164,6 +165,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def loss(params: Params, hypers: Hypers, sample: Sample):
         """Its gradient is the direction's negative: the mean over episodes of the sum over their steps."""
+        import rlax
+
         steps = sample.steps
         x, action = seen.phi(steps.observation[:-1]), steps.action[:-1]
         live = 1.0 - steps.first[1:]  # the row before a first closed its episode, or is padding

@@ -1,33 +1,42 @@
 """Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
 
+import dataclasses
 import pathlib
 
-from absl import flags as absl_flags
-
 from launchers import flags
-from launchers import run as runs
-from launchers.run import UsageError
+from launchers.settings import UsageError, setting
 
-absl_flags.DEFINE_integer("episodes", 100, "Episodes to play, of each member of a stacked population.")
+
+@dataclasses.dataclass
+class Evaluation:
+    episodes: int = setting(100, "episodes to play, of each member of a stacked population")
+
+
+flags.define(Evaluation)
 
 
 def evaluate() -> int:
+    if not flags.FLAGS.logdir:
+        raise UsageError("evaluate needs --logdir, the folder of a run")
+    if flags.any_given():
+        raise UsageError("the run is LOGDIR/config.json: give --logdir and --episodes alone")
+    # Only now, when the command line is understood: JAX, and when there is such a run, TensorFlow and Reverb.
     import jax
     import numpy as np
 
     from launchers import population as populations
-    from launchers import roles
-    from runtime import evaluator
-    from runtime.checkpoint import Checkpointer
+    from launchers import run as runs
 
-    if not flags.FLAGS.logdir:
-        raise UsageError("evaluate needs --logdir, the folder of a run")
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
     run = runs.replace(run, eval_episodes=episodes)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
+    from launchers import roles
+    from runtime import evaluator
+    from runtime.checkpoint import Checkpointer
+
     parts = roles.Parts(run, logdir)
     restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
     if restored is None:

@@ -1,55 +1,74 @@
-"""The command line: flags that make a Run. `--config.FIELD=VALUE` sets any field of the agent's Config."""
+"""The command line: a flag for each setting of a run. `--config.FIELD=VALUE` sets any field of the agent's Config.
 
-import dataclasses
+What can be known to be wrong from the command line alone is found before JAX is imported.
+"""
+
+import ast
 import os
 import pathlib
 import sys
+import textwrap
 import time
 import traceback
-from collections.abc import Callable
-from typing import NoReturn
+import typing
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags, logging
-from ml_collections import config_dict, config_flags
 
-from launchers import presets
-from launchers import run as runs
-from launchers.run import Run, UsageError
+from launchers import configs, settings
+from launchers.settings import Setting, Settings, Sitting, UsageError
 
-flags.DEFINE_string("agent", "impala", "The agent: one of agents/.")
-flags.DEFINE_string(
-    "env",
-    "CartPole-v1",
-    "The environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C.",
-)
-flags.DEFINE_integer("seed", None, "Fixes the initial parameters, the environments and the actions. Default 0.")
-flags.DEFINE_string("logdir", None, "Where the run lives; an existing one is resumed. Default runs/AGENT-ENV-TIME.")
-flags.DEFINE_integer("max_env_steps", None, "Environment steps (actions, not frames) to learn from.")
-flags.DEFINE_integer("num_actors", None, "Actors, each with --envs_per_actor environments.")
-flags.DEFINE_integer("envs_per_actor", None, "Environments that an actor steps together.")
-flags.DEFINE_integer("actors_per_process", None, "With --placement=processes: actors that share a process. Default 2.")
-flags.DEFINE_string("placement", None, "Where the roles run: threads, processes or serial. Default threads.")
-flags.DEFINE_string("actor_backend", None, "What actors act on: cpu or accelerator. Default cpu.")
-flags.DEFINE_integer("eval_episodes", None, "Episodes of one evaluation.")
-flags.DEFINE_integer("eval_period", None, "Environment steps between evaluations. Default a 20th of max_env_steps.")
-flags.DEFINE_float("checkpoint_seconds", None, "Seconds between checkpoints. Default 600.")
-flags.DEFINE_integer("publish_period", None, "Updates from one publication of the parameters to the next.")
-flags.DEFINE_integer("num_replay_servers", None, "Replay servers; actors spread over them, samples mix. Default 1.")
-flags.DEFINE_integer("updates_per_dispatch", None, "Updates from a replay that run without Python between. Default 1.")
-flags.DEFINE_string("travels", None, "From actors to the learner: experience, or gradients (actors are workers then).")
-flags.DEFINE_integer("max_staleness", None, "Of a gradient that is applied, in updates. Default 0: any.")
-flags.DEFINE_float("max_loss_deviations", None, "Likewise, of its loss above the mean. Default 0: any.")
-flags.DEFINE_integer("population", None, "Members of a population that learn side by side. Default 0: an ordinary run.")
-flags.DEFINE_string("tune", None, "What a population tunes: learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1, ...")
-flags.DEFINE_string("population_mode", None, "separate learners, or vmap: one that updates all. Default separate.")
-flags.DEFINE_string("exploit", None, "Who copies whom: truncation, tournament, t_test or none. Default truncation.")
-flags.DEFINE_string("explore", None, "How copies are varied: perturb, resample or none. Default perturb.")
-flags.DEFINE_string("fitness", None, "Members are judged by episodes of training or evaluation. Default training.")
-flags.DEFINE_integer("ready_env_steps", None, "A member's steps between looks at its peers. Default a 20th of all.")
-flags.DEFINE_integer("score_episodes", None, "A member is judged by so many of its last episodes. Default 20.")
-flags.DEFINE_integer("port", 0, "The replay server's port; 0 picks a free one.")
+if TYPE_CHECKING:
+    from launchers.run import Run
 
 FLAGS = flags.FLAGS
+PARSERS: dict[type, Callable[[], flags.ArgumentParser]] = {
+    int: flags.IntegerParser,
+    float: flags.FloatParser,
+    str: flags.ArgumentParser,
+    bool: flags.BooleanParser,
+}
+_declared: dict[str, Setting] = {}
+
+
+def define(declaring: type) -> None:
+    """Makes a flag of each setting that a dataclass declares. Its values are checked by the declaration; of a setting
+    of a run the flag is None where it is not given, so that a preset can say it."""
+    for name, declared in settings.declarations(declaring).items():
+        _declared[name] = declared
+        preset = declaring is Settings and name not in ("agent", "env")
+        default = None if preset else declared.default
+        flags.DEFINE(PARSERS[declared.kind](), name, default, _help(declared), serializer=flags.ArgumentSerializer())
+
+
+def _help(declared: Setting) -> str:
+    default = declared.default_words or declared.default
+    sentences = [
+        declared.help[:1].upper() + declared.help[1:],
+        f"One of {', '.join(declared.choices)}" if declared.choices else "",
+        "" if default in (None, "") else f"Default {default}",
+    ]
+    return ". ".join(filter(None, sentences)) + "."
+
+
+define(Settings)
+define(Sitting)
+
+
+class _TupleParser(flags.ArgumentParser):
+    """`(1,2)`, `1,2` or `1`."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        if isinstance(argument, str):
+            try:
+                argument = ast.literal_eval(argument)
+            except (ValueError, SyntaxError):
+                argument = argument.split(",")  # whose elements say what is wrong with them, or `nan`
+        return tuple(argument) if isinstance(argument, tuple | list) else (argument,)
+
+    def flag_type(self) -> str:
+        return "tuple"
 
 
 def parse(argv: list[str]) -> None:
@@ -58,50 +77,72 @@ def parse(argv: list[str]) -> None:
     Raises:
       UsageError: an unknown flag or agent, or a value that its flag does not take.
     """
+    _start_afresh()
     # The agent decides which fields there are, so it is parsed first, alone; a flag file or --noflag still works.
     try:
-        rest = flags.FLAGS(argv, known_only=True)
+        rest = FLAGS(argv, known_only=True)
     except flags.Error as error:
-        raise UsageError(str(error)) from error
-    module = runs.agent_module(FLAGS.agent)
-    fields = {field.name: field.default for field in dataclasses.fields(module.Config)}
-    preset = presets.find(FLAGS.agent, FLAGS.env)
+        raise UsageError(_one_line(error)) from error
+    types = configs.fields(FLAGS.agent)
     for argument in rest[1:]:
-        name = argument.lstrip("-").split("=")[0]
-        if not argument.startswith("--config."):
+        name = argument.lstrip("-").split("=")[0].removeprefix("noconfig.").removeprefix("config.")
+        if not argument.startswith(("--config.", "--noconfig.")):
             known = [n for n in FLAGS if not n.startswith("config.")]
             raise UsageError(
-                f"unknown argument {argument!r}{runs.nearest(name, known, listing=False)}; --help lists the flags"
+                f"unknown argument {argument!r}{settings.nearest(name, known, listing=False)}; --help lists the flags"
             )
-        field = name.removeprefix("config.")
-        if field not in fields:
-            raise UsageError(f"unknown config field {field!r}{runs.nearest(field, fields)}")
-    config_flags.DEFINE_config_dict(
-        "config", config_dict.ConfigDict(fields | preset.config), "The agent's Config.", lock_config=True
-    )
+        if name not in types:
+            raise UsageError(f"unknown config field {name!r}{settings.nearest(name, types)}")
+    for name, kind in types.items():
+        origin = typing.get_origin(kind)
+        if kind is bool:
+            flags.DEFINE_boolean(f"config.{name}", None, "")
+        else:
+            parser = _TupleParser() if origin is tuple else PARSERS[str if origin else kind]()
+            flags.DEFINE(parser, f"config.{name}", None, "", serializer=flags.ArgumentSerializer())
     try:
         FLAGS(rest)
     except (flags.Error, ValueError, TypeError) as error:
-        raise UsageError(" ".join(str(error).split())) from error
+        raise UsageError(_one_line(error)) from error
+    configs.check_types(types, _given_config())
+    for name, declared in _declared.items():
+        if FLAGS[name].present:
+            settings.check_value(name, FLAGS[name].value, declared)
+
+
+def _start_afresh() -> None:
+    """Forgets what an earlier command line said, in the same process, and the fields of its agent."""
+    for name in list(FLAGS):
+        if name.startswith("config."):
+            delattr(FLAGS, name)
+        elif FLAGS[name].present:
+            FLAGS[name].unparse()
 
 
 def any_given() -> bool:
     """Whether the command line says anything of the run itself."""
-    names = [field.name for field in dataclasses.fields(Run) if field.name != "config"]
-    return any(FLAGS[name].present for name in names) or bool(_given_config_fields())
+    return any(FLAGS[name].present for name in settings.DECLARED) or bool(_given_config())
 
 
-def run_from_flags() -> Run:
-    """The run that the parsed flags ask for."""
-    names = {field.name for field in dataclasses.fields(Run)} - {"agent", "env", "config"}
-    preset = presets.find(FLAGS.agent, FLAGS.env)
-    given = _given_config_fields()
-    config = {name: value for name, value in FLAGS.config.items() if name in given or name in preset.config}
-    return runs.make(FLAGS.agent, FLAGS.env, {name: FLAGS[name].value for name in names}, config)
+def run_from_flags(used: Collection[str] = ()) -> "Run":
+    """The run that the parsed flags ask for; `used` is as for `settings.resolve`.
+
+    Raises:
+      UsageError: there is no such run.
+    """
+    given = {name: FLAGS[name].value for name in settings.DECLARED.keys() - {"agent", "env"} if FLAGS[name].present}
+    settings.resolve(FLAGS.agent, FLAGS.env, given, used)
+    from launchers import run as runs  # only now: it brings JAX
+
+    return runs.make(FLAGS.agent, FLAGS.env, given, _given_config(), used)
 
 
-def _given_config_fields() -> set[str]:
-    return {name.removeprefix("config.") for name in FLAGS if name.startswith("config.") and FLAGS[name].present}
+def _given_config() -> dict[str, Any]:
+    return {
+        name.removeprefix("config."): FLAGS[name].value
+        for name in FLAGS
+        if name.startswith("config.") and FLAGS[name].present
+    }
 
 
 def logdir_from_flags() -> pathlib.Path:
@@ -112,22 +153,35 @@ def logdir_from_flags() -> pathlib.Path:
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def main(command: Callable[[], int]) -> NoReturn:
-    """Parses the command line and runs `command`; what the person can mend is one line and exit code 2."""
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def attempt(command: Callable[[], int], argv: list[str]) -> int:
+    """Parses the command line and runs `command`; the exit code. What the person can mend is one line and code 2."""
     logging.set_verbosity(logging.WARNING)
-    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{sys.modules['__main__'].__doc__}\n{FLAGS.get_help()}\n  --config.FIELD: a field of the agent's Config")
-        sys.exit(0)
     try:
-        parse(sys.argv)
-        code = command()
+        parse(argv)
+        return command()
     # What a person can mend: also a server that does not answer, a full disk, a loss that is not finite.
     except (UsageError, OSError, FloatingPointError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        code = 2
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return 2
     except Exception:
         traceback.print_exc()
-        code = 1
+        return 1
+
+
+def main(command: Callable[[], int]) -> NoReturn:
+    """The process of a command: what `attempt` does, or --help."""
+    if {"--help", "-h", "-help"} & set(sys.argv[1:]):
+        lines = {f"--{name}": _help(declared) for name, declared in _declared.items()}
+        lines |= {"--config.FIELD": "A field of the agent's Config.", "--flagfile": "A file of flags, one a line."}
+        print(f"{sys.modules['__main__'].__doc__}\n")
+        for name, line in lines.items():
+            print(textwrap.fill(f"{name}: {line}", 100, initial_indent="  ", subsequent_indent="      "))
+        sys.exit(0)
+    code = attempt(command, sys.argv)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.

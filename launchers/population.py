@@ -1,15 +1,22 @@
 """A population's members as runs, from `--population`, `--tune` and the flags beside them."""
 
+from __future__ import annotations
+
 import dataclasses
+import math
 import pathlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 
 from agents import pbt
 from launchers import run as runs
-from launchers.run import Run, UsageError, nearest
-from runtime.population import Population
+from launchers.run import Run
+from launchers.settings import UsageError, nearest
+
+if TYPE_CHECKING:
+    from runtime.population import Population
 
 TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
 
@@ -30,6 +37,10 @@ def parse_ranges(tune: str) -> dict[str, pbt.Range]:
             raise UsageError(f"{TUNE}; not {part!r}") from error
         if scale not in ("log", "linear", "step") or (scale == "step") != (range_.step > 0):
             raise UsageError(f"{TUNE}; not {part!r}")
+        if not all(map(math.isfinite, range_[1:])):
+            raise UsageError(f"--tune={part}: LOW, HIGH and SIZE are finite numbers")
+        if name in ranges:
+            raise UsageError(f"--tune names {name!r} twice: a hyperparameter has one range")
         if not range_.low < range_.high or (scale == "log" and range_.low <= 0):
             raise UsageError(
                 f"--tune={part}: a range is LOW below HIGH, both above 0 on the scale log; not {low} to {high}"
@@ -44,8 +55,6 @@ def check(run: Run) -> None:
     if run.population == 1:
         raise UsageError("--population=1 has no peers to learn from: give 2 or more")
     if not run.population:
-        if ranges:
-            raise UsageError("--tune is for a population: give --population=8, or how many members there are to be")
         return
     if not ranges:
         raise UsageError(f"--population={run.population} needs --tune, the hyperparameters that it tunes: {TUNE}")
@@ -117,6 +126,8 @@ def save(run: Run, logdir: pathlib.Path) -> None:
 
 def settings(run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int) -> Population:
     """The Population that `run` describes, as the learner of `member` has it; None: of all, stacked."""
+    from runtime.population import Population  # brings Reverb, which a check of the settings need not wait for
+
     actors = tuple(f"actor_{task}" for task in range(run.num_actors))
     return Population(
         size=run.population,

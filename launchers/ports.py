@@ -2,7 +2,7 @@
 
 import socket
 
-from launchers.run import UsageError
+from launchers.settings import UsageError
 
 
 def check_port(port: int) -> None:

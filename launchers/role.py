@@ -7,39 +7,47 @@
 The run is LOGDIR/config.json where there is one, else the same flags as scripts/train's.
 """
 
+from __future__ import annotations
+
+import dataclasses
 import pathlib
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
-from absl import flags as absl_flags
+from launchers import flags
+from launchers.settings import UsageError, setting
 
-from launchers import flags, ports, roles
-from launchers import population as populations
-from launchers import run as runs
-from launchers.run import Run, UsageError
-from launchers.shutdown import stop_on_signals
-from replay.client import connect
-from runtime.scheduling import give_way
-
-absl_flags.DEFINE_string("role", None, "replay, learner, actor or evaluator.")
-absl_flags.DEFINE_integer("task", 0, "Which of the role's processes this is, from 0.")
-absl_flags.DEFINE_integer("member", None, "Of a population of separate learners: whose role this is, from 0.")
-absl_flags.DEFINE_string("replay", None, "The replay servers: host:port, or several with commas between.")
-absl_flags.DEFINE_float("connect_seconds", 120.0, "How long to wait for the replay server.")
-absl_flags.DEFINE_string("coordinator", None, "Several learner hosts: host:port of the first (jax.distributed).")
-absl_flags.DEFINE_integer("num_learners", 1, "Several learner hosts: how many; --task tells them apart.")
+if TYPE_CHECKING:
+    from launchers import roles
+    from launchers.run import Run
 
 ROLES = ("replay", "learner", "actor", "evaluator")
+
+
+@dataclasses.dataclass
+class Place:
+    """Which role of a run this is, and where it finds the others."""
+
+    role: str = setting(None, "what this process does", choices=ROLES)
+    task: int = setting(0, "which of the role's processes this is, from 0", least=0)
+    member: int = setting(None, "of a population of separate learners: whose role this is, from 0", least=0)
+    replay: str = setting(None, "the replay servers: host:port, or several with commas between")
+    connect_seconds: float = setting(120.0, "how long to wait for the replay server", least=0)
+    coordinator: str = setting(None, "several learner hosts: host:port of the first (jax.distributed)")
+    num_learners: int = setting(1, "several learner hosts: how many; --task tells them apart")
+
+
+flags.define(Place)
+
 GRACE_SECONDS = 60.0  # for a role to save and end, once asked
 
 
 def role() -> int:
     values = flags.FLAGS
-    if values.role not in ROLES:
-        raise UsageError(f"--role is one of {', '.join(ROLES)}, not {values.role!r}")
+    if not values.role:
+        raise UsageError(f"--role is one of {', '.join(ROLES)}")
     if not values.logdir:
         raise UsageError("a role needs --logdir, the folder of its run")
     if values.role != "replay" and not values.replay:
@@ -47,13 +55,24 @@ def role() -> int:
     logdir = pathlib.Path(values.logdir).expanduser()
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
-    if (logdir / "config.json").exists() and not flags.any_given():
-        run = runs.load(logdir)
-    else:
-        run = flags.run_from_flags()
+    saved = (logdir / "config.json").exists() and not flags.any_given()
+    # --actors_per_process says which actors are --task's, wherever they run.
+    asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
+    # Only now, when the command line is understood: JAX, and below, when there is such a run, TensorFlow and Reverb.
+    from launchers import population as populations
+    from launchers import run as runs
+
+    run = asked or runs.load(logdir)
+    if asked:
         run.check_fit()
         populations.check(run)
         populations.save(run, logdir)
+    import jax
+
+    from launchers import ports, roles
+    from launchers.shutdown import stop_on_signals
+    from runtime.scheduling import give_way
+
     if values.role == "replay":
         ports.check_port(values.port)
         if values.task >= run.num_replay_servers:
@@ -89,6 +108,8 @@ def role() -> int:
 def _replay(
     members: list[roles.Parts], logdir: pathlib.Path, task: int, port: int, stop: threading.Event
 ) -> list[Iterator[Any]]:
+    from launchers import roles
+
     def serve():
         server = roles.serve(members, logdir, task, port)
         print(f"serving on port {server.port}", flush=True)
@@ -103,6 +124,9 @@ def _loops(parts: roles.Parts, values: Any, stop: threading.Event) -> list[Itera
     addresses = values.replay.split(",")
     if len(addresses) != parts.run.num_replay_servers:
         raise UsageError(f"--replay names {len(addresses)} servers: the run has {parts.run.num_replay_servers}")
+    from launchers import roles
+    from replay.client import connect
+
     clients = [connect(address, values.connect_seconds) for address in addresses]
     if values.role == "learner":
         return [roles.learn(parts, clients, stop)]

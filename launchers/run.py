@@ -1,141 +1,34 @@
 """A run: everything that a command line decides, as data; from flags, to LOGDIR/config.json and back."""
 
 import dataclasses
-import difflib
-import importlib
 import json
 import math
 import os
 import pathlib
 import typing
-from collections.abc import Iterable
-from types import ModuleType
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 
 import environments
+import runtime  # noqa: F401  JAX is set up before its first computation
 from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Gradients, Sequences, TableSpec, Transitions, Window
 from agents.gradients import by_gradients
-from agents.pbt import EXPLOIT, EXPLORE
 from agents.vectorized import vectorize
-from environments import tasks
-from launchers import presets
+from launchers import presets, settings
+from launchers.configs import agent_module, make_config
+from launchers.settings import UsageError
 
-# Some share a file and differ in their presets.
-AGENTS = {
-    "a2c": "agents.a2c",
-    "actor_critic": "agents.actor_critic",
-    "actor_critic_lambda": "agents.actor_critic",
-    "a3c": "agents.a2c",
-    "all_actions": "agents.reinforce",
-    "apex_dpg": "agents.apex_dpg",
-    "apex_dqn": "agents.apex_dqn",
-    "async_n_step_q": "agents.q_learning",
-    "async_q": "agents.q_learning",
-    "async_sarsa": "agents.q_learning",
-    "d4pg": "agents.d4pg",
-    "ddpg": "agents.ddpg",
-    "double_dqn": "agents.dqn",
-    "dpg": "agents.dpg",
-    "dqn": "agents.dqn",
-    "dueling_dqn": "agents.dqn",
-    "gorila": "agents.dqn",
-    "impala": "agents.impala",
-    "mix_match": "agents.mix_match",
-    "off_pac": "agents.off_pac",
-    "ppo": "agents.ppo",
-    "prioritized_dqn": "agents.dqn",
-    "q_learning": "agents.q_learning",
-    "r2d2": "agents.r2d2",
-    "reinforce": "agents.reinforce",
-    "reinforce_baseline": "agents.reinforce",
-    "sarsa": "agents.q_learning",
-    "trpo": "agents.trpo",
-}
-
-# What a resumed run may be given anew; all else makes another run of it.
-FREE = {
-    "max_env_steps",
-    "placement",
-    "actor_backend",
-    "actors_per_process",
-    "eval_episodes",
-    "eval_period",
-    "ready_env_steps",
-    "checkpoint_seconds",
-}
 # What Reverb needs besides the data, about: for an item, and for each row of a stream that items share.
 ITEM_BYTES, ROW_BYTES = 500, 1_000
-CHOICES = {
-    "placement": ("threads", "processes", "serial"),
-    "actor_backend": ("cpu", "accelerator"),
-    "travels": ("experience", "gradients"),
-    "population_mode": ("separate", "vmap"),
-    "exploit": tuple(EXPLOIT),
-    "explore": tuple(EXPLORE),
-    "fitness": ("training", "evaluation"),
-}
-# What neither preset nor command line needs to say.
-DEFAULTS = {
-    "seed": 0,
-    "actors_per_process": 2,
-    "placement": "threads",
-    "actor_backend": "cpu",
-    "checkpoint_seconds": 600.0,
-    "publish_period": 1,
-    "num_replay_servers": 1,
-    "updates_per_dispatch": 1,
-    "travels": "experience",
-    "max_staleness": 0,
-    "max_loss_deviations": 0.0,
-    "population": 0,
-    "tune": "",
-    "population_mode": "separate",
-    "exploit": "truncation",
-    "explore": "perturb",
-    "fitness": "training",
-    "score_episodes": 20,
-}
-# What may be 0.
-FROM_ZERO = {"seed", "max_staleness", "max_loss_deviations", "population"}
 
 
-class UsageError(ValueError):
-    """Something the person at the command line can mend: one line, exit code 2."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(settings.Settings):
+    """The settings of a run, its agent's Config among them."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The settings of a run; each but `config` is a flag of its name."""
-
-    agent: str
-    env: str
-    seed: int
-    max_env_steps: int  # the run ends when the learner has consumed so many
-    num_actors: int
-    envs_per_actor: int
-    actors_per_process: int  # where the placement is processes
-    placement: str
-    actor_backend: str
-    eval_episodes: int
-    eval_period: int  # environment steps from one evaluation to the next
-    checkpoint_seconds: float
-    publish_period: int  # updates from one publication of parameters to the next
-    num_replay_servers: int  # an agent with a replay only
-    updates_per_dispatch: int  # likewise: updates that the learner does at once, on as many minibatches
-    travels: str  # from those who act to the learner: experience, or gradients, and then who acts is a worker
-    max_staleness: int  # of a gradient, in updates since its parameters; an older one is dropped; 0: none is
-    max_loss_deviations: float  # standard deviations of a gradient's loss above the mean, likewise
-    population: int  # members that learn side by side, each as the rest of this says; 0: an ordinary run
-    tune: str  # the hyperparameters that a population tunes, and their ranges
-    population_mode: str  # separate: each member has a learner and actors of its own; vmap: they are stacked in one
-    exploit: str  # who copies whom
-    explore: str  # how what was copied is varied
-    fitness: str  # whose episodes a member is judged by: those of its actors in training, or of its evaluations
-    ready_env_steps: int  # of a member, from one look at its peers to the next
-    score_episodes: int  # it is judged by so many of the last
     config: Any  # the agent's Config
 
     def make_agent(self, spec: EnvironmentSpec) -> Agent:
@@ -269,11 +162,6 @@ class Run:
         return self.population if self.population_mode == "vmap" and self.population else 1
 
     @property
-    def tasks(self) -> list[str]:
-        """The names of the tasks that the environments share out among them: most often one."""
-        return tasks.names(self.env)
-
-    @property
     def eval_envs(self) -> int:
         """Environments of an evaluation: the most, up to 100, that share its episodes evenly, and the tasks."""
         count = len(self.tasks)
@@ -297,112 +185,33 @@ def _item_bytes(agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> int:
     return 2 * observation + rest + ITEM_BYTES
 
 
-def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:
-    """The end of a message about an unknown name: the names nearest to it, or else all (if `listing`)."""
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    if near:
-        return f"; did you mean {', '.join(near)}?"
-    return f"; there are {', '.join(names)}" if listing else ""
-
-
-def agent_module(name: str) -> ModuleType:
-    if name not in AGENTS:
-        raise UsageError(f"unknown agent {name!r}{nearest(name, AGENTS)}")
-    return importlib.import_module(AGENTS[name])
-
-
-def make(agent: str, env: str, overrides: dict[str, Any], config_overrides: dict[str, Any]) -> Run:
-    """The run of an agent in an environment: the preset's settings, then the overrides that are not None.
+def make(
+    agent: str,
+    env: str,
+    overrides: dict[str, Any],
+    config_overrides: dict[str, Any],
+    used: Collection[str] = (),
+) -> Run:
+    """The run of an agent in an environment: the preset's settings, then the overrides that are not None; `used` is as
+    for `settings.resolve`.
 
     Raises:
       UsageError: an unknown agent, field or a value out of range.
     """
     module = agent_module(agent)
-    preset = presets.find(agent, env)
-    settings: dict[str, Any] = DEFAULTS | {"agent": agent, "env": env}
-    settings |= preset.run | {key: value for key, value in overrides.items() if value is not None}
-    if overrides.get("eval_episodes") is None:  # as many of each task
-        count = len(tasks.names(env))
-        settings["eval_episodes"] += -settings["eval_episodes"] % count
-    settings.setdefault("eval_period", max(1, settings["max_env_steps"] // 20))
-    settings.setdefault("ready_env_steps", max(1, settings["max_env_steps"] // 20))
-    config = preset.config | config_overrides
+    given = {name: value for name, value in overrides.items() if value is not None}
+    settled = dataclasses.asdict(settings.resolve(agent, env, given, used))
+    config = presets.find(agent, env).config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
-        config.setdefault("decay_env_steps", settings["max_env_steps"])
-    run = Run(config=make_config(module, config), **settings)
-    check(run)
-    return run
-
-
-def make_config(module: ModuleType, values: dict[str, Any]) -> Any:
-    """The Config of an agent's module.
-
-    Raises:
-      UsageError: an unknown field, or a value of another type or out of range.
-    """
-    try:
-        return module.Config(**check_types(module.Config, values))
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+        config.setdefault("decay_env_steps", settled["max_env_steps"])
+    return Run(config=make_config(module, config), **settled)
 
 
 def replace(run: Run, **changes: Any) -> Run:
     """`run` with other settings, checked anew."""
     run = dataclasses.replace(run, **changes)
-    check(run)
+    settings.check(run)
     return run
-
-
-def check_types(config_class: type, values: dict[str, Any]) -> dict[str, Any]:
-    """`values` with the types that the fields of `config_class` declare.
-
-    Raises:
-      UsageError: an unknown field, or a value that is none of its field's.
-    """
-    hints = typing.get_type_hints(config_class)
-    return {name: _convert(name, value, hints) for name, value in values.items()}
-
-
-def _convert(name: str, value: Any, hints: dict[str, Any]) -> Any:
-    if name not in hints:
-        raise UsageError(f"unknown config field {name!r}{nearest(name, hints)}")
-    hint = hints[name]
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    try:
-        if origin is typing.Literal:
-            if value not in arguments:
-                raise UsageError(f"config.{name} is one of {', '.join(map(str, arguments))}, not {value!r}")
-            return value
-        if origin is tuple:
-            return tuple(arguments[0](item) for item in value)
-        if hint is bool and isinstance(value, str):
-            return {"true": True, "false": False}[value.lower()]
-        if hint is int and isinstance(value, str | float):
-            if float(value) != int(float(value)):
-                raise ValueError
-            return int(float(value))
-        return hint(value)
-    except (TypeError, ValueError, KeyError) as error:
-        if isinstance(error, UsageError):
-            raise
-        kind = getattr(hint, "__name__", str(hint))
-        raise UsageError(f"config.{name} takes a value of type {kind}, not {value!r}") from error
-
-
-def check(run: Run) -> None:
-    """Raises UsageError if a number is out of range or two do not fit."""
-    for field in dataclasses.fields(run):
-        value = getattr(run, field.name)
-        least = 0 if field.name in FROM_ZERO else 1
-        if field.type in ("int", int, "float", float) and field.name != "checkpoint_seconds" and value < least:
-            raise UsageError(f"--{field.name} must be {least} or more, not {value}")
-    for name in ("envs_per_actor", "eval_episodes"):
-        if getattr(run, name) % len(run.tasks):
-            raise UsageError(f"--{name}={getattr(run, name)} must be a multiple of the {len(run.tasks)} tasks of --env")
-    for name, choices in CHOICES.items():
-        if getattr(run, name) not in choices:
-            raise UsageError(f"--{name} is one of {', '.join(choices)}, not {getattr(run, name)!r}")
 
 
 def save(run: Run, logdir: pathlib.Path) -> None:
@@ -415,7 +224,8 @@ def save(run: Run, logdir: pathlib.Path) -> None:
     try:
         logdir.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            different = _differences(*(json.loads(json.dumps(each.to_json())) for each in (load(logdir), run)))
+            old, new = (json.loads(json.dumps(each.to_json())) for each in (load(logdir), run))
+            different = settings.differing(old, new)
             if different:
                 raise UsageError(
                     f"{logdir} holds another run ({'; '.join(different)}): choose another --logdir or the same settings"
@@ -431,33 +241,24 @@ def save(run: Run, logdir: pathlib.Path) -> None:
         raise UsageError(f"cannot write to --logdir {logdir}: {error.strerror}") from error
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    flat = [
-        {k: v for k, v in run.items() if k not in FREE and k != "config"}
-        | {f"config.{k}": v for k, v in run["config"].items() if k != "decay_env_steps"}
-        for run in (old, new)
-    ]
-    return [
-        f"{k} is {flat[0].get(k)}, not {flat[1].get(k)}"
-        for k in sorted(flat[0].keys() | flat[1].keys())
-        if flat[0].get(k) != flat[1].get(k)
-    ]
-
-
 def load(logdir: pathlib.Path) -> Run:
     """The run of LOGDIR/config.json.
 
     Raises:
       UsageError: there is none, or it is not one of this version's.
     """
+    path = logdir / "config.json"
     try:
-        settings = json.loads((logdir / "config.json").read_text())
+        values = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
     try:
-        config = make_config(agent_module(settings["agent"]), settings.pop("config"))
-        # Of a version that did not know of them yet.
-        missing = DEFAULTS | {"ready_env_steps": settings["max_env_steps"]}
-        return Run(config=config, **missing | settings)
-    except (KeyError, TypeError) as error:
-        raise UsageError(f"{logdir}/config.json was written by another version: {error}") from error
+        config = make_config(agent_module(values["agent"]), values.pop("config"))
+        # An older version did not know of all settings: what is missing is as its default.
+        run = Run(config=config, **settings.complete(values))
+        settings.check(run)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path} was written by another version: {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    return run

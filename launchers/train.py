@@ -2,13 +2,15 @@
 
 import importlib
 
-from launchers import flags, ports
-from launchers import population as populations
-from runtime import plot
+from launchers import flags
 
 
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
+    # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
+    from launchers import population as populations
+    from launchers import ports, settings
+
     ports.check_port(flags.FLAGS.port)
     run.check_fit(run.num_replay_servers)  # before anything is written
     populations.check(run)
@@ -17,7 +19,9 @@ def train() -> int:
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     placement.train(run, logdir, flags.FLAGS.port)
-    if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png"):
+    from runtime import plot
+
+    if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):
         print(f"the learning curve is {logdir / 'curve.png'}")
     if plot.draw_lineages(logdir, logdir / "lineages.png"):
         print(f"the population's hyperparameters and scores are in {logdir / 'lineages.png'}")

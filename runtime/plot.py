@@ -4,6 +4,7 @@ import itertools
 import json
 import pathlib
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import matplotlib
@@ -14,20 +15,16 @@ from runtime import metrics
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# Settings that do not decide what a run learns until it ends.
-NOT_LEARNT = {
-    *("seed", "max_env_steps", "eval_period", "eval_episodes", "checkpoint_seconds"),
-    *("placement", "actors_per_process", "actor_backend", "updates_per_dispatch", "population_mode"),
-}
 
-# Of a run without a population these say nothing.
-OF_POPULATIONS = {"tune", "exploit", "explore", "fitness", "ready_env_steps", "score_episodes"}
-
-
-def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -> bool:
+def draw(
+    logdirs: list[pathlib.Path],
+    out: pathlib.Path,
+    decisive: Callable[[dict[str, Any]], dict[str, Any]],
+    x: str = "env_steps",
+) -> bool:
     """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
 
-    Runs that differ in nothing but seed, length, evaluations and where their roles ran make one curve, as far as the
+    Runs that have the same in `decisive`, what of a config.json decides what is learnt, make one curve, as far as the
     shortest of them: their mean, and the range from the lowest to the highest. A single run's range is a standard
     deviation of its episodes to either side.
     """
@@ -38,8 +35,7 @@ def draw(logdirs: list[pathlib.Path], out: pathlib.Path, x: str = "env_steps") -
         if len(rows) < 2:
             continue
         run = json.loads((logdir / "config.json").read_text())
-        silent = NOT_LEARNT | {"config"} | (set() if run.get("population") else OF_POPULATIONS)
-        flat = {k: v for k, v in (run | run["config"]).items() if k not in silent}
+        flat = decisive(run)
         group = json.dumps(flat, sort_keys=True)
         settings[group] = flat
         groups.setdefault(group, []).append(np.array([(row[x], row["return_mean"], row["return_std"]) for row in rows]))

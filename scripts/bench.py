@@ -35,22 +35,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags as absl_flags
 
 from agents.agent import BoundedActions, FactoredActions, Sample, Sequences, Step, TableSpec, TimeStep
 from launchers import flags, roles
 from launchers import population as populations
 from launchers import run as runs
-from launchers.run import Run, UsageError
+from launchers.run import Run
+from launchers.settings import UsageError, setting
 from replay import Client, Server, sampler
 from replay.server import build_steps_table, build_table, serve
 from replay.writer import make_writer
 from runtime import devices, learner
 from runtime.scheduling import give_way
 
-absl_flags.DEFINE_float("seconds", 5.0, "How long each stage runs in each round; the whole runs four times as long.")
-absl_flags.DEFINE_integer("repeats", 3, "Rounds.")
 
+@dataclasses.dataclass
+class Timing:
+    seconds: float = setting(5.0, "how long each stage runs in each round; the whole runs four times as long", least=0)
+    repeats: int = setting(3, "rounds")
+
+
+flags.define(Timing)
 
 LONGEST = 256  # rows of any item
 

@@ -1,13 +1,14 @@
 """Every mistake at the command line is one clear line and exit code 2."""
 
-import concurrent.futures
 import os
 import socket
 
 import pytest
 
+from launchers import evaluate, flags, role, train
 from tests.launchers import command_line
 
+COMMANDS = {"train": train.train, "evaluate": evaluate.evaluate, "role": role.role}
 DDPG = ("--agent=ddpg", "--env=Pendulum-v1")
 
 # name -> (launcher, arguments, what the line must contain)
@@ -50,7 +51,29 @@ MISTAKES = {
         [*DDPG, "--config.replay_size=9", "--config.min_replay_size=9", "--config.batch_size=9", "--config.n_step=10"],
         ["n-step window, 10"],
     ),
-    "replay too large": ("train", [*DDPG, f"--config.replay_size={10**10}", f"--max_env_steps={10**10}"], ["GB"]),
+    "replay too large": ("train", [*DDPG, f"--config.replay_size={2 * 10**9}", f"--max_env_steps={10**10}"], ["GB"]),
+    "replay that nobody can have": ("train", [*DDPG, f"--config.replay_size={10**14}"], ["replay_size", "2147483647"]),
+    "environments that nobody can have": ("train", [f"--envs_per_actor={10**14}"], ["--envs_per_actor", "1048576"]),
+    "flag's NaN": ("train", ["--checkpoint_seconds=nan"], ["--checkpoint_seconds", "finite"]),
+    "flag's other NaN": ("train", ["--max_loss_deviations=nan"], ["--max_loss_deviations", "finite"]),
+    "field's NaN": ("train", ["--config.learning_rate=nan"], ["config.learning_rate", "finite"]),
+    "field's infinity": ("train", ["--config.learning_rate=inf"], ["config.learning_rate", "finite"]),
+    "field's size": ("train", ["--config.hidden_sizes=(0,)"], ["config.hidden_sizes", "from 1"]),
+    "field's half a unit": ("train", ["--config.hidden_sizes=(1.5,)"], ["config.hidden_sizes", "whole number"]),
+    "argument": ("train", ["7"], ["'7'", "--help"]),
+    "flag file": ("train", ["--flagfile=/nonexistent"], ["/nonexistent"]),
+    "peers of no population": ("train", ["--exploit=tournament"], ["--exploit", "--population=8"]),
+    "ranges of no population": ("train", ["--tune=learning_rate:log:1e-4:1e-3"], ["--tune", "--population=8"]),
+    "staleness of no gradients": ("train", ["--max_staleness=4"], ["--max_staleness", "--travels=gradients"]),
+    "processes of threads": ("train", ["--actors_per_process=1"], ["--actors_per_process", "--placement=processes"]),
+    "updates of a queue": ("train", ["--updates_per_dispatch=2"], ["updates_per_dispatch=2", "queue"]),
+    "range twice": (
+        "train",
+        ["--population=2", "--tune=learning_rate:log:1e-4:1e-3,learning_rate:log:1e-4:1e-2"],
+        ["--tune", "'learning_rate' twice"],
+    ),
+    "range without an end": ("train", ["--population=2", "--tune=learning_rate:log:1e-4:inf"], ["--tune", "finite"]),
+    "port": ("train", ["--port=70000"], ["--port", "65535"]),
     "support": ("train", ["--agent=d4pg", "--env=Pendulum-v1", "--config.v_min=5"], ["v_min=5", "v_max"]),
     "replay in series": ("train", [*DDPG, "--placement=serial"], ["serial", "threads"]),
     "idle replay servers": ("train", [*DDPG, "--num_replay_servers=2"], ["num_replay_servers=2", "num_actors=1"]),
@@ -63,6 +86,9 @@ MISTAKES = {
     "network": ("train", ["--config.torso=nature"], ["nature", "torso=mlp"]),
     "logdir that cannot be": ("train", ["--logdir=/dev/null/run"], ["/dev/null/run"]),
     "no run to evaluate": ("evaluate", ["--logdir=/nonexistent"], ["/nonexistent"]),
+    "another run to evaluate": ("evaluate", ["--logdir=/tmp/x", "--agent=ppo"], ["--logdir", "--episodes"]),
+    "no episodes": ("evaluate", ["--logdir=/tmp/x", "--episodes=0"], ["--episodes", "1 or more"]),
+    "no time": ("role", ["--logdir=/tmp/x", "--role=actor", "--connect_seconds=nan"], ["--connect_seconds", "finite"]),
     "no role": ("role", ["--logdir=/tmp/x", "--role=teacher"], ["teacher", "replay, learner, actor, evaluator"]),
     "no address": ("role", ["--logdir=/tmp/x", "--role=actor"], ["--replay"]),
 }
@@ -77,36 +103,33 @@ def expect_one_line(code: int, output: str, parts: list[str]) -> None:
         assert part in lines[0], lines[0]
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """Two at a time: each spends its time importing."""
-
-    def attempt(mistake):
-        launcher, arguments, _ = mistake
-        logdir = tmp_path_factory.mktemp("run") / "logdir"
-        if not any(a.startswith("--logdir") for a in arguments):
-            arguments = [*arguments, f"--logdir={logdir}"]
-        return *command_line.run(launcher, *arguments), logdir.exists()
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return dict(zip(MISTAKES, pool.map(attempt, MISTAKES.values()), strict=True))
-
-
-@pytest.mark.timeout(900)  # the first waits for all of them
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_one_line_and_leaves_nothing(outcomes, mistake):
-    code, output, left = outcomes[mistake]
-    expect_one_line(code, output, MISTAKES[mistake][2])
-    assert not left, "a logdir was made for a run that never began"
+def test_mistake_is_one_line_and_leaves_nothing(mistake, tmp_path, capfd):
+    launcher, arguments, parts = MISTAKES[mistake]
+    logdir = tmp_path / "logdir"
+    if not any(a.startswith("--logdir") for a in arguments):
+        arguments = [*arguments, f"--logdir={logdir}"]
+    code = flags.attempt(COMMANDS[launcher], [launcher, *arguments])
+    expect_one_line(code, "".join(capfd.readouterr()), parts)
+    assert not logdir.exists(), "a logdir was made for a run that never began"
 
 
-def test_port_in_use(tmp_path):
+@pytest.mark.parametrize("mistake", ["field", "environment", "no address"])
+def test_mistake_of_a_command(mistake, tmp_path):
+    """What is above in this process, as a person meets it."""
+    launcher, arguments, parts = MISTAKES[mistake]
+    code, output = command_line.run(launcher, f"--logdir={tmp_path / 'run'}", *arguments)
+    expect_one_line(code, output, parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_port_in_use(tmp_path, capfd):
     with socket.socket(socket.AF_INET6) as taken:
         taken.bind(("::", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        code, output = command_line.run("train", f"--logdir={tmp_path / 'run'}", f"--port={port}")
-    expect_one_line(code, output, [str(port), "--port"])
+        code = flags.attempt(train.train, ["train", f"--logdir={tmp_path / 'run'}", f"--port={port}"])
+    expect_one_line(code, "".join(capfd.readouterr()), [str(port), "--port"])
 
 
 def test_replay_server_that_does_not_answer(tmp_path):
@@ -118,22 +141,22 @@ def test_replay_server_that_does_not_answer(tmp_path):
     expect_one_line(code, output, [address, "--replay"])
 
 
-def test_logdir_of_another_run_and_no_checkpoint_and_not_finite(tmp_path):
+def test_logdir_of_another_run_and_no_checkpoint_and_not_finite(tmp_path, capfd):
     logdir = tmp_path / "run"
     diverging = (*command_line.TINY, "--config.learning_rate=1e30", "--max_env_steps=100000")
     code, output = command_line.run("train", f"--logdir={logdir}", *diverging)
     expect_one_line(code, output, ["nan", "learning rate"])
     assert not list((logdir / "checkpoints").iterdir()), "a checkpoint of parameters that are not finite"
 
-    code, output = command_line.run("train", f"--logdir={logdir}", *command_line.TINY)
-    expect_one_line(code, output, [str(logdir), "config.learning_rate"])
+    code = flags.attempt(train.train, ["train", f"--logdir={logdir}", *command_line.TINY])
+    expect_one_line(code, "".join(capfd.readouterr()), [str(logdir), "config.learning_rate"])
 
-    code, output = command_line.run("evaluate", f"--logdir={logdir}")
-    expect_one_line(code, output, ["no checkpoint", str(logdir)])
+    code = flags.attempt(evaluate.evaluate, ["evaluate", f"--logdir={logdir}"])
+    expect_one_line(code, "".join(capfd.readouterr()), ["no checkpoint", str(logdir)])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_logdir_that_is_not_writable(tmp_path):
+def test_logdir_that_is_not_writable(tmp_path, capfd):
     tmp_path.chmod(0o500)
-    code, output = command_line.run("train", f"--logdir={tmp_path / 'run'}")
-    expect_one_line(code, output, [str(tmp_path)])
+    code = flags.attempt(train.train, ["train", f"--logdir={tmp_path / 'run'}"])
+    expect_one_line(code, "".join(capfd.readouterr()), [str(tmp_path)])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from launchers import presets, run
+from launchers import presets, run, settings
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_a_list_has_its_first_tasks_preset_where_none_is_for_lists():
 def test_all_presets_are_of_fields_that_there_are(agent):
     for preset in presets.PRESETS[agent]:
         config = run.agent_module(agent).Config(**preset.config)
-        settings = run.DEFAULTS | {"agent": agent, "env": "CartPole-v1", "eval_period": 1, "ready_env_steps": 1}
-        run.Run(**(settings | preset.run), config=config)
+        values = {"agent": agent, "env": "CartPole-v1"} | preset.run
+        settings.check(run.Run(**settings.complete(values), config=config))
 
 
 @pytest.mark.parametrize("agent", sorted(presets.PRESETS))

@@ -1,0 +1,148 @@
+"""The agents by name, and what their Configs may be given: fields of the types that they declare."""
+
+import ast
+import importlib
+import importlib.util
+import math
+import pathlib
+import typing
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from launchers.settings import UsageError, nearest
+
+# Some share a file and differ in their presets.
+AGENTS = {
+    "a2c": "agents.a2c",
+    "actor_critic": "agents.actor_critic",
+    "actor_critic_lambda": "agents.actor_critic",
+    "a3c": "agents.a2c",
+    "all_actions": "agents.reinforce",
+    "apex_dpg": "agents.apex_dpg",
+    "apex_dqn": "agents.apex_dqn",
+    "async_n_step_q": "agents.q_learning",
+    "async_q": "agents.q_learning",
+    "async_sarsa": "agents.q_learning",
+    "d4pg": "agents.d4pg",
+    "ddpg": "agents.ddpg",
+    "double_dqn": "agents.dqn",
+    "dpg": "agents.dpg",
+    "dqn": "agents.dqn",
+    "dueling_dqn": "agents.dqn",
+    "gorila": "agents.dqn",
+    "impala": "agents.impala",
+    "mix_match": "agents.mix_match",
+    "off_pac": "agents.off_pac",
+    "ppo": "agents.ppo",
+    "prioritized_dqn": "agents.dqn",
+    "q_learning": "agents.q_learning",
+    "r2d2": "agents.r2d2",
+    "reinforce": "agents.reinforce",
+    "reinforce_baseline": "agents.reinforce",
+    "sarsa": "agents.q_learning",
+    "trpo": "agents.trpo",
+}
+NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def agent_module(agent: str) -> ModuleType:
+    """The module of an agent.
+
+    Raises:
+      UsageError: there is no such agent.
+    """
+    return importlib.import_module(_module_name(agent))
+
+
+def _module_name(agent: str) -> str:
+    if agent not in AGENTS:
+        raise UsageError(f"unknown agent {agent!r}{nearest(agent, AGENTS)}")
+    return AGENTS[agent]
+
+
+def fields(agent: str) -> dict[str, Any]:
+    """The fields of an agent's Config and their types, which are read in its source: to import it would take a second
+    or two for JAX and what stands on it, which a mistake at the command line need not wait for.
+
+    Raises:
+      UsageError: there is no such agent.
+    """
+    spec = importlib.util.find_spec(_module_name(agent))
+    assert spec and spec.origin
+    module = ast.parse(pathlib.Path(spec.origin).read_text())
+    (config,) = (node for node in module.body if isinstance(node, ast.ClassDef) and node.name == "Config")
+    return {
+        node.target.id: _type(node.annotation)
+        for node in config.body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def _type(annotation: ast.expr) -> Any:
+    named: dict[str, type] = {kind.__name__: kind for kind in NOUNS}
+    match annotation:
+        case ast.Name(name) if name in named:
+            return named[name]
+        case ast.Subscript(ast.Name("Literal"), choices):
+            return typing.Literal[ast.literal_eval(choices)]
+        case ast.Subscript(ast.Name("tuple"), ast.Tuple([element, ast.Constant()])):
+            return tuple[_type(element), ...]  # type: ignore[misc]
+    raise TypeError(f"a Config's field is a bool, int, float, str, Literal or tuple, not {ast.unparse(annotation)}")
+
+
+def make_config(module: ModuleType, values: Mapping[str, Any]) -> Any:
+    """The Config of an agent's module.
+
+    Raises:
+      UsageError: an unknown field, or a value of another type or out of range.
+    """
+    try:
+        return module.Config(**check_types(typing.get_type_hints(module.Config), values))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def check_types(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` by field, each of the type that `types` has of its field.
+
+    Raises:
+      UsageError: an unknown field, or a value that is none of its field's.
+    """
+    return {name: _convert(name, value, types) for name, value in values.items()}
+
+
+def _convert(name: str, value: Any, types: Mapping[str, Any]) -> Any:
+    if name not in types:
+        raise UsageError(f"unknown config field {name!r}{nearest(name, types)}")
+    kind = types[name]
+    arguments = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"config.{name} is one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    try:
+        if typing.get_origin(kind) is tuple:
+            if isinstance(value, str):
+                raise TypeError
+            return tuple(_scalar(arguments[0], item) for item in value)
+        return _scalar(kind, value)
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        wanted = f"a tuple, each element {NOUNS[arguments[0]]}" if arguments else NOUNS[kind]
+        raise UsageError(f"config.{name} takes {wanted}, not {value!r}") from error
+
+
+def _scalar(kind: type, value: Any) -> Any:
+    """`value`, which may be text, as a `kind`; nothing is rounded, and a bool is no number."""
+    if kind is bool and isinstance(value, str):
+        return {"true": True, "false": False}[value.lower()]
+    if kind in (bool, str) or isinstance(value, bool):
+        if type(value) is not kind:
+            raise TypeError
+        return value
+    if kind is int and isinstance(value, int):
+        return value
+    number = float(value)
+    if not math.isfinite(number) or (kind is int and not number.is_integer()):
+        raise ValueError
+    return kind(number)

@@ -1,0 +1,340 @@
+"""The settings of a run, each declared once: flags, checks, defaults, what a resumed run may change, what a learning
+curve is told apart by and the README's table all follow from the declaration.
+
+Nothing here needs JAX: a mistake at the command line is found before a second is spent on importing it.
+"""
+
+import dataclasses
+import difflib
+import math
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from environments import tasks
+from launchers import presets
+
+COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
+MANY = 2**20  # of what takes a thread, a process or an environment each
+STEPS = 10**15  # of environment steps, which are counted in 64 bits
+
+
+class UsageError(ValueError):
+    """Something the person at the command line can mend: one line, exit code 2."""
+
+
+class Only(NamedTuple):
+    """Where a setting says something; elsewhere it is refused if it is given, and not looked at if it is not."""
+
+    where: str  # ends the line that refuses it
+    holds: Callable[[Mapping[str, Any]], bool]  # of the run's settings by name
+
+
+POPULATION = Only(
+    "a population: give --population=8, or how many members there are to be", lambda run: run["population"] > 0
+)
+GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
+PROCESSES = Only("actors in processes: give --placement=processes", lambda run: run["placement"] == "processes")
+
+
+class Share(NamedTuple):
+    """A default: a part of what another setting is, 1 at least."""
+
+    of: str
+    parts: int
+
+    def __call__(self, values: Mapping[str, Any]) -> int:
+        return max(1, values[self.of] // self.parts)
+
+    def __str__(self) -> str:
+        return f"a {self.parts}th of {self.of}"
+
+
+PRESET = "preset"  # a default: every preset says it
+
+
+class Setting(NamedTuple):
+    """One declaration."""
+
+    help: str
+    kind: type  # int, float or str
+    default: Any  # a value, a Share, PRESET, or None: there is none
+    least: float | None  # of a number
+    most: float | None
+    choices: tuple[str, ...]
+    free: bool  # a resumed run may be given it anew; all else makes another run of it
+    learnt: bool  # it decides what a run learns until it ends
+    only: Only | None
+    see: str  # where the documents say more
+    default_words: str  # for a default that is not a value
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    least: float = 1,
+    most: float = COUNT,
+    choices: Iterable[str] = (),
+    free: bool = False,
+    learnt: bool = True,
+    only: Only | None = None,
+    see: str = "",
+    default_words: str = "",
+) -> Any:
+    """A field with its declaration; `Setting` explains the arguments. Numbers are from `least` to `most`."""
+    words = dict(help=help, least=least, most=most, choices=tuple(choices), free=free, learnt=learnt, only=only)
+    metadata = {"declared": words | dict(default=default, see=see, default_words=default_words)}
+    if default == PRESET or isinstance(default, Share):
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def declarations(of: type) -> dict[str, Setting]:
+    """The settings that a dataclass declares, by name."""
+    found, kinds = {}, typing.get_type_hints(of)
+    for field in dataclasses.fields(of):
+        if declared := field.metadata.get("declared"):
+            kind = kinds[field.name]
+            limits = {"least": None, "most": None} if kind is str else {}
+            found[field.name] = Setting(**{"kind": kind} | declared | limits)
+    return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What a run is set to, but for its agent's Config; each is a flag of its name."""
+
+    agent: str = setting("impala", "the algorithm: one of agents/")
+    env: str = setting(
+        "CartPole-v1",
+        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
+        see="#environments",
+    )
+    seed: int = setting(
+        0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
+    )
+    max_env_steps: int = setting(
+        PRESET,
+        "environment steps (actions, not frames) to learn from; with a replay, to write",
+        most=STEPS,
+        free=True,
+        learnt=False,
+    )
+    num_actors: int = setting(PRESET, "actors, each with --envs_per_actor environments", most=MANY)
+    envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
+    placement: str = setting(
+        "threads",
+        "where the roles run; serial: not with a replay, nor for whole episodes",
+        choices=("threads", "processes", "serial"),
+        free=True,
+        learnt=False,
+        see="#placements",
+    )
+    actors_per_process: int = setting(
+        2, "with processes: actors that share a process", most=MANY, free=True, learnt=False, only=PROCESSES
+    )
+    actor_backend: str = setting(
+        "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
+    )
+    eval_episodes: int = setting(PRESET, "episodes of one evaluation", free=True, learnt=False)
+    eval_period: int = setting(
+        Share("max_env_steps", 20),
+        "environment steps from one evaluation to the next",
+        most=STEPS,
+        free=True,
+        learnt=False,
+    )
+    checkpoint_seconds: float = setting(
+        600.0, "seconds from one checkpoint to the next", least=0, most=COUNT, free=True, learnt=False
+    )
+    publish_period: int = setting(1, "updates from one publication of the parameters to the next")
+    num_replay_servers: int = setting(
+        1, "servers that share the replay", most=MANY, see="docs/replay.md#several-servers"
+    )
+    updates_per_dispatch: int = setting(
+        1,
+        "updates from a replay that run without Python in between",
+        learnt=False,
+        see="docs/replay.md#several-updates-at-once",
+    )
+    travels: str = setting(
+        "experience",
+        "from those who act to the learner; of gradients the actors are workers",
+        choices=("experience", "gradients"),
+        see="docs/gradients.md",
+    )
+    max_staleness: int = setting(
+        0,
+        "updates since a gradient's parameters, beyond which it is dropped; 0: none is",
+        least=0,
+        only=GRADIENTS,
+        see="docs/gradients.md",
+    )
+    max_loss_deviations: float = setting(
+        0.0,
+        "standard deviations of a gradient's loss above the mean, likewise",
+        least=0,
+        only=GRADIENTS,
+        see="docs/gradients.md",
+    )
+    population: int = setting(
+        0,
+        "members that learn side by side and from each other; 0: an ordinary run",
+        least=0,
+        most=MANY,
+        see="docs/pbt.md#usage",
+    )
+    tune: str = setting(
+        "", "what a population tunes: learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1, ...", only=POPULATION
+    )
+    population_mode: str = setting(
+        "separate",
+        "of the members' learners; vmap: they are stacked in one",
+        choices=("separate", "vmap"),
+        learnt=False,
+        only=POPULATION,
+    )
+    exploit: str = setting(
+        "truncation", "who copies whom", choices=("truncation", "tournament", "t_test", "none"), only=POPULATION
+    )
+    explore: str = setting(
+        "perturb", "how what was copied is varied", choices=("perturb", "resample", "none"), only=POPULATION
+    )
+    fitness: str = setting(
+        "training",
+        "whose episodes a member is judged by: its actors' in training, or its evaluations'",
+        choices=("training", "evaluation"),
+        only=POPULATION,
+    )
+    ready_env_steps: int = setting(
+        Share("max_env_steps", 20),
+        "a member's environment steps from one look at its peers to the next",
+        most=STEPS,
+        free=True,
+        only=POPULATION,
+    )
+    score_episodes: int = setting(20, "a member is judged by so many of its last episodes", only=POPULATION)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks that the environments share out among them: most often one."""
+        return tasks.names(self.env)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sitting:
+    """What is said of one sitting of a run, and is no part of it."""
+
+    logdir: str = setting(
+        None, "where the run lives; an existing one is resumed", free=True, default_words="runs/AGENT-ENV-TIME"
+    )
+    port: int = setting(
+        0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=65_535, free=True
+    )
+
+
+DECLARED = declarations(Settings)
+
+
+def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str] = ()) -> Settings:
+    """The settings of an agent's run in an environment: what is `given`, else the preset's, else the default.
+
+    Args:
+      agent, env: what the preset is of.
+      given: by the person, by name.
+      used: names of settings that say something whatever the run is.
+
+    Raises:
+      UsageError: a value that its declaration does not allow, or one that says nothing of such a run.
+    """
+    values = {"agent": agent, "env": env} | presets.find(agent, env).run | dict(given)
+    for name, value in values.items():
+        check_value(name, value, DECLARED[name])
+    if "eval_episodes" not in given:  # as many of each task
+        values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
+    settings = Settings(**complete(values))
+    check(settings)
+    known = dataclasses.asdict(settings)
+    for name in given:
+        only = DECLARED[name].only
+        if only and name not in used and not only.holds(known):
+            raise UsageError(f"--{name} is for {only.where}, or leave --{name} out")
+    return settings
+
+
+def complete(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` by name, and the defaults of the settings that they leave out.
+
+    Raises:
+      KeyError: one of these has no default.
+    """
+    plain = {name: each.default for name, each in DECLARED.items() if each.default != PRESET}
+    return {
+        name: default(values) if isinstance(default, Share) else default
+        for name, default in plain.items()
+        if name not in values
+    } | dict(values)
+
+
+def check(settings: Settings) -> None:
+    """Raises UsageError if a value is not one that its declaration allows, or if two do not fit."""
+    for name, declared in DECLARED.items():
+        check_value(name, getattr(settings, name), declared)
+    count = len(settings.tasks)
+    for name in ("envs_per_actor", "eval_episodes"):
+        if getattr(settings, name) % count:
+            raise UsageError(f"--{name}={getattr(settings, name)} must be a multiple of the {count} tasks of --env")
+
+
+def check_value(name: str, value: Any, declared: Setting) -> None:
+    """Raises UsageError unless the declaration of --`name` allows `value`."""
+    if declared.kind is str:
+        if not isinstance(value, str):
+            raise UsageError(f"--{name} must be text, not {value!r}")
+        if declared.choices and value not in declared.choices:
+            raise UsageError(f"--{name} is one of {', '.join(declared.choices)}, not {value!r}")
+        return
+    kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a finite number")
+    infinite = isinstance(value, float) and not math.isfinite(value)  # not of an int, which may be no float at all
+    if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
+        raise UsageError(f"--{name} must be {noun}, not {value!r}")
+    if declared.least is not None and value < declared.least:
+        raise UsageError(f"--{name} must be {declared.least} or more, not {value}")
+    if declared.most is not None and value > declared.most:
+        raise UsageError(f"--{name} must be {declared.most} or less, not {value}")
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What makes the run `new` another than `old`, both as config.json has them, a phrase for each."""
+    free = {"config"} | {name for name, declared in DECLARED.items() if declared.free}
+    flat = [
+        {name: value for name, value in run.items() if name not in free}
+        | {f"config.{name}": value for name, value in run["config"].items() if name != "decay_env_steps"}
+        for run in (old, new)
+    ]
+    return [
+        f"{name} is {flat[0].get(name)}, not {flat[1].get(name)}"
+        for name in sorted(flat[0].keys() | flat[1].keys())
+        if flat[0].get(name) != flat[1].get(name)
+    ]
+
+
+def decisive(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run as config.json has it, what decides what it learns until it ends, its Config's fields among it."""
+    known = complete({name: value for name, value in run.items() if name != "config"})
+    settled = {
+        name
+        for name, declared in DECLARED.items()
+        if not declared.learnt or (declared.only and not declared.only.holds(known))
+    }
+    return {name: value for name, value in (known | run["config"]).items() if name not in settled}
+
+
+def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:
+    """The end of a message about an unknown name: the names nearest to it, or else all (if `listing`)."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"; did you mean {', '.join(near)}?"
+    return f"; there are {', '.join(names)}" if listing else ""

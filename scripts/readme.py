@@ -1,0 +1,57 @@
+"""Writes README.md's table of flags from their declarations: `scripts/python scripts/readme.py`."""
+
+import pathlib
+import re
+
+from launchers.settings import Setting, Settings, Share, Sitting, declarations
+
+README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
+HEADING = "## Flags of `scripts/train`"
+# Whose pages have a section on their Config.
+PAGES = {
+    **{"A2C": "a2c", "TRPO": "trpo", "IMPALA": "impala", "DPG": "dpg", "DDPG": "ddpg", "D4PG": "d4pg"},
+    "Ape-X DPG": "apex_dpg",
+}
+
+
+def table() -> str:
+    """The table, a line for each flag."""
+    lines = [
+        "| flag | meaning | values | default, unless a preset has another | may change on resume |",
+        "|---|---|---|---|---|",
+    ]
+    for name, declared in (declarations(Settings) | declarations(Sitting)).items():
+        meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
+        resume = "yes" if declared.free else ""
+        lines.append(f"| `--{name}` | {meaning} | {_values(declared)} | {_default(declared)} | {resume} |")
+    pages = ", ".join(f"[{name}'s](docs/{page}.md#config)" for name, page in PAGES.items())
+    lines.append(f"| `--config.FIELD` | any field of the agent's `Config` ({pages}) |  | the field's own |  |")
+    return "\n".join(lines)
+
+
+def _values(declared: Setting) -> str:
+    if declared.choices:
+        return ", ".join(f"`{choice}`" for choice in declared.choices)
+    return "" if declared.least is None else f"from {declared.least}"
+
+
+def _default(declared: Setting) -> str:
+    if declared.default_words:
+        return f"`{declared.default_words}`"
+    if isinstance(declared.default, Share) or declared.default == "preset":
+        return str(declared.default)
+    return (
+        f"`{declared.default:g}`" if declared.kind is not str else f"`{declared.default}`" if declared.default else ""
+    )
+
+
+def written(text: str) -> str:
+    """The README's `text` with the table that the declarations make."""
+    start = text.index(HEADING)
+    return text[:start] + re.sub(
+        r"(?:^\|.*\n)+", table().replace("\\", r"\\") + "\n", text[start:], count=1, flags=re.M
+    )
+
+
+if __name__ == "__main__":
+    README.write_text(written(README.read_text()))

@@ -1,0 +1,212 @@
+"""Everything that is known of a setting follows from its one declaration."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+
+from agents import pbt
+from launchers import evaluate, flags, role, settings
+from launchers import run as runs
+from launchers.settings import DECLARED, UsageError
+from scripts import readme
+from tests.launchers import command_line
+
+ALL = {
+    name: declared
+    for declaring in (settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation)
+    for name, declared in settings.declarations(declaring).items()
+}
+NUMBERS = [name for name, declared in ALL.items() if declared.kind is not str]
+# Where each of the conditions holds.
+HOLDING = {
+    settings.POPULATION: {"population": 4},
+    settings.GRADIENTS: {"travels": "gradients"},
+    settings.PROCESSES: {"placement": "processes"},
+}
+CONDITIONAL = [name for name, declared in DECLARED.items() if declared.only]
+
+
+def other_than(name: str) -> object:
+    """Another value of a setting than CartPole's runs have."""
+    declared = DECLARED[name]
+    if declared.choices:
+        return declared.choices[-1]
+    return "else" if declared.kind is str else 7
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_finite_no_bool_and_within_its_limits(name):
+    declared = ALL[name]
+    least, most = declared.least, declared.most
+    assert least is not None and most is not None
+    for value in (math.nan, math.inf, -math.inf, True, "1", None, (1,), least - 1, most + 1):
+        with pytest.raises(UsageError, match=f"^--{name} must be ") as error:
+            settings.check_value(name, value, declared)
+        assert "\n" not in str(error.value)
+    if declared.kind is int:
+        with pytest.raises(UsageError, match="a whole number"):
+            settings.check_value(name, least + 0.5, declared)
+    for value in (least, least + 1, most):
+        settings.check_value(name, value, declared)
+
+
+@pytest.mark.parametrize("name", set(ALL) - set(NUMBERS))
+def test_a_text_is_one_of_its_choices(name):
+    declared = ALL[name]
+    for value in (1, None, math.nan):
+        with pytest.raises(UsageError, match=f"^--{name} must be text"):
+            settings.check_value(name, value, declared)
+    for choice in declared.choices:
+        settings.check_value(name, choice, declared)
+    if declared.choices:
+        with pytest.raises(UsageError, match=f"^--{name} is one of {', '.join(declared.choices)}, not 'else'"):
+            settings.check_value(name, "else", declared)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_the_command_line_takes_no_other_numbers(name, capsys):
+    for value in ("nan", "inf", "-1", "-inf", "True", "1e400", str(10**20)):
+        assert flags.attempt(lambda: 0, ["train", f"--{name}={value}"]) == 2, value
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and name in line
+    assert flags.attempt(lambda: 0, ["train", f"--{name}={ALL[name].least}"]) == 0
+
+
+def test_no_flag_of_an_earlier_command_line_is_left():
+    flags.parse(["train", "--agent=ppo", "--config.epochs=2", "--seed=3"])
+    assert flags.any_given() and flags.run_from_flags().config.epochs == 2
+    flags.parse(["train"])
+    assert not flags.any_given() and flags.run_from_flags().agent == "impala"
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_a_default_is_allowed(name):
+    settings.check_value(name, getattr(settings.resolve("impala", "CartPole-v1", {}), name), DECLARED[name])
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_what_says_nothing_of_the_run_is_refused(name):
+    only = DECLARED[name].only
+    default = getattr(settings.resolve("a2c", "CartPole-v1", {}), name)
+    for value in (default, other_than(name)):
+        with pytest.raises(UsageError, match=f"^--{name} is for ") as error:
+            settings.resolve("a2c", "CartPole-v1", {name: value})
+        assert "\n" not in str(error.value)
+        assert getattr(settings.resolve("a2c", "CartPole-v1", {name: value} | HOLDING[only]), name) == value
+        assert getattr(settings.resolve("a2c", "CartPole-v1", {name: value}, used=[name]), name) == value
+
+
+def test_what_a_preset_says_is_not_given(monkeypatch):
+    preset = settings.presets.find("a3c", "CartPole-v1")
+    assert preset.run["travels"] == "gradients"
+    monkeypatch.setattr(settings.presets, "find", lambda *_: preset._replace(run=preset.run | {"max_staleness": 3}))
+    assert settings.resolve("a3c", "CartPole-v1", {"travels": "experience"}).max_staleness == 3
+
+
+@pytest.mark.parametrize("name", DECLARED)
+def test_what_a_resumed_run_may_be_given_anew(name, tmp_path):
+    run = runs.make("a2c", "CartPole-v1", {}, {})
+    runs.save(run, tmp_path)
+    changed = dataclasses.replace(run, **{name: other_than(name)})
+    assert getattr(changed, name) != getattr(run, name)
+    if DECLARED[name].free:
+        runs.save(changed, tmp_path)
+        assert runs.load(tmp_path) == changed
+    else:
+        with pytest.raises(UsageError, match=f"holds another run .{name} is "):
+            runs.save(changed, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, declared in DECLARED.items() if declared.default != settings.PRESET])
+def test_a_run_of_a_version_without_a_setting_has_its_default(name, tmp_path):
+    run = runs.make("ppo", "Catch-v0", {}, {})
+    runs.save(run, tmp_path)
+    path = tmp_path / "config.json"
+    values = json.loads(path.read_text())
+    if name in ("agent", "env"):
+        pytest.skip("always said")
+    del values[name]
+    path.write_text(json.dumps(values))
+    plain = {"eval_period": run.max_env_steps // 20, "ready_env_steps": run.max_env_steps // 20}
+    assert getattr(runs.load(tmp_path), name) == plain.get(name, DECLARED[name].default)
+    runs.save(run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_actors": 0}, "--num_actors must be 1 or more"),
+        ({"checkpoint_seconds": math.nan}, "--checkpoint_seconds must be a finite number"),
+        ({"placement": "cloud"}, "--placement is one of"),
+        ({"config": {"discount": 2.0}}, "config.discount must be within"),
+        ({"config": None}, "written by another version"),
+        ({"unheard_of": 1}, "written by another version"),
+    ],
+)
+def test_a_run_that_was_written_over_is_refused_in_one_line(change, words, tmp_path):
+    runs.save(runs.make("a2c", "CartPole-v1", {}, {}), tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UsageError, match=words) as error:
+        runs.load(tmp_path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_curve_is_told_apart_by_what_decides_what_is_learnt():
+    run = runs.make("a2c", "CartPole-v1", {}, {}).to_json()
+    settled = settings.decisive(run)
+    assert {"agent", "env", "num_actors", "learning_rate"} <= settled.keys()
+    silent = {name for name, declared in DECLARED.items() if not declared.learnt or declared.only}
+    assert not settled.keys() & silent
+    population = settings.decisive(run | {"population": 4})
+    assert {"tune", "exploit"} <= population.keys() and "population_mode" not in population
+    older = {name: value for name, value in run.items() if name != "travels"}
+    assert settings.decisive(older) == settled, "a run from before there was the setting is on the same curve"
+
+
+def test_the_rules_of_a_population_are_those_that_there_are():
+    assert DECLARED["exploit"].choices == tuple(pbt.EXPLOIT)
+    assert DECLARED["explore"].choices == tuple(pbt.EXPLORE)
+
+
+def test_the_readme_has_the_declarations():
+    """`scripts/python scripts/readme.py` writes them."""
+    text = readme.README.read_text()
+    assert readme.written(text) == text
+    assert all(f"`--{name}`" in readme.table() for name in DECLARED)
+
+
+def test_the_help_has_the_declarations():
+    done = subprocess.run(
+        command_line.command("train", "--help"), env=command_line.ENVIRONMENT, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and all(f"  --{name}: " in done.stdout for name in [*DECLARED, "logdir", "port"])
+
+
+@pytest.mark.parametrize(
+    ("argument", "absent"),
+    [
+        ("--max_env_stps=1", ["jax"]),
+        ("--agent=impalla", ["jax"]),
+        ("--num_actors=0", ["jax"]),
+        ("--exploit=none", ["jax"]),
+        ("--config.lerning_rate=1", ["jax"]),
+        ("--config.learning_rate=nan", ["jax"]),
+        ("--config.torso=transformer", ["jax"]),
+        ("--config.discount=1.5", ["rlax", "tensorflow", "reverb", "matplotlib", "envpool"]),
+        ("--env=Pong-v55", ["rlax", "tensorflow", "reverb"]),
+        ("--config.batch_size=33", ["rlax", "tensorflow", "reverb"]),
+    ],
+)
+def test_a_mistake_waits_for_nothing_that_it_does_not_need(argument, absent):
+    program = (
+        "import sys; from launchers import flags, train; code = flags.attempt(train.train, sys.argv); "
+        f"print(code, *(set({absent}) & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program, argument, "--logdir=/nonexistent/run"]
+    done = subprocess.run(command, env=command_line.ENVIRONMENT, capture_output=True, text=True)
+    assert done.stdout.split() == ["2"], done.stdout + done.stderr
