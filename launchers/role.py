@@ -63,6 +63,10 @@ def role() -> int:
     from launchers import run as runs
 
     run = asked or runs.load(logdir)
+    if run.carrier == "local":
+        raise UsageError(
+            "a run with --carrier=local has all its roles in one process: give scripts/train --carrier=reverb"
+        )
     if asked:
         run.check_fit()
         populations.check(run)
@@ -126,16 +130,18 @@ def _loops(parts: roles.Parts, values: Any, stop: threading.Event) -> list[Itera
         raise UsageError(f"--replay names {len(addresses)} servers: the run has {parts.run.num_replay_servers}")
     from launchers import roles
     from replay.client import connect
+    from replay.reverb_carrier import ReverbCarrier
 
     clients = [connect(address, values.connect_seconds) for address in addresses]
+    carrier = ReverbCarrier(clients)
     if values.role == "learner":
-        return [roles.learn(parts, clients, stop)]
+        return [roles.learn(parts, carrier, stop)]
     if values.role == "evaluator":
-        return [roles.evaluate(parts, clients, stop)]
+        return [roles.evaluate(parts, carrier, stop)]
     tasks = actors_of(parts.run, values.task)
     if not tasks:
         raise UsageError(f"--task={values.task} has no actors: the run has {parts.run.num_actors} in all")
-    return [roles.act(parts, clients, task, stop) for task in tasks]
+    return [roles.act(parts, carrier, task, stop) for task in tasks]
 
 
 def actors_of(run: Run, task: int) -> range:

@@ -13,14 +13,15 @@ import jax
 import numpy as np
 from absl import logging
 
-from agents.agent import Agent, Feedback, Gradients, Sequences, Window
+from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
 from launchers.run import Run, UsageError
-from replay import Client, Server, items, local, sampler, server
-from replay.gradients import GradientWriter, sample_gradients
-from replay.variables import VariableContainer
-from replay.writer import items_at_once, make_writer
+from replay import channels, local, structures
+from replay.blocks import count_for_each
+from replay.local_carrier import LocalCarrier
+from replay.rows import Batch, Variables
+from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder, return_means
@@ -50,27 +51,31 @@ class Parts:
                 run, logdir = populations.member_run(run, member), populations.member_logdir(logdir, member)
         self.run, self.logdir = run, logdir
         self.agent = run.make_agent(self.spec)
-        (table,) = self.agent.tables
-        self.table = dataclasses.replace(table, name=self._tables + table.name)
+        self.table = dataclasses.replace(self.agent.table, name=self._tables + self.agent.table.name)
         self.num_envs = run.stacked * run.envs_per_actor
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
-        self.items = items.item_structure(self.agent, self.spec, self.num_envs)
-        window = self.table.window
-        if isinstance(window, Gradients):  # what a worker keeps to itself, and makes of it
+        self.items = channels.item_structure(self.agent, self.spec, self.num_envs)
+        self.gradients = run.travels == "gradients"
+        if self.gradients:  # what a worker keeps to itself, and makes of it
             self.gradient = worker.compile_gradient(self.agent, self.device)
-            own = self.agent._replace(tables=(window.table,))
-            self.own_items = items.item_structure(own, self.spec, self.num_envs)
-        self.params = items.params_structure(self.agent)
+            self.own = self.agent._replace(table=self.table.items.table)  # type: ignore[union-attr]
+            self.own_items = channels.item_structure(self.own, self.spec, self.num_envs)
+        self.params = structures.params_structure(self.agent)
         self.act = actor.compile_act(self.agent.act, self.device)
         self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
-        self.priority = actor.compile_priority(
-            self.agent.priority, items_at_once(self.table, self.num_envs), self.device
-        )
 
     @functools.cached_property
     def mesh(self) -> devices.Mesh:
         """The devices that learn."""
-        return devices.make_mesh()
+        return devices.make_mesh(self.run.mapper)
+
+    @functools.cached_property
+    def priority(self) -> Any:
+        """The priorities that actors give their items, compiled; None: 1 for all."""
+        if not self.replays:
+            return None
+        at_once = channels.way(self.table).items_at_once(self.table, self.num_envs)
+        return actor.compile_priority(self.agent.priority, at_once, self.device)
 
     def send(self, sample: Any) -> Any:
         """A batch's sample from the host to the devices that learn."""
@@ -90,20 +95,17 @@ class Parts:
         """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
         return self.table.kind != "queue"
 
-    @property
-    def table_items(self) -> items.Structure:
-        """The structure of the items as Reverb sees them."""
-        window = self.table.window
-        return self.items if isinstance(window, Window) else items.packing(window, self.items).structure
-
     def build_tables(self) -> list[Any]:
         """The tables that a replay server holds for these Parts."""
-        per_item = self.num_envs if isinstance(self.table.window, Window) else 1
+        from replay import server  # only where Reverb carries: it brings TensorFlow
+
+        columns = channels.columns(self.table, self.items)
+        per_item = channels.way(self.table).sequences_per_item(self.items)
         tables = [
-            server.build_table(self.table, self.table_items, per_item, self.run.num_replay_servers),
-            server.build_variables_table(self.params, self._tables + server.VARIABLES),
+            server.build_table(self.table, columns, per_item, self.run.num_replay_servers),
+            server.build_variables_table(self.params, self._tables + VARIABLES),
         ]
-        if isinstance(self.table.window, Sequences) and self.replays:
+        if self.replays and channels.way(self.table).counter(self.table)[0] != self.table.name:
             tables.append(server.build_steps_table(self.table.name))
         if self.population:
             structure = returns_structure(self.population)
@@ -113,31 +115,45 @@ class Parts:
         return tables
 
     @property
-    def _state_items(self) -> items.Structure:
+    def _state_items(self) -> structures.Structure:
         return state_structure(jax.eval_shape(self.agent.init, jax.eval_shape(jax.random.key, 0)))
 
-    def batches(self, clients: Sequence[Client]) -> Iterator[sampler.Batch]:
-        """What the learner learns from; counted from now on."""
-        if self.replays:
-            size = self.agent.batch_size * self.run.updates_per_dispatch
-            return iter(sampler.Replay(clients, self.table, self.items, size))
-        if isinstance(self.table.window, Gradients):
-            return sample_gradients(clients[0], self.table, self.items, self.mesh.size)
-        if isinstance(self.table.window, Sequences):
-            return sampler.sample_episodes(clients[0], self.table, self.items, self.agent.batch_size)
-        blocks = sampler.sample_blocks(clients[0], self.table, self.items, self.agent.batch_size)
-        return blocks if self.run.stacked == 1 else sampler.count_for_each(blocks, self.run.stacked)
+    def channel(self, carrier: Any, saved: Any = None) -> Any:
+        """How experience travels to the learner by a carrier; `saved`: a local replay's state from earlier."""
+        size = self.mesh.size if self.gradients else self.agent.batch_size * self.run.updates_per_dispatch
+        run, rows = self.run, self.run.max_rows
+        try:
+            return carrier.channel(self.agent, self.table, self.items, size, run.num_actors, self.num_envs, rows, saved)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
-    def variables(self, client: Client) -> VariableContainer:
+    def batches(self, channel: Any) -> Iterator[Batch]:
+        """What the learner learns from; counted from now on."""
+        batches: Iterator[Batch] = channel.batches()
+        return batches if self.run.stacked == 1 else count_for_each(batches, self.run.stacked)
+
+    def variables(self, carrier: Any) -> Variables:
         """The run's variable container.
 
         Raises:
           UsageError: the server serves another run.
         """
         try:
-            return VariableContainer(client, self.params, self._tables + server.VARIABLES)
+            variables: Variables = carrier.variables(self.params, self._tables + VARIABLES)
+            return variables
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def experience(self, task: int) -> local.Experience:
+        """What worker `task` keeps to itself."""
+        run, own = self.run, self.own.table
+        if own.kind == "queue":
+            return local.LocalBlocks(self.own_items)
+        mesh = devices.make_mesh(run.mapper, [self.device])
+        batch, seed = self.table.items.batch_size, run.seed_of("replay", task)  # type: ignore[union-attr]
+        return local.LocalReplay(
+            mesh, self.own, self.own_items, batch, self.num_envs, run.max_rows, run.num_actors, seed
+        )
 
     def return_means(self, environments: Sequence[int], returns: Sequence[float]) -> dict[str, float]:
         """The mean of each task's returns, and of each stacked member's, where there are several; `environments`:
@@ -148,22 +164,22 @@ class Parts:
             members, member_of(index, len(members), len(tasks)), returns
         )
 
-    def returns(self, client: Client, reporter: str) -> Returns | None:
+    def returns(self, carrier: Any, reporter: str) -> Returns | None:
         """Where a `reporter` tells the population's learners of episodes; None if they do not ask it."""
         if self.population is None or reporter not in self.population.reporters:
             return None
         structure = returns_structure(self.population)
-        return Returns(self.population, VariableContainer(client, structure, self._tables + reporter))
+        return Returns(self.population, carrier.variables(structure, self._tables + reporter))
 
-    def exchange(self, client: Client, env_steps: int) -> Exchange | None:
+    def exchange(self, carrier: Any, env_steps: int) -> Exchange | None:
         """The population's, as the learner of these Parts takes part in it; None: there is no population."""
         if self.population is None:
             return None
         stacked = self.population.member is None
         prefixes = [""] if stacked else [_prefix(member) for member in range(self.population.size)]
         structure = returns_structure(self.population)
-        returns = [[VariableContainer(client, structure, p + r) for r in self.population.reporters] for p in prefixes]
-        states = [] if stacked else [VariableContainer(client, self._state_items, p + "state") for p in prefixes]
+        returns = [[carrier.variables(structure, p + r) for r in self.population.reporters] for p in prefixes]
+        states = [] if stacked else [carrier.variables(self._state_items, p + "state") for p in prefixes]
         key = jax.random.key(self.run.seed_of("exchange"))
         return Exchange(self.population, returns, states, key, env_steps)
 
@@ -178,17 +194,30 @@ def make_parts(run: Run, logdir: pathlib.Path) -> list[Parts]:
     return [Parts(run, logdir, member) for member in populations.learners(run)]
 
 
-def serve(members: Sequence[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Server:
+def serve(members: Sequence[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Any:
     """Starts the replay server `task` of a run, with what it held when it was last saved.
 
     Raises:
       UsageError: what was saved is another run's.
     """
+    from replay import server  # only where Reverb carries: it brings TensorFlow
+
     tables = [table for parts in members for table in parts.build_tables()]
     try:
         return server.serve(tables, port, logdir / f"replay_{task}" if members[0].replays else None)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def connect(members: Sequence[Parts], logdir: pathlib.Path, port: int) -> Any:
+    """The carrier of a run whose roles all are in this process; Reverb's servers are in it too."""
+    run = members[0].run
+    if run.carrier == "local":
+        return LocalCarrier(members[0].mesh, members[0].device)
+    from replay.reverb_carrier import ReverbCarrier
+
+    servers = [serve(members, logdir, task, port and port + task) for task in range(run.num_replay_servers)]
+    return ReverbCarrier([server.localhost_client() for server in servers], servers)
 
 
 class Throttle:
@@ -205,39 +234,24 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Event) -> Generator[None, None, None]:
-    """One actor, until `stop`, which writes to one of the servers; yields after each item it has written. A worker,
-    which writes gradients, where those travel."""
+def act(parts: Parts, carrier: Any, task: int, stop: threading.Event) -> Generator[None, None, None]:
+    """One actor, until `stop`; yields each time it pulls. A worker, which writes gradients, where those travel."""
     run = parts.run
     environment = run.make_environment("actor", task, parts.num_envs)
-    variables = parts.variables(clients[0])
+    variables = parts.variables(carrier)
     variables.wait()
-    client = clients[task % len(clients)]
     places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
     ranks = places / max(1, run.num_actors * parts.num_envs - 1)
     key = jax.random.key(run.seed_of("actor", task))
-    window = parts.table.window
-    if isinstance(window, Gradients):
-        experience = local.make_experience(window.table, parts.own_items, window.batch_size, run.num_actors)
-        gradient_writer = GradientWriter(client, parts.table, parts.items)
-        turns = worker.run(
-            parts.agent,
-            parts.act,
-            parts.gradient,
-            environment,
-            variables,
-            experience,
-            gradient_writer,
-            key,
-            parts.device,
-            stop.is_set,
-            ranks,
-        )
+    writer = parts.channel(carrier).writer(task, parts.priority, stop.is_set)
+    rest = (writer, key, parts.device, stop.is_set, ranks)
+    if parts.gradients:
+        experience = parts.experience(task)
+        turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
-        writer = make_writer(client, parts.table, parts.items, parts.priority)
-        turns = actor.run(parts.agent, parts.act, environment, variables, writer, key, parts.device, stop.is_set, ranks)
+        turns = actor.run(parts.agent, parts.act, environment, variables, *rest)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
-    reported = parts.returns(clients[0], f"actor_{task}")
+    reported = parts.returns(carrier, f"actor_{task}")
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     played: list[int] = []  # in which environment each was
@@ -245,7 +259,7 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
         returns += episodes.returns
         played += episodes.environments
         if reported:
-            reported.add(items.Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+            reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
         if due():
             now = time.perf_counter()
             metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
@@ -262,21 +276,20 @@ def act(parts: Parts, clients: Sequence[Client], task: int, stop: threading.Even
 class Learning:
     """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
 
-    def __init__(self, parts: Parts, publish: Callable[[items.Version, Any], None], clients: Sequence[Client]):
+    def __init__(self, parts: Parts, publish: Callable[[Version, Any], None], carrier: Any):
         """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
-        saves for all: the `clients`' replays too."""
+        saves for all: the servers' replays too."""
         self._run, self._mesh = parts.run, parts.mesh
-        gradients = isinstance(parts.table.window, Gradients)
-        if not gradients:
+        if not parts.gradients:
             check_shares(parts.agent, parts.mesh.size)
         self._first_host = jax.process_index() == 0
         if not self._first_host:
             publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
-        state, version = self._checkpointer.restore() or (parts.init(), items.Version(0, 0))
-        self._replays = clients if parts.replays else ()
-        prioritized = parts.table.kind == "prioritized"
-        self._priorities = learner.PriorityUpdater(clients, parts.table.name, parts.mesh.local) if prioritized else None
+        state, version = self._checkpointer.restore() or (parts.init(), Version(0, 0))
+        self.channel, self._replay = open_channel(parts, carrier)
+        prioritized = parts.table.kind == "prioritized" and self.channel.source is None
+        self._priorities = learner.PriorityUpdater(self.channel.feedback, parts.mesh.local) if prioritized else None
         self._learner = learner.Learner(
             parts.agent,
             state,
@@ -286,24 +299,25 @@ class Learning:
             parts.run.publish_period,
             self._priorities,
             parts.run.updates_per_dispatch,
-            learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if gradients else None,
+            learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if parts.gradients else None,
             parts.mesh,
+            self.channel.source,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
-        self._exchange = parts.exchange(clients[0], version.env_steps)
+        self._exchange = parts.exchange(carrier, version.env_steps)
         if self._exchange:
             self._exchange.start(self._learner)
         self._warned = False
 
     @property
-    def version(self) -> items.Version:
+    def version(self) -> Version:
         return self._learner.version
 
     def publish(self) -> None:
         """Publishes the parameters as they are now, whatever publish_period says."""
         self._learner.publish()
 
-    def run(self, batches: Iterator[sampler.Batch]) -> Iterator[items.Version]:
+    def run(self, batches: Iterator[Batch]) -> Iterator[Version]:
         """Learns until `max_env_steps` or the end of the batches; yields the version after each update.
 
         Raises:
@@ -361,8 +375,10 @@ class Learning:
         self._read_metrics(feedback)  # raises rather than save what is not finite
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version)
-            for client in self._replays:
-                server.save_tables(client)
+            if self._replay is None:
+                self.channel.save()
+            else:
+                self._replay.save(self.channel.state(), self.version)
 
     def _record(self, row: dict[str, Any], lags: list[float]) -> None:
         clipped = row.get("clipped_fraction", 0.0)
@@ -397,31 +413,48 @@ def check_shares(agent: Agent, devices: int) -> None:
         )
 
 
-def _keep(version: items.Version, params: Any) -> None:
+def _keep(version: Version, params: Any) -> None:
     """Publishes nothing."""
 
 
-def learn(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> Generator[items.Version, None, None]:
-    """The learner with threads of its own for samples and parameters, until `max_env_steps` or `stop`."""
-    publisher = learner.Publisher(parts.variables(clients[0]), parts.mesh.host)
-    batches = parts.batches(clients)  # before actors have parameters to act with: all they write is counted
-    learning = Learning(parts, publisher, clients)
-    yield from learning.run(learner.prefetch(batches, stop.is_set, parts.send))
+def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
+    """The learner's channel, with what a local replay held when it was last saved, and where it is saved; of all else
+    None."""
+    if parts.run.carrier != "local" or not parts.replays:
+        return parts.channel(carrier), None
+    checkpointer = Checkpointer(parts.logdir / "replay", None, keep=1)
+    restored = checkpointer.restore()
+    return parts.channel(carrier, restored and restored[0]), checkpointer
+
+
+def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, None]:
+    """The learner, until `max_env_steps` or `stop`; where samples and parameters pass through the host, with threads of
+    its own for them."""
+    variables = parts.variables(carrier)
+    local = parts.run.carrier == "local"
+    publisher = None if local else learner.Publisher(variables, parts.mesh.host)
+    learning = Learning(parts, publisher or variables.push, carrier)
+    learning.channel.stopped = stop.is_set
+    batches = parts.batches(learning.channel)
+    if learning.channel.source is None:
+        batches = learner.prefetch(batches, stop.is_set, parts.send)
+    yield from learning.run(batches)
     learning.publish()  # the evaluator waits for the last ones
-    publisher.close()
+    if publisher:
+        publisher.close()
     learning.close()
 
 
-def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> Generator[dict[str, Any], None, None]:
+def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
     """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
     run = parts.run
     recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
     if done >= run.max_env_steps:
         return
-    variables = parts.variables(clients[0])
+    variables = parts.variables(carrier)
     variables.wait()
-    reported = parts.returns(clients[0], "evaluator")
+    reported = parts.returns(carrier, "evaluator")
     for metrics, episodes in evaluator.run(
         parts.agent,
         parts.act_greedily,
@@ -435,7 +468,7 @@ def evaluate(parts: Parts, clients: Sequence[Client], stop: threading.Event) -> 
         stopped=stop.is_set,
     ):
         if reported:
-            reported.add(items.Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+            reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         recorder.write(metrics)
         yield metrics

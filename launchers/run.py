@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import typing
@@ -14,15 +13,14 @@ import numpy as np
 
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Gradients, Sequences, TableSpec, Transitions, Window
+from agents.agent import Agent, EnvironmentSpec
 from agents.gradients import by_gradients
 from agents.vectorized import vectorize
 from launchers import presets, settings
 from launchers.configs import agent_module, make_config
 from launchers.settings import UsageError
-
-# What Reverb needs besides the data, about: for an item, and for each row of a stream that items share.
-ITEM_BYTES, ROW_BYTES = 500, 1_000
+from replay import channels, gradients
+from replay.rings import Ring
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,69 +42,39 @@ class Run(settings.Settings):
                 travelling = vectorize(agent, self.stacked, spec.num_tasks)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        (table,) = agent.tables
-        if self.travels == "gradients":
-            self._check_gradients(agent, table)
-        if table.kind == "queue":
-            self._check_queue(agent)
-        else:
-            self._check_replay(agent, table, spec)
+        self._check_fit(agent, spec)
         return travelling
 
-    def _check_gradients(self, agent: Agent, table: TableSpec) -> None:
-        if isinstance(table.window, Window) and agent.batch_size != self.envs_per_actor:
-            raise UsageError(
-                f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} differ: a worker's "
-                "gradient is of one block of its own environments"
-            )
+    def _check_fit(self, agent: Agent, spec: EnvironmentSpec) -> None:
+        """Raises UsageError if what the agent learns from cannot travel so."""
+        try:
+            if self.travels == "gradients":
+                gradients.refuse(agent, self, spec)
+            channels.way(agent.table).refuse(agent, self, spec)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        if agent.table.kind != "queue" and self.travels != "gradients":
+            self._check_replay(agent)
+            return
+        why = "where gradients travel" if self.travels == "gradients" else f"{self.agent} has a queue, not a replay;"
         for name in ("num_replay_servers", "updates_per_dispatch"):
             if getattr(self, name) > 1:
-                raise UsageError(f"--{name}={getattr(self, name)}: where gradients travel leave it at 1")
+                raise UsageError(f"--{name}={getattr(self, name)}: {why} leave it at 1")
 
-    def _check_queue(self, agent: Agent) -> None:
-        if agent.in_order and (self.num_actors, self.envs_per_actor) != (1, agent.batch_size):
+    def _check_replay(self, agent: Agent) -> None:
+        if self.placement == "serial" and self.carrier == "reverb":
             raise UsageError(
-                f"{self.agent} carries eligibility traces of each environment from one update to the next: give "
-                f"--num_actors=1 --envs_per_actor={agent.batch_size}, config.batch_size; not {self.num_actors} actors "
-                f"of {self.envs_per_actor}"
+                f"--placement=serial repeats a run to the bit, which {self.agent}'s replay in Reverb cannot: its "
+                "random sampling has no seed; give --carrier=local or --placement=threads"
             )
-        (table,) = agent.tables
-        if isinstance(table.window, Sequences) and self.placement == "serial":
-            raise UsageError(
-                f"--placement=serial has each actor write a block in its turn, and {self.agent} learns from whole "
-                "episodes, which take as long as they take; use --placement=threads"
-            )
-        small, large = sorted((agent.batch_size, self.envs_per_actor))
-        if large % small and isinstance(table.window, Window):
-            raise UsageError(
-                f"config.batch_size={agent.batch_size} and --envs_per_actor={self.envs_per_actor} do not divide: "
-                "a batch is whole blocks of an actor's environments, or an even part of one"
-            )
-        for name in ("num_replay_servers", "updates_per_dispatch"):
-            if getattr(self, name) > 1:
-                raise UsageError(
-                    f"--{name}={getattr(self, name)}: {self.agent} has a queue, not a replay; leave it at 1"
-                )
-
-    def _check_replay(self, agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> None:
-        if self.placement == "serial":
-            raise UsageError(
-                f"--placement=serial repeats a run to the bit, which {self.agent}'s replay cannot: Reverb's random "
-                "sampling has no seed; use --placement=threads"
-            )
-        batch = agent.batch_size * self.updates_per_dispatch
+        table, batch = agent.table, agent.batch_size * self.updates_per_dispatch
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
-        window, longest = table.window, spec.max_episode_steps
-        assert isinstance(window, Transitions | Sequences)
-        field, steps = ("sequence_length", window.length) if isinstance(window, Sequences) else ("n_step", window.n)
-        if longest is not None and steps > longest:
-            raise UsageError(f"config.{field}={steps} is more than an episode of {self.env} can have, {longest} steps")
         share = table.max_size // self.num_replay_servers
         for name, size in (
             ("minimum size", table.min_size // self.num_replay_servers),
             ("batch", batch // self.num_replay_servers),
-            ("n-step window", getattr(window, "n", 1)),
+            ("n-step window", getattr(table.items, "n", 1)),
         ):
             if size > share:
                 raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
@@ -134,22 +102,45 @@ class Run(settings.Settings):
         room for what `servers` of the run's replay servers hold."""
         spec = self.spec()
         agent = self.make_agent(spec)
-        (table,) = agent.tables
-        if isinstance(table.window, Gradients):
-            table = table.window.table
+        if self.travels == "gradients":
+            agent = agent._replace(table=agent.table.items.table)  # type: ignore[union-attr]
+        table, way = agent.table, channels.way(agent.table)
         if table.kind == "queue":
             return
-        steps, noun = 1, "transitions"  # to an item
-        if isinstance(table.window, Sequences):
-            steps, noun = table.window.period, "sequences"
+        if self.carrier == "local" or self.travels == "gradients":
+            self._check_rings(agent, spec)
+            return
+        steps = way.counter(table)[1]  # to an item
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
-        size = items * _item_bytes(agent, table, spec)
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        if size > memory:
+        self._check_room(items * way.item_bytes(agent, spec), f"{items:,} items")
+
+    def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
+        """Likewise, of a replay on the learner's devices, or the workers'."""
+        by_workers = self.travels == "gradients"
+        devices = 1 if by_workers else jax.local_device_count()
+        try:
+            structure = channels.item_structure(agent, spec, self.envs_per_actor)
+            cut = channels.way(agent.table).ring(agent.table, structure)
+            ring = Ring(agent.table, cut, self.num_actors, self.envs_per_actor, devices, self.max_rows)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        stats = None if by_workers else jax.local_devices()[0].memory_stats()  # of an accelerator
+        room = stats["bytes_limit"] if stats and "bytes_limit" in stats else None
+        self._check_room(ring.nbytes, f"{ring.num_actors * ring.length * ring.share:,} rows on each device", room)
+
+    def _check_room(self, size: int, what: str, room: int | None = None) -> None:
+        """Raises UsageError unless `size` bytes fit in `room`, or in this machine's memory."""
+        there = room or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if size > there:
             raise UsageError(
-                f"a replay of {items:,} {noun} takes about {size / 1e9:.1f} GB and this machine has "
-                f"{memory / 1e9:.1f} GB: give a smaller --config.replay_size"
+                f"a replay of {what} takes about {size / 1e9:.1f} GB and this {'device' if room else 'machine'} has "
+                f"{there / 1e9:.1f} GB: give a smaller --config.replay_size"
             )
+
+    @property
+    def max_rows(self) -> int:
+        """Rows that a run can write, at most: an episode of one step is two."""
+        return 2 * self.max_env_steps
 
     def seed_of(self, role: str, task: int = 0) -> int:
         """A seed for one role's task, a non-negative int32 unlike any other's."""
@@ -169,20 +160,6 @@ class Run(settings.Settings):
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
-
-
-def _item_bytes(agent: Agent, table: TableSpec, spec: EnvironmentSpec) -> int:
-    """What an item takes in a table's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
-    observation = math.prod(spec.observation_shape) * np.dtype(spec.observation_dtype).itemsize
-    rest = 8 + 4 * (1 if isinstance(spec.actions, DiscreteActions) else math.prod(spec.actions.shape))
-    window = table.window
-    if isinstance(window, Sequences):
-        # Items share rows: `period` are new. What else is in them is small.
-        memory = jax.tree.leaves(jax.eval_shape(lambda: agent.memory(1, None)))
-        return window.period * (observation + rest + ROW_BYTES) + sum(x.size * x.dtype.itemsize for x in memory)
-    if isinstance(window, Transitions) and window.stack > 1:
-        return observation + rest + ROW_BYTES + ITEM_BYTES
-    return 2 * observation + rest + ITEM_BYTES
 
 
 def make(

@@ -1,6 +1,7 @@
 """Placement `serial`: every role by turns in one thread. Nothing depends on timing, so that the same command gives the
 same parameters to the bit."""
 
+import contextlib
 import itertools
 import pathlib
 
@@ -12,30 +13,38 @@ from runtime import metrics
 from runtime.evaluator import next_due
 
 
+class _Stopped(Exception):
+    """The run is to end, and what the learner waits for will not come."""
+
+
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
-    """Trains until `max_env_steps` or a signal: each actor writes a block in its turn, each batch is learnt at once."""
+    """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from."""
     stop = stop_on_signals()
     (parts,) = roles.make_parts(run, logdir)
-    server = roles.serve([parts], logdir, 0, port)
-    clients = [server.localhost_client()]
-    variables = parts.variables(clients[0])
-    learning = roles.Learning(parts, lambda version, params: variables.push(version, parts.mesh.host(params)), clients)
-    actors = [roles.act(parts, clients, task, stop) for task in range(run.num_actors)]
-    evaluations = roles.evaluate(parts, clients, stop)
-    blocks = parts.batches(clients)
+    carrier = roles.connect([parts], logdir, port)
+    variables = parts.variables(carrier)
 
-    sequences = 1 if run.travels == "gradients" else parts.num_envs  # in an item
+    def publish(version, params):
+        variables.push(version, params if run.carrier == "local" else parts.mesh.host(params))
+
+    learning = roles.Learning(parts, publish, carrier)
+    actors = [roles.act(parts, carrier, task, stop) for task in range(run.num_actors)]
+    evaluations = roles.evaluate(parts, carrier, stop)
+    turns, channel = itertools.cycle(actors), learning.channel
+
+    def turn():
+        if stop.is_set():
+            raise _Stopped
+        next(next(turns), None)
+
+    channel.turn, channel.stopped = turn, stop.is_set
 
     def batches():
-        turns = itertools.cycle(actors)
-        while not stop.is_set():
-            for _ in range(max(1, parts.agent.batch_size // sequences)):
-                next(next(turns), None)
-            for _ in range(max(1, sequences // parts.agent.batch_size)):
-                if stop.is_set():  # the last block may be missing
+        with contextlib.suppress(_Stopped):
+            for batch in parts.batches(channel):
+                yield batch if channel.source else batch._replace(sample=parts.send(batch.sample))
+                if stop.is_set():
                     return
-                batch = next(blocks)
-                yield batch._replace(sample=parts.send(batch.sample))
 
     with Display(run, logdir) as display:
         done = metrics.latest(logdir, "evaluator")

@@ -6,6 +6,7 @@ Nothing here needs JAX: a mistake at the command line is found before a second i
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -34,6 +35,7 @@ POPULATION = Only(
     "a population: give --population=8, or how many members there are to be", lambda run: run["population"] > 0
 )
 GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
+REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
 PROCESSES = Only("actors in processes: give --placement=processes", lambda run: run["placement"] == "processes")
 
 
@@ -125,7 +127,7 @@ class Settings:
     envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
     placement: str = setting(
         "threads",
-        "where the roles run; serial: not with a replay, nor for whole episodes",
+        "where the roles run; serial: with a replay or for whole episodes with --carrier=local",
         choices=("threads", "processes", "serial"),
         free=True,
         learnt=False,
@@ -148,9 +150,23 @@ class Settings:
     checkpoint_seconds: float = setting(
         600.0, "seconds from one checkpoint to the next", least=0, most=COUNT, free=True, learnt=False
     )
+    carrier: str = setting(
+        "reverb" if importlib.util.find_spec("reverb") else "local",
+        "what experience and parameters travel by; local: in one process, with replays on the learner's devices",
+        choices=("reverb", "local"),
+        see="docs/replay.md#the-local-carrier",
+        default_words="reverb where it is installed",
+    )
+    mapper: str = setting(
+        "shard_map",
+        "what runs an update on all of the learner's devices",
+        choices=("shard_map", "pmap"),
+        free=True,
+        learnt=False,
+    )
     publish_period: int = setting(1, "updates from one publication of the parameters to the next")
     num_replay_servers: int = setting(
-        1, "servers that share the replay", most=MANY, see="docs/replay.md#several-servers"
+        1, "servers that share the replay", most=MANY, only=REVERB, see="docs/replay.md#several-servers"
     )
     updates_per_dispatch: int = setting(
         1,
@@ -281,6 +297,13 @@ def check(settings: Settings) -> None:
     """Raises UsageError if a value is not one that its declaration allows, or if two do not fit."""
     for name, declared in DECLARED.items():
         check_value(name, getattr(settings, name), declared)
+    if settings.carrier == "reverb" and not importlib.util.find_spec("reverb"):
+        raise UsageError("--carrier=reverb: Reverb is not installed, for it needs Python 3.11; give --carrier=local")
+    if settings.carrier == "local" and settings.placement == "processes":
+        raise UsageError(
+            "--placement=processes needs --carrier=reverb, which joins processes (and Python 3.11); give "
+            "--placement=threads"
+        )
     count = len(settings.tasks)
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:

@@ -1,4 +1,4 @@
-"""Placement `threads`: every role a thread of this process, the Reverb servers in it too."""
+"""Placement `threads`: every role a thread of this process; where Reverb carries, its servers are in it too."""
 
 import concurrent.futures
 import pathlib
@@ -17,10 +17,8 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
     stop, acting_ends = stop_on_signals(), threading.Event()
     members = roles.make_parts(run, logdir)
-    tasks = range(run.num_replay_servers)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
-        servers = list(executor.map(lambda task: roles.serve(members, logdir, task, port and port + task), tasks))
-    clients = [server.localhost_client() for server in servers]
+        carrier = executor.submit(roles.connect, members, logdir, port).result()
     errors: list[BaseException] = []
 
     def start(name: str, role: Iterator[Any]) -> threading.Thread:
@@ -40,13 +38,13 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         thread.start()
         return thread
 
-    learners = [start("learner", roles.learn(parts, clients, stop)) for parts in members]
+    learners = [start("learner", roles.learn(parts, carrier, stop)) for parts in members]
     actors = [
-        start(f"actor_{task}", roles.act(parts, clients, task, acting_ends))
+        start(f"actor_{task}", roles.act(parts, carrier, task, acting_ends))
         for parts in members
         for task in range(run.num_actors)
     ]
-    evaluators = [start("evaluator", roles.evaluate(parts, clients, stop)) for parts in members]
+    evaluators = [start("evaluator", roles.evaluate(parts, carrier, stop)) for parts in members]
     with Display(run, logdir) as display:
         # A learner saves and ends on `stop` by itself; an evaluator ends after its learner's last parameters.
         for threads in (learners, evaluators):

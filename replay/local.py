@@ -54,7 +54,6 @@ class LocalReplay:
         self,
         mesh: Any,
         agent: Agent,
-        table: TableSpec,
         structure: Structure,
         batch_size: int,
         num_envs: int,
@@ -68,6 +67,7 @@ class LocalReplay:
           structure: of one item, as `item_structure` gives it.
           workers: that share the table's sizes.
         """
+        table = agent.table
         # The worker keeps to samples_per_insert by itself: it writes and samples by turns, and would wait for itself.
         self._per_item = table.samples_per_insert / batch_size
         self._min_size = -(-table.min_size // workers)

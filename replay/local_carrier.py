@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import logging
 
 from agents.agent import Agent, TableSpec, Version
@@ -17,10 +18,14 @@ from replay.structures import Structure
 from replay.variables import VARIABLES, ReplayUnavailable
 
 
+def _same(pushed: Any) -> Any:
+    return pushed
+
+
 class LocalVariables:
     """A variable container as of replay.variables, for threads of one process: it holds what was pushed last."""
 
-    def __init__(self, view: Callable[[Any], Any] = lambda params: params):
+    def __init__(self, view: Callable[[Any], Any]):
         """`view`: of what was pushed, what is pulled."""
         self._view, self._newest, self._changed = view, None, threading.Condition()
         self._pulled: tuple[Version, Any] | None = None
@@ -116,9 +121,9 @@ class _QueueEnd:
 class LocalCarrier:
     """What the roles of one process share."""
 
-    def __init__(self, mesh: Any):
-        """`mesh`: runtime.devices.Mesh, whose devices learn."""
-        self._mesh, self._lock = mesh, threading.Lock()
+    def __init__(self, mesh: Any, device: jax.Device):
+        """`mesh`: runtime.devices.Mesh, whose devices learn; `device`: where actors act."""
+        self._mesh, self._device, self._lock = mesh, device, threading.Lock()
         self._variables: dict[str, LocalVariables] = {}
         self._channels: dict[str, QueueChannel | RingChannel] = {}
 
@@ -126,8 +131,9 @@ class LocalCarrier:
         """The container by that name."""
         del structure  # each role works it out for itself, from the same config
         with self._lock:
-            # What learners push to actors is on their devices, of which the first's copy is enough.
-            view = self._mesh.one if name.endswith(VARIABLES) else lambda pushed: pushed
+            # What learners push to actors is on their devices; actors share a copy on their own.
+            params = name.endswith(VARIABLES)
+            view = (lambda pushed: jax.device_put(self._mesh.one(pushed), self._device)) if params else _same
             return self._variables.setdefault(name, LocalVariables(view))
 
     def channel(

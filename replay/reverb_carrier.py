@@ -79,9 +79,9 @@ class TableChannel:
 class ReverbCarrier:
     """What the roles of one process know of the servers."""
 
-    def __init__(self, clients: Sequence[reverb.Client]):
-        """The first serves queues and variables."""
-        self._clients = clients
+    def __init__(self, clients: Sequence[reverb.Client], servers: Sequence[reverb.Server] = ()):
+        """`clients`: the first serves queues and variables; `servers`: those of this process, which live as long."""
+        self._clients, self._servers = clients, servers
 
     def variables(self, structure: Structure, name: str = VARIABLES) -> VariableContainer:
         """A container by that name.

@@ -1,7 +1,7 @@
 """A replay on the learner's devices as a channel: actors' rows in, batches that the devices draw themselves out.
 
-Actors keep rows until there is a chunk of them and hand it over; the learner's thread puts chunks into the rings between
-two updates. No row passes through anything but one copy.
+Actors keep rows until there is a chunk of them and hand it over; the learner's thread puts chunks into the rings
+between two updates. No row passes through anything but one copy.
 """
 
 import collections
@@ -34,7 +34,7 @@ class _Handed(NamedTuple):
 
 
 class RingChannel:
-    """The replay of one learner, which alone touches what is on the devices; actors are other threads, or take turns."""
+    """The replay of one learner, which alone touches what is on the devices; actors are threads, or take turns."""
 
     def __init__(
         self,
@@ -170,7 +170,8 @@ class RingChannel:
             actor, tail = int(chunk.actor), self.tails[chunk.actor]
             self.heads[actor] += len(chunk.position)
             self.tails[actor] = np.concatenate([tail, chunk.position])[-len(tail) :]
-            self.opened[actor] += (chunk.memory_slots < self.ring.memory_slots).sum(axis=0)
+            if self.ring.memory_slots:
+                self.opened[actor] += (chunk.memory_slots < self.ring.memory_slots).sum(axis=0)
             self._env_steps += env_steps
 
     def drain(self) -> int:
@@ -223,7 +224,7 @@ class RingChannel:
         }
 
     def _load(self, saved: dict[str, Any]) -> None:
-        """Goes on from what `state` gave. Rings that are longer now, for a run that is to be longer, were never full."""
+        """Goes on from what `state` gave. Rings that are longer now, for a longer run, were never full."""
 
         def put(old: Any, ring: Any) -> Any:
             old = np.asarray(old)
@@ -266,8 +267,8 @@ class RingWriter:
         self._rows = [np.empty((*size, *x.shape), x.dtype) for x in jax.tree.leaves(ring.cut.kept_structs)]
         self._positions = np.empty(size, np.int32)
         self._memories = [np.zeros((*shape, *x.shape), x.dtype) for x in ring.cut.memory_structs if ring.memory_slots]
-        self._slots = np.full(shape, ring.memory_slots, np.int32)
-        self._memory_of = np.zeros(size if ring.memory_slots else (0, ring.num_envs), np.int32)
+        self._slots: Any = np.full(shape, ring.memory_slots, np.int32) if ring.memory_slots else ()
+        self._memory_of: Any = np.zeros(size, np.int32) if ring.memory_slots else ()
         self._taken = np.zeros(ring.num_envs, int)  # of the places for memories
         self._filled = 0
 

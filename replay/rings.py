@@ -64,7 +64,7 @@ class Rows(NamedTuple):
     kept: Any  # of each array [A T, E, ...]
     position: chex.Array  # int32 [A T, E], the row's place in its episode
     memories: list[chex.Array]  # [A M, E, size], of rows that opened
-    memory_of: chex.Array  # int32 [A T, E], where the row's is, if it opened
+    memory_of: Any  # int32 [A T, E], where the row's is, if it opened; () where none is kept
 
 
 class Masses(NamedTuple):
@@ -81,8 +81,8 @@ class Chunk(NamedTuple):
     kept: Any  # of each array [C, E, ...]
     position: np.ndarray  # int32 [C, E]
     memories: list[np.ndarray]  # [K, E, size]
-    memory_slots: np.ndarray  # int32 [K, E], where they go; M where there is none
-    memory_of: np.ndarray  # int32 [C, E]
+    memory_slots: Any  # int32 [K, E], where they go; M where there is none; ()
+    memory_of: Any  # int32 [C, E]; ()
     items: np.ndarray  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
     gone: np.ndarray  # int32 [devices * (C + back) * E / devices], likewise, anchors of items that lose a row
     change: np.ndarray  # int32 [devices], in the number of items
@@ -124,6 +124,12 @@ class Ring:
         self.memories_at_once = self.chunk // cut.memory_gap + 1 if cut.memory_gap else 0  # K
         self.anchors = num_actors * self.length * self.share  # of one device
 
+    @property
+    def nbytes(self) -> int:
+        """Of a device's rows and masses."""
+        contents = jax.eval_shape(lambda: (self.init(), self.init_masses()))
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(contents))
+
     def init(self) -> Rows:
         """Empty rings, of one device."""
 
@@ -135,7 +141,7 @@ class Ring:
             jax.tree.map(lambda x: zeros(x, self.length), self.cut.kept_structs),
             zeros(integers, self.length),
             [zeros(x, self.memory_slots) for x in self.cut.memory_structs],
-            zeros(integers, self.length if self.cut.memory_gap else 0),
+            zeros(integers, self.length) if self.cut.memory_gap else (),
         )
 
     def init_masses(self, of_rows: chex.Array | None = None) -> Masses:

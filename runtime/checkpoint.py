@@ -7,14 +7,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from agents.agent import Agent, State
-from replay.items import Version
+from agents.agent import Agent, State, Version
 
 
 class Checkpointer:
-    """Saves to and restores from LOGDIR/checkpoints."""
+    """Saves states to a directory, LOGDIR/checkpoints or that of a replay, and restores the newest."""
 
-    def __init__(self, directory: pathlib.Path, agent: Agent, keep: int = 2):
+    def __init__(self, directory: pathlib.Path, agent: Agent | None, keep: int = 2):
+        """`agent`: whose states they are; None: of a replay, which come back as they were saved."""
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         host = jax.process_index()
@@ -31,7 +31,7 @@ class Checkpointer:
                 create=False,
             ),
         )
-        self._structure = {
+        self._structure = agent and {
             "state": jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0)),
             "version": {"learner_steps": 0, "env_steps": 0},
         }
@@ -61,7 +61,7 @@ class Checkpointer:
         if step is None:
             return None
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, self._structure)
-        tree: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        tree: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target) if target else None)
         return tree["state"], Version(**{k: int(v) for k, v in tree["version"].items()})
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ asks `host` or `local`.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -29,6 +29,7 @@ class Mesh(Protocol):
     """The devices that learn together. Specs are tree prefixes, as in jax: one may stand for a whole subtree."""
 
     size: int  # devices of this process
+    REPLICATED, ROWS, COLUMNS = REPLICATED, ROWS, COLUMNS  # for those who cannot import them
 
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
         """From this host to the devices: each array whole or in equal parts, as `specs` says. Of several hosts each
@@ -60,12 +61,16 @@ class Mesh(Protocol):
         """This host's part of an array by ROWS, on the host. Waits for it to be computed."""
         ...
 
+    def one(self, tree: Any) -> Any:
+        """REPLICATED arrays, as this host's first device has them, and still there. Waits for nothing."""
+        ...
 
-class ShardMap:
+
+class ShardMap(Mesh):
     """By jit and shard_map: arrays have their whole shape, and a sharding."""
 
-    def __init__(self):
-        devices = jax.devices()
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        devices = devices or jax.devices()
         mine = [device for device in devices if device.process_index == jax.process_index()]
         self.size = len(mine)
         self._all, self._mine = (jax.sharding.Mesh(np.array(each), (AXIS,)) for each in (devices, mine))
@@ -114,17 +119,23 @@ class ShardMap:
         # In the order of the devices, which is that of the rows.
         return np.concatenate(jax.device_get([part.data for part in x.addressable_shards]))
 
+    def one(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
-class Pmap:
+
+class Pmap(Mesh):
     """By pmap: every array has a leading axis of the devices, [devices, ...]."""
 
-    def __init__(self):
-        self.size = jax.local_device_count()
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        mine = list(devices or jax.local_devices())
+        self.size, self._devices = len(mine), devices
         # On the devices of this process alone, so that hosts need not agree who sends when.
-        self._identity = jax.pmap(lambda tree: tree, devices=jax.local_devices())
+        self._identity = jax.pmap(lambda tree: tree, devices=mine)
 
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
         tree = jax.tree.map(np.asarray, tree)
+        if not jax.tree.leaves(tree):
+            return tree
         _check(tree, specs, self.size)
         return self._identity(
             _map(lambda spec, part: jax.tree.map(functools.partial(self._split, spec), part), specs, tree)
@@ -140,7 +151,7 @@ class Pmap:
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
         # An argument that is not on the devices, or a typed key, would send every call through pmap's slow path.
-        return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums)
+        return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums, devices=self._devices)
 
     def host(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x[0], jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree)))
@@ -148,13 +159,17 @@ class Pmap:
     def local(self, x: Any) -> np.ndarray:
         return np.concatenate([part[0] for part in jax.device_get([part.data for part in x.addressable_shards])])
 
+    def one(self, tree: Any) -> Any:
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
-MAPPERS: dict[str, Callable[[], Mesh]] = {"shard_map": ShardMap, "pmap": Pmap}
+
+MAPPERS: dict[str, Callable[..., Mesh]] = {"shard_map": ShardMap, "pmap": Pmap}
 
 
-def make_mesh(mapper: str = "shard_map") -> Mesh:
-    """All devices of JAX's default backend, of all hosts; made after `jax.distributed.initialize`."""
-    return MAPPERS[mapper]()
+def make_mesh(mapper: str = "shard_map", devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Of these `devices` of this process, or all of JAX's default backend and all hosts: after
+    `jax.distributed.initialize`."""
+    return MAPPERS[mapper](devices)
 
 
 def _is_spec(x: Any) -> bool:
@@ -201,6 +216,58 @@ def send(mesh: Mesh, sample: Any) -> Any:
     return mesh.put(sample, sample_specs(sample))
 
 
+class Source(Protocol):
+    """Where an update draws its sample from, on the devices: a replay that lives there."""
+
+    specs: tuple[Any, Any]  # of its rows and of its masses
+
+    def draw(self, rows: Any, masses: Any, key: jax.Array, size: int) -> tuple[Sample, Any]:
+        """A device's `size` items of a batch, and which they are."""
+        ...
+
+    def reprioritize(self, masses: Any, items: Any, priorities: Any) -> Any:
+        """The masses once `items` have new priorities, or () where there are none."""
+        ...
+
+
+def _key(seed: int, step: jax.Array) -> jax.Array:
+    """Of one update on one device."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
+
+
+def compile_drawing_update(
+    mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int, source: Source
+) -> Callable[..., tuple[State, jax.Array, Any, Feedback]]:
+    """update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback) on all devices: each
+    update draws its own sample and sets its priorities, before the next and without Python between. State, step and
+    masses are donated; the rest is as of `compile_update`."""
+    share = agent.batch_size // mesh.size
+
+    def update(carry: Any, rows: Any) -> tuple[Any, Any]:
+        state, step, masses = carry
+        key = _key(seed, step)
+        sample, items = source.draw(rows, masses, jax.random.fold_in(key, 1), share)
+        state, feedback = agent.update(state, key, sample)
+        return (state, step + 1, source.reprioritize(masses, items, feedback.priorities)), feedback.metrics
+
+    def updates(state: State, step: jax.Array, rows: Any, masses: Any) -> tuple[State, jax.Array, Any, Feedback]:
+        carry, metrics = (state, step, masses), None
+        if updates_per_dispatch == 1:
+            carry, metrics = update(carry, rows)
+        else:
+            carry, all_metrics = jax.lax.scan(lambda carry, _: update(carry, rows), carry, length=updates_per_dispatch)
+            metrics = jax.tree.map(lambda x: x[-1], all_metrics)
+        return *carry, Feedback(metrics)
+
+    rows, masses = source.specs
+    return mesh.compile(
+        updates,
+        (REPLICATED, REPLICATED, rows, masses),
+        (REPLICATED, REPLICATED, masses, Feedback(REPLICATED, ROWS)),
+        donate_argnums=(0, 1, 3),
+    )
+
+
 def compile_update(
     mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int = 1
 ) -> Callable[..., tuple[State, jax.Array, Feedback]]:
@@ -215,8 +282,7 @@ def compile_update(
     """
 
     def update(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
-        state, feedback = agent.update(state, key, sample)
+        state, feedback = agent.update(state, _key(seed, step), sample)
         return state, step + 1, feedback
 
     def updates(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.agent import Agent, Params
 from environments.environment import Environment, Episodes
-from replay.variables import VariableContainer
+from replay.rows import Variables
 
 
 def play(
@@ -56,7 +56,7 @@ def run(
     agent: Agent,
     act: Callable[..., Any],
     make_environment: Callable[[int], Environment],
-    variables: VariableContainer,
+    variables: Variables,
     key: jax.Array,
     episodes: int,
     period: int,

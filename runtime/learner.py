@@ -5,19 +5,15 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
-from agents.agent import Agent, Feedback, State
-from replay import Client
-from replay.items import Version
-from replay.priorities import update_priorities
-from replay.sampler import Batch
-from replay.variables import VariableContainer
+from agents.agent import Agent, Feedback, State, Version
+from replay.rows import Batch, Variables
 from runtime import devices
 from runtime.scheduling import give_way
 
@@ -73,7 +69,7 @@ class Publisher:
     the last are pushed again: a replay server that was restarted has none.
     """
 
-    def __init__(self, variables: VariableContainer, host: Callable[[Any], Any], refresh: float = 10.0):
+    def __init__(self, variables: Variables, host: Callable[[Any], Any], refresh: float = 10.0):
         """`host` takes parameters from the devices to the host, as `Mesh.host` does."""
         self._variables, self._host, self._refresh = variables, host, refresh
         self._newest: queue.Queue[tuple[Version, Any] | None] = queue.Queue(maxsize=1)
@@ -109,19 +105,17 @@ class PriorityUpdater:
 
     def __init__(
         self,
-        clients: Sequence[Client],
-        table: str,
+        send: Callable[[tuple[np.ndarray, ...], np.ndarray], None],
         local: Callable[[Any], np.ndarray],
         patience: float = STALL_SECONDS,
     ):
         """
         Args:
-          clients: of the servers.
-          table: whose priorities they are.
+          send: (keys, priorities [B]) to the servers, as a channel's `feedback`; waits for servers that are down.
           local: takes this host's priorities from the devices to the host, as `Mesh.local` does.
           patience: seconds that the learner waits for servers that fall far behind, before it goes on without.
         """
-        self._clients, self._table, self._local, self._patience = clients, table, local, patience
+        self._send, self._local, self._patience = send, local, patience
         # An update's priorities wait here while it is computed, and while a server is down.
         self._pending: queue.Queue[tuple[tuple[np.ndarray, ...], Any] | None] = queue.Queue(maxsize=16)
         self._thread = threading.Thread(target=self._run, name="priorities", daemon=True)
@@ -140,9 +134,7 @@ class PriorityUpdater:
     def _run(self) -> None:
         while (pending := self._pending.get()) is not None:
             keys, priorities = pending
-            by_server = self._local(priorities).reshape(-1, len(keys)).T
-            for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
-                update_priorities(client, self._table, mine, theirs)
+            self._send(keys, self._local(priorities))
 
     def close(self, timeout: float = 30.0) -> None:
         """Sends what is left and ends the thread; gives up, with a warning, on a server that is down."""
@@ -201,6 +193,7 @@ class Learner:
         updates_per_dispatch: int = 1,
         admission: Admission | None = None,
         mesh: devices.Mesh | None = None,
+        source: Any = None,
     ):
         """Puts `state` on the mesh's devices and publishes its parameters.
 
@@ -215,12 +208,17 @@ class Learner:
           updates_per_dispatch: updates on one batch, a minibatch each; one after another, but asked for at once.
           admission: of gradients: what it does not admit is passed over.
           mesh: the devices that learn; all of them, if it is not given.
+          source: a replay on them, of which updates draw their own samples; None: samples come with the batches.
         """
         self._mesh = mesh = mesh or devices.make_mesh()
         self.state, self.version = mesh.put(state), version
         self._step = mesh.put(np.uint32(version.learner_steps))
         self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
-        self._update = devices.compile_update(mesh, agent, seed, updates_per_dispatch)
+        self._update = (
+            devices.compile_update(mesh, agent, seed, updates_per_dispatch)
+            if source is None
+            else source.bind(devices.compile_drawing_update(mesh, agent, seed, updates_per_dispatch, source))
+        )
         self._policy, self._update_priorities = devices.compile_policy(mesh, agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
         publish(version, self._policy(self.state))

@@ -15,10 +15,10 @@ import numpy as np
 from absl import logging
 
 from agents import pbt
-from agents.agent import State
+from agents.agent import State, Version
 from environments.environment import Episodes
-from replay.items import Structure, Version
-from replay.variables import VariableContainer
+from replay.rows import Variables
+from replay.structures import Structure
 from runtime.evaluator import next_due
 from runtime.learner import Learner, NotFinite
 from runtime.metrics import Recorder
@@ -59,7 +59,7 @@ def state_structure(state: State) -> Structure:
 class Returns:
     """Tells the learners what the episodes of one actor, or of the evaluator, returned."""
 
-    def __init__(self, population: Population, container: VariableContainer):
+    def __init__(self, population: Population, container: Variables):
         self._population, self._container = population, container
         self._last: list[list[float]] = [[] for _ in population.members]
 
@@ -81,8 +81,8 @@ class Exchange:
     def __init__(
         self,
         population: Population,
-        returns: Sequence[Sequence[VariableContainer]],
-        states: Sequence[VariableContainer],
+        returns: Sequence[Sequence[Variables]],
+        states: Sequence[Variables],
         key: jax.Array,
         env_steps: int,
     ):

@@ -23,6 +23,7 @@ from replay import server
 from replay.client import connect
 from replay.limiter import MIN_BUFFER_ITEMS, error_buffer
 from replay.priorities import update_priorities
+from replay.reverb_carrier import TableChannel
 from replay.rows import Row
 from replay.sampler import Replay as Sampler
 from replay.structures import Packing, Structure
@@ -181,11 +182,15 @@ def test_a_batch_that_does_not_divide_over_the_servers_is_refused(serve):
 # Whose priorities -----------------------------------------------------------------------------------------------------
 
 
+def updater_of(clients, mesh, **options) -> PriorityUpdater:
+    return PriorityUpdater(TableChannel(clients, SPEC, STRUCTURE, len(clients)).feedback, mesh.local, **options)
+
+
 def test_each_servers_items_get_their_own_priorities_and_no_others(serve):
     clients = three_servers(serve)
     before = [contents(client, len(priorities)) for client, priorities in zip(clients, THREE, strict=True)]
     batches = [batch for _, batch in zip(range(3), Sampler(clients, SPEC, STRUCTURE, 12), strict=False)]
-    updater = PriorityUpdater(clients, "replay", devices.make_mesh().local)
+    updater = updater_of(clients, devices.make_mesh())
     expected = [{name: item.priority for name, item in each.items()} for each in before]
     for batch in batches:
         assert [keys.dtype for keys in batch.keys] == [np.uint64] * 3
@@ -234,7 +239,7 @@ def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updat
             yield batch
 
     mesh = devices.make_mesh()
-    updater, seen = PriorityUpdater(clients, "replay", mesh.local), []
+    updater, seen = updater_of(clients, mesh), []
 
     def update_priorities(keys, priorities):
         seen.append(keys)
@@ -288,7 +293,7 @@ def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_ar
     write(client, [1.0, 2.0, 3.0])
     items = contents(client, 3)
     keys = (np.array([items[0, i].key for i in range(3)], np.uint64),)
-    updater = PriorityUpdater([client], "replay", devices.make_mesh().local)
+    updater = updater_of([client], devices.make_mesh())
     updater(keys, jnp.array([jnp.nan, 5.0, jnp.inf]))
     within(WAIT, "the priorities to be sent", updater.close)
     assert {name[1]: item.priority for name, item in contents(client, 3).items()} == {0: 1.0, 1: 5.0, 2: 3.0}
@@ -611,7 +616,7 @@ def test_a_server_that_is_killed_holds_up_no_more_than_samples_and_all_goes_on_w
     taker = Taker(client, SPEC)
     until(lambda: taker.taken > 5, WAIT, "the learner samples")
     killed.kill()
-    updater = PriorityUpdater([client], "replay", devices.make_mesh().local, patience=0.1)
+    updater = updater_of([client], devices.make_mesh(), patience=0.1)
     for priority in range(3, 30):
         within(WAIT, "the learner to hand over priorities", updater, key, jnp.full(1, float(priority)))
     assert "priorities were lost: no replay server took any for 0.1 s" in caplog.text, "more than may wait"
