@@ -29,7 +29,7 @@ def update(masses: chex.Array, sums: Sums, index: chex.Array) -> Sums:
     """The sums once the `masses` at `index`, int32 [n], have changed; an index of N or more is passed over."""
     below, updated = masses, []
     for level in sums:
-        index = index // FAN_OUT
+        index = jnp.where(index < len(below), index // FAN_OUT, len(level))  # beyond the padding: passed over
         inside = jnp.minimum(index, len(below) // FAN_OUT - 1)
         level = level.at[index].set(below.reshape(-1, FAN_OUT)[inside].sum(axis=1), mode="drop")
         updated.append(level)
