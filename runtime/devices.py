@@ -108,16 +108,16 @@ class ShardMap(Mesh):
     def compile(
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
-        # Without its check of what is replicated, which does not know of NameError in agents.agent.pmean's stead.
+        # Without the check of what is replicated: not all of it is the same on every device.
         mapped = jax.shard_map(function, mesh=self._all, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return jax.jit(mapped, donate_argnums=donate_argnums)
 
     def host(self, tree: Any) -> Any:
-        return jax.device_get(tree)
+        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
 
     def local(self, x: Any) -> np.ndarray:
         # In the order of the devices, which is that of the rows.
-        return np.concatenate(jax.device_get([part.data for part in x.addressable_shards]))
+        return np.concatenate([np.asarray(part.data) for part in x.addressable_shards])
 
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
@@ -154,10 +154,10 @@ class Pmap(Mesh):
         return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums, devices=self._devices)
 
     def host(self, tree: Any) -> Any:
-        return jax.tree.map(lambda x: x[0], jax.device_get(jax.tree.map(lambda x: x.addressable_data(0), tree)))
+        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0))[0], tree)
 
     def local(self, x: Any) -> np.ndarray:
-        return np.concatenate([part[0] for part in jax.device_get([part.data for part in x.addressable_shards])])
+        return np.concatenate([np.asarray(part.data)[0] for part in x.addressable_shards])
 
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)

@@ -196,7 +196,7 @@ def test_the_least_share_of_a_device_is_whole_minibatches(lstm_size, unroll_leng
     agent = ppo.make(ppo.Config(**options, batch_size=4), DISCRETE)
     assert agent.share_multiple == multiple
     state = agent.init(jax.random.key(0))
-    sample = jax.eval_shape(lambda: played(agent, state, 0, T=unroll_length))
+    sample = played(agent, state, 0, T=unroll_length)
 
     def update(share):
         cut = lambda axis: lambda x: jax.ShapeDtypeStruct((*x.shape[:axis], share, *x.shape[axis + 1 :]), x.dtype)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, TableSpec, Transitions
-from launchers import run
+from launchers import roles, run
 
 FRAMES = EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(6), max_episode_steps=100)
 WINDOWS = {
@@ -111,3 +111,38 @@ def test_traces_need_one_actor_whose_environments_are_the_batch():
     run.make("actor_critic", "CartPole-v1", {}, {}).check_fit()
     with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, config\.batch_size"):
         run.make("actor_critic", "CartPole-v1", {"num_actors": 2}, {}).check_fit()
+
+
+@pytest.mark.parametrize(
+    ("agent", "config", "devices", "message"),
+    [
+        ("impala", {"batch_size": 12}, 8, "config.batch_size=12 does not divide over 8 devices"),
+        ("ppo", {"batch_size": 8, "minibatches": 4, "lstm_size": 8}, 4, "give a multiple of 16"),
+        ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 7}, 4, "give a multiple of 16"),
+        ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 6}, 8, "give a multiple of 16"),
+        ("ppo", {"batch_size": 16, "minibatches": 4, "lstm_size": 8}, 4, None),
+        ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 6}, 4, None),
+        ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 128}, 8, None),
+    ],
+)
+def test_each_device_gets_a_share_of_the_batch_that_it_can_cut(agent, config, devices, message):
+    envs = {"envs_per_actor": config["batch_size"], "max_env_steps": 1000}
+    spec = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(2))
+    made = run.make(agent, "CartPole-v1", envs, config).make_agent(spec)
+    if message is None:
+        roles.check_shares(made, devices)
+        return
+    with pytest.raises(run.UsageError) as error:
+        roles.check_shares(made, devices)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_each_device_gets_as_many_of_each_stacked_member():
+    spec = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(2))
+    settings = {"population": 3, "population_mode": "vmap", "tune": "learning_rate=log:1e-4:1e-2"}
+    settings |= {"envs_per_actor": 8, "max_env_steps": 1000}
+    made = run.make("ppo", "CartPole-v1", settings, {"batch_size": 8, "minibatches": 4, "lstm_size": 8}).make_agent(spec)
+    assert (made.batch_size, made.share_multiple) == (3 * 8, 3 * 4)
+    roles.check_shares(made, 2)
+    with pytest.raises(run.UsageError, match="give a multiple of 48"):
+        roles.check_shares(made, 4)
