@@ -276,9 +276,20 @@ def act(parts: Parts, carrier: Any, task: int, stop: threading.Event) -> Generat
 class Learning:
     """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
 
-    def __init__(self, parts: Parts, publish: Callable[[Version, Any], None], carrier: Any):
-        """`publish` takes (version, params on the devices). Of several learner hosts the first publishes, records and
-        saves for all: the servers' replays too."""
+    def __init__(
+        self,
+        parts: Parts,
+        publish: Callable[[Version, Any], None],
+        carrier: Any,
+        channel: Any,
+        replay: Checkpointer | None,
+    ):
+        """Of several learner hosts the first publishes, records and saves for all: the servers' replays too.
+
+        Args:
+          publish: takes (version, params on the devices).
+          channel, replay: as `open_channel` gives them.
+        """
         self._run, self._mesh = parts.run, parts.mesh
         if not parts.gradients:
             check_shares(parts.agent, parts.mesh.size)
@@ -287,9 +298,9 @@ class Learning:
             publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
         state, version = self._checkpointer.restore() or (parts.init(), Version(0, 0))
-        self.channel, self._replay = open_channel(parts, carrier)
-        prioritized = parts.table.kind == "prioritized" and self.channel.source is None
-        self._priorities = learner.PriorityUpdater(self.channel.feedback, parts.mesh.local) if prioritized else None
+        self._channel, self._replay = channel, replay
+        prioritized = parts.table.kind == "prioritized" and channel.source is None
+        self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
         self._learner = learner.Learner(
             parts.agent,
             state,
@@ -301,7 +312,7 @@ class Learning:
             parts.run.updates_per_dispatch,
             learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if parts.gradients else None,
             parts.mesh,
-            self.channel.source,
+            channel.source,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         self._exchange = parts.exchange(carrier, version.env_steps)
@@ -376,9 +387,9 @@ class Learning:
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version)
             if self._replay is None:
-                self.channel.save()
+                self._channel.save()
             else:
-                self._replay.save(self.channel.state(), self.version)
+                self._replay.save(self._channel.state(), self.version)
 
     def _record(self, row: dict[str, Any], lags: list[float]) -> None:
         clipped = row.get("clipped_fraction", 0.0)
@@ -427,17 +438,25 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
     return parts.channel(carrier, restored and restored[0]), checkpointer
 
 
+def open_learning(
+    parts: Parts, carrier: Any, stopped: Callable[[], bool]
+) -> tuple[Learning, Iterator[Batch], learner.Publisher | None]:
+    """The learner and its batches, until `stopped`; and, where parameters pass through the host, who publishes them."""
+    variables = parts.variables(carrier)
+    publisher = None if parts.run.carrier == "local" else learner.Publisher(variables, parts.mesh.host)
+    channel, replay = open_channel(parts, carrier)
+    channel.stopped = stopped
+    batches = parts.batches(channel)  # before actors have parameters to act with: all they write is counted
+    learning = Learning(parts, publisher or variables.push, carrier, channel, replay)
+    if channel.source is None:
+        batches = learner.prefetch(batches, stopped, parts.send)
+    return learning, batches, publisher
+
+
 def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, None]:
     """The learner, until `max_env_steps` or `stop`; where samples and parameters pass through the host, with threads of
     its own for them."""
-    variables = parts.variables(carrier)
-    local = parts.run.carrier == "local"
-    publisher = None if local else learner.Publisher(variables, parts.mesh.host)
-    learning = Learning(parts, publisher or variables.push, carrier)
-    learning.channel.stopped = stop.is_set
-    batches = parts.batches(learning.channel)
-    if learning.channel.source is None:
-        batches = learner.prefetch(batches, stop.is_set, parts.send)
+    learning, batches, publisher = open_learning(parts, carrier, stop.is_set)
     yield from learning.run(batches)
     learning.publish()  # the evaluator waits for the last ones
     if publisher:

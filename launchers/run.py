@@ -112,7 +112,7 @@ class Run(settings.Settings):
             return
         steps = way.counter(table)[1]  # to an item
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
-        self._check_room(items * way.item_bytes(agent, spec), f"{items:,} items")
+        self._check_room(items * way.item_bytes(agent, spec), f"{items:,} {type(table.items).__name__.lower()}")
 
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
         """Likewise, of a replay on the learner's devices, or the workers'."""

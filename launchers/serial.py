@@ -27,10 +27,11 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     def publish(version, params):
         variables.push(version, params if run.carrier == "local" else parts.mesh.host(params))
 
-    learning = roles.Learning(parts, publish, carrier)
+    channel, replay = roles.open_channel(parts, carrier)
+    learning = roles.Learning(parts, publish, carrier, channel, replay)
     actors = [roles.act(parts, carrier, task, stop) for task in range(run.num_actors)]
     evaluations = roles.evaluate(parts, carrier, stop)
-    turns, channel = itertools.cycle(actors), learning.channel
+    turns = itertools.cycle(actors)
 
     def turn():
         if stop.is_set():

@@ -69,22 +69,28 @@ class BlockBuilder:
         self._columns: list[np.ndarray] = []
         self._row = 0
 
+    def _start(self) -> None:
+        """Arrays of its own for each block: the last one's may be on their way."""
+        self._columns, self._row = [np.empty(leaf.shape, leaf.dtype) for leaf in self._steps.leaves], 0
+
     def append(self, row: Row) -> Block | None:
         """Adds a row; the block that it completes, whose arrays are its own. The memory and the version are kept of the
         row that opens it."""
-        if self._row == 0:
-            last, self._columns = self._columns, [np.empty(leaf.shape, leaf.dtype) for leaf in self._steps.leaves]
-            for column, old in zip(self._columns, last, strict=False):
+        if not self._columns:
+            self._start()
+            self._opening = row
+        elif self._row == len(self._columns[0]):
+            last = self._columns
+            self._start()
+            for column, old in zip(self._columns, last, strict=True):
                 column[0] = old[-1]
-            self._row = int(len(last) > 0)  # no bool: NumPy would take it for a mask
-            if not last:
-                self._opening = row
+            self._row = 1
         for column, value in zip(self._columns, self._steps.flatten(row.step), strict=True):
             column[self._row] = value
         self._row += 1
         if self._row < len(self._columns[0]):
             return None
-        opening, self._opening, self._row = self._opening, row, 0
+        opening, self._opening = self._opening, row
         return Block(self._steps.unflatten(self._columns), opening.memory, np.int64(opening.version.learner_steps))
 
 

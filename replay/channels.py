@@ -72,6 +72,7 @@ class QueueChannel:
         """`open_queue`: (task, stopped) -> that actor's end of the queue; of task 0 the learner's."""
         self._table, self._structure, self._batch_size, self._open = table, structure, batch_size, open_queue
         self.turn: Callable[[], None] | None = None  # what the learner calls where it would wait, in one thread
+        self.stopped: Callable[[], bool] = never  # not asked: whoever fetches may be left waiting
 
     def writer(self, task: int, priority: Priority | None, stopped: Callable[[], bool]) -> Any:
         """Of actor `task`."""

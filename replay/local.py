@@ -87,9 +87,13 @@ class LocalReplay:
         """As of the table's Writer."""
         return self._writer.append(row)
 
+    def written(self) -> int:
+        """Items so far."""
+        return self._channel.drain()
+
     def samples(self) -> Iterator[Sample]:
         """As many as `samples_per_insert` wants for what was written, once the table has its minimum."""
-        written = self._channel.drain()
+        written = self.written()
         if written < self._min_size:
             return
         if self._counted:

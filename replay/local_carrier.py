@@ -27,7 +27,8 @@ class LocalVariables:
 
     def __init__(self, view: Callable[[Any], Any]):
         """`view`: of what was pushed, what is pulled."""
-        self._view, self._newest, self._changed = view, None, threading.Condition()
+        self._view, self._changed = view, threading.Condition()
+        self._newest: tuple[Version, Any] | None = None
         self._pulled: tuple[Version, Any] | None = None
 
     def push(self, version: Version, params: Any) -> None:

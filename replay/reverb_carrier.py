@@ -36,8 +36,16 @@ class ReverbQueue:
 
     def take(self, count: int) -> list[list[np.ndarray]]:
         """The next items; waits for them in C++, which nothing can interrupt: call it in a thread."""
-        while self.turn is not None and self._client.server_info()[self._name].current_size < count:
-            self.turn()
+        if self.turn is None:
+            return self._sample(count)
+        taken: list[list[np.ndarray]] = []
+        while len(taken) < count:  # one by one: the table may have room for fewer
+            while not self._client.server_info()[self._name].current_size:
+                self.turn()
+            taken += self._sample(1)
+        return taken
+
+    def _sample(self, count: int) -> list[list[np.ndarray]]:
         return [list(s.data) for s in self._client.sample(self._name, num_samples=count, emit_timesteps=False)]
 
     def close(self) -> None:

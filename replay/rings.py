@@ -86,8 +86,8 @@ class Chunk(NamedTuple):
     items: np.ndarray  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
     gone: np.ndarray  # int32 [devices * (C + back) * E / devices], likewise, anchors of items that lose a row
     change: np.ndarray  # int32 [devices], in the number of items
-    actor: np.ndarray  # int32
-    slot: np.ndarray  # int32, of the first row, in the actor's ring
+    actor: Any  # int32
+    slot: Any  # int32, of the first row, in the actor's ring
 
 
 class Ring:

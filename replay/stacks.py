@@ -133,8 +133,8 @@ class StackedTransitionWriter:
                 )
             priorities = priorities_of(self._priority, params, transition, size)
             columns = zip(*self._packing.rest.pack(rest), strict=True)
-            for environment, priority, row in zip(places[:, 0], priorities, columns, strict=True):
-                done[environment].append((priority, list(row)))
+            for environment, priority, mine in zip(places[:, 0], priorities, columns, strict=True):
+                done[environment].append((priority, list(mine)))
             self._items += size
         for writer, frame, first, items in zip(self._writers, step.observation, step.first, done, strict=True):
             self._write(writer, frame, first, items)

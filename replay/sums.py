@@ -17,7 +17,8 @@ Sums = tuple[chex.Array, ...]  # the lowest level first, each padded to a multip
 
 def build(masses: chex.Array) -> Sums:
     """The sums over `masses`, float32 [N], N a multiple of FAN_OUT."""
-    levels, below = [], masses
+    levels: list[chex.Array] = []
+    below = masses
     while not levels or len(below) > FAN_OUT:
         below = below.reshape(-1, FAN_OUT).sum(axis=1)
         below = jnp.pad(below, (0, -len(below) % FAN_OUT))

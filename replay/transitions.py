@@ -171,7 +171,7 @@ class TransitionWriter:
     ):
         """`priority`: of new items [B, ...]; None: 1. `stopped`: asked while the table makes it wait."""
         self._table, self._packing, self._priority, self._stopped = table, Packing(structure), priority, stopped
-        self._n_step = NStep(table.items)
+        self._n_step = NStep(table.items)  # type: ignore[arg-type]
         self._writer = client.trajectory_writer(num_keep_alive_refs=1)
         # Reverb's Python layer finds columns in nested structures, at the price of all the rest of writing an item; a
         # packed item is a flat list.

@@ -263,7 +263,7 @@ def compile_drawing_update(
     return mesh.compile(
         updates,
         (REPLICATED, REPLICATED, rows, masses),
-        (REPLICATED, REPLICATED, masses, Feedback(REPLICATED, ROWS)),
+        (REPLICATED, REPLICATED, masses, REPLICATED),
         donate_argnums=(0, 1, 3),
     )
 

@@ -23,6 +23,7 @@ one learner in which they are stacked (--population_mode=vmap), of N learners in
 """
 
 import concurrent.futures
+import copy
 import dataclasses
 import json
 import pathlib
@@ -36,16 +37,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.agent import BoundedActions, FactoredActions, Sample, Sequences, Step, TableSpec, TimeStep
+from agents.agent import BoundedActions, FactoredActions, Sample, Step, TimeStep, Version
 from launchers import flags, roles
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, setting
-from replay import Client, Server, sampler
-from replay.server import build_steps_table, build_table, serve
-from replay.writer import make_writer
-from runtime import devices, learner
+from replay.rows import Row
+from runtime import devices
 from runtime.scheduling import give_way
 
 
@@ -153,71 +152,94 @@ class Bench:
         environment.close()
         return steps
 
-    def serve(self, rows: int) -> tuple[TableSpec, Server, Client]:
-        """A server with room for all that so many rows make, where nobody waits for anybody."""
-        parts = self.parts
-        table = dataclasses.replace(parts.table, max_size=rows * self.envs, min_size=1, samples_per_insert=0.0)
-        tables = [build_table(table, parts.table_items, self.envs)]
-        if isinstance(table.window, Sequences):
-            tables.append(build_steps_table(table.name))
-        server = serve(tables, None, None)
-        return table, server, server.localhost_client()
+    def written(self, rows: int) -> tuple[Any, float]:
+        """A channel of the run's carrier with what so many rows make in it, where nobody waits for anybody; and CPU
+        seconds of writing them. The first rows, by which things are compiled, are not timed."""
+        parts = copy.copy(self.parts)
+        parts.table = dataclasses.replace(
+            parts.table, max_size=2 * rows * self.envs, min_size=1, samples_per_insert=0.0
+        )
+        channel = parts.channel(roles.connect([parts], parts.logdir, 0))
+        writer, steps, start = channel.writer(0, parts.priority, lambda: False), self.rollout(rows), 0.0
+        for number, (step, memory) in enumerate(steps):
+            if number == rows // 4:
+                start = time.process_time()
+            writer.append(Row(step, memory, Version(0, 0), self.params))
+            if channel.source:
+                channel.drain()
+        seconds = time.process_time() - start
+        writer.close()
+        return channel, seconds * rows / (rows - rows // 4)
 
     def write_and_sample(self, batches: int = 32) -> tuple[float, float]:
         """CPU microseconds of each: writing, per environment step, and sampling, per row of a queue or per item."""
         parts, batch = self.parts, self.agent.batch_size
         length = 1 if parts.replays else self.run.config.unroll_length
-        rows = self.rollout(batches * max(batch, self.envs) // self.envs * length + 16)
-        table, server, client = self.serve(len(rows))
-        writer = make_writer(client, table, parts.items, parts.priority)
+        rows = batches * max(batch, self.envs) // self.envs * length + 64
+        channel, wrote = self.written(rows)
+        draw = self.drawing(channel) if channel.source else None
+        sampled = iter(()) if draw else parts.batches(channel)
+        take = draw or (lambda: next(sampled))
+        for _ in range(3 if draw else 1 if parts.replays else 0):
+            take()  # compiled; threads are started
         start = time.process_time()
-        for step, memory in rows:
-            writer.append(step, memory, 0, self.params)
-        wrote = time.process_time()
-        if parts.replays:
-            sampled = iter(sampler.Replay([client], table, parts.items, batch))
-            next(sampled)  # its threads are started
-            wrote_before, wrote = wrote, time.process_time()
-        else:
-            sampled, wrote_before = sampler.sample_blocks(client, table, parts.items, batch), wrote
         for _ in range(batches):
-            next(sampled)
-        end = time.process_time()
-        writer.close()
-        server.stop()
-        return (wrote_before - start) / (len(rows) * self.envs) * 1e6, (end - wrote) / (batches * batch * length) * 1e6
+            take()
+        seconds = time.process_time() - start
+        size = batch * (self.run.updates_per_dispatch if parts.replays and not draw else 1)
+        return wrote / (rows * self.envs) * 1e6, seconds / (batches * size * length) * 1e6
 
-    def sample_in_memory(self) -> Sample:
-        """A batch on the host."""
-        parts, batch = self.parts, self.agent.batch_size
+    def drawing(self, channel: Any) -> Callable[[], Any]:
+        """Draws a batch on the devices, and gives its items priorities where they have any."""
+        mesh, share = self.parts.mesh, self.agent.batch_size // self.parts.mesh.size
+
+        def draw(rows, masses, key):
+            sample, items = channel.draw(rows, masses, jax.random.wrap_key_data(key), share)
+            return sample, channel.reprioritize(masses, items, sample.likelihood)
+
+        ring, anchors = channel.ring, np.zeros(share, np.int32)
+        specs = devices.sample_specs(jax.eval_shape(lambda: ring.look(ring.init(), anchors)))
+        compiled = mesh.compile(draw, (*channel.specs, mesh.REPLICATED), (specs, channel.specs[1]), donate_argnums=(1,))
+        key = mesh.put(jax.random.key_data(self.key))
+
+        def take():
+            sample, channel.masses = compiled(channel.rows, channel.masses, key)
+            return jax.block_until_ready(sample)
+
+        return take
+
+    def sample_on_devices(self) -> Any:
+        """What one dispatch learns from."""
+        parts, size = self.parts, self.agent.batch_size * self.run.updates_per_dispatch
         if parts.replays:
-            rows = self.rollout(2 * batch // self.envs + 2 * LONGEST)
-            table, server, client = self.serve(len(rows))
-            writer = make_writer(client, table, parts.items, parts.priority)
-            for step, memory in rows:
-                writer.append(step, memory, 0, self.params)
-            sample = next(iter(sampler.Replay([client], table, parts.items, batch))).sample
-            writer.close()
-            server.stop()
-            return sample
+            channel, _ = self.written(2 * size // self.envs + 2 * LONGEST)
+            if not channel.source:
+                return parts.send(next(parts.batches(channel)).sample)
+            host = jax.tree.map(np.asarray, self.drawing(channel)())
+            axis = 1 if isinstance(host.steps, Step) else 0
+            steps = jax.tree.map(lambda x: np.concatenate([x] * self.run.updates_per_dispatch, axis), host.steps)
+            rest = jax.tree.map(lambda x: np.concatenate([x] * self.run.updates_per_dispatch), host[1:])
+            return parts.send(Sample(steps, *rest))
         rows = self.rollout(self.run.config.unroll_length + 1)
         steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
-        copies = -(-batch // self.envs)
-        return Sample(
-            jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :batch], steps),
-            jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * copies)[:batch], rows[0][1]),
+        copies = -(-size // self.envs)
+        return parts.send(
+            Sample(
+                jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :size], steps),
+                jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * copies)[:size], rows[0][1]),
+            )
         )
 
     def learner(self, seconds: float) -> float:
-        mesh = self.parts.mesh
-        update, sample = devices.compile_update(mesh, self.agent, 0), self.parts.send(self.sample_in_memory())
+        mesh, at_once = self.parts.mesh, self.run.updates_per_dispatch
+        update, sample = devices.compile_update(mesh, self.agent, 0, at_once), self.sample_on_devices()
         state, step = mesh.put(self.state), mesh.put(np.uint32(0))
 
         def work():
             nonlocal state, step
             state, step, feedback = update(state, step, sample)
             jax.block_until_ready(feedback)
-            return self.steps_per_update
+            return at_once * self.steps_per_update
 
         return rate(seconds, work)
 
@@ -253,21 +275,18 @@ class Bench:
     def end_to_end(self, seconds: float) -> float:
         parts, stop = self.parts, threading.Event()
         with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:
-            server = executor.submit(roles.serve, [parts], parts.logdir).result()
-        clients = [server.localhost_client()]
+            carrier = executor.submit(roles.connect, [parts], parts.logdir, 0).result()
 
         def act(task: int):
             give_way()
-            for _ in roles.act(parts, clients, task, stop):
+            for _ in roles.act(parts, carrier, task, stop):
                 pass
 
         actors = [threading.Thread(target=act, args=(task,), daemon=True) for task in range(self.run.num_actors)]
-        publisher = learner.Publisher(parts.variables(clients[0]), parts.mesh.host)
-        batches = parts.batches(clients)
-        learning = roles.Learning(parts, publisher, clients)
+        learning, batches, publisher = roles.open_learning(parts, carrier, stop.is_set)
         for thread in actors:
             thread.start()
-        updates = learning.run(learner.prefetch(batches, stop.is_set, parts.send))
+        updates = learning.run(batches)
         for _ in range(20):  # compiled and in step
             next(updates)
         first = learning.version.learner_steps
@@ -278,9 +297,9 @@ class Bench:
         stop.set()
         for thread in actors:
             thread.join(30.0)
-        publisher.close()
+        if publisher:
+            publisher.close()
         learning.close()
-        server.stop()
         return steps / elapsed
 
 

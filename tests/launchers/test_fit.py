@@ -5,13 +5,13 @@ import os
 import numpy as np
 import pytest
 
-from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, TableSpec, Transitions
+from agents.agent import Agent, DiscreteActions, EnvironmentSpec, Sequences, Stacks, TableSpec, Transitions
 from launchers import roles, run
 
 FRAMES = EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(6), max_episode_steps=100)
 WINDOWS = {
     "transitions": Transitions(3, 0.99),
-    "stacked": Transitions(3, 0.99, stack=4),
+    "stacked": Stacks(3, 0.99, 4),
     "sequences": Sequences(40, 80, 40),
 }
 
@@ -24,8 +24,8 @@ def agent_of(window, max_size: int) -> Agent:
     def memory(num_envs, ranks):
         return {"hidden": np.zeros((num_envs, 512), np.float32), "cell": np.zeros((num_envs, 512), np.float32)}
 
-    tables = (TableSpec("replay", window, "uniform", max_size),)
-    return Agent(None, None, memory, None, None, None, tables, batch_size=32)
+    table = TableSpec("replay", window, "uniform", max_size)
+    return Agent(None, None, memory, None, None, None, table, batch_size=32)
 
 
 class Fixed:
@@ -45,7 +45,7 @@ class Fixed:
     ("window", "max_size", "gigabytes", "noun"),
     [
         ("transitions", 10**6, 14.6, "transitions"),
-        ("stacked", 10**6, 8.6, "transitions"),
+        ("stacked", 10**6, 8.6, "stacks"),
         ("sequences", 10**5, 32.7, "sequences"),
     ],
 )
@@ -74,7 +74,7 @@ def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
 @pytest.mark.parametrize(
     ("window", "words"),
     [
-        (Transitions(101, 0.99, stack=4), "config.n_step=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Stacks(101, 0.99, 4), "config.n_step=101 is more than an episode of Pendulum-v1 can have, 100 "),
         (Transitions(101, 0.99), "config.n_step=101"),
         (Sequences(0, 101, 50), "config.sequence_length=101 is more than an episode of Pendulum-v1 can have, 100 "),
     ],
@@ -85,7 +85,7 @@ def test_a_window_longer_than_any_episode_is_refused(monkeypatch, window, words)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("window", [Transitions(100, 0.99, stack=4), Sequences(500, 100, 50)])
+@pytest.mark.parametrize("window", [Stacks(100, 0.99, 4), Sequences(500, 100, 50)])
 def test_the_longest_window_of_an_episode_is_not(monkeypatch, window):
     Fixed(monkeypatch, window, 10**4, 100.0).run.check_fit(1)
 
@@ -101,8 +101,11 @@ def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
 def test_whole_episodes_need_no_turns_and_no_even_parts():
     """They are items of their own, however many environments an actor has."""
     run.make("reinforce", "CartPole-v1", {"envs_per_actor": 3}, {}).check_fit()
-    with pytest.raises(run.UsageError, match=r"reinforce learns from whole episodes, .*; use --placement=threads$"):
-        run.make("reinforce", "CartPole-v1", {"placement": "serial"}, {}).check_fit()
+    with pytest.raises(
+        run.UsageError, match=r"reinforce learns from whole episodes, .*; give --carrier=local or --placement=threads$"
+    ):
+        run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
+    run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "local"}, {}).check_fit()
     with pytest.raises(run.UsageError, match=r"max_episode_steps=20 is below 500, which this environment's episodes"):
         run.make("reinforce", "CartPole-v1", {}, {"max_episode_steps": 20}).check_fit()
 
@@ -141,7 +144,9 @@ def test_each_device_gets_as_many_of_each_stacked_member():
     spec = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(2))
     settings = {"population": 3, "population_mode": "vmap", "tune": "learning_rate=log:1e-4:1e-2"}
     settings |= {"envs_per_actor": 8, "max_env_steps": 1000}
-    made = run.make("ppo", "CartPole-v1", settings, {"batch_size": 8, "minibatches": 4, "lstm_size": 8}).make_agent(spec)
+    made = run.make("ppo", "CartPole-v1", settings, {"batch_size": 8, "minibatches": 4, "lstm_size": 8}).make_agent(
+        spec
+    )
     assert (made.batch_size, made.share_multiple) == (3 * 8, 3 * 4)
     roles.check_shares(made, 2)
     with pytest.raises(run.UsageError, match="give a multiple of 48"):

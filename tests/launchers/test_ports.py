@@ -21,9 +21,9 @@ def test_a_port_in_use_is_refused(family, host):
 
 
 def test_a_replay_servers_port_is_in_use():
-    from replay import items, server  # here, for rlax comes before Reverb
+    from replay import server, structures  # here, for rlax comes before Reverb
 
-    running = server.serve([server.build_variables_table(items.Structure({}))], None, None)
+    running = server.serve([server.build_variables_table(structures.Structure({}))], None, None)
     try:
         with pytest.raises(UsageError, match=str(running.port)):
             check_port(running.port)

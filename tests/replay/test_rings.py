@@ -201,8 +201,9 @@ def test_a_full_ring_of_frames_shows_no_stack_that_lost_one(rows):
     for step in test_stacks.framed(num_envs, rows):
         append(writer, step)
         channel.drain()
-    oldest = written_rows(channel, rows) - channel.ring.length + stack - 1
-    expected = {(e, told.action): told for e in range(num_envs) for _, told in windows(e, written_rows(channel, rows), n)
+    written = written_rows(channel, rows)
+    oldest = written - channel.ring.length + stack - 1
+    expected = {(e, told.action): told for e in range(num_envs) for _, told in windows(e, written, n)
                 if told.action - action_in(e, 0) >= oldest}  # fmt: skip
     transition = all_items(channel)[0].steps
     assert len(transition.reward) == len(expected)

@@ -11,6 +11,7 @@ import numpy as np
 from agents import actor_critic, ddpg, impala
 from agents.agent import (
     Agent,
+    Blocks,
     BoundedActions,
     DiscreteActions,
     EnvironmentSpec,
@@ -20,7 +21,6 @@ from agents.agent import (
     Step,
     TableSpec,
     Transition,
-    Window,
     pmax,
     pmean,
 )
@@ -160,8 +160,8 @@ def gradients(mesh: devices.Mesh) -> float:
     def apply(state, gradient):
         return state._replace(params=jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient))
 
-    table = TableSpec("queue", Window(T + 1, T), "queue", max_size=1)
-    agent = Agent(None, None, None, None, None, None, (table,), B, gradient=lambda *_: None, apply=apply)
+    table = TableSpec("queue", Blocks(T), "queue", max_size=1)
+    agent = Agent(None, None, None, None, None, None, table, B, gradient=lambda *_: None, apply=apply)
     rng, n = np.random.default_rng(0), mesh.size
     state = Weights({"w": rng.normal(size=(2, 3)).astype(np.float32), "b": np.float32(0.5)})
     gradient = jax.tree.map(lambda x: rng.normal(size=(n, *x.shape)).astype(np.float32), state.params)

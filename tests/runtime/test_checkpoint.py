@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from agents import impala
-from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step
-from replay.items import Version
+from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, Version
 from replay.sampler import Batch
 from runtime import devices
 from runtime.checkpoint import Checkpointer

@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from agents.agent import Agent
+from agents.agent import Agent, Version
 from environments.counting import CountingEnvironment, episode_length
-from replay.items import Version
 from runtime import evaluator
 from tests.waiting import within
 

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, Feedback, Sample, Step, Transition
-from replay.items import Version
+from agents.agent import Agent, Feedback, Sample, Step, Transition, Version
 from replay.sampler import Batch
 from runtime import devices, learner
 from tests.waiting import until, within

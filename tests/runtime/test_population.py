@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+from agents.agent import Version
 from agents.pbt import Range
 from environments.environment import Episodes
 from replay import server
 from replay.client import connect
-from replay.items import Version
 from replay.variables import VariableContainer
 from runtime import metrics
 from runtime.learner import NotFinite
