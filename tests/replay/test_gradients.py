@@ -14,6 +14,7 @@ from replay.channels import columns, item_structure
 from replay.gradients import GradientWriter
 from replay.local import LocalBlocks, LocalReplay
 from replay.reverb_carrier import ReverbQueue
+from replay.rings import CHUNK_ITEMS
 from replay.rows import PULL_ITEMS, Row
 from replay.structures import Structure
 from runtime import devices
@@ -124,5 +125,5 @@ def test_a_local_replay_is_sampled_as_often_as_asked_and_after_its_minimum():
         if first is None and written >= 50:
             first = written
         assert sum(counts) == (0 if first is None else (written - first) * 4 // 8)
-    assert 50 <= first <= 50 + PULL_ITEMS and sum(counts) > 100
+    assert 50 <= first <= 50 + PULL_ITEMS + CHUNK_ITEMS and sum(counts) > 100
     assert len(seen) > 200, "of all that was written"
