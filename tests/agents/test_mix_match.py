@@ -21,6 +21,7 @@ from agents.agent import (
     TimeStep,
 )
 from agents.policies import factored, gaussian, softmax
+from tests.precision import double_precision
 
 D, T, B = 4, 6, 6
 SIZES, SMALL = (3, 2, 2), ((1, 0, 0), (0, 1, 1), (2, 1, 0))
@@ -186,7 +187,7 @@ def test_gradients_are_finite_differences(alpha):
     def kls(x):
         return jnp.stack([mixtures.kl_from_few(SMALL, large, *split(x), masked) for masked in (False, True)])
 
-    with jax.experimental.enable_x64():
+    with double_precision():
         one, two = np.split(check_gradient(log_probs, x), [len(SMALL)], axis=1)
         impossible = np.asarray(log_probs(x)) == -np.inf
         check_gradient(kls, x)

@@ -8,6 +8,7 @@ import pytest
 from agents import policies
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Step
 from agents.networks import ActorCritic
+from tests.precision import double_precision
 
 LOW, HIGH = np.array([-2.0, 0.0, 10.0], np.float32), np.array([2.0, 1.0, 30.0], np.float32)
 DISCRETE = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(5))
@@ -182,7 +183,7 @@ def test_score_of_the_gaussian():
 @ALL
 def test_gradients_are_finite_differences(family):
     policy = FAMILIES[family]
-    with jax.experimental.enable_x64():
+    with double_precision():
         p, q = (random_outputs(policy, seed, ()).astype(np.float64) for seed in (0, 1))
         raw = policy.sample(jax.random.key(0), q)
         for f in (

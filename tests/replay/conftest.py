@@ -1,8 +1,10 @@
 """Real Reverb servers, in this process and in one of their own, ended when their test ends.
 
-`replay` is imported here before any test may import reverb by itself: rlax must come before TensorFlow.
+`replay` is imported here before any test may import reverb by itself: rlax must come before TensorFlow. Where there is
+no Reverb, tests/conftest.py skips what asks for it.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from agents.agent import TableSpec
-from replay import client, server
-from replay.items import Structure
 from tests.waiting import within
+
+with contextlib.suppress(ModuleNotFoundError):
+    import replay  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -21,6 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def serve():
     """serve(*tables) -> a client of a new server on a free port."""
+    from replay import client, server
+
     servers = []
 
     def start(*tables):
@@ -35,6 +40,8 @@ def serve():
 @pytest.fixture
 def serve_here(serve):
     """serve_here(queue, block structure, sequences per item, params structure) -> a client of a server of a run."""
+    from replay import server
+    from replay.items import Structure
 
     def start(table: TableSpec, block: Structure, sequences_per_item: int, params: Structure):
         return serve(server.build_table(table, block, sequences_per_item), server.build_variables_table(params))
@@ -62,6 +69,9 @@ running.stop()
 @pytest.fixture
 def serve_apart():
     """As serve_here, but the server is a process of its own, reached by gRPC: within one, Reverb takes a short cut."""
+    from replay import client
+    from replay.items import Structure
+
     processes = []
 
     def start(table: TableSpec, block: Structure, sequences_per_item: int, params: Structure):
