@@ -99,7 +99,7 @@ def run(
             before = time.perf_counter()
             sent = writer.append(step, memory, version.learner_steps, params, stopped)
             waited += time.perf_counter() - before
-            env_steps += environment.num_envs - np.count_nonzero(next_timestep.first)
+            env_steps += environment.num_envs - int(np.count_nonzero(next_timestep.first))
             timestep, memory, count = next_timestep, next_memory, count + 1
         metrics = {
             **version._asdict(),
