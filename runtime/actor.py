@@ -98,7 +98,7 @@ def run(
             before = time.perf_counter()
             sent = writer.append(Row(step, memory, version, params))
             waited += time.perf_counter() - before
-            env_steps += environment.num_envs - np.count_nonzero(next_timestep.first)
+            env_steps += environment.num_envs - int(np.count_nonzero(next_timestep.first))
             timestep, memory, count = next_timestep, next_memory, count + 1
         metrics = {
             **version._asdict(),

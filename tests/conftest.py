@@ -1,5 +1,6 @@
 """Tests run on the CPU wherever they run. This must be said before anything imports JAX or TensorFlow."""
 
+import importlib.util
 import os
 import sys
 
@@ -17,6 +18,38 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("vizdoom"):
                 item.add_marker(pytest.mark.skip(reason="runs in a process of test_games.py"))
+
+
+HAS_REVERB = importlib.util.find_spec("reverb") is not None
+NO_REVERB = f"no Reverb here (Python {sys.version_info.major}.{sys.version_info.minor})"
+
+
+def names_reverb(text: str) -> bool:
+    """Whether an import error's text is about Reverb, or TensorFlow, which is here for Reverb alone."""
+    return any(f"No module named '{name}" in text for name in ("reverb", "tensorflow"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """Where Reverb is not installed, a file of tests that cannot be imported without it is skipped ..."""
+    report = yield
+    if not HAS_REVERB and report.failed and names_reverb(str(report.longrepr)):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), None, NO_REVERB)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def skip_without_reverb(item):
+    """... and so is a test that imports it, or whose fixtures do."""
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        if HAS_REVERB or not names_reverb(str(error)):
+            raise
+        pytest.skip(NO_REVERB)
+
+
+pytest_runtest_setup = pytest_runtest_call = skip_without_reverb
 
 
 @pytest.hookimpl(trylast=True)

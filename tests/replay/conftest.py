@@ -1,4 +1,5 @@
-"""Real Reverb servers, in this process and in one of their own, ended when their test ends."""
+"""Real Reverb servers, in this process and in one of their own, ended when their test ends. Where there is no Reverb,
+tests/conftest.py skips what asks for them."""
 
 import json
 import subprocess
@@ -8,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from agents.agent import TableSpec
-from replay import client, server
 from replay.structures import Structure
 from tests.waiting import within
 
@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 @pytest.fixture
 def serve():
     """serve(*tables) -> a client of a new server on a free port."""
+    from replay import client, server
+
     servers = []
 
     def start(*tables):
@@ -32,6 +34,7 @@ def serve():
 @pytest.fixture
 def serve_here(serve):
     """serve_here(queue, block structure, sequences per item, params structure) -> a client of a server of a run."""
+    from replay import server
 
     def start(table: TableSpec, block: Structure, sequences_per_item: int, params: Structure):
         return serve(server.build_table(table, block, sequences_per_item), server.build_variables_table(params))
@@ -59,6 +62,9 @@ running.stop()
 @pytest.fixture
 def serve_apart():
     """As serve_here, but the server is a process of its own, reached by gRPC: within one, Reverb takes a short cut."""
+    from replay import client
+    from replay.items import Structure
+
     processes = []
 
     def start(table: TableSpec, block: Structure, sequences_per_item: int, params: Structure):
