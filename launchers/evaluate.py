@@ -20,13 +20,15 @@ def evaluate() -> int:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     if flags.any_given():
         raise UsageError("the run is LOGDIR/config.json: give --logdir and --episodes alone")
-    # Only now, when the command line is understood: JAX, and when there is such a run, TensorFlow and Reverb.
+    # Only now, when the command line is understood: JAX.
     import jax
     import numpy as np
 
     from launchers import population as populations
     from launchers import run as runs
+    from runtime import leave_out_tensorflow
 
+    leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
     logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task

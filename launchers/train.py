@@ -10,7 +10,10 @@ def train() -> int:
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
     from launchers import population as populations
     from launchers import ports, settings
+    from runtime import leave_out_tensorflow
 
+    if run.carrier == "local":
+        leave_out_tensorflow()
     ports.check_port(flags.FLAGS.port)
     run.check_fit(run.num_replay_servers)  # before anything is written
     populations.check(run)

@@ -2,12 +2,19 @@
 
 import os
 import pathlib
+import sys
 
 import jax
 
 # On a CPU a computation is done in the thread that asks for it, not handed to JAX's own: an actor that waits behind a
 # learner's update there takes twice as long. Accelerators are not concerned.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def leave_out_tensorflow() -> None:
+    """For a process that does without Reverb. TensorFlow Probability, which rlax brings, works without TensorFlow, but
+    takes it in wherever it is installed: three seconds and 350 MB."""
+    sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]  # an import of it fails from now on
 
 
 def _keep_compiled() -> None:

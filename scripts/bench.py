@@ -44,7 +44,7 @@ from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, setting
 from replay.rows import Row
-from runtime import devices
+from runtime import devices, leave_out_tensorflow
 from runtime.scheduling import give_way
 
 
@@ -345,6 +345,8 @@ def bench_population(run: Run) -> None:
 
 def bench() -> int:
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)  # the time ends it
+    if run.carrier == "local":
+        leave_out_tensorflow()
     if run.population:
         bench_population(run)
         return 0

@@ -155,6 +155,54 @@ def test_agents_import_without_reverb_tensorflow_and_envpool():
     assert result.returncode == 0, result.stderr
 
 
+IMPORT_REST = """
+import importlib, sys
+
+for name in ("reverb", "tensorflow"):
+    sys.modules[name] = None  # an import of it fails
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+"""
+# What one needs to read a checkpoint, to draw a curve, to evaluate, and to train over the local carrier.
+WITHOUT_REVERB = [
+    *("replay.channels", "replay.local_carrier", "replay.ring_channel", "replay.local", "replay.variables"),
+    *("runtime.checkpoint", "runtime.devices", "runtime.metrics", "runtime.plot", "runtime.evaluator"),
+    *("runtime.actor", "runtime.learner", "runtime.worker", "runtime.population"),
+    *("launchers.roles", "launchers.run", "launchers.train", "launchers.evaluate", "launchers.plot"),
+    *("launchers.threads", "launchers.serial", "launchers.population"),
+]
+
+
+def test_all_but_the_reverb_carrier_imports_without_reverb_and_tensorflow():
+    command = [sys.executable, "-c", IMPORT_REST, *WITHOUT_REVERB]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    command[-1] = "replay.reverb_carrier"
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode != 0, "the test can see an import of Reverb"
+
+
+# What tells ways of travelling apart by type stands in the way's own file, or in the one dispatch.
+WAYS = {"Blocks", "WholeEpisodes", "Transitions", "Stacks", "Sequences", "Gradients", "Block"}
+MOST_TYPE_TESTS = 5
+
+
+def type_tests(source: str) -> list[int]:
+    """Lines with isinstance of a way of travelling."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "isinstance" and len(node.args) == 2
+        if {getattr(each, "id", getattr(each, "attr", None)) for each in ast.walk(node.args[1])} & WAYS
+    ]
+
+
+def test_ways_of_travelling_are_told_apart_in_one_place():
+    found = [f"{path.relative_to(ROOT)}:{line}" for path in sources(*ALLOWED) for line in type_tests(path.read_text())]
+    assert len(found) <= MOST_TYPE_TESTS, found
+    assert type_tests("isinstance(table.items, (agent.Blocks, int))\nisinstance(x, int)") == [1]
+
+
 # The checker itself must be able to fail.
 
 

@@ -1,0 +1,146 @@
+"""Runs over the local carrier: exact to the bit in the serial placement, and without Reverb, TensorFlow or a port."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from launchers import run as runs
+from launchers import serial
+from launchers.settings import UsageError
+from runtime.checkpoint import Checkpointer
+from tests.launchers import command_line
+
+SMALL = {"num_actors": 1, "placement": "serial", "carrier": "local", "eval_episodes": 1, "eval_period": 10**6}
+CASES = {
+    "ddpg": (
+        "ddpg",
+        "Pendulum-v1",
+        {"envs_per_actor": 4, "updates_per_dispatch": 4},
+        {"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 8.0, "min_replay_size": 64, "replay_size": 500},
+        (300, 600),
+    ),
+    "prioritised DQN with frames": (
+        "prioritized_dqn",
+        "Pong-v5",
+        {"envs_per_actor": 2},
+        {"batch_size": 4, "samples_per_insert": 1.0, "min_replay_size": 64, "replay_size": 200, "torso": "shallow"},
+        (120, 240),
+    ),
+    "r2d2": (
+        "r2d2",
+        "Catch-v0",
+        {"envs_per_actor": 4},
+        {"batch_size": 4, "samples_per_insert": 2.0, "min_replay_size": 8, "replay_size": 100},
+        (400, 800),
+    ),
+}
+
+
+@pytest.fixture
+def signals():
+    """Handlers as they were, for a placement sets its own."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def train(name: str, logdir, *lengths: int):
+    """The learner's and the replay's states after a run that is ended and resumed at these lengths."""
+    agent, env, settings, config, _ = CASES[name]
+    for length in lengths:
+        run = runs.make(agent, env, SMALL | settings | {"max_env_steps": length}, config)
+        run.check_fit()
+        runs.save(run, logdir)
+        serial.train(run, logdir, 0)
+    agent_ = run.make_agent(run.spec())
+    state, version = Checkpointer(logdir / "checkpoints", agent_).restore()
+    replay, _ = Checkpointer(logdir / "replay", None).restore()
+    assert version.env_steps >= lengths[-1] and version.learner_steps > 20
+    return state, version, replay
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", CASES)
+def test_a_serial_run_with_a_replay_is_exact_to_the_bit_and_resumes_to_it(name, tmp_path, signals):
+    middle, end = CASES[name][-1]
+    straight = [train(name, tmp_path / f"straight {n}", end) for n in range(2)]
+    resumed = [train(name, tmp_path / f"resumed {n}", middle, end) for n in range(2)]
+    for one, other in (straight, resumed):
+        assert one[1] == other[1]
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+    moved = [np.abs(np.asarray(x) - np.asarray(y)).max() for x, y in zip(
+        jax.tree.leaves(straight[0][0]), jax.tree.leaves(resumed[0][0]), strict=True
+    ) if np.size(x)]  # fmt: skip
+    assert max(moved) > 0, "another sitting acts otherwise"
+
+
+PROGRAM = """
+import json, os, pathlib, sys, threading, time
+
+def listening():
+    inodes = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    tables = [pathlib.Path(f"/proc/self/net/{table}").read_text() for table in ("tcp", "tcp6")]
+    rows = [row.split() for table in tables for row in table.splitlines()[1:]]
+    return [row[1] for row in rows if row[3] == "0A" and row[9] in inodes]
+
+found, ended = set(), threading.Event()
+def watch():
+    while not ended.wait(0.05):
+        found.update(listening())
+watcher = threading.Thread(target=watch)
+watcher.start()
+from launchers import flags, train
+code = flags.attempt(train.train, sys.argv)
+ended.set()
+watcher.join()
+import socket
+probe = socket.create_server(("localhost", 0))
+assert listening(), "the watcher can see one"
+modules = [name for name in ("tensorflow", "reverb") if sys.modules.get(name)]
+print(json.dumps({"code": code, "ports": sorted(found), "modules": modules}), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--agent=ddpg", "--env=Pendulum-v1", "--config.hidden_sizes=8", "--config.min_replay_size=64"),
+        ("--agent=prioritized_dqn", "--env=Catch-v0"),
+        ("--agent=impala", "--env=CartPole-v1"),
+    ],
+)
+def test_a_local_run_opens_no_port_and_imports_neither_tensorflow_nor_reverb(arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments, "--carrier=local", "--max_env_steps=300", f"--logdir={tmp_path}"],
+        env=command_line.ENVIRONMENT, cwd=command_line.ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"code": 0, "ports": [], "modules": []}, (
+        done.stdout + done.stderr
+    )
+    assert any((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("placement", ["processes"])
+def test_several_processes_refuse_the_local_carrier(placement):
+    with pytest.raises(UsageError, match=r"^--placement=processes needs --carrier=reverb[^\n]*$"):
+        runs.make("impala", "CartPole-v1", {"placement": placement, "carrier": "local"}, {})
+
+
+def test_a_serial_run_with_a_replay_in_reverb_is_refused():
+    with pytest.raises(UsageError, match=r"give --carrier=local or --placement=threads$"):
+        runs.make("ddpg", "Pendulum-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
