@@ -99,7 +99,7 @@ class RingChannel:
 
         self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
         self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
-        self._send_chunk = lambda chunk: mesh.put(chunk, chunk_specs)
+        self._feed = lambda chunk: mesh.feed(chunk, chunk_specs)
         self._with_params = priority is not None
         self._sent: tuple[Params, Any] = (), mesh.put(())
         nothing = mesh.put(np.zeros(0))
@@ -164,7 +164,7 @@ class RingChannel:
             if self._with_params and params is not self._sent[0]:
                 self._sent = params, self._mesh.put(params)
             sent = self._sent[1]
-            self.rows, self.masses = self._write(self.rows, self.masses, self._send_chunk(chunk), sent)
+            self.rows, self.masses = self._write(self.rows, self.masses, self._feed(chunk), sent)
             for items in further:
                 self.masses = self._add(self.rows, self.masses, self._mesh.put(items, self._mesh.ROWS), sent)
             actor, tail = int(chunk.actor), self.tails[chunk.actor]
@@ -256,53 +256,63 @@ class RingWriter:
         self._tail = channel.tails[task]  # `position` of the rows before the chunk
         self._present = channel.present[task]  # bool [T, E], the anchors that have an item
         self._opened = channel.opened[task].copy()  # memories kept so far, of each environment
-        self._position = np.full(ring.num_envs, -1, np.int32)
+        self._position = np.full(ring.num_envs, -1)
         self._env_steps = self._reported = 0
         self._start()
 
     def _start(self) -> None:
-        """Arrays of its own for each chunk: the last one's are on their way."""
+        """Nothing is held; memories have arrays of their own for each chunk, for the last one's are on their way."""
         ring = self._ring
-        size, shape = (ring.chunk, ring.num_envs), (ring.memories_at_once, ring.num_envs)
-        self._rows = [np.empty((*size, *x.shape), x.dtype) for x in jax.tree.leaves(ring.cut.kept_structs)]
-        self._positions = np.empty(size, np.int32)
+        shape = ring.memories_at_once, ring.num_envs
+        self._held: list[Step] = []
         self._memories = [np.zeros((*shape, *x.shape), x.dtype) for x in ring.cut.memory_structs if ring.memory_slots]
         self._slots: Any = np.full(shape, ring.memory_slots, np.int32) if ring.memory_slots else ()
-        self._memory_of: Any = np.zeros(size, np.int32) if ring.memory_slots else ()
+        self._memory_of: Any = np.zeros((ring.chunk, ring.num_envs), np.int32) if ring.memory_slots else ()
         self._taken = np.zeros(ring.num_envs, int)  # of the places for memories
-        self._filled = 0
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true each time the environments made as many transitions as the way pulls after."""
-        cut, step, index = self._ring.cut, row.step, self._filled
-        self._position = np.where(step.first, 0, self._position + 1).astype(np.int32)
-        for array, value in zip(self._rows, jax.tree.leaves(cut.kept(step)), strict=True):
-            array[index] = value
-        self._positions[index] = self._position
-        if self._ring.memory_slots:
-            self._keep_memory(row, index)
-        self._filled += 1
-        before = self._env_steps
-        self._env_steps += len(step.first) - int(np.count_nonzero(step.first))
-        if self._filled == self._ring.chunk:
-            self._hand_over(row)
-        return before // cut.pull_period != self._env_steps // cut.pull_period
+        """As of any Writer; true each time the environments made as many transitions as the way pulls after.
 
-    def _keep_memory(self, row: Row, index: int) -> None:
+        Rows are held as they are until there is a chunk of them: an environment does not write over what it gave.
+        """
+        if self._ring.memory_slots:
+            self._keep_memory(row)
+        self._held.append(row.step)
+        before, period = self._env_steps, self._ring.cut.pull_period
+        self._env_steps += len(row.step.first) - int(np.count_nonzero(row.step.first))
+        if len(self._held) == self._ring.chunk:
+            self._hand_over(row)
+        return before // period != self._env_steps // period
+
+    def _keep_memory(self, row: Row) -> None:
+        """Where sequences open with a row."""
+        self._position = np.where(row.step.first, 0, self._position + 1)
         opens = np.flatnonzero(self._ring.cut.opens(self._position))
         if not len(opens):
             return
-        slots = self._opened[opens] % self._ring.memory_slots
+        slots, places = self._opened[opens] % self._ring.memory_slots, self._taken[opens]
         for array, value in zip(self._memories, self._ring.cut.kept_memory(row.memory), strict=True):
-            array[self._taken[opens], opens] = value[opens]
-        self._slots[self._taken[opens], opens] = slots
-        self._memory_of[index, opens] = slots
+            array[places, opens] = value[opens]
+        self._slots[places, opens] = slots
+        self._memory_of[len(self._held), opens] = slots
         self._opened[opens] += 1
         self._taken[opens] += 1
 
+    def _positions(self, first: np.ndarray) -> np.ndarray:
+        """int32 [C, E], each row's place in its episode, `first` [C, E], after those before."""
+        row = np.arange(len(first))[:, None]
+        opened = np.maximum.accumulate(np.where(first, row, -1))
+        return np.where(opened >= 0, row - opened, self._tail[-1] + 1 + row).astype(np.int32)
+
     def _hand_over(self, row: Row) -> None:
         ring, first = self._ring, self._head - len(self._tail)
-        position = np.concatenate([self._tail, self._positions])
+        steps: Step = jax.tree.map(lambda *x: np.stack(x), *self._held)
+        size = ring.chunk * ring.num_envs
+        # Packed as one batch of rows, all at once.
+        kept = ring.cut.kept(jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), steps))
+        kept = jax.tree.map(lambda x: x.reshape(ring.chunk, ring.num_envs, *x.shape[1:]), kept)
+        positions = self._positions(steps.first)
+        position = np.concatenate([self._tail, positions])
         opening = np.where(position == 0, np.arange(len(position))[:, None], NEVER)
         following = np.minimum.accumulate(opening[::-1])[::-1]
         over = np.concatenate([following[1:], np.full((1, ring.num_envs), NEVER)])
@@ -329,8 +339,8 @@ class RingWriter:
         parts = [part.reshape(-1) for part in np.split(items, calls, axis=1)]
         gone = np.moveaxis(gone.reshape(len(gone), ring.devices, ring.share), 1, 0).reshape(-1)
         chunk = Chunk(
-            jax.tree.unflatten(jax.tree.structure(ring.cut.kept_structs), self._rows),
-            self._positions,
+            kept,
+            positions,
             self._memories,
             self._slots,
             self._memory_of,

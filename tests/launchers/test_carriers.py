@@ -29,14 +29,14 @@ CASES = {
         "Pong-v5",
         {"envs_per_actor": 2},
         {"batch_size": 4, "samples_per_insert": 1.0, "min_replay_size": 64, "replay_size": 200, "torso": "shallow"},
-        (120, 240),
+        (500, 900),
     ),
     "r2d2": (
         "r2d2",
         "Catch-v0",
         {"envs_per_actor": 4},
         {"batch_size": 4, "samples_per_insert": 2.0, "min_replay_size": 8, "replay_size": 100},
-        (400, 800),
+        (900, 1300),
     ),
 }
 
