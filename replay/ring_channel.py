@@ -212,9 +212,10 @@ class RingChannel:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, on the host; what actors have not handed over yet is not in it."""
         self.drain()
-        limiter = self._limiter
+        limiter, rows = self._limiter, self._mesh.fetch(self.rows, self.specs[0])
         return {
-            "rows": self._mesh.fetch(self.rows, self.specs[0]),
+            # By number: a checkpoint gives back dictionaries, in the order of their keys.
+            "rows": {f"{i:03}": x for i, x in enumerate(jax.tree.leaves(rows))},
             "masses": self._mesh.fetch(self.masses.of_rows, self._mesh.COLUMNS),
             "heads": self.heads,
             "tails": self.tails,
@@ -232,7 +233,6 @@ class RingChannel:
             grown[:, : len(old) // actors] = old.reshape(actors, -1, *old.shape[1:])
             return self._mesh.put(grown.reshape(rows, *old.shape[1:]), self._mesh.COLUMNS)
 
-        # Restored as plain lists and dicts: the leaves are in order.
         empty = jax.tree.leaves(jax.eval_shape(self.ring.init))
         rows = [put(*pair) for pair in zip(jax.tree.leaves(saved["rows"]), empty, strict=True)]
         masses = put(saved["masses"], jax.eval_shape(self.ring.init_masses).of_rows)
