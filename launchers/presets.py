@@ -22,7 +22,7 @@ SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "e
 
 CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
 # Several updates in one go: on their own these take less time than asking for them.
-PENDULUM_RUN = CONTROL_RUN | {"updates_per_dispatch": 8}
+SMALL_CONTROL_RUN = CONTROL_RUN | {"updates_per_dispatch": 8}
 SMALL_CONTROL = {
     "hidden_sizes": (128, 128),
     "batch_size": 128,
@@ -440,7 +440,7 @@ PRESETS = {
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
-        Preset("Pendulum-v1", PENDULUM_RUN, SMALL_CONTROL),
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL),
         # The paper's learning rates: with equal ones CheetahRun's policy runs into the ends of tanh, and stays there.
         Preset(
             "*",
@@ -449,7 +449,7 @@ PRESETS = {
         ),
     ],
     "d4pg": [
-        Preset("Pendulum-v1", PENDULUM_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
         *dm_control(LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
         Preset("*", LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
@@ -475,7 +475,7 @@ PRESETS = {
     "apex_dpg": [
         Preset(
             "Pendulum-v1",
-            PENDULUM_RUN | {"num_actors": 4},
+            SMALL_CONTROL_RUN | {"num_actors": 4},
             SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0},
         ),
         *dm_control(APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
