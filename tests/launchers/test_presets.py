@@ -16,6 +16,8 @@ EPSILONS = {
     # Horgan et al. 2018 and Kapturowski et al. 2019.
     ("apex_dqn", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "optimizer_epsilon": 1.5e-7},
     ("r2d2", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "adam_epsilon": 1e-3},
+    ("r2d2", "Catch-v0"): {"epsilon_spread": 7.0, "adam_epsilon": 1e-5},
+    ("r2d2", "MiniGrid-MemoryS7-v0"): {"epsilon_spread": 3.0, "adam_epsilon": 1e-5},
     # Mnih et al. 2016: three kinds of actors.
     ("async_q", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_finals": (0.5, 0.2, 0.1, 0.3)},
     ("q_learning", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_final": 0.05, "epsilon_steps": 5_000},

@@ -165,6 +165,23 @@ class FakeLearner:
         return "the state now"
 
 
+class FakeExchange:
+    def __init__(self):
+        self.calls = []
+
+    def start(self, given):
+        self.calls.append("start")
+
+    def __call__(self, given):
+        self.calls.append(given.version)
+
+    def rescue(self, given, why):
+        raise AssertionError(why)
+
+    def close(self):
+        self.calls.append("close")
+
+
 class FakeCheckpointer:
     """Saves nothing; `saved` are what each folder holds, by the folder's name."""
 
@@ -245,9 +262,7 @@ def fakes(monkeypatch):
     replace("metrics", learner, "read_metrics", lambda given: dict(given.feedback.metrics))
     replace("replays", local, "LocalReplay", keep)
     replace("blocks", local, "LocalBlocks", keep)
-    replace(
-        "exchanges", roles, "Exchange", instance(lambda _: SimpleNamespace(start=lambda _: None, close=lambda: None))
-    )
+    replace("exchanges", roles, "Exchange", instance(lambda _: FakeExchange()))
     replace("returns", roles, "Returns", keep)
     monkeypatch.setattr(roles, "Checkpointer", FakeCheckpointer)
     monkeypatch.setattr(Parts, "init", lambda self: "a new state")
@@ -509,16 +524,40 @@ def test_what_is_learnt_is_published_and_saved_at_the_end(name, fakes, saves, tm
     assert [m.feedback.metrics["loss"] for m in fakes.metrics][-1] == 3.0, "none is saved unseen"
 
 
-def test_what_is_not_finite_is_not_saved(fakes, saves, tmp_path, monkeypatch):
-    FakeLearner.turns = ((0.01, Version(1, 10), {"wait_seconds": 0.0}, {"loss": float("nan")}),)
-
-    def refuse(_):
+def refuse_nan(given):
+    if not np.isfinite(given.feedback.metrics["loss"]):
         raise learner.NotFinite("the loss became nan")
+    return dict(given.feedback.metrics)
 
-    monkeypatch.setattr(fakes.metrics, "_gives", refuse)
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_not_finite_is_not_saved(recorded, fakes, saves, tmp_path, monkeypatch):
+    """Whether or not there is a row of it."""
+    FakeLearner.turns = (
+        (3.0, Version(1, 10), {"wait_seconds": 0.0}, {"loss": 1.0}),
+        (3.0 if recorded else 0.5, Version(2, 20), {"wait_seconds": 0.0}, {"loss": float("nan")}),
+        (3.0, Version(3, 2000), {"wait_seconds": 0.0}, {"loss": 1.0}),
+    )
+    monkeypatch.setattr(fakes.metrics, "_gives", refuse_nan)
+    run = make("queue", checkpoint_seconds=600.0 if recorded else 0.1)
     with pytest.raises(learner.NotFinite):
-        list(roles.learn(Parts(make("queue"), tmp_path), Carrier(), threading.Event()))
-    assert not saves
+        list(roles.learn(Parts(run, tmp_path), Carrier(), threading.Event()))
+    assert [version for _, _, version in saves] == ([] if recorded else [Version(1, 10)])
+
+
+def test_a_member_that_is_not_finite_goes_on_from_a_peer(fakes, saves, tmp_path, monkeypatch):
+    FakeLearner.turns = (
+        (3.0, Version(1, 10), {"wait_seconds": 0.0}, {"loss": float("nan")}),
+        (3.0, Version(2, 2000), {"wait_seconds": 0.0}, {"loss": 1.0}),
+    )
+    rescued: list[Any] = []
+    monkeypatch.setattr(fakes.metrics, "_gives", refuse_nan)
+    monkeypatch.setattr(FakeExchange, "rescue", lambda self, given, why: rescued.append((given, why)))
+    parts = Parts(make("stacked", population_mode="separate"), tmp_path, 1)
+    list(roles.learn(parts, Carrier(), threading.Event()))
+    assert rescued == [(fakes.learners[0].made, "the loss became nan")]
+    assert [np.isnan(row["loss"]) for row in fakes.recorders[0].made.rows] == [True, False]
+    assert fakes.exchanges[0].made.calls == ["start", Version(1, 10), Version(2, 2000), "close"]
 
 
 def test_a_run_that_is_done_learns_nothing(fakes, saves, tmp_path):
@@ -1028,10 +1067,13 @@ def test_the_first_error_of_a_thread_is_the_runs(broken, monkeypatch, tmp_path):
     assert playing.stop.is_set()
 
 
-def test_roles_take_turns_in_one_thread(fakes, saves, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "carrier"), [("queue", "local"), ("queue", "reverb"), ("uniform", "local")])
+def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, monkeypatch):
     """Actors by turns wherever the learner waits; an evaluation, of parameters published for it, once one is due."""
     FakeLearner.turns = tuple((1.0, Version(n, 40 * n), {"wait_seconds": 0.0}, {}) for n in range(1, 6))
-    run, order, carrier = make("queue", max_env_steps=200, eval_period=70), [], Carrier()
+    run, order = settings_of(name, max_env_steps=200, eval_period=70, carrier=carrier), []
+    source = "the rings" if name == "uniform" else None
+    carrier = Carrier(source)
     monkeypatch.setattr(serial, "Display", Nothing)
     monkeypatch.setattr(serial, "stop_on_signals", threading.Event)
     monkeypatch.setattr(roles, "connect", lambda members, logdir, port: carrier)
@@ -1050,13 +1092,17 @@ def test_roles_take_turns_in_one_thread(fakes, saves, tmp_path, monkeypatch):
     monkeypatch.setattr(roles, "evaluate", evaluations)
     monkeypatch.setattr(Parts, "send", lambda self, sample: order.append(sample))
     serial.train(run, tmp_path, 0)
-    turns = [[0, 1, f"a sample of {steps}"] for steps in (30, 31, 30, 31, 30)]
+    samples = [[] if source else [f"a sample of {steps}"] for steps in (30, 31, 30, 31, 30)]
+    turns = [[0, 1, *sample] for sample in samples]  # on its way, unless it is on the devices
     assert order == [
         *turns[0], *turns[1], ("evaluation", 80, 1), *turns[2], *turns[3], ("evaluation", 160, 2), *turns[4],
         ("evaluation", 200, 3),
     ]  # fmt: skip
     (given,) = fakes.learners
-    given.publish(Version(9, 9), "parameters")
-    assert carrier.of["variables"].calls == [("push", Version(9, 9), "parameters")]
+    params = given.mesh.put(np.float32(3))
+    given.publish(Version(9, 9), params)
+    ((_, version, pushed),) = carrier.of["variables"].calls
+    assert version == Version(9, 9)
+    assert (pushed is params) if run.carrier == "local" else isinstance(pushed, np.ndarray), "to the host, for Reverb"
     assert (given.seed, given.publish_period) == (run.seed_of("learner"), 3)
-    assert [version.env_steps for _, _, version in saves] == [200]
+    assert [version.env_steps for _, _, version in saves] == ([200, 200] if source else [200]), "the replay too"
