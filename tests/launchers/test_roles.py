@@ -21,15 +21,17 @@ import runtime.checkpoint
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedback, Version
 from environments import tasks
 from environments.environment import Episodes
-from launchers import evaluate, flags, processes, role, roles, serial, threads
+from launchers import evaluate, flags, processes, role, roles, serial, threads, train
 from launchers import population as populations
 from launchers import run as runs
+from launchers.ports import free_port
 from launchers.roles import Parts
 from launchers.settings import UsageError
 from replay import local
 from replay.local_carrier import LocalCarrier
 from replay.rows import Batch
-from runtime import actor, evaluator, learner, worker
+from runtime import actor, evaluator, learner, metrics, worker
+from tests.pictures import has_curve
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMMON = {
@@ -152,11 +154,11 @@ class FakeLearner:
         self.given, self.version, self.published = given, given.version, 0
 
     def run(self, batches):
-        for seconds, self.version, host, metrics in FakeLearner.turns:
+        for seconds, self.version, host, learnt in FakeLearner.turns:
             FakeLearner.clock.now += seconds
             if not isinstance(batches, tuple):  # of a thread's, no more than its arguments are there
                 next(batches)
-            yield Feedback(metrics), dict(host)
+            yield Feedback(learnt), dict(host)
 
     def publish(self):
         self.published += 1
@@ -1011,6 +1013,29 @@ def test_a_second_signal_ends_it_at_once(second):
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["asked"] and done.returncode == -second, done.stderr
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluations, tmp_path, monkeypatch, capsys):
+    def play(run, logdir, port):
+        played.append((run, logdir, port))
+        recorder = metrics.Recorder(logdir, "evaluator")
+        for n in range(evaluations):
+            recorder.write({"env_steps": 100 * n, "return_mean": 5.0 * n, "return_std": 1.0})
+        recorder.close()
+
+    played: list[Any] = []
+    port = free_port()
+    monkeypatch.setattr(serial, "train", play)
+    monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
+    arguments = ["--agent=a2c", "--placement=serial", "--carrier=local", "--publish_period=9", f"--port={port}"]
+    assert flags.attempt(train.train, ["train", f"--logdir={tmp_path}", *arguments, "--config.discount=0.5"]) == 0
+    ((run, logdir, told),) = played
+    assert (run.agent, run.placement, run.publish_period, run.config.discount) == ("a2c", "serial", 9, 0.5)
+    assert (logdir, told) == (tmp_path, port) and runs.load(tmp_path) == run
+    picture = tmp_path / "curve.png"
+    assert has_curve(picture) if evaluations > 1 else not picture.exists()
+    assert (str(picture) in capsys.readouterr().out) == (evaluations > 1)
 
 
 # Threads and turns ---------------------------------------------------------------------------------------------------
