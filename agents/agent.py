@@ -302,25 +302,23 @@ def pmean(tree: Any) -> Any:
 
     So the same update runs on a mesh by either mapper, under vmap(axis_name=AXIS) and under a plain jit.
     """
-    import jax
-
-    return _across_devices(jax.lax.pmean, tree)
+    return _across_devices("pmean", tree)
 
 
 def pmax(tree: Any) -> Any:
     """The largest over the learner's devices, likewise."""
-    import jax
-
-    return _across_devices(jax.lax.pmax, tree)
+    return _across_devices("pmax", tree)
 
 
 def psum(tree: Any) -> Any:
     """The sum over the learner's devices, likewise."""
-    return _across_devices(jax.lax.psum, tree)
+    return _across_devices("psum", tree)
 
 
-def _across_devices(reduce: Callable[[Any, str], Any], tree: Any) -> Any:
+def _across_devices(reduce: str, tree: Any) -> Any:
+    from jax import lax  # here: a mistake at the command line is found before JAX is imported
+
     try:
-        return reduce(tree, AXIS)
+        return getattr(lax, reduce)(tree, AXIS)
     except NameError:  # the axis is not bound: one device, no mapping
         return tree

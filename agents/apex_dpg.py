@@ -39,6 +39,7 @@ class Config:
     batch_size: int = 256
     policy_learning_rate: float = 1e-4
     critic_learning_rate: float = 1e-4
+    policy_period: int = 1
     target_period: int = 100
     tau: float = 1.0
     max_gradient_norm: float = 40.0

@@ -60,6 +60,7 @@ class Config:
     batch_size: int = 256  # M
     policy_learning_rate: float = 1e-4  # alpha_0
     critic_learning_rate: float = 1e-4  # beta_0
+    policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
     target_period: int = 100  # t_target: updates between those of the targets
     tau: float = 1.0  # how far these move the targets; with a small one, target_period=1
     max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
@@ -82,7 +83,7 @@ class Config:
         check_ranges(
             self,
             counts=(
-                *("n_step", "batch_size", "replay_size", "min_replay_size", "target_period"),
+                *("n_step", "batch_size", "replay_size", "min_replay_size", "target_period", "policy_period"),
                 *("num_components", "num_samples"),
             ),
             positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
@@ -248,18 +249,25 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         (loss_w, distance), gradient_w = jax.value_and_grad(critic_loss, has_aux=True)(
             params.critic, targets, key, transition, weights
         )
-        loss_theta, gradient_theta = jax.value_and_grad(policy_loss)(
-            params.policy, params.critic, transition.observation
-        )
-        gradients = pmean(PolicyAndCritic(gradient_theta, gradient_w))
+        gradient_w = pmean(gradient_w)
 
         def descend(gradient, opt_state, params, learning_rate):
             updates, opt_state = optimizer.update(gradient, opt_state, params)
             return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
 
-        learning_rates = PolicyAndCritic(hypers.policy_learning_rate, hypers.critic_learning_rate)
-        stepped = [descend(*each) for each in zip(gradients, state.opt_state, params, learning_rates)]
-        params, opt_state = (PolicyAndCritic(*each) for each in zip(*stepped))
+        def climb(theta, opt_theta):
+            loss, gradient = jax.value_and_grad(policy_loss)(theta, params.critic, transition.observation)
+            gradient = pmean(gradient)
+            return *descend(gradient, opt_theta, theta, hypers.policy_learning_rate), loss, optax.tree.norm(gradient)
+
+        def rest(theta, opt_theta):
+            return theta, opt_theta, policy_loss(theta, params.critic, transition.observation), jnp.float32(0)
+
+        due = (state.step + 1) % config.policy_period == 0
+        climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
+        theta, opt_theta, loss_theta, norm_theta = climbed(params.policy, state.opt_state.policy)
+        w, opt_w = descend(gradient_w, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
+        params, opt_state = PolicyAndCritic(theta, w), PolicyAndCritic(opt_theta, opt_w)
 
         step = state.step + 1
         moved = optax.incremental_update(params, targets, hypers.tau)
@@ -280,8 +288,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             }
         )
         metrics |= {
-            "critic_gradient_norm": optax.tree.norm(gradients.critic),
-            "policy_gradient_norm": optax.tree.norm(gradients.policy),
+            "critic_gradient_norm": optax.tree.norm(gradient_w),
+            "policy_gradient_norm": norm_theta,
         }
         state = State(params, targets, opt_state, statistics, max_priority, hypers, step)
         return state, Feedback(metrics, priorities)

@@ -45,6 +45,7 @@ class Config:
     batch_size: int = 256  # N
     policy_learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
+    policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
     tau: float = 0.005  # how far the targets move at each update
     max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
 
@@ -64,7 +65,7 @@ class Config:
     def __post_init__(self):
         check_ranges(
             self,
-            counts=("n_step", "batch_size", "replay_size", "min_replay_size"),
+            counts=("n_step", "batch_size", "replay_size", "min_replay_size", "policy_period"),
             positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
             not_negative=(
                 *("max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
@@ -168,7 +169,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         s, a, r, discount, s_next = transition
         y = r + discount * Q(targets.critic, s_next, mu(targets.policy, s_next))
         errors = y - Q(params, s, a)
-        return jnp.mean(weights * jnp.square(errors)), errors
+        return jnp.mean(weights * jnp.square(errors)), (errors, y)
 
     def policy_loss(params, critic_params, observation):
         """Its gradient is minus the paper's: the mean of dQ/da dmu/dtheta."""
@@ -196,14 +197,24 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
 
         # As in algorithm 1 the critic steps first, and the policy climbs the new one.
-        (loss_Q, errors), gradient_Q = jax.value_and_grad(critic_loss, has_aux=True)(
+        (loss_Q, (errors, y)), gradient_Q = jax.value_and_grad(critic_loss, has_aux=True)(
             params.critic, targets, transition, weights
         )
         gradient_Q = pmean(gradient_Q)
         theta_Q, opt_Q = descend(gradient_Q, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
-        loss_mu, gradient_mu = jax.value_and_grad(policy_loss)(params.policy, theta_Q, transition.observation)
-        gradient_mu = pmean(gradient_mu)
-        theta_mu, opt_mu = descend(gradient_mu, state.opt_state.policy, params.policy, hypers.policy_learning_rate)
+
+        def climb(theta_mu, opt_mu):
+            loss, gradient = jax.value_and_grad(policy_loss)(theta_mu, theta_Q, transition.observation)
+            gradient = pmean(gradient)
+            return *descend(gradient, opt_mu, theta_mu, hypers.policy_learning_rate), loss, optax.tree.norm(gradient)
+
+        def rest(theta_mu, opt_mu):
+            # What is logged is of the actions that were taken, whose values are there.
+            return theta_mu, opt_mu, -jnp.mean(y - errors), jnp.float32(0)
+
+        due = (state.step + 1) % config.policy_period == 0
+        climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
+        theta_mu, opt_mu, loss_mu, norm_mu = climbed(params.policy, state.opt_state.policy)
         params = PolicyAndCritic(theta_mu, theta_Q)
 
         if config.replay == "prioritized":
@@ -220,7 +231,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         metrics |= {
             "critic_gradient_norm": optax.tree.norm(gradient_Q),
-            "policy_gradient_norm": optax.tree.norm(gradient_mu),
+            "policy_gradient_norm": norm_mu,
         }
         state = State(
             params=params,

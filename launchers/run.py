@@ -73,7 +73,7 @@ class Run(settings.Settings):
         share = table.max_size // self.num_replay_servers
         for name, size in (
             ("minimum size", table.min_size // self.num_replay_servers),
-            ("batch", batch // self.num_replay_servers),
+            ("batch", agent.batch_size // self.num_replay_servers),
             ("n-step window", getattr(table.items, "n", 1)),
         ):
             if size > share:

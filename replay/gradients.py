@@ -44,6 +44,11 @@ def sequences_per_item(structure: Structure) -> int:
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
     """Raises ValueError if what a worker keeps makes no sample for a gradient; `agent`: the worker's own."""
+    if agent.table.kind != "queue" and run.placement == "serial" and run.carrier == "reverb":
+        raise ValueError(
+            f"--placement=serial --carrier=reverb has a worker send one gradient in its turn, and {run.agent} sends as "
+            "many as its replay is due; give --carrier=local or --placement=threads"
+        )
     if agent.table.kind == "queue" and agent.batch_size != run.envs_per_actor:
         raise ValueError(
             f"config.batch_size={agent.batch_size} and --envs_per_actor={run.envs_per_actor} differ: a worker's "

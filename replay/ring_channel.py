@@ -109,7 +109,7 @@ class RingChannel:
         if saved:
             self._load(saved)
         # bool [A, T, E], the anchors that have an item; each actor's is its writer's to change.
-        self.present = np.asarray(self.masses.of_rows).reshape(num_actors, ring.length, -1) > 0
+        self.present = mesh.fetch(self.masses.of_rows, columns).reshape(num_actors, ring.length, -1) > 0
 
     # Actors -----------------------------------------------------------------------------------------------------------
 
@@ -212,10 +212,11 @@ class RingChannel:
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, on the host; what actors have not handed over yet is not in it."""
         self.drain()
-        limiter = self._limiter
+        limiter, rows = self._limiter, self._mesh.fetch(self.rows, self.specs[0])
         return {
-            "rows": jax.tree.map(np.asarray, self.rows),
-            "masses": np.asarray(self.masses.of_rows),
+            # By number: a checkpoint gives back dictionaries, in the order of their keys.
+            "rows": {f"{i:03}": x for i, x in enumerate(jax.tree.leaves(rows))},
+            "masses": self._mesh.fetch(self.masses.of_rows, self._mesh.COLUMNS),
             "heads": self.heads,
             "tails": self.tails,
             "opened": self.opened,
@@ -227,17 +228,14 @@ class RingChannel:
         """Goes on from what `state` gave. Rings that are longer now, for a longer run, were never full."""
 
         def put(old: Any, ring: Any) -> Any:
-            old = np.asarray(old)
-            if old.shape == ring.shape:
-                return self._mesh.put(old, self._mesh.COLUMNS)
-            actors, grown = len(self.heads), np.zeros(ring.shape, ring.dtype)
-            by_actor = grown.reshape(actors, -1, *ring.shape[1:])
-            by_actor[:, : len(old) // actors] = old.reshape(actors, -1, *ring.shape[1:])
-            return self._mesh.put(grown, self._mesh.COLUMNS)
+            old, rows, actors = np.asarray(old), ring.shape[0], len(self.heads)
+            grown = np.zeros((actors, rows // actors, *old.shape[1:]), old.dtype)
+            grown[:, : len(old) // actors] = old.reshape(actors, -1, *old.shape[1:])
+            return self._mesh.put(grown.reshape(rows, *old.shape[1:]), self._mesh.COLUMNS)
 
-        # Restored as plain lists and dicts: the leaves are in order.
-        rows = [put(*pair) for pair in zip(jax.tree.leaves(saved["rows"]), jax.tree.leaves(self.rows), strict=True)]
-        masses = put(saved["masses"], self.masses.of_rows)
+        empty = jax.tree.leaves(jax.eval_shape(self.ring.init))
+        rows = [put(*pair) for pair in zip(jax.tree.leaves(saved["rows"]), empty, strict=True)]
+        masses = put(saved["masses"], jax.eval_shape(self.ring.init_masses).of_rows)
         self.rows = jax.tree.unflatten(jax.tree.structure(self.rows), rows)
         build = self._mesh.compile(self.ring.init_masses, (self._mesh.COLUMNS,), self.specs[1])
         self.masses = build(masses)

@@ -19,6 +19,9 @@ import numpy as np
 from agents.agent import AXIS, Sample, Step, TableSpec
 from replay import sums
 
+# Rows of environments that an actor keeps until it hands them over, one of each at least: writing costs Python and XLA
+# as much for a few as for one.
+CHUNK_ITEMS = 64
 LEAST_MASS = 1e-30  # of an item that is there: 0 is for none
 NEVER = np.iinfo(np.int32).max // 2  # of a row that is no anchor: the row that completes it
 
@@ -231,7 +234,6 @@ class Ring:
         return masses._replace(of_rows=flat.reshape(masses.of_rows.shape), sums=sums.update(flat, masses.sums, index))
 
 
-CHUNK_ITEMS = 32  # rows of environments that an actor keeps until it hands them over
 
 
 def rows_of(table: TableSpec) -> int:

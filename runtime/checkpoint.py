@@ -61,7 +61,7 @@ class Checkpointer:
         if step is None:
             return None
         target = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype) if hasattr(x, "shape") else x, self._structure)
-        tree: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target) if target else None)
+        tree: Any = self._manager.restore(step, args=ocp.args.StandardRestore(target or None))
         return tree["state"], Version(**{k: int(v) for k, v in tree["version"].items()})
 
     def close(self) -> None:

@@ -66,6 +66,10 @@ class Mesh(Protocol):
         """This host's part of an array by ROWS, on the host. Waits for it to be computed."""
         ...
 
+    def fetch(self, tree: Any, specs: Any) -> Any:
+        """On the host what `put` sent by these specs, as it was then. Of one host's devices; waits."""
+        ...
+
     def one(self, tree: Any) -> Any:
         """REPLICATED arrays, as this host's first device has them, and still there. Waits for nothing."""
         ...
@@ -127,6 +131,10 @@ class ShardMap(Mesh):
         # In the order of the devices, which is that of the rows.
         return np.concatenate([np.asarray(part.data) for part in x.addressable_shards])
 
+    def fetch(self, tree: Any, specs: Any) -> Any:
+        del specs
+        return jax.tree.map(np.asarray, tree)
+
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
@@ -169,6 +177,13 @@ class Pmap(Mesh):
 
     def local(self, x: Any) -> np.ndarray:
         return np.concatenate([np.asarray(part.data)[0] for part in x.addressable_shards])
+
+    def fetch(self, tree: Any, specs: Any) -> Any:
+        return _map(lambda spec, part: jax.tree.map(functools.partial(self._join, spec), part), specs, tree)
+
+    def _join(self, spec: P, x: Any) -> np.ndarray:
+        axis, parts = _split_axis(spec), list(np.asarray(x))
+        return parts[0] if axis is None else np.concatenate(parts, axis)
 
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)

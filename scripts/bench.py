@@ -159,7 +159,8 @@ class Bench:
         parts.table = dataclasses.replace(
             parts.table, max_size=2 * rows * self.envs, min_size=1, samples_per_insert=0.0
         )
-        channel = parts.channel(roles.connect([parts], parts.logdir, 0))
+        self.carrier = roles.connect([parts], parts.logdir, 0)  # kept: its servers live as long
+        channel = parts.channel(self.carrier)
         writer, steps, start = channel.writer(0, parts.priority, lambda: False), self.rollout(rows), 0.0
         for number, (step, memory) in enumerate(steps):
             if number == rows // 4:

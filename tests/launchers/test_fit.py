@@ -120,10 +120,15 @@ def test_traces_need_one_actor_whose_environments_are_the_batch():
     ("agent", "config", "devices", "message"),
     [
         ("impala", {"batch_size": 12}, 8, "config.batch_size=12 does not divide over 8 devices"),
-        ("ppo", {"batch_size": 8, "minibatches": 4, "lstm_size": 8}, 4, "give a multiple of 16"),
+        (
+            "ppo",
+            {"batch_size": 8, "minibatches": 4, "lstm_size": 8, "separate_value": False},
+            4,
+            "give a multiple of 16",
+        ),
         ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 7}, 4, "give a multiple of 16"),
         ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 6}, 8, "give a multiple of 16"),
-        ("ppo", {"batch_size": 16, "minibatches": 4, "lstm_size": 8}, 4, None),
+        ("ppo", {"batch_size": 16, "minibatches": 4, "lstm_size": 8, "separate_value": False}, 4, None),
         ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 6}, 4, None),
         ("ppo", {"batch_size": 8, "minibatches": 4, "unroll_length": 128}, 8, None),
     ],
@@ -144,9 +149,9 @@ def test_each_device_gets_as_many_of_each_stacked_member():
     spec = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(2))
     settings = {"population": 3, "population_mode": "vmap", "tune": "learning_rate=log:1e-4:1e-2"}
     settings |= {"envs_per_actor": 8, "max_env_steps": 1000}
-    made = run.make("ppo", "CartPole-v1", settings, {"batch_size": 8, "minibatches": 4, "lstm_size": 8}).make_agent(
-        spec
-    )
+    made = run.make(
+        "ppo", "CartPole-v1", settings, {"batch_size": 8, "minibatches": 4, "lstm_size": 8, "separate_value": False}
+    ).make_agent(spec)
     assert (made.batch_size, made.share_multiple) == (3 * 8, 3 * 4)
     roles.check_shares(made, 2)
     with pytest.raises(run.UsageError, match="give a multiple of 48"):

@@ -63,7 +63,6 @@ running.stop()
 def serve_apart():
     """As serve_here, but the server is a process of its own, reached by gRPC: within one, Reverb takes a short cut."""
     from replay import client
-    from replay.items import Structure
 
     processes = []
 

@@ -142,12 +142,12 @@ def test_every_sequence_of_every_environment(window, num_envs):
 def test_several_actors_have_rings_of_their_own():
     channel = make_channel(Transitions(2, GAMMA), VECTORS, 2, num_actors=3)
     writers = [channel.writer(task, None, never) for task in range(3)]
-    for task, rows in enumerate((48, 96, 64)):  # each at its own pace
+    for task, rows in enumerate((64, 160, 96)):  # each at its own pace
         for step in stream(2 * 3, rows):
             mine = Step(*(x[2 * task : 2 * task + 2] for x in step[:5]), {})
             append(writers[task], mine)
         channel.drain()
-    expected = [told for task, rows in enumerate((48, 96, 64)) for e in (2 * task, 2 * task + 1)
+    expected = [told for task, rows in enumerate((64, 160, 96)) for e in (2 * task, 2 * task + 1)
                 for _, told in windows(e, rows, 2)]  # fmt: skip
     assert sorted(tell(all_items(channel)[0].steps)) == sorted(expected)
 

@@ -17,6 +17,6 @@ def run(module: str, devices: int) -> Any:
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     command = [sys.executable, "-m", module]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=800)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout.splitlines()[-1])

@@ -5,6 +5,8 @@ import pytest
 
 from tests.runtime import several_devices
 
+pytestmark = pytest.mark.timeout(900)  # the first waits for the program
+
 AGENTS = ("impala", "actor_critic", "ddpg")
 B = 16  # of the program's batches
 

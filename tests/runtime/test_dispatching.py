@@ -4,6 +4,8 @@ import pytest
 
 from tests.runtime import dispatching, several_devices
 
+pytestmark = pytest.mark.timeout(900)  # the first waits for the program
+
 
 @pytest.fixture(scope="module", params=[1, 8])
 def reports(request):
