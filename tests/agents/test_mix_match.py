@@ -503,9 +503,10 @@ def test_the_loss_is_that_of_the_formulas(case, shared_body):
     )
 
 
-def test_policy_loss_is_v_traces_of_the_mixture_by_naive_numpy():
+@pytest.mark.parametrize("reward_scale", [1.0, 0.25])
+def test_policy_loss_is_v_traces_of_the_mixture_by_naive_numpy(reward_scale):
     alpha = 0.3
-    agent, state = make("actions")
+    agent, state = make("actions", reward_scale=reward_scale)
     state = with_hypers(state, alpha=alpha, discount=0.9)
     behaviour = state._replace(params=jax.tree.map(lambda p: p * 0.8, state.params))
     sample = play(agent, agent.policy(with_hypers(behaviour, alpha=0.6)), FACTORED)
@@ -525,7 +526,11 @@ def test_policy_loss_is_v_traces_of_the_mixture_by_naive_numpy():
             x = np.tanh(steps.observation[t, b] @ layer["kernel"] + layer["bias"])
             V[t, b] += w * (x @ head["kernel"] + head["bias"]).item()
     v = impala.vtrace(
-        V, steps.reward[:-1], 0.9 * steps.discount[:-1], (np.log(pi_mm) - steps.extras["log_mu"])[:-1], live
+        V,
+        reward_scale * steps.reward[:-1],
+        0.9 * steps.discount[:-1],
+        (np.log(pi_mm) - steps.extras["log_mu"])[:-1],
+        live,
     )
     _, metrics = gradient_of(agent, state, sample)
     np.testing.assert_allclose(metrics["policy_loss"], -np.mean(v.advantages * np.log(pi_mm[:-1])), rtol=1e-3)

@@ -66,6 +66,22 @@ def test_stack_frames(stack, chance, split):
     np.testing.assert_array_equal(np.moveaxis(newest, 1, -1), expected[-1][..., 1:])
 
 
+@pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
+def test_pixels_are_centred(torso):
+    """Without biases a torso grows as what it sees does, in proportion: here as the distance from the middle grey."""
+    network = networks.make_torso(torso, (), "relu", jnp.float32)
+    seen = lambda grey: jnp.full((1, 36, 36, 1), grey, jnp.uint8)
+    params = jax.jit(network.init)(jax.random.key(0), seen(0))
+    features = {grey: network.apply(params, seen(grey)) for grey in (0, 51, 204, 255)}
+    assert np.abs(features[0]).max() > 0.01 and np.abs(features[255]).max() > 0.01
+    # 51 is 1/5, 204 is 4/5: 0.3 from the middle, where the ends are at 0.5.
+    np.testing.assert_allclose(features[51], 0.6 * features[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(features[204], 0.6 * features[255], rtol=1e-3, atol=1e-5)
+    assert networks.centre_pixels(np.array([0, 51, 255], np.uint8), jnp.float32).tolist() == pytest.approx(
+        [-0.5, -0.3, 0.5]
+    )
+
+
 def lstm_example(rows=7, batch=3, size=5, features=4):
     keys = jax.random.split(jax.random.key(1), 4)
     lstm = networks.LSTM(size)

@@ -35,6 +35,17 @@ def test_draws_lie_in_their_ranges_and_are_uniform_on_their_scales():
     assert scipy.stats.kstest((np.asarray(drawn["discount"]) - 0.9) / 0.09, "uniform").pvalue > 1e-3
 
 
+def test_each_hyper_is_drawn_and_varied_on_its_own():
+    """Of two with the same range neither follows the other."""
+    ranges = {name: Range("linear", 1.0, 2.0) for name in ("one", "other")}
+    drawn = pbt.draw(jax.random.key(1), ranges, 500)
+    assert abs(np.corrcoef(drawn["one"], drawn["other"])[0, 1]) < 0.2
+    values = {name: np.full(500, 1.5, np.float32) for name in ranges}
+    for rule in ("perturb", "resample"):
+        varied = pbt.explore(jax.random.key(2), rule, values, ranges)
+        assert np.std(varied["one"]) > 0.05 and abs(np.corrcoef(varied["one"], varied["other"])[0, 1]) < 0.2, rule
+
+
 @pytest.mark.parametrize("rule", ["perturb", "resample"])
 def test_hypers_stay_in_range_however_often_they_are_varied(rule):
     values = {"learning_rate": jnp.full(64, 9e-3), "discount": jnp.full(64, 0.9), "alpha": jnp.zeros(64)}

@@ -87,13 +87,18 @@ def test_factored_is_the_enumerated_joint_distribution():
     assert factored.mode(p).dtype == np.int32
 
 
-def test_factors_are_drawn_independently():
-    outputs = random_outputs(factored, 0, ())
-    raw = np.asarray(factored.sample(jax.random.key(0), np.tile(outputs, (40_000, 1))))
-    assert raw.shape == (40_000, 3) and raw.dtype == np.int32
-    frequency = np.zeros((3, 2, 4))
+@pytest.mark.parametrize("sizes", [(3, 2, 4), (3, 3), (2, 2, 2)])
+def test_factors_are_drawn_independently(sizes):
+    """Also those of one size, which the same key would draw alike."""
+    policy = policies.factored(sizes)
+    outputs = random_outputs(policy, 0, ())
+    raw = np.asarray(policy.sample(jax.random.key(0), np.tile(outputs, (40_000, 1))))
+    assert raw.shape == (40_000, len(sizes)) and raw.dtype == np.int32
+    frequency, expected = np.zeros(sizes), np.ones(())
     np.add.at(frequency, tuple(raw.T), 1 / len(raw))
-    np.testing.assert_allclose(frequency, joint(outputs), atol=0.01)
+    for part in np.split(outputs, np.cumsum(sizes)[:-1]):
+        expected = np.multiply.outer(expected, probabilities(part))
+    np.testing.assert_allclose(frequency, expected, atol=0.01)
 
 
 @pytest.mark.parametrize("family", ["gaussian", "state"])

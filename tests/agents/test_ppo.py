@@ -81,16 +81,22 @@ def test_the_first_minibatchs_gradient_is_a2cs(spec, lstm_size):
         assert feedback.metrics["kl"] == pytest.approx(0, abs=1e-6) and feedback.metrics["clipped"] == 0
 
 
-@pytest.mark.parametrize("clip_values", [False, True])
-@pytest.mark.parametrize("normalize", [False, True])
-def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize):
-    """Algorithm 1: K epochs over shuffled rows, each minibatch a step of Adam on eq. 9, written with NumPy's means."""
+@pytest.mark.parametrize(
+    ("clip_values", "normalize", "older"),
+    [(False, False, False), (True, False, True), (False, True, True), (True, True, False)],
+)
+def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize, older):
+    """Algorithm 1: K epochs over shuffled rows, each minibatch a step of Adam on eq. 9, written with NumPy's means.
+
+    `older`: the batch is of a policy before the learner's, as a queue's may be. The ratio is to the one that acted.
+    """
     epsilon, costs = 0.1, {"baseline_cost": 0.7, "entropy_cost": 0.03, "discount": 0.9, "lambda_": 0.8}
     options = PLAIN | {"clip_values": clip_values, "normalize_advantages": normalize, "max_gradient_norm": 0.5}
     config = ppo.Config(**options, **costs, epochs=3, minibatches=4, clip_epsilon=epsilon, learning_rate=0.03)
     agent = ppo.make(config, DISCRETE)
     state, key = agent.init(jax.random.key(0)), jax.random.key(7)
-    sample = played(agent, state, 0)
+    acted = state._replace(params=jax.tree.map(lambda p: 0.5 * p + 0.1, state.params)) if older else state
+    sample = played(agent, acted, 0)
     after, feedback = jax.jit(agent.update)(state, key, sample)
 
     network = ppo.functions("ppo", config, DISCRETE)
@@ -147,6 +153,21 @@ def test_an_update_stops_where_policies_are_too_far_apart():
     expected, _ = jax.jit(shorter.update)(state, jax.random.key(0), sample)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), stopped.params, expected.params)
     assert any((x != y).any() for x, y in zip(jax.tree.leaves(free), jax.tree.leaves(stopped), strict=True))
+
+
+@pytest.mark.parametrize("odd", [0, 7, 16])
+def test_an_update_that_has_stopped_does_not_go_on(odd):
+    """Of one row alone the policies are far apart: its minibatch is the last, whatever comes after it."""
+    options = PLAIN | {"epochs": 2, "minibatches": 4, "learning_rate": 1e-7, "max_kl": 0.01}
+    agent = ppo.make(ppo.Config(**options), DISCRETE)
+    state, key = agent.init(jax.random.key(0)), jax.random.key(11)
+    sample = played(agent, state, 0, dead=False)
+    log_prob = np.array(sample.steps.extras["log_prob"])
+    log_prob[:-1].reshape(-1)[odd] += 1.0  # a view: rows in the order in which they are shuffled
+    steps = sample.steps._replace(extras=sample.steps.extras | {"log_prob": log_prob})
+    _, feedback = jax.jit(agent.update)(state, key, sample._replace(steps=steps))
+    order = np.asarray(jax.random.permutation(jax.random.split(key, 2)[0], 24))
+    assert feedback.metrics["minibatches"] == np.flatnonzero(order == odd)[0] // 6
 
 
 def test_minibatches_of_an_lstm_are_whole_environments():

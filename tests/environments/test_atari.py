@@ -8,7 +8,32 @@ import pytest
 import environments
 from agents.agent import DiscreteActions
 from agents.networks import stack_frames
-from environments.envpool import ATARI
+
+# Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action for 4 of the game's
+# frames, up to 30 no-ops first. As in the paper's evaluations, and unlike its training, a lost life ends nothing; no
+# action is sticky; half an hour, 27,000 actions, is the longest.
+PUBLISHED = {
+    "img_height": 84,
+    "img_width": 84,
+    "gray_scale": True,
+    "frame_skip": 4,
+    "noop_max": 30,
+    "episodic_life": False,
+    "zero_discount_on_life_loss": False,
+    "full_action_space": False,
+    "repeat_action_probability": 0.0,
+    "max_episode_steps": 27_000,
+}
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_the_protocol_is_the_published_one(evaluation):
+    environment = environments.make("Breakout-v5", 1, seed=0, evaluation=evaluation)
+    config = environment._pool.spec.config._asdict()
+    environment.close()
+    assert {name: config[name] for name in PUBLISHED} == PUBLISHED
+    assert config["reward_clip"] == (not evaluation) and config["stack_num"] == 1
+    assert environment.spec.max_episode_steps == 27_000
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
@@ -60,7 +85,7 @@ def test_stacked_single_frames_equal_envpools_own_stack():
     """At the initial reset, within episodes and across the starts of episodes, on Pong, in chunks as a learner has."""
     num_envs, chunk = 2, 50
     single = environments.make("Pong-v5", num_envs, seed=5)
-    options = ATARI | {"stack_num": 4, "reward_clip": True}
+    options = PUBLISHED | {"stack_num": 4, "reward_clip": True}
     stacked = envpool.make("Pong-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
     stack = jax.jit(stack_frames)
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)

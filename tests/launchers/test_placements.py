@@ -14,6 +14,7 @@ from launchers import run as runs
 from runtime import metrics
 from runtime.checkpoint import Checkpointer
 from tests.launchers import command_line
+from tests.pictures import has_curve
 
 
 def checkpoint(logdir):
@@ -78,7 +79,8 @@ def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     assert code == 0, output
     words = dict(word.split("=") for word in output.splitlines()[-1].split())
     assert words["episodes"] == "3" and words["env_steps"] == str(saved.env_steps)
-    assert float(words["return_mean"]) >= 1.0 and float(words["return_std"]) >= 0.0
+    # CartPole's episodes; the deviation is tested in test_roles.py.
+    assert 8.0 <= float(words["return_mean"]) <= 500.0 and 0.0 <= float(words["return_std"]) < 250.0
 
 
 def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path):
@@ -249,6 +251,8 @@ def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
     rows = metrics.read(tmp_path / "evaluator.csv")
     assert rows[-1]["env_steps"] >= 3000 and rows[-1]["episodes"] == 4
     assert {"env_steps", "learner_steps", "wall_seconds", "episodes", "return_mean", "return_std"} <= rows[-1].keys()
-    for name in ("learner.csv", "actor_0.csv", "actor_1.csv", "curve.png", "checkpoints"):
+    for name in ("learner.csv", "actor_0.csv", "actor_1.csv", "checkpoints"):
         assert (tmp_path / name).exists(), name
+    # Of a short run the evaluator may see the end alone, which is no curve yet.
+    assert has_curve(tmp_path / "curve.png") if len(rows) > 1 else not (tmp_path / "curve.png").exists()
     assert json.loads((tmp_path / "config.json").read_text())["env"] == "CartPole-v1"

@@ -185,6 +185,36 @@ def test_a_block_of_many_environments_is_split_into_batches(serve_here):
         assert (batch.env_steps, batch.rows) == (transitions(environments, rows), 5 * 2)
 
 
+class Given:
+    """A queue of these blocks."""
+
+    def __init__(self, items: list[list[np.ndarray]]):
+        self.items = items
+
+    def take(self, count: int) -> list[list[np.ndarray]]:
+        return [self.items.pop(0) for _ in range(count)]
+
+
+@pytest.mark.parametrize("batch_size", [2, 6, 12])
+def test_each_environment_brings_its_own_memory(batch_size):
+    """Counting memories are alike in all environments of a row: here each is another."""
+    num_envs = 6
+    agent = counting_agent(Blocks(2), max_size=100)
+    structure = blocks.structure(agent, CountingEnvironment(num_envs).spec, num_envs)
+    empty = structure.unflatten([np.zeros(x.shape, x.dtype) for x in structure.leaves])
+    items = []
+    for block in range(2):
+        rows = np.arange(num_envs, dtype=np.int32) + num_envs * block
+        steps = empty.steps._replace(reward=np.tile(rows, (3, 1)).astype(np.float32))
+        items.append(structure.flatten(blocks.Block(steps, RowMemory(rows), np.int64(0))))
+    batches = blocks.batches(Given(items), agent.table, structure, batch_size)
+    for number in range(2 * num_envs // batch_size):
+        sample = next(batches).sample
+        expected = np.arange(batch_size) + batch_size * number
+        np.testing.assert_array_equal(sample.steps.reward, np.tile(expected, (3, 1)))
+        np.testing.assert_array_equal(sample.memory.rows, expected)
+
+
 class FullQueue:
     """A queue that holds `max_blocks` blocks, and a thread that appends to it until it was told to stop."""
 

@@ -316,6 +316,17 @@ def test_the_error_buffer_is_a_tenth_of_the_minimum_size_but_never_small():
     assert error_buffer(dataclasses.replace(large, samples_per_insert=0.5)) == 3_000
 
 
+@pytest.mark.parametrize("num_servers", [1, 3])
+def test_each_of_several_servers_limits_its_share(num_servers):
+    """Of 30,000 items and a tenth of them to either side of the ratio, four samples each."""
+    spec = dataclasses.replace(LIMITED, min_size=30_000, max_size=90_000)
+    info = table_of(spec, num_servers).info
+    limiter, share = info.rate_limiter_info, 30_000 // num_servers
+    assert (info.max_size, limiter.min_size_to_sample) == (90_000 // num_servers, share)
+    assert limiter.samples_per_insert == 4.0
+    assert (limiter.min_diff, limiter.max_diff) == (4 * share * 0.9, 4 * share * 1.1)
+
+
 def counts(client) -> tuple[int, int]:
     """(inserts, samples) that the table has let through."""
     limiter = client.server_info()["replay"].rate_limiter_info

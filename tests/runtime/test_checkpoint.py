@@ -99,7 +99,8 @@ def test_the_newest_is_restored_and_the_newest_few_are_kept(agent, fresh, tmp_pa
     restoring.close()
     assert version == Version(10, 1000)
     assert_same_bits(state, states[10])
-    assert len([path for path in tmp_path.iterdir() if path.name.startswith("learner_steps")]) == 3
+    # 9 came after 10, and is none to go on from.
+    assert {path.name for path in tmp_path.iterdir()} == {f"learner_steps_{steps}" for steps in (1, 2, 10)}
 
 
 def test_what_is_saved_already_is_left_as_it_is(agent, fresh, tmp_path):
@@ -107,8 +108,12 @@ def test_what_is_saved_already_is_left_as_it_is(agent, fresh, tmp_path):
     checkpointer.save(fresh(0), Version(3, 30))
     checkpointer.save(fresh(1), Version(3, 30))
     state, _ = checkpointer.restore()
-    checkpointer.close()
     assert_same_bits(state, fresh(0))
+    checkpointer.save(fresh(1), Version(4, 30))  # gradients that bring no experience are further updates
+    state, version = checkpointer.restore()
+    checkpointer.close()
+    assert version == Version(4, 30)
+    assert_same_bits(state, fresh(1))
 
 
 def test_a_half_written_checkpoint_is_not_found(agent, fresh, tmp_path):

@@ -18,9 +18,10 @@ class Act:
     """Notes its counts and memories."""
 
     def __init__(self):
-        self.calls = []
+        self.calls, self.keys = [], []
 
     def __call__(self, params, key, count, timestep, memory):
+        self.keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
         self.calls.append((params, int(count), memory.tolist()))
         return np.zeros(len(memory), np.int32), {}, memory + 1
 
@@ -89,14 +90,18 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
 
     learner = Learner(env_steps)
     loop = evaluator.run(
-        play_agent(), act, make_environment, learner, jax.random.key(0), 2, period=10, max_env_steps=40, due=start
+        play_agent(), act, make_environment, learner, jax.random.key(0), 4, period=10, max_env_steps=40, due=start
     )
     rows, episodes = zip(*within(60, "the last evaluation", list, loop), strict=True)
     assert [row["env_steps"] for row in rows] == expected
     assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
     assert [evaluation for evaluation, _ in made] == list(range(len(expected))), "each has its own seed"
     assert closed == [environment for _, environment in made]
-    returns = [return_of(0, 0), return_of(1, 0)]
+    returns = [return_of(i, n) for i in range(2) for n in range(2)]
+    assert returns == [1.0, 36.0, 3.0, 50.0], "whose deviation is not their variance"
     for row, played in zip(rows, episodes, strict=True):
-        assert row["episodes"] == 2 and played.returns == returns
-        assert (row["return_mean"], row["return_std"]) == (np.mean(returns), np.std(returns))
+        assert row["episodes"] == 4 and played.returns == returns
+        assert row["return_mean"] == 22.5 and row["return_std"] == pytest.approx(21.1009, abs=1e-3)
+    each = len(act.keys) // len(expected)
+    keys = [set(act.keys[n * each : (n + 1) * each]) for n in range(len(expected))]
+    assert all(len(of_one) == 1 for of_one in keys) and len(set.union(*keys)) == len(expected), "each has its own key"

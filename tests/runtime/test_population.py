@@ -185,6 +185,39 @@ def test_only_the_last_episodes_count(members):
     assert learners[0].replaced == 1
 
 
+class Told:
+    """A container of what was pushed."""
+
+    def push(self, version, value):
+        self.newest = version, value
+
+    def pull(self):
+        return self.newest
+
+    def filled(self):
+        return hasattr(self, "newest")
+
+
+@pytest.mark.parametrize("where", ["params", "opt_state"])
+def test_a_stacked_member_that_has_diverged_is_replaced(tmp_path, where):
+    """Though its episodes, which it made before, were the best."""
+    each, container = population(4, None, tmp_path), Told()
+    Returns(each, container).add(Version(0, 0), Episodes(list(range(4)), [5.0, 6.0, 9.0, 5.0], [1] * 4))
+    states = [state_of(m) for m in range(4)]
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan) if x.dtype == np.float32 else x, getattr(states[2], where))
+    states[2] = states[2]._replace(**{where: broken})
+    learner = Learner(jax.tree.map(lambda *x: np.stack(x), *states))
+    exchange = Exchange(each, [[container]], [], jax.random.key(0), 0)
+    exchange.start(learner)
+    learner.advance(100)
+    exchange(learner)
+    after = [jax.tree.map(lambda x, m=m: x[m], learner.state) for m in range(4)]
+    assert_same(after[2]._replace(hypers=None), states[1]._replace(hypers=None))
+    for m in (0, 1, 3):
+        assert_same(after[m], states[m])
+    assert metrics.read(tmp_path / "lineage_2.csv")[-1]["donor"] == 1
+
+
 def test_stacked_members_take_their_turns_together(tmp_path):
     each = population(4, None, tmp_path)
     structure = returns_structure(each)

@@ -1,0 +1,1133 @@
+"""What the launchers hand to the parts of a run: tiny runs are put together in this process, of fakes that note what
+they are given."""
+
+import inspect
+import itertools
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import environments
+import replay
+import runtime.checkpoint
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedback, Version
+from environments import tasks
+from environments.environment import Episodes
+from launchers import evaluate, flags, processes, role, roles, serial, threads, train
+from launchers import population as populations
+from launchers import run as runs
+from launchers.ports import free_port
+from launchers.roles import Parts
+from launchers.settings import UsageError
+from replay import local
+from replay.local_carrier import LocalCarrier
+from replay.rows import Batch
+from runtime import actor, evaluator, learner, metrics, worker
+from tests.pictures import has_curve
+
+ROOT = pathlib.Path(__file__).parents[2]
+COMMON = {
+    "num_actors": 2,
+    "envs_per_actor": 4,
+    "seed": 5,
+    "max_env_steps": 1000,
+    "eval_period": 70,
+    "eval_episodes": 6,
+    "publish_period": 3,
+    "carrier": "local",
+}
+TINY_REPLAY = {"batch_size": 8, "min_replay_size": 8, "replay_size": 64, "hidden_sizes": (8,)}
+MEMBERS = {"population": 3, "tune": "learning_rate:log:1e-5:1e-2"}
+# name -> (agent, environment, settings, fields)
+RUNS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
+    "queue": ("impala", "CartPole-v1", {}, {}),
+    "two tasks": ("a2c", "CartPole-v1,Acrobot-v1", {}, {}),
+    "uniform": ("ddpg", "Pendulum-v1", {"updates_per_dispatch": 5}, TINY_REPLAY | {"replay": "uniform"}),
+    "prioritized": ("ddpg", "Pendulum-v1", {"updates_per_dispatch": 5}, TINY_REPLAY | {"replay": "prioritized"}),
+    "gradients": ("a3c", "CartPole-v1", {"max_staleness": 7, "max_loss_deviations": 2.5}, {"batch_size": 4}),
+    "gradients of a replay": ("gorila", "CartPole-v1", {"max_staleness": 9}, TINY_REPLAY),
+    "stacked": ("a2c", "CartPole-v1", MEMBERS | {"population_mode": "vmap", "fitness": "evaluation"}, {}),
+}
+GRADIENTS = [name for name in RUNS if name.startswith("gradients")]
+
+
+def make(name: str, **settings) -> runs.Run:
+    agent, env, own, config = RUNS[name]
+    return runs.make(agent, env, COMMON | own | settings, config)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two keys are one."""
+    return bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
+
+
+class Noted(list):
+    """Stands for a function: notes each call's arguments by their names, and `gives` of them what it returns."""
+
+    def __init__(self, function: Any, gives: Any):
+        super().__init__()
+        self._signature, self._gives = inspect.signature(function), gives
+
+    def __call__(self, *args, **kwargs):
+        bound = self._signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        self.append(SimpleNamespace(**bound.arguments))
+        return self._gives(self[-1])
+
+
+class Clock:
+    """What `time` is to a module, at a standstill."""
+
+    def __init__(self, now: float = 100.0):
+        self.now = now
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Channel:
+    """Nothing travels."""
+
+    def __init__(self, source=None):
+        self.source, self.calls, self.turn, self.stopped = source, [], None, None
+        self.writer = Noted(lambda task, priority, stopped: None, lambda call: ("writer", call.task))
+
+    def batches(self):
+        for env_steps in itertools.cycle([30, 31]):
+            if self.turn:
+                self.turn()
+                self.turn()
+            yield Batch(f"a sample of {env_steps}", None, env_steps, 30)
+
+    def feedback(self, keys, priorities):
+        """Nobody asks."""
+
+    def save(self):
+        self.calls.append("save")
+
+    def state(self):
+        return "what the replay holds"
+
+
+class Container:
+    """Of variables."""
+
+    def __init__(self, name):
+        self.name, self.calls = name, []
+
+    def wait(self):
+        self.calls.append("wait")
+
+    def push(self, version, params):
+        self.calls.append(("push", version, params))
+
+
+class Carrier:
+    def __init__(self, source=None):
+        self.of, self.one = {}, Channel(source)
+        self.channel = Noted(LocalCarrier(None, None).channel, lambda _: self.one)
+
+    def variables(self, structure, name="variables"):
+        return self.of.setdefault(name, Container(name))
+
+
+class FakeLearner:
+    """Learns nothing, as its class is told to: `turns` of (seconds, Version, host's metrics, metrics)."""
+
+    turns: tuple[Any, ...] = ()
+    clock = Clock()
+
+    def __init__(self, given):
+        self.given, self.version, self.published = given, given.version, 0
+
+    def run(self, batches):
+        for seconds, self.version, host, learnt in FakeLearner.turns:
+            FakeLearner.clock.now += seconds
+            if not isinstance(batches, tuple):  # of a thread's, no more than its arguments are there
+                next(batches)
+            yield Feedback(learnt), dict(host)
+
+    def publish(self):
+        self.published += 1
+
+    def host_state(self):
+        return "the state now"
+
+
+class FakeExchange:
+    def __init__(self):
+        self.calls = []
+
+    def start(self, given):
+        self.calls.append("start")
+
+    def __call__(self, given):
+        self.calls.append(given.version)
+
+    def rescue(self, given, why):
+        raise AssertionError(why)
+
+    def close(self):
+        self.calls.append("close")
+
+
+class FakeCheckpointer:
+    """Saves nothing; `saved` are what each folder holds, by the folder's name."""
+
+    saved: dict[str, Any] = {}
+
+    def __init__(self, directory, agent, keep=2):
+        self.directory, self.agent, self.keep, self.calls = directory, agent, keep, []
+
+    def restore(self):
+        return FakeCheckpointer.saved.get(self.directory.name)
+
+    def save(self, state, version):
+        self.calls.append((state, version))
+
+    def close(self):
+        self.calls.append("close")
+
+
+class FakeRecorder:
+    last: dict[str, float] | None = None
+
+    def __init__(self, given):
+        self.given, self.rows, self.histograms, self.closed = given, [], [], False
+        self.last = FakeRecorder.last
+
+    def write(self, row, histograms=None):
+        self.rows.append(row)
+        self.histograms.append(histograms)
+
+    def close(self):
+        self.closed = True
+
+
+def environment_of(asked):
+    bounded = BoundedActions(-np.ones(1, np.float32), np.ones(1, np.float32))
+    actions = bounded if "Pendulum" in asked.name else DiscreteActions(3)
+    spec = EnvironmentSpec((2,), np.dtype(np.float32), actions, 100, len(tasks.names(asked.name)))
+    asked.closed = 0
+
+    def close():
+        asked.closed += 1
+
+    return SimpleNamespace(spec=spec, num_envs=asked.num_envs, close=close)
+
+
+@pytest.fixture
+def fakes(monkeypatch):
+    """All that roles are made of, noted: fakes.NAME is the list of that one's calls."""
+    noted = SimpleNamespace()
+
+    def replace(name, where, attribute, gives):
+        setattr(noted, name, Noted(getattr(where, attribute), gives))
+        monkeypatch.setattr(where, attribute, getattr(noted, name))
+
+    def keep(given):
+        return given
+
+    def instance(of):
+        def make_one(given):
+            given.made = of(given)
+            return given.made
+
+        return make_one
+
+    replace("environments", environments, "make", environment_of)
+    replace("compile_act", actor, "compile_act", keep)
+    replace("compile_priority", actor, "compile_priority", keep)
+    replace("compile_gradient", worker, "compile_gradient", keep)
+    replace("actors", actor, "run", lambda _: iter(()))
+    replace("workers", worker, "run", lambda _: iter(()))
+    replace("evaluators", evaluator, "run", lambda _: iter(()))
+    replace("recorders", roles, "Recorder", instance(FakeRecorder))
+    replace("learners", learner, "Learner", instance(FakeLearner))
+    replace("publishers", learner, "Publisher", instance(lambda _: SimpleNamespace(close=lambda: None)))
+    replace("updaters", learner, "PriorityUpdater", instance(lambda _: SimpleNamespace(close=lambda: None)))
+    replace("admissions", learner, "Admission", keep)
+    replace("prefetches", learner, "prefetch", lambda given: ("prefetched", given.batches))
+    replace("metrics", learner, "read_metrics", lambda given: dict(given.feedback.metrics))
+    replace("replays", local, "LocalReplay", keep)
+    replace("blocks", local, "LocalBlocks", keep)
+    replace("exchanges", roles, "Exchange", instance(lambda _: FakeExchange()))
+    replace("returns", roles, "Returns", keep)
+    monkeypatch.setattr(roles, "Checkpointer", FakeCheckpointer)
+    monkeypatch.setattr(Parts, "init", lambda self: "a new state")
+    noted.clock = FakeLearner.clock = Clock()
+    monkeypatch.setattr(roles, "time", noted.clock)
+    monkeypatch.setattr(FakeLearner, "turns", ())
+    monkeypatch.setattr(FakeCheckpointer, "saved", {})
+    monkeypatch.setattr(FakeRecorder, "last", None)
+    return noted
+
+
+# Seeds ---------------------------------------------------------------------------------------------------------------
+
+
+def test_each_role_and_task_of_each_run_has_a_seed_of_its_own():
+    seeds = [
+        make("queue", seed=seed).seed_of(name, task)
+        for seed in (0, 1, 5)
+        for name in ("actor", "evaluator", "evaluate", "learner", "init", "replay", "exchange", "population", "member")
+        for task in range(20)
+    ]
+    assert len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**31
+
+
+def test_a_new_state_is_of_the_runs_seed(monkeypatch, tmp_path):
+    monkeypatch.setattr(environments, "make", Noted(environments.make, environment_of))
+    states = [Parts(make("two tasks", seed=seed), tmp_path).init() for seed in (1, 1, 2)]
+    first, again, other = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(s.params)]) for s in states)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - other).max() > 0
+    parts = Parts(make("stacked"), tmp_path)
+    drawn = populations.draws(parts.run)["learning_rate"]
+    state = parts.init()
+    np.testing.assert_array_equal(state.hypers.learning_rate, np.array(drawn, np.float32))
+    assert len(set(drawn)) == 3
+
+
+# Actors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_each_actor_has_what_is_its_own(name, fakes, tmp_path):
+    run = make(name)
+    parts, carrier = Parts(run, tmp_path), Carrier()
+    stops = [threading.Event() for _ in range(2)]
+    for task in range(2):
+        list(roles.act(parts, carrier, task, stops[task]))
+    calls, others = (fakes.workers, fakes.actors) if name in GRADIENTS else (fakes.actors, fakes.workers)
+    assert (len(calls), len(others)) == (2, 0)
+    size = 12 if name == "stacked" else 4
+    spec, *made = fakes.environments
+    assert (spec.name, spec.num_envs) == (run.env, len(run.tasks))
+    assert [(e.name, e.num_envs, e.evaluation, e.closed) for e in made] == [(run.env, size, False, 1)] * 2
+    assert [e.seed for e in made] == [run.seed_of("actor", 0), run.seed_of("actor", 1)]
+    assert len({e.seed for e in (spec, *made)}) == 3
+    for task, call in enumerate(calls):
+        assert call.agent is parts.agent and call.act is parts.act and call.device is parts.device
+        assert call.variables is carrier.of["variables"] and call.variables.calls == ["wait"] * 2
+        assert call.environment.num_envs == size
+        assert same(call.key, jax.random.key(run.seed_of("actor", task)))
+        assert call.writer == ("writer", task)
+        places = np.arange(size) + task * size
+        np.testing.assert_allclose(call.ranks, places / (2 * size - 1), rtol=1e-6)
+        assert call.ranks.dtype == np.float32
+        assert not call.stopped()
+        stops[task].set()
+        assert call.stopped()
+    assert not same(calls[0].key, calls[1].key)
+    assert parts.act.act is parts.agent.act and parts.act.device is parts.device
+    assert [(r.logdir, r.role, r.made.closed) for r in fakes.recorders] == [
+        (tmp_path, "actor_0", True),
+        (tmp_path, "actor_1", True),
+    ]
+    writers = carrier.one.writer
+    assert [w.task for w in writers] == [0, 1] and all(w.priority is parts.priority for w in writers)
+    assert all(w.stopped() for w in writers)
+
+
+def test_a_lone_environment_is_the_first_of_all(fakes, tmp_path):
+    list(roles.act(Parts(make("queue", num_actors=1, envs_per_actor=1), tmp_path), Carrier(), 0, threading.Event()))
+    assert fakes.actors[0].ranks.tolist() == [0.0]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_actors_give_priorities_where_there_is_a_replay(name, fakes, tmp_path):
+    parts = Parts(make(name), tmp_path)
+    if name not in ("uniform", "prioritized"):
+        assert parts.priority is None and not fakes.compile_priority
+        return
+    assert parts.priority.priority is parts.agent.priority and parts.priority.device is parts.device
+    assert parts.priority.capacity >= parts.num_envs
+    assert (parts.agent.priority is not None) == (name == "prioritized")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_channel_is_of_the_runs_sizes(name, fakes, tmp_path):
+    parts, carrier = Parts(make(name), tmp_path), Carrier()
+    parts.channel(carrier, "saved")
+    (call,) = carrier.channel
+    assert call.agent is parts.agent and call.table == parts.table and call.structure is parts.items
+    batch = {"uniform": 40, "prioritized": 40, "gradients": parts.mesh.size, "gradients of a replay": parts.mesh.size}
+    assert call.batch_size == batch.get(name, parts.agent.batch_size)
+    assert (call.num_actors, call.num_envs) == (2, 12 if name == "stacked" else 4)
+    assert call.max_rows == 2000 and call.saved == "saved"
+
+
+def test_a_worker_keeps_what_it_sees_to_itself(fakes, tmp_path):
+    on_policy = Parts(make("gradients"), tmp_path)
+    assert on_policy.experience(0) is fakes.blocks[0] and fakes.blocks[0].structure is on_policy.own_items
+    run = make("gradients of a replay")
+    parts = Parts(run, tmp_path)
+    for task in range(2):
+        kept = parts.experience(task)
+        assert kept is fakes.replays[task] and kept.agent is parts.own and kept.structure is parts.own_items
+        assert kept.seed == run.seed_of("replay", task)
+        assert (kept.batch_size, kept.num_envs, kept.max_rows, kept.workers) == (8, 4, 2000, 2)
+    assert fakes.replays[0].seed != fakes.replays[1].seed
+    assert parts.own.table.kind == "uniform" and parts.own.table.max_size == 64
+    assert parts.gradient.agent is parts.agent and parts.gradient.device is parts.device
+
+
+def test_an_actors_rows_are_of_the_time_since_the_last(fakes, tmp_path, monkeypatch):
+    # (seconds, actor steps, environments of the episodes that ended, their returns)
+    turns = [
+        (2.0, 10, [0], [1.0]),
+        (0.5, 40, [1, 3], [2.0, 7.0]),
+        (1.5, 70, [2], [6.0]),
+        (2.0, 74, [], []),
+    ]
+
+    def play(_):
+        for seconds, steps, environments_, returns in turns:
+            fakes.clock.now += seconds
+            metrics = {"learner_steps": 4, "env_steps": 100, "actor_steps": steps}
+            yield metrics, Episodes(environments_, returns, [1] * len(returns))
+
+    monkeypatch.setattr(fakes.actors, "_gives", play)
+    parts = Parts(make("two tasks"), tmp_path)
+    assert len(list(roles.act(parts, Carrier(), 0, threading.Event()))) == 4
+    rows = fakes.recorders[0].made.rows
+    assert [row["env_steps_per_second"] for row in rows] == [10 / 2, 60 / 2, 4 / 2]
+    assert [row["episodes"] for row in rows] == [1, 3, 0]
+    np.testing.assert_array_equal([row["return_mean"] for row in rows], [1.0, 5.0, np.nan])
+    of_tasks = [[row[f"return_mean_{task}"] for row in rows] for task in parts.run.tasks]
+    np.testing.assert_array_equal(of_tasks, [[1.0, 6.0, np.nan], [np.nan, 4.5, np.nan]])
+
+
+def test_means_are_told_of_each_member(fakes, tmp_path):
+    parts = Parts(make("stacked"), tmp_path)
+    told = parts.return_means([0, 1, 2, 3, 4], [1.0, 2.0, 3.0, 5.0, 6.0])
+    assert told == {"return_mean_member_0": 3.0, "return_mean_member_1": 4.0, "return_mean_member_2": 3.0}
+
+
+# The learner ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("carrier", ["local", "reverb"])
+def test_the_learner_has_what_the_command_line_says(name, carrier, fakes, tmp_path):
+    run = make(name) if carrier == "local" else settings_of(name, carrier="reverb")
+    parts = Parts(run, tmp_path)
+    source = "the rings" if carrier == "local" and parts.replays else None
+    fake = Carrier(source)
+    stop = threading.Event()
+    learning, batches, publisher = roles.open_learning(parts, fake, stop.is_set)
+    (given,) = fakes.learners
+    assert given.agent is parts.agent and given.state == "a new state" and given.version == Version(0, 0)
+    assert given.seed == run.seed_of("learner")
+    assert (given.publish_period, given.mesh, given.source) == (3, parts.mesh, source)
+    assert given.updates_per_dispatch == (5 if parts.replays else 1)
+    if name in GRADIENTS:
+        (admission,) = fakes.admissions
+        numbers = {"gradients": (7, 2.5), "gradients of a replay": (9, 0.0)}
+        assert given.admission is admission
+        assert (admission.max_staleness, admission.max_loss_deviations) == numbers[name]
+    else:
+        assert given.admission is None
+    if name == "prioritized" and carrier == "reverb":
+        (updater,) = fakes.updaters
+        assert updater.send == fake.one.feedback and updater.local == parts.mesh.local
+        assert given.update_priorities is updater.made
+    else:
+        assert given.update_priorities is None and not fakes.updaters
+    variables = fake.of["variables"]
+    if carrier == "local":
+        assert given.publish == variables.push and publisher is None and not fakes.publishers
+    else:
+        (publishing,) = fakes.publishers
+        assert publishing.variables is variables and publishing.host == parts.mesh.host
+        assert given.publish is publisher is publishing.made
+    assert fake.one.stopped == stop.is_set
+    if source is None:
+        (prefetch,) = fakes.prefetches
+        assert batches == ("prefetched", prefetch.batches)
+        assert prefetch.stopped == stop.is_set and prefetch.send == parts.send
+        batches = prefetch.batches
+    counted = [10, 10] if name == "stacked" else [30, 31]
+    assert [next(batches).env_steps for _ in range(2)] == counted, "of each member"
+    assert [(r.logdir, r.role) for r in fakes.recorders] == [(tmp_path, "learner")]
+    assert learning.version == Version(0, 0)
+    if name == "stacked":
+        (exchange,) = fakes.exchanges
+        assert exchange.population is parts.population and exchange.env_steps == 0 and exchange.states == []
+        assert [[c.name for c in containers] for containers in exchange.returns] == [["evaluator"]]
+        assert same(exchange.key, jax.random.key(run.seed_of("exchange")))
+    else:
+        assert not fakes.exchanges
+
+
+def settings_of(name: str, **settings) -> runs.Run:
+    """The run in Reverb, also where that is not installed: nothing here needs it."""
+    run = make(name)
+    return runs.dataclasses.replace(run, **settings)
+
+
+@pytest.mark.parametrize("name", ["uniform", "queue"])
+def test_learning_goes_on_from_what_was_saved(name, fakes, tmp_path):
+    saved = {"checkpoints": ("an old state", Version(4, 90)), "replay": ("an old replay", Version(4, 90))}
+    FakeCheckpointer.saved = saved
+    parts, carrier = Parts(make(name), tmp_path), Carrier("the rings" if name == "uniform" else None)
+    learning, _, _ = roles.open_learning(parts, carrier, lambda: False)
+    (given,) = fakes.learners
+    assert (given.state, given.version) == saved["checkpoints"] and learning.version == Version(4, 90)
+    assert carrier.channel[0].saved == ("an old replay" if name == "uniform" else None)
+
+
+class Saving(FakeCheckpointer):
+    """Each save of the run, in its order."""
+
+    order: list[Any] = []
+
+    def save(self, state, version):
+        Saving.order.append((self.directory.name, state, version))
+
+
+@pytest.fixture
+def saves(monkeypatch):
+    monkeypatch.setattr(roles, "Checkpointer", Saving)
+    monkeypatch.setattr(Saving, "order", [])
+    return Saving.order
+
+
+@pytest.mark.parametrize("name", ["uniform", "queue"])
+def test_what_is_learnt_is_published_and_saved_at_the_end(name, fakes, saves, tmp_path):
+    FakeLearner.turns = tuple(
+        (1.0, Version(n, 400 * n), {"wait_seconds": 0.25}, {"loss": 1.0 * n}) for n in range(1, 9)
+    )
+    parts, carrier = Parts(make(name), tmp_path), Carrier("the rings" if name == "uniform" else None)
+    versions = list(roles.learn(parts, carrier, threading.Event()))
+    assert versions == [Version(n, 400 * n) for n in (1, 2, 3)], "until max_env_steps"
+    (given,) = fakes.learners
+    assert given.made.published == 1
+    assert saves[0] == ("checkpoints", "the state now", Version(3, 1200))
+    if name == "uniform":
+        assert saves[1:] == [("replay", "what the replay holds", Version(3, 1200))] and not carrier.one.calls
+    else:
+        assert len(saves) == 1 and carrier.one.calls == ["save"]
+    assert fakes.recorders[0].made.closed
+    assert [m.feedback.metrics["loss"] for m in fakes.metrics][-1] == 3.0, "none is saved unseen"
+
+
+def refuse_nan(given):
+    if not np.isfinite(given.feedback.metrics["loss"]):
+        raise learner.NotFinite("the loss became nan")
+    return dict(given.feedback.metrics)
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_not_finite_is_not_saved(recorded, fakes, saves, tmp_path, monkeypatch):
+    """Whether or not there is a row of it."""
+    FakeLearner.turns = (
+        (3.0, Version(1, 10), {"wait_seconds": 0.0}, {"loss": 1.0}),
+        (3.0 if recorded else 0.5, Version(2, 20), {"wait_seconds": 0.0}, {"loss": float("nan")}),
+        (3.0, Version(3, 2000), {"wait_seconds": 0.0}, {"loss": 1.0}),
+    )
+    monkeypatch.setattr(fakes.metrics, "_gives", refuse_nan)
+    run = make("queue", checkpoint_seconds=600.0 if recorded else 0.1)
+    with pytest.raises(learner.NotFinite):
+        list(roles.learn(Parts(run, tmp_path), Carrier(), threading.Event()))
+    assert [version for _, _, version in saves] == ([] if recorded else [Version(1, 10)])
+
+
+def test_a_member_that_is_not_finite_goes_on_from_a_peer(fakes, saves, tmp_path, monkeypatch):
+    FakeLearner.turns = (
+        (3.0, Version(1, 10), {"wait_seconds": 0.0}, {"loss": float("nan")}),
+        (3.0, Version(2, 2000), {"wait_seconds": 0.0}, {"loss": 1.0}),
+    )
+    rescued: list[Any] = []
+    monkeypatch.setattr(fakes.metrics, "_gives", refuse_nan)
+    monkeypatch.setattr(FakeExchange, "rescue", lambda self, given, why: rescued.append((given, why)))
+    parts = Parts(make("stacked", population_mode="separate"), tmp_path, 1)
+    list(roles.learn(parts, Carrier(), threading.Event()))
+    assert rescued == [(fakes.learners[0].made, "the loss became nan")]
+    assert [np.isnan(row["loss"]) for row in fakes.recorders[0].made.rows] == [True, False]
+    assert fakes.exchanges[0].made.calls == ["start", Version(1, 10), Version(2, 2000), "close"]
+
+
+def test_a_run_that_is_done_learns_nothing(fakes, saves, tmp_path):
+    FakeLearner.turns = ((1.0, Version(11, 1010), {"wait_seconds": 0.0}, {}),)
+    FakeCheckpointer.saved = {"checkpoints": ("an old state", Version(10, 1000))}
+    assert list(roles.learn(Parts(make("queue"), tmp_path), Carrier(), threading.Event())) == []
+    assert not saves
+
+
+def test_checkpoints_are_as_many_seconds_apart_as_asked(fakes, saves, tmp_path):
+    FakeLearner.turns = tuple((4.0, Version(n, n), {"wait_seconds": 0.0}, {}) for n in range(1, 10))
+    list(roles.learn(Parts(make("queue", checkpoint_seconds=10.0), tmp_path), Carrier(), threading.Event()))
+    assert [version.learner_steps for _, _, version in saves] == [3, 6, 9, 9]
+
+
+def test_a_learners_rows_are_of_the_time_since_the_last(fakes, saves, tmp_path):
+    FakeLearner.turns = (
+        (2.0, Version(4, 100), {"wait_seconds": 0.5, "lag": 1.0, "stale": 2}, {"loss": 1.5}),
+        (0.5, Version(5, 140), {"wait_seconds": 0.25, "lag": 3.0}, {"loss": 2.5}),
+        (0.75, Version(9, 200), {"wait_seconds": 0.5, "lag": 4.0}, {"loss": 3.5}),
+        (4.0, Version(10, 240), {"wait_seconds": 1.0}, {"loss": 4.5}),
+        (0.25, Version(11, 1000), {"wait_seconds": 0.125, "lag": 9.0}, {"loss": 5.5}),
+    )
+    list(roles.learn(Parts(make("queue"), tmp_path), Carrier(), threading.Event()))
+    recorder = fakes.recorders[0].made
+    rows = recorder.rows
+    assert [(row["learner_steps"], row["env_steps"]) for row in rows] == [(4, 100), (9, 200), (10, 240), (11, 1000)]
+    assert [row["env_steps_per_second"] for row in rows] == [100 / 2, 100 / 1.25, 40 / 4, 760 / 0.25]
+    assert [row["learner_steps_per_second"] for row in rows] == [4 / 2, 5 / 1.25, 1 / 4, 1 / 0.25]
+    assert [row["wait_fraction"] for row in rows] == [0.5 / 2, 0.75 / 1.25, 1 / 4, 0.125 / 0.25]
+    assert [row["loss"] for row in rows] == [1.5, 3.5, 4.5, 5.5]
+    assert [row.get("lag") for row in rows] == [1.0, 4.0, None, 9.0] and rows[0]["stale"] == 2
+    assert recorder.histograms == [{"lags": [1.0]}, {"lags": [3.0, 4.0]}, {}, {"lags": [9.0]}]
+
+
+def test_of_several_hosts_the_first_alone_publishes_records_and_saves(fakes, saves, tmp_path, monkeypatch):
+    FakeLearner.turns = ((1.0, Version(1, 2000), {"wait_seconds": 0.0}, {}),)
+    parts, carrier = Parts(make("queue"), tmp_path), Carrier()
+    assert parts.mesh.size
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    list(roles.learn(parts, carrier, threading.Event()))
+    fakes.learners[0].publish(Version(0, 0), "parameters")
+    assert carrier.of["variables"].calls == [] and not fakes.recorders and not saves and not carrier.one.calls
+
+
+# Evaluations ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("done", [0, 150])
+def test_the_evaluator_plays_greedily_for_raw_rewards(name, done, fakes, tmp_path):
+    FakeRecorder.last = {"env_steps": float(done)} if done else None
+    run = make(name)
+    parts, carrier, stop = Parts(run, tmp_path), Carrier(), threading.Event()
+    list(roles.evaluate(parts, carrier, stop))
+    (call,) = fakes.evaluators
+    assert call.agent is parts.agent and call.act is parts.act_greedily
+    assert parts.act_greedily.act is parts.agent.act_greedily and parts.act_greedily.device is parts.device
+    assert parts.agent.act_greedily is not parts.agent.act
+    assert call.variables is carrier.of["variables"] and call.variables.calls == ["wait"]
+    assert same(call.key, jax.random.key(run.seed_of("evaluator")))
+    members = 3 if name == "stacked" else 1
+    assert (call.episodes, call.period, call.max_env_steps) == (6 * members, 70, 1000)
+    assert call.due == (210 if done else 70), "the next that was not made"
+    del fakes.environments[:]
+    for number in range(2):
+        call.make_environment(number)
+    made = fakes.environments
+    assert [(e.name, e.num_envs, e.evaluation) for e in made] == [(run.env, 6 * members, True)] * 2
+    assert [e.seed for e in made] == [run.seed_of("evaluator", 0), run.seed_of("evaluator", 1)]
+    assert not call.stopped()
+    stop.set()
+    assert call.stopped()
+    assert [(r.logdir, r.role, r.made.closed) for r in fakes.recorders] == [(tmp_path, "evaluator", True)]
+    assert [r.container.name for r in fakes.returns] == (["evaluator"] if name == "stacked" else [])
+
+
+def test_an_evaluator_that_is_done_plays_nothing(fakes, tmp_path):
+    FakeRecorder.last = {"env_steps": 1000.0}
+    assert list(roles.evaluate(Parts(make("queue"), tmp_path), Carrier(), threading.Event())) == []
+    assert not fakes.evaluators
+
+
+@pytest.mark.parametrize("fitness", ["training", "evaluation"])
+def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
+    run = make("stacked", fitness=fitness)
+    parts, carrier = Parts(run, tmp_path), Carrier()
+    list(roles.evaluate(parts, carrier, threading.Event()))
+    told = [r.container.name for r in fakes.returns]
+    for task in range(2):
+        list(roles.act(parts, carrier, task, threading.Event()))
+    told += [r.container.name for r in fakes.returns[len(told) :]]
+    expected = ["actor_0", "actor_1"] if fitness == "training" else ["evaluator"]
+    assert told == expected
+    parts.exchange(carrier, 0)
+    (containers,) = fakes.exchanges[-1].returns
+    assert [c.name for c in containers] == expected
+
+
+def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_path):
+    run = make("stacked", population_mode="separate")
+    members = roles.make_parts(run, tmp_path)
+    assert [parts.logdir for parts in members] == [tmp_path / f"member_{m}" for m in range(3)]
+    assert len({parts.run.seed for parts in members}) == len({parts.run.config.learning_rate for parts in members}) == 3
+    carrier = Carrier()
+    for m, parts in enumerate(members):
+        list(roles.act(parts, carrier, 0, threading.Event()))
+        assert fakes.actors[m].variables.name == f"member_{m}_variables"
+        assert carrier.channel[m].table.name == f"member_{m}_queue"
+        parts.exchange(carrier, 40)
+        exchange = fakes.exchanges[m]
+        assert exchange.population.member == m and exchange.env_steps == 40
+        assert [s.name for s in exchange.states] == [f"member_{n}_state" for n in range(3)]
+        assert [[c.name for c in of] for of in exchange.returns] == [[f"member_{n}_evaluator"] for n in range(3)]
+    assert not same(fakes.actors[0].key, fakes.actors[1].key)
+
+
+def evaluated(monkeypatch, logdir, run, capsys, *arguments):
+    """What evaluator.play was given, and what was printed."""
+    runs.save(run, logdir)
+    returns = [2.0, 4.0, 12.0]
+    played = Noted(evaluator.play, lambda _: Episodes([0, 1, 2], returns, [1] * 3))
+    monkeypatch.setattr(evaluator, "play", played)
+    monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
+    monkeypatch.setattr(runtime.checkpoint, "Checkpointer", FakeCheckpointer)
+    code = flags.attempt(evaluate.evaluate, ["evaluate", f"--logdir={logdir}", *arguments])
+    printed = capsys.readouterr()
+    return code, played, dict(word.split("=") for word in printed.out.split() if "=" in word), printed.err
+
+
+@pytest.mark.parametrize(("name", "episodes"), [("queue", 7), ("two tasks", 8), ("stacked", 7)])
+def test_evaluate_plays_the_checkpoint(name, episodes, fakes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jax, "device_put", lambda tree, device: (tree, device))
+    run = make(name)
+    agent = run.make_agent(run.spec())
+    state = jax.tree.map(lambda x: np.full(x.shape, 7, x.dtype), jax.eval_shape(agent.init, jax.random.key(0)))
+    FakeCheckpointer.saved = {"checkpoints": (state, Version(3, 456))}
+    del fakes.environments[:]
+    code, (call,), words, _ = evaluated(monkeypatch, tmp_path, run, capsys, "--episodes=7")
+    assert code == 0
+    params, device = call.params
+    assert jax.tree.structure(params) == jax.tree.structure(agent.policy(state))
+    assert all((x == 7).all() for x in jax.tree.leaves(params)), "not a new init's"
+    (acting,) = [given for given in fakes.compile_act if given is call.act]
+    assert acting.act is call.agent.act_greedily and acting.device == device
+    members = 3 if name == "stacked" else 1
+    assert call.episodes == episodes * members and same(call.key, jax.random.key(run.seed_of("evaluate")))
+    made = fakes.environments[-1]
+    assert (made.num_envs, made.evaluation, made.seed) == (episodes * members, True, run.seed_of("evaluate", 0))
+    assert made.closed == 1 and call.environment.num_envs == made.num_envs
+    assert (words["episodes"], words["env_steps"]) == ("3", "456")
+    assert (float(words["return_mean"]), float(words["return_std"])) == (6.0, 4.3205)
+    assert ("return_mean_Acrobot-v1" in words) == (name == "two tasks")
+    assert ("return_mean_member_2" in words) == (name == "stacked")
+
+
+def test_evaluate_without_a_checkpoint_is_one_line(fakes, tmp_path, monkeypatch, capsys):
+    code, played, _, err = evaluated(monkeypatch, tmp_path, make("queue"), capsys)
+    assert code == 2 and not played and err.startswith("error: no checkpoint") and err.count("\n") == 1
+
+
+# Servers -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """Stands for replay.server, which brings TensorFlow."""
+    fake = SimpleNamespace(
+        build_table=Noted(
+            lambda spec, structure, sequences_per_item=1, num_servers=1: None, lambda given: ("table", given)
+        ),
+        build_variables_table=Noted(lambda structure, name="variables": None, lambda given: ("variables", given)),
+        build_steps_table=Noted(lambda table: None, lambda given: ("steps", given)),
+        serve=Noted(
+            lambda tables, port, checkpoint_path: None,
+            lambda given: SimpleNamespace(localhost_client=lambda: ("client of", given.port)),
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "replay.server", fake)
+    monkeypatch.setattr(replay, "server", fake, raising=False)
+    return fake
+
+
+@pytest.mark.parametrize(("name", "servers"), [("prioritized", 2), ("uniform", 1), ("queue", 1)])
+def test_servers_share_the_replay(name, servers, fakes, server, tmp_path):
+    parts = Parts(settings_of(name, carrier="reverb", num_replay_servers=servers), tmp_path)
+    for task in range(servers):
+        roles.serve([parts], tmp_path, task, 8000 + task)
+    assert [(s.port, s.checkpoint_path) for s in server.serve] == [
+        (8000 + task, None if name == "queue" else tmp_path / f"replay_{task}") for task in range(servers)
+    ]
+    for given in server.build_table:
+        assert given.spec == parts.table and given.num_servers == servers
+        assert given.sequences_per_item == (4 if name == "queue" else 1)
+    for served in server.serve:
+        kinds = [kind for kind, _ in served.tables]
+        assert kinds == ["table", "variables"]
+    assert all(given.name == "variables" and given.structure is parts.params for given in server.build_variables_table)
+
+
+def test_sequences_have_a_table_that_counts_their_steps(fakes, server, tmp_path, monkeypatch):
+    run = runs.dataclasses.replace(runs.make("r2d2", "CartPole-v1", {"carrier": "local"}, {}), carrier="reverb")
+    Parts(run, tmp_path).build_tables()
+    assert [given.table for given in server.build_steps_table] == [server.build_table[0].spec.name]
+
+
+@pytest.mark.parametrize("port", [0, 8000])
+def test_a_run_in_one_process_starts_its_servers(port, fakes, server, tmp_path, monkeypatch):
+    module = SimpleNamespace(ReverbCarrier=lambda clients, servers=(): ("carrier", clients, servers))
+    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", module)
+    parts = Parts(settings_of("prioritized", carrier="reverb", num_replay_servers=2), tmp_path)
+    _, clients, servers = roles.connect([parts], tmp_path, port)
+    ports = [8000, 8001] if port else [0, 0]
+    assert [s.port for s in server.serve] == ports and clients == [("client of", p) for p in ports]
+    assert len(servers) == 2
+    carrier = roles.connect([Parts(make("queue"), tmp_path)], tmp_path, port)
+    assert isinstance(carrier, LocalCarrier) and len(server.serve) == 2
+
+
+def test_another_runs_servers_are_one_line(fakes, server, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise ValueError("saved with other settings")
+
+    monkeypatch.setattr(server, "serve", refuse)
+    with pytest.raises(UsageError, match="other settings"):
+        roles.serve([Parts(make("queue"), tmp_path)], tmp_path)
+
+
+# Processes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def child(monkeypatch, tmp_path):
+    """(a watched process, the codes with which it ends, the clock); of each start a Popen is noted."""
+    codes, clock, started = [], Clock(1000.0), []
+
+    def popen(command, **_):
+        started.append(command)
+        return SimpleNamespace(poll=lambda: codes[-1] if codes else None)
+
+    monkeypatch.setattr(processes, "time", clock)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    (tmp_path / "logs").mkdir()
+    process = processes.Process("actor_0", ["--role=actor", "--task=0"], tmp_path)
+    assert started == [[sys.executable, "-P", "-m", "launchers.role", "--role=actor", "--task=0"]]
+    return process, codes, clock, started
+
+
+@pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "killed by SIGKILL"), (3, "exit code 3")])
+def test_who_dies_is_started_again_after_a_while_that_doubles(child, code, words):
+    process, codes, clock, started = child
+    assert process.watch() is None
+    for restart in range(1, 5):
+        codes.append(code)
+        news = process.watch()
+        assert words in news and f"restart {restart} of 10" in news
+        assert process.poll() is None, "between two lives"
+        del codes[:]
+        clock.now += 0.5 * 2 ** (restart - 1) - 0.01
+        assert process.watch() is None and len(started) == restart, "not yet"
+        clock.now += 0.02
+        assert process.watch() is None and len(started) == restart + 1
+    clock.now += processes.HEALTHY_SECONDS + 1
+    codes.append(code)
+    assert "restart 1 of 10" in process.watch(), "it lived long"
+
+
+def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
+    process, codes, _, started = child
+    process.log.write_text("a warning\nerror: no such flag\nother words\n")
+    codes.append(2)
+    with pytest.raises(UsageError, match=r"^actor_0: no such flag$"):
+        process.watch()
+    assert len(started) == 1
+
+
+def test_who_dies_too_often_ends_the_run(child):
+    process, codes, clock, started = child
+    for _ in range(processes.MAX_RESTARTS):
+        codes.append(1)
+        assert process.watch()
+        del codes[:]
+        clock.now += 31.0
+        process.watch()
+    codes.append(1)
+    with pytest.raises(UsageError, match=r"died 11 times.*actor_0\.log"):
+        process.watch()
+    assert len(started) == 11
+
+
+class Child:
+    """A role's process as the launcher sees it: learners end after a few looks, evaluators after some more."""
+
+    made: list["Child"] = []
+    ended: list[str] = []
+
+    def __init__(self, name, arguments, logdir):
+        self.name, self.arguments, self.logdir, self.looks, self.watched = name, arguments, logdir, 0, 0
+        Child.made.append(self)
+
+    def poll(self):
+        self.looks += 1
+        lasting = {"learner": 3, "evaluator": 6}.get(self.name.split("_")[0])
+        return 0 if lasting and self.looks > lasting else None
+
+    def watch(self):
+        self.watched += 1
+
+    def terminate(self):
+        Child.ended.append(self.name)
+
+    def wait(self, deadline):
+        """It has ended."""
+
+
+class Nothing:
+    """A Display of nothing."""
+
+    def __init__(self, run, logdir):
+        """Nothing is kept."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def refresh(self):
+        """Nothing changes."""
+
+
+@pytest.mark.parametrize("members", [0, 3])
+@pytest.mark.parametrize("port", [0, 8000])
+def test_each_process_is_told_which_role_it_is(members, port, tmp_path, monkeypatch):
+    ports = iter(range(9000, 9010))
+    monkeypatch.setattr(processes, "free_port", lambda: next(ports))
+    monkeypatch.setattr(processes, "Process", Child)
+    monkeypatch.setattr(processes, "Display", Nothing)
+    monkeypatch.setattr(processes, "stop_on_signals", lambda: SimpleNamespace(is_set=lambda: False, wait=lambda _: 0))
+    monkeypatch.setattr(Child, "made", [])
+    monkeypatch.setattr(Child, "ended", [])
+    changes = {"num_replay_servers": 2, "num_actors": 5, "actors_per_process": 2, "placement": "processes"}
+    run = runs.dataclasses.replace(make("uniform"), carrier="reverb", **changes, population=members)
+    processes.train(run, tmp_path, port)
+    first, second = (port, port + 1) if port else (9000, 9001)
+    servers = f"--replay=localhost:{first},localhost:{second}"
+    expected = {f"replay_{task}": (f"--role=replay --task={task}", f"--port={p}") for task, p in
+                ((0, first), (1, second))}  # fmt: skip
+    each = [(f"_member_{m}", f" --member={m}") for m in range(members)] or [("", "")]
+    for suffix, member in each:
+        expected[f"learner_0{suffix}"] = ("--role=learner --task=0", servers + member)
+        expected[f"evaluator_0{suffix}"] = ("--role=evaluator --task=0", servers + member)
+        for task in range(3):
+            expected[f"actor_{task}{suffix}"] = (f"--role=actor --task={task}", servers + member)
+    told = {child.name: " ".join(child.arguments) for child in Child.made}
+    assert told == {name: f"{who} --logdir={tmp_path} {where}" for name, (who, where) in expected.items()}
+    assert all(child.watched for child in Child.made if child.name.startswith(("actor", "replay")))
+    ends = {name: Child.ended.index(name) for name in told}
+    of_servers = [ends[name] for name in ends if name.startswith("replay")]
+    assert max(ends[name] for name in ends if not name.startswith("replay")) < min(of_servers), "nobody needs them"
+
+
+def test_the_actors_are_shared_out_among_their_processes():
+    for num_actors, per_process in ((5, 2), (4, 2), (1, 3), (6, 1)):
+        run = runs.dataclasses.replace(make("queue"), num_actors=num_actors, actors_per_process=per_process)
+        tasks_ = [list(role.actors_of(run, task)) for task in range(-(-num_actors // per_process) + 1)]
+        assert list(itertools.chain(*tasks_)) == list(range(num_actors)) and tasks_[-1] == []
+        assert max(map(len, tasks_)) <= per_process
+
+
+@pytest.fixture
+def hands(monkeypatch):
+    """What `roles` was asked for, each a loop that notes it; and a Reverb of nothing."""
+    asked: list[Any] = []
+    for name in ("learn", "evaluate", "act"):
+        monkeypatch.setattr(roles, name, lambda *given, name=name: asked.append((name, *given)) or iter(()))
+    client = SimpleNamespace(connect=lambda address, seconds: ("client", address, seconds))
+    monkeypatch.setitem(sys.modules, "replay.client", client)
+    carrier = SimpleNamespace(ReverbCarrier=lambda clients: clients)
+    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", carrier)
+    return asked
+
+
+@pytest.mark.parametrize("which", ["learner", "evaluator", "actor"])
+def test_a_role_by_hand_is_the_role_that_was_asked_for(which, hands):
+    run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
+    parts, stop = SimpleNamespace(run=run), threading.Event()
+    place = SimpleNamespace(role=which, replay="a:1,b:2", connect_seconds=7.0, task=1)
+    loops = role._loops(parts, place, stop)
+    clients = [("client", "a:1", 7.0), ("client", "b:2", 7.0)]
+    expected = {
+        "learner": [("learn", parts, clients, stop)],
+        "evaluator": [("evaluate", parts, clients, stop)],
+        "actor": [("act", parts, clients, task, stop) for task in (2, 3)],
+    }
+    assert hands == expected[which] and len(loops) == len(hands)
+    place.replay = "a:1"
+    with pytest.raises(UsageError, match="names 1 servers: the run has 2"):
+        role._loops(parts, place, stop)
+
+
+def crash(error: BaseException):
+    raise error
+    yield
+
+
+def test_a_roles_error_is_the_processs():
+    assert role._finish([iter([1, 2]), iter([])], threading.Event()) == 0
+    for error in (RuntimeError("broken"), UsageError("mend it")):
+        with pytest.raises(type(error)):
+            role._finish([iter(()), crash(error)], threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(None, 0), (RuntimeError("broken"), 1), (UsageError("mend it"), 2), (OSError("full"), 2),
+     (learner.NotFinite("nan"), 2)],
+)  # fmt: skip
+def test_the_exit_code_says_how_it_ended(error, code, monkeypatch, capsys):
+    ended = []
+    monkeypatch.setattr(flags.os, "_exit", ended.append)
+    monkeypatch.setattr(sys, "argv", ["train"])
+
+    def command():
+        if error:
+            raise error
+        return 0
+
+    flags.main(command)
+    assert ended == [code]
+    assert (str(error) in capsys.readouterr().err) or error is None
+
+
+SIGNALS = """
+import os, signal, sys, time
+from launchers.shutdown import stop_on_signals
+stop = stop_on_signals()
+os.kill(os.getpid(), int(sys.argv[1]))
+assert stop.wait(5)
+print("asked", flush=True)
+os.kill(os.getpid(), int(sys.argv[2]))
+time.sleep(5)
+print("ignored", flush=True)
+"""
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_it_at_once(second):
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALS, str(int(signal.SIGTERM)), str(int(second))],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == ["asked"] and done.returncode == -second, done.stderr
+
+
+@pytest.mark.parametrize("evaluations", [1, 2])
+def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluations, tmp_path, monkeypatch, capsys):
+    def play(run, logdir, port):
+        played.append((run, logdir, port))
+        recorder = metrics.Recorder(logdir, "evaluator")
+        for n in range(evaluations):
+            recorder.write({"env_steps": 100 * n, "return_mean": 5.0 * n, "return_std": 1.0})
+        recorder.close()
+
+    played: list[Any] = []
+    port = free_port()
+    monkeypatch.setattr(serial, "train", play)
+    monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
+    arguments = ["--agent=a2c", "--placement=serial", "--carrier=local", "--publish_period=9", f"--port={port}"]
+    assert flags.attempt(train.train, ["train", f"--logdir={tmp_path}", *arguments, "--config.discount=0.5"]) == 0
+    ((run, logdir, told),) = played
+    assert (run.agent, run.placement, run.publish_period, run.config.discount) == ("a2c", "serial", 9, 0.5)
+    assert (logdir, told) == (tmp_path, port) and runs.load(tmp_path) == run
+    picture = tmp_path / "curve.png"
+    assert has_curve(picture) if evaluations > 1 else not picture.exists()
+    assert (str(picture) in capsys.readouterr().out) == (evaluations > 1)
+
+
+# Threads and turns ---------------------------------------------------------------------------------------------------
+
+
+class Playing:
+    """The roles of a run in one process, as far as their ends go."""
+
+    def __init__(self, monkeypatch, module, broken: str = ""):
+        self.stops, self.order, self.lazy = {}, [], set()
+        self.members = [SimpleNamespace(name=m) for m in range(2)]
+        self.broken = broken
+        monkeypatch.setattr(module, "Display", Nothing)
+        self.stop = threading.Event()
+        monkeypatch.setattr(module, "stop_on_signals", lambda: self.stop)
+        monkeypatch.setattr(module, "give_way", lambda: self.lazy.add(threading.current_thread().name))
+        monkeypatch.setattr(roles, "make_parts", lambda run, logdir: self.members)
+        monkeypatch.setattr(roles, "connect", lambda members, logdir, port: ("carrier", logdir, port))
+        for name in ("learn", "act", "evaluate"):
+            monkeypatch.setattr(roles, name, lambda *given, name=name: self.loop(name, *given))
+
+    def loop(self, name, parts, carrier, *rest):
+        *task, stop = rest
+        who = (name, parts.name, *task)
+        self.stops[who] = stop
+        self.carrier = carrier
+        if self.broken == name:
+            raise RuntimeError(f"{name} is broken")
+        while name == "act" and not stop.is_set():
+            yield stop.wait(0.01)
+        if name != "act":
+            yield
+        self.order.append(who)
+
+
+def test_threads_are_one_for_each_role_of_each_member(monkeypatch, tmp_path):
+    playing = Playing(monkeypatch, threads)
+    threads.train(make("queue"), tmp_path, 8000)
+    actors = [("act", m, task) for m in range(2) for task in range(2)]
+    assert set(playing.order) == {*actors, *((name, m) for name in ("learn", "evaluate") for m in range(2))}
+    assert playing.carrier == ("carrier", tmp_path, 8000)
+    ended = {id(playing.stops[who]) for who in actors}
+    assert ended.isdisjoint({id(playing.stop)}) and len(ended) == 1, "actors end when their learners have"
+    assert all(playing.stops[name, m] is playing.stop for name in ("learn", "evaluate") for m in range(2))
+    assert not playing.stop.is_set()
+    assert {"actor_0", "actor_1", "evaluator"} <= playing.lazy and "learner" not in playing.lazy
+
+
+@pytest.mark.parametrize("broken", ["learn", "act", "evaluate"])
+def test_the_first_error_of_a_thread_is_the_runs(broken, monkeypatch, tmp_path):
+    playing = Playing(monkeypatch, threads, broken)
+    with pytest.raises(RuntimeError, match=f"^{broken} is broken$"):
+        threads.train(make("queue"), tmp_path, 0)
+    assert playing.stop.is_set()
+
+
+@pytest.mark.parametrize(("name", "carrier"), [("queue", "local"), ("queue", "reverb"), ("uniform", "local")])
+def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, monkeypatch):
+    """Actors by turns wherever the learner waits; an evaluation, of parameters published for it, once one is due."""
+    FakeLearner.turns = tuple((1.0, Version(n, 40 * n), {"wait_seconds": 0.0}, {}) for n in range(1, 6))
+    run, order = settings_of(name, max_env_steps=200, eval_period=70, carrier=carrier), []
+    source = "the rings" if name == "uniform" else None
+    carrier = Carrier(source)
+    monkeypatch.setattr(serial, "Display", Nothing)
+    monkeypatch.setattr(serial, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(roles, "connect", lambda members, logdir, port: carrier)
+
+    def act(parts, given, task, stop):
+        while True:
+            order.append(task)
+            yield
+
+    def evaluations(parts, given, stop):
+        while True:
+            order.append(("evaluation", fakes.learners[0].made.version.env_steps, fakes.learners[0].made.published))
+            yield
+
+    monkeypatch.setattr(roles, "act", act)
+    monkeypatch.setattr(roles, "evaluate", evaluations)
+    monkeypatch.setattr(Parts, "send", lambda self, sample: order.append(sample))
+    serial.train(run, tmp_path, 0)
+    samples = [[] if source else [f"a sample of {steps}"] for steps in (30, 31, 30, 31, 30)]
+    turns = [[0, 1, *sample] for sample in samples]  # on its way, unless it is on the devices
+    assert order == [
+        *turns[0], *turns[1], ("evaluation", 80, 1), *turns[2], *turns[3], ("evaluation", 160, 2), *turns[4],
+        ("evaluation", 200, 3),
+    ]  # fmt: skip
+    (given,) = fakes.learners
+    params = given.mesh.put(np.float32(3))
+    given.publish(Version(9, 9), params)
+    ((_, version, pushed),) = carrier.of["variables"].calls
+    assert version == Version(9, 9)
+    assert (pushed is params) if run.carrier == "local" else isinstance(pushed, np.ndarray), "to the host, for Reverb"
+    assert (given.seed, given.publish_period) == (run.seed_of("learner"), 3)
+    assert [version.env_steps for _, _, version in saves] == ([200, 200] if source else [200]), "the replay too"
