@@ -11,8 +11,7 @@ from replay.channels import columns, way
 from replay.episodes import EpisodeWriter
 from replay.reverb_carrier import ReverbQueue
 from replay.rows import Batch, Row, never
-from tests.replay.test_sequences import (
-    WAIT,
+from tests.replay.told_sequences import (
     Item,
     check,
     episodes,
@@ -21,9 +20,10 @@ from tests.replay.test_sequences import (
     sequences,
     structure_of,
 )
-from tests.replay.test_transitions import stream
+from tests.replay.told_transitions import stream
 from tests.waiting import until, within
 
+WAIT = 60.0
 EPISODES = WholeEpisodes(5)  # Counting-v0's have 5 actions at most
 LENGTH = EPISODES.max_steps + 1
 

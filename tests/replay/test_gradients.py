@@ -18,7 +18,7 @@ from replay.rings import CHUNK_ITEMS
 from replay.rows import PULL_ITEMS, Row
 from replay.structures import Structure
 from runtime import devices
-from tests.replay.test_transitions import stream
+from tests.replay.told_transitions import stream
 from tests.waiting import within
 
 WAIT = 60.0

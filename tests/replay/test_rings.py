@@ -16,9 +16,9 @@ from replay.ring_channel import RingChannel, RingWriter
 from replay.rows import Row, never
 from replay.structures import Structure
 from runtime import devices
-from tests.replay import ring_drawing, test_sequences, test_stacks
-from tests.replay.test_sequences import WINDOWS, Item, item_of, memory_before, sequences
-from tests.replay.test_transitions import GAMMA, action_in, stream, tell, windows
+from tests.replay import ring_drawing, told_sequences, told_stacks
+from tests.replay.told_sequences import WINDOWS, Item, item_of, memory_before, sequences
+from tests.replay.told_transitions import GAMMA, action_in, stream, tell, windows
 from tests.runtime import several_devices
 from tests.waiting import until, within
 
@@ -82,9 +82,9 @@ def test_every_transition_of_every_environment(n, num_envs):
 
 @pytest.mark.parametrize(("n", "stack", "num_envs"), [(1, 2, 3), (1, 4, 1), (3, 4, 6), (5, 2, 40)])
 def test_every_transition_has_the_stacks_of_its_two_ends(n, stack, num_envs):
-    channel, rows = make_channel(Stacks(n, GAMMA, stack), test_stacks.structure_of(stack, (2, 3)), num_envs), 77
+    channel, rows = make_channel(Stacks(n, GAMMA, stack), told_stacks.structure_of(stack, (2, 3)), num_envs), 77
     writer = channel.writer(0, None, never)
-    for step in test_stacks.framed(num_envs, rows):
+    for step in told_stacks.framed(num_envs, rows):
         append(writer, step)
     channel.drain()
     expected = [told for e in range(num_envs) for _, told in windows(e, written_rows(channel, rows), n)]
@@ -94,7 +94,7 @@ def test_every_transition_has_the_stacks_of_its_two_ends(n, stack, num_envs):
     assert len(by_start) == len(expected) == len(transition.reward)
     for index in range(len(expected)):
         start = int(transition.observation[index, -1, 0, 0]), int(transition.action[index])
-        test_stacks.check(transition, index, by_start.pop(start), stack)
+        told_stacks.check(transition, index, by_start.pop(start), stack)
 
 
 def write_sequences(writer: RingWriter, num_envs: int, rows: int, params: Any = None) -> None:
@@ -120,13 +120,13 @@ def check_sequence(sample: Sample, column: int, environment: int, item: Item) ->
             array[column] = value[0]
         sample = sample._replace(memory=told)
     assert item_of(sample, column) == (environment, item)
-    test_sequences.check(sample, column, environment, item)
+    told_sequences.check(sample, column, environment, item)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("num_envs", [1, 7, 40])
 def test_every_sequence_of_every_environment(window, num_envs):
-    channel, rows = make_channel(window, test_sequences.structure_of(window), num_envs), 77
+    channel, rows = make_channel(window, told_sequences.structure_of(window), num_envs), 77
     write_sequences(channel.writer(0, None, never), num_envs, rows)
     channel.drain()
     sample, _, anchors = all_items(channel)
@@ -196,9 +196,9 @@ def test_a_full_ring_has_the_newest_transitions_and_no_others(items, num_envs, r
 @pytest.mark.parametrize("rows", [96, 400])
 def test_a_full_ring_of_frames_shows_no_stack_that_lost_one(rows):
     n, stack, num_envs = 2, 4, 3
-    channel = make_channel(Stacks(n, GAMMA, stack), test_stacks.structure_of(stack, (2, 3)), num_envs, max_size=90)
+    channel = make_channel(Stacks(n, GAMMA, stack), told_stacks.structure_of(stack, (2, 3)), num_envs, max_size=90)
     writer = channel.writer(0, None, never)
-    for step in test_stacks.framed(num_envs, rows):
+    for step in told_stacks.framed(num_envs, rows):
         append(writer, step)
         channel.drain()
     written = written_rows(channel, rows)
@@ -209,13 +209,13 @@ def test_a_full_ring_of_frames_shows_no_stack_that_lost_one(rows):
     assert len(transition.reward) == len(expected)
     for index in range(len(expected)):
         start = int(transition.observation[index, -1, 0, 0]), int(transition.action[index])
-        test_stacks.check(transition, index, expected.pop(start), stack)
+        told_stacks.check(transition, index, expected.pop(start), stack)
 
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_a_full_ring_of_sequences_is_whole(window):
     num_envs, rows = 5, 500
-    channel = make_channel(window, test_sequences.structure_of(window), num_envs, max_size=20 * num_envs)
+    channel = make_channel(window, told_sequences.structure_of(window), num_envs, max_size=20 * num_envs)
     write_sequences(channel.writer(0, None, never), num_envs, rows)
     channel.drain()
     written = written_rows(channel, rows)
@@ -385,7 +385,7 @@ def test_environment_steps_are_transitions_made():
 @pytest.mark.parametrize("rows", [32, 200])
 def test_what_was_saved_comes_back_and_goes_on(rows):
     window, num_envs = Sequences(2, 4, 2), 5
-    structure = test_sequences.structure_of(window)
+    structure = told_sequences.structure_of(window)
     channel = make_channel(window, structure, num_envs, max_size=200)
     write_sequences(channel.writer(0, None, never), num_envs, rows)
     saved = jax.tree.map(np.array, channel.state())

@@ -15,41 +15,11 @@ from replay.client import connect
 from replay.rows import PULL_STEPS, Row, never
 from replay.sampler import Replay
 from replay.stacks import IN_FLIGHT, StackedPacking, StackedTransitionWriter
-from replay.structures import Structure
-from tests.replay.test_transitions import GAMMA, Told, stream, windows
+from tests.replay.told_stacks import check, framed, structure_of
+from tests.replay.told_transitions import GAMMA, windows
 from tests.waiting import within
 
 WAIT = 60.0
-NUMBER = np.zeros((), np.float32)
-
-
-def structure_of(stack: int, shape: tuple[int, ...]) -> Structure:
-    frames = np.zeros((stack, *shape), np.uint8)
-    return Structure(Transition(frames, np.zeros((), np.int32), NUMBER, NUMBER, frames))
-
-
-def frame(observation) -> np.ndarray:
-    """uint8 [2, 3] of (environment, episode, step)."""
-    return np.stack([np.asarray(observation), 100 + np.asarray(observation)[::-1]]).astype(np.uint8)
-
-
-def framed(num_envs: int, rows: int, first_environment: int = 0):
-    """The Steps of `rows` rows of environments that show frames."""
-    for step in stream(first_environment + num_envs, rows):
-        mine = Step(*(x[first_environment:] for x in step[:5]), {})
-        yield mine._replace(observation=np.stack([frame(o) for o in mine.observation]))
-
-
-def stacked(told: tuple[int, int, int], stack: int) -> np.ndarray:
-    """The frames of a stack: those of the episode's newest steps, its first where there are not so many."""
-    environment, episode, step = told
-    return np.stack([frame((environment, episode, max(0, step - lag))) for lag in reversed(range(stack))])
-
-
-def check(sample: Transition, index: int, told: Told, stack: int) -> None:
-    np.testing.assert_array_equal(sample.observation[index], stacked(told.observation, stack))
-    np.testing.assert_array_equal(sample.next_observation[index], stacked(told.next_observation, stack))
-    assert (sample.action[index], sample.reward[index], sample.discount[index]) == told[1:4]
 
 
 class Written:

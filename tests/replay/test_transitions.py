@@ -2,7 +2,6 @@
 batch, compared with a loop over one environment at a time in plain notation."""
 
 import itertools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,64 +19,10 @@ from replay.transitions import LOCAL_ITEMS, NStep, TransitionWriter
 from replay.variables import VariableContainer
 from runtime import actor
 from tests.counting_rows import first_rows
+from tests.replay.told_transitions import GAMMA, Told, action_in, stream, tell, windows
 from tests.waiting import until, within
 
 WAIT = 60.0
-GAMMA = 0.5  # all sums are exact
-
-
-class Told(NamedTuple):
-    """A transition in plain numbers."""
-
-    observation: tuple[int, int, int]
-    action: int
-    reward: float
-    discount: float
-    next_observation: tuple[int, int, int]
-
-
-def action_in(environment: int, row: int) -> int:
-    return 100 * environment + row
-
-
-def windows(environment: int, rows: int, n: int, gamma: float = GAMMA) -> list[tuple[int, Told]]:
-    """(the row that completes it, the window), the oldest first, of an environment that was seen for `rows` rows."""
-    told, done = first_rows(environment, rows), []
-    for start in range(rows - 1):
-        if told[start].last:
-            continue  # its action is thrown away
-        reward, discount, end = 0.0, 1.0, start
-        while end < rows - 1 and end < start + n and not told[end].last:
-            end += 1
-            reward += discount * told[end].reward
-            discount *= gamma * told[end].discount
-        short = end < start + n
-        if short and not told[end].last:
-            continue  # still open
-        completed = end + short  # that an episode has ended is known from the first row of the next
-        if completed < rows:
-            action = action_in(environment, start)
-            done.append((completed, Told(told[start].observation, action, reward, discount, told[end].observation)))
-    return done
-
-
-def stream(num_envs: int, rows: int):
-    """The Steps of `rows` rows."""
-    environment = CountingEnvironment(num_envs)
-    timestep = environment.reset()
-    for row in range(rows):
-        action = np.array([action_in(e, row) for e in range(num_envs)], np.int32)
-        after = environment.step(action)
-        yield Step(timestep.observation, action, after.reward, after.discount, timestep.first, {})
-        timestep = after
-
-
-def tell(transition: Transition) -> list[Told]:
-    """Each row of a batch of transitions."""
-    return [
-        Told(tuple(o.astype(int).tolist()), int(a), float(r), float(d), tuple(n.astype(int).tolist()))
-        for o, a, r, d, n in zip(*map(np.asarray, transition), strict=True)
-    ]
 
 
 def test_the_windows_of_an_environment_told_by_hand():
