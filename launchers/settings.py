@@ -154,6 +154,7 @@ class Settings:
         "reverb" if importlib.util.find_spec("reverb") else "local",
         "what experience and parameters travel by; local: in one process, with replays on the learner's devices",
         choices=("reverb", "local"),
+        learnt=False,
         see="docs/replay.md#the-local-carrier",
         default_words="reverb where it is installed",
     )

@@ -234,8 +234,6 @@ class Ring:
         return masses._replace(of_rows=flat.reshape(masses.of_rows.shape), sums=sums.update(flat, masses.sums, index))
 
 
-
-
 def rows_of(table: TableSpec) -> int:
     """Rows that the table's items take, at least."""
     return table.max_size * getattr(table.items, "period", 1)

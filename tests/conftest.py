@@ -52,6 +52,14 @@ def skip_without_reverb(item):
 pytest_runtest_setup = pytest_runtest_call = skip_without_reverb
 
 
+@pytest.fixture(autouse=True)
+def tensorflow_comes_back():
+    """A command in the tests' own process may have left TensorFlow out (runtime.leave_out_tensorflow)."""
+    yield
+    if sys.modules.get("tensorflow", True) is None:
+        del sys.modules["tensorflow"]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
     """Ends the process as the launchers do (launchers/flags.py): the interpreter's own teardown, under threads that

@@ -26,7 +26,10 @@ HOLDING = {
     settings.POPULATION: {"population": 4},
     settings.GRADIENTS: {"travels": "gradients"},
     settings.PROCESSES: {"placement": "processes"},
+    settings.REVERB: {"carrier": "reverb"},
 }
+# Where it does not, if that is not so by default.
+FAILING = {settings.REVERB: {"carrier": "local"}}
 CONDITIONAL = [name for name, declared in DECLARED.items() if declared.only]
 
 
@@ -94,10 +97,13 @@ def test_what_says_nothing_of_the_run_is_refused(name):
     default = getattr(settings.resolve("a2c", "CartPole-v1", {}), name)
     for value in (default, other_than(name)):
         with pytest.raises(UsageError, match=f"^--{name} is for ") as error:
-            settings.resolve("a2c", "CartPole-v1", {name: value})
+            settings.resolve("a2c", "CartPole-v1", {name: value} | FAILING.get(only, {}))
         assert "\n" not in str(error.value)
         assert getattr(settings.resolve("a2c", "CartPole-v1", {name: value} | HOLDING[only]), name) == value
-        assert getattr(settings.resolve("a2c", "CartPole-v1", {name: value}, used=[name]), name) == value
+        assert (
+            getattr(settings.resolve("a2c", "CartPole-v1", {name: value} | FAILING.get(only, {}), used=[name]), name)
+            == value
+        )
 
 
 def test_what_a_preset_says_is_not_given(monkeypatch):
@@ -160,7 +166,9 @@ def test_a_curve_is_told_apart_by_what_decides_what_is_learnt():
     run = runs.make("a2c", "CartPole-v1", {}, {}).to_json()
     settled = settings.decisive(run)
     assert {"agent", "env", "num_actors", "learning_rate"} <= settled.keys()
-    silent = {name for name, declared in DECLARED.items() if not declared.learnt or declared.only}
+    silent = {name for name, declared in DECLARED.items() if not declared.learnt}
+    silent |= {name for name, declared in DECLARED.items() if declared.only and not declared.only.holds(run)}
+    assert {"seed", "carrier", "tune", "max_staleness"} <= silent
     assert not settled.keys() & silent
     population = settings.decisive(run | {"population": 4})
     assert {"tune", "exploit"} <= population.keys() and "population_mode" not in population
