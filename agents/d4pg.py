@@ -93,8 +93,8 @@ class Config:
             ),
             fractions=("discount", "tau", "importance_exponent"),
         )
-        if not -float("inf") < self.v_min < self.v_max < float("inf"):
-            raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}, both finite")
+        if not self.v_min < self.v_max:
+            raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}")
         if self.num_atoms < 2:
             raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
         check_replay_sizes(self)
