@@ -293,7 +293,9 @@ def test_priorities_are_positive_for_both_critics(critic):
 @pytest.mark.parametrize(("v_min", "v_max"), [(1.0, 1.0), (2.0, -2.0), (-np.inf, 0.0), (np.nan, 1.0), (0.0, np.inf)])
 def test_an_empty_support_is_refused(v_min, v_max):
     finite = np.isfinite(v_min) and np.isfinite(v_max)
-    words = r"config\.v_min=.* must be below config\.v_max=" if finite else r"config\.v_m(in|ax) must be a finite number"
+    words = (
+        r"config\.v_min=.* must be below config\.v_max=" if finite else r"config\.v_m(in|ax) must be a finite number"
+    )
     with pytest.raises(ValueError, match=words):
         d4pg.Config(v_min=v_min, v_max=v_max)
 
