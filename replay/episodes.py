@@ -7,23 +7,19 @@ and 480 rows of padding, a fortieth.
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 
-from agents.agent import Agent, EnvironmentSpec, Sample, TableSpec
+from agents.agent import Agent, EnvironmentSpec, TableSpec
 from replay.blocks import batch_of
 from replay.rows import Batch, Queue, Row
-from replay.sequences import SequencePacking
-from replay.structures import Structure, step_structs
+from replay.sequences import SequencePacking, structure_of_rows
+from replay.structures import Structure
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
     """Of one episode, without a batch axis: a Sample of steps [max_steps + 1, ...] and memory."""
     del num_envs
-    rows = agent.table.items.max_steps + 1  # type: ignore[union-attr]
-    step, memory = step_structs(agent, spec, 1)
-    steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step)
-    return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
+    return structure_of_rows(agent, spec, agent.table.items.max_steps + 1)  # type: ignore[union-attr]
 
 
 def columns(table: TableSpec, structure: Structure) -> Structure:

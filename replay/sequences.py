@@ -23,7 +23,11 @@ def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
     """Of one sequence, without a batch axis: a Sample of steps [burn_in + length, ...] and memory."""
     del num_envs
     items: Sequences = agent.table.items  # type: ignore[assignment]
-    rows = items.burn_in + items.length
+    return structure_of_rows(agent, spec, items.burn_in + items.length)
+
+
+def structure_of_rows(agent: Agent, spec: EnvironmentSpec, rows: int) -> Structure:
+    """Of so many rows of one environment and the memory before them, without a batch axis."""
     step, memory = step_structs(agent, spec, 1)
     steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step)
     return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
