@@ -1,22 +1,22 @@
-"""A population's members as runs, from `--population`, `--tune` and the flags beside them."""
-
-from __future__ import annotations
+"""A population's members as runs, from `--population`, `--tune` and the flags beside them; and what their roles have to
+do with each other."""
 
 import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
+import numpy as np
 
 from agents import pbt
+from agents.agent import State
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, nearest
-
-if TYPE_CHECKING:
-    from runtime.population import Population
+from replay.structures import Structure
+from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
 
 TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
 
@@ -124,20 +124,74 @@ def save(run: Run, logdir: pathlib.Path) -> None:
             runs.save(member_run(run, member), member_logdir(logdir, member))
 
 
-def settings(run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int) -> Population:
-    """The Population that `run` describes, as the learner of `member` has it; None: of all, stacked."""
-    from runtime.population import Population  # brings Reverb, which a check of the settings need not wait for
+def member_of(run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int) -> tuple[Run, pathlib.Path, "Peers"]:
+    """The run of one of a run's learners, where it writes, and what it has to do with the others."""
+    peers = Peers(run, logdir, member, num_tasks)
+    return (run, logdir, peers) if member is None else (member_run(run, member), member_logdir(logdir, member), peers)
 
-    actors = tuple(f"actor_{task}" for task in range(run.num_actors))
-    return Population(
-        size=run.population,
-        member=member,
-        ranges=parse_ranges(run.tune),
-        exploit=run.exploit,
-        explore=run.explore,
-        ready_env_steps=run.ready_env_steps,
-        score_episodes=run.score_episodes,
-        reporters=actors if run.fitness == "training" else ("evaluator",),
-        num_tasks=num_tasks,
-        logdir=logdir,
-    )
+
+class Peers:
+    """What the roles of a learner have to do with the rest of its population; of a run without one, nothing."""
+
+    def __init__(self, run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int):
+        """
+        Args:
+          run, logdir: the population's, or those of an ordinary run.
+          member: whose learner it is; None: all members', stacked, or the one of an ordinary run.
+          num_tasks: that the environments have.
+        """
+        self._prefix = "" if member is None else _prefix(member)
+        self._draws = draws(run) if run.population and member is None else {}
+        self._population: Population | None = None
+        if run.population:
+            actors = tuple(f"actor_{task}" for task in range(run.num_actors))
+            self._population = Population(
+                size=run.population,
+                member=member,
+                ranges=parse_ranges(run.tune),
+                exploit=run.exploit,
+                explore=run.explore,
+                ready_env_steps=run.ready_env_steps,
+                score_episodes=run.score_episodes,
+                reporters=actors if run.fitness == "training" else ("evaluator",),
+                num_tasks=num_tasks,
+                logdir=logdir,
+            )
+
+    def name(self, table: str) -> str:
+        """That of the learner's own table, in servers that all members share."""
+        return self._prefix + table
+
+    def vary(self, state: State) -> State:
+        """A new state of stacked members, with the hyperparameters that were drawn for each."""
+        drawn = {name: np.asarray(values, np.float32) for name, values in self._draws.items()}
+        return state._replace(hypers=state.hypers._replace(**drawn)) if drawn else state
+
+    def containers(self, state: State) -> dict[str, Structure]:
+        """By name, what this learner and its reporters tell the others, in variable containers; `state`: its shapes."""
+        if self._population is None:
+            return {}
+        told = {self.name(reporter): returns_structure(self._population) for reporter in self._population.reporters}
+        return told if self._population.member is None else told | {self.name("state"): state_structure(state)}
+
+    def returns(self, carrier: Any, reporter: str) -> Returns | None:
+        """Where a `reporter` tells the learners of episodes; None if they do not ask it."""
+        if self._population is None or reporter not in self._population.reporters:
+            return None
+        structure = returns_structure(self._population)
+        return Returns(self._population, carrier.variables(structure, self.name(reporter)))
+
+    def exchange(self, carrier: Any, state: State, key: jax.Array, env_steps: int) -> Exchange | None:
+        """The population's, as this learner takes part in it, `env_steps` after its beginning; `state`: its shapes."""
+        if self._population is None:
+            return None
+        stacked = self._population.member is None
+        prefixes = [""] if stacked else [_prefix(member) for member in range(self._population.size)]
+        told, shown = returns_structure(self._population), state_structure(state)
+        returns = [[carrier.variables(told, p + r) for r in self._population.reporters] for p in prefixes]
+        states = [] if stacked else [carrier.variables(shown, p + "state") for p in prefixes]
+        return Exchange(self._population, returns, states, key, env_steps)
+
+
+def _prefix(member: int) -> str:
+    return f"member_{member}_"

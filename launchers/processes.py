@@ -1,16 +1,25 @@
 """Placement `processes`: each role a process of its own, started, watched, restarted and ended here.
 
-The launcher computes nothing: it may be killed without harm to what was saved, and its children end with it.
+The launcher computes nothing: it may be killed without harm to what was saved, and its children end with it. They are
+forked from one process that has imported already what roles need (the standard library's forkserver), so that one that
+died is back in seconds.
 """
 
-import ctypes
+import contextlib
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
+import os
 import pathlib
 import signal
-import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 
-from launchers import population as populations
+import setproctitle
+
+from launchers import flags, program, role
 from launchers.ports import free_port
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
@@ -18,86 +27,125 @@ from launchers.terminal import Display
 
 MAX_RESTARTS = 10  # of one process; then the run ends
 HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
+PAUSE_SECONDS = 0.5, 30.0  # before a process starts again: the shortest, the longest
 GRACE_SECONDS = 90.0  # for a child to end once asked; then it is killed
-PR_SET_PDEATHSIG = 1
+FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from which it was forked
+
+# What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
+# devices: a fork would lose the ones and share the others.
+PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
+_forks = multiprocessing.get_context("forkserver")
 
 
-class Process:
-    """One role's process and its history of restarts."""
+class RoleProcess:
+    """A process of a run, and its history of restarts. It starts when it is first looked at."""
 
-    def __init__(self, name: str, arguments: list[str], logdir: pathlib.Path):
-        self.name, self._arguments = name, arguments
+    def __init__(self, name: str, arguments: list[str], logdir: pathlib.Path, say: Callable[[str], None]):
+        """`arguments` are those of scripts/role; `say` is told of deaths."""
+        self.name, self._arguments, self._say = name, arguments, say
         self.log = logdir / "logs" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
-        self.restarts, self._restart_at = 0, 0.0
-        self._popen: subprocess.Popen | None
-        self._start()
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._restarts, self._start_at, self._deadline = 0, 0.0, 0.0
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        with open(self.log, "ab") as log:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "launchers.role", *self._arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C reaches the launcher alone, which ends the roles in order
-                preexec_fn=_die_with_parent,
-            )
+        self._process = _forks.Process(target=_play, args=(self._arguments, self.log), name=self.name)
+        self._process.start()
 
-    def poll(self) -> int | None:
-        """The exit code, once it has ended (negative: the signal that ended it)."""
-        return self._popen.poll() if self._popen else None
+    def _exit_code(self) -> int | None:
+        """None: it runs, or does not yet (again). Negative: the signal that ended it."""
+        code = self._process.exitcode if self._process else None
+        if self._process and code == FORKSERVER_DIED and pathlib.Path(f"/proc/{self._process.pid}").exists():
+            return None
+        return code
 
-    def watch(self) -> str | None:
-        """Restarts the process if it died, after a while that doubles each time; the news, if there are any.
+    def ended(self) -> bool:
+        """Starts the process, at first and whenever it died, after a pause that doubles from the third death on.
 
         Raises:
           UsageError: it ended with exit code 2 (a person must mend something) or died too often.
         """
-        now = time.monotonic()
-        if self._popen is None:
-            if now >= self._restart_at:
+        if self._process is None:
+            if time.monotonic() >= self._start_at:
                 self._start()
-            return None
-        code = self._popen.poll()
-        if code is None:
-            return None
-        if code == 2:
-            raise UsageError(f"{self.name}: {self.last_line().removeprefix('error: ')}")
-        if now - self._started > HEALTHY_SECONDS:
-            self.restarts = 0
-        if self.restarts >= MAX_RESTARTS:
-            raise UsageError(f"{self.name} died {MAX_RESTARTS + 1} times; its last words are in {self.log}")
-        delay = min(30.0, 0.5 * 2**self.restarts)
-        self.restarts += 1
-        self._popen, self._restart_at = None, now + delay
-        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        return f"{self.name} {reason}; restart {self.restarts} of {MAX_RESTARTS} in {delay:.1f} s ({self.log})"
+            return False
+        code = self._exit_code()
+        if code:
+            self._bury(code)
+        return code == 0
 
-    def last_line(self) -> str:
+    def _bury(self, code: int) -> None:
+        if code == 2:
+            raise UsageError(f"{self.name}: {self._last_line().removeprefix('error: ')}")
+        now = time.monotonic()
+        if now - self._started > HEALTHY_SECONDS:
+            self._restarts = 0
+        if self._restarts >= MAX_RESTARTS:
+            raise UsageError(f"{self.name} died {MAX_RESTARTS + 1} times; its last words are in {self.log}")
+        shortest, longest = PAUSE_SECONDS
+        pause = min(longest, shortest * 2 ** max(0, self._restarts - 1))
+        self._restarts += 1
+        self._process, self._start_at = None, now + pause
+        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        self._say(f"{self.name} {reason}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
+
+    def _last_line(self) -> str:
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or ["no words"])[-1]
 
-    def terminate(self) -> None:
-        if self._popen and self._popen.poll() is None:
-            self._popen.terminate()
+    def ask(self) -> None:
+        self._deadline = time.monotonic() + GRACE_SECONDS
+        self._signal(signal.SIGTERM)
 
-    def wait(self, deadline: float) -> None:
-        """Waits for the end until `deadline` (of time.monotonic), then kills."""
-        if not self._popen:
-            return
-        try:
-            self._popen.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self._popen.kill()
-            self._popen.wait()
+    def wait(self) -> None:
+        """Waits for the end; kills what has not ended in time."""
+        while self._process and self._exit_code() is None:
+            if time.monotonic() > self._deadline:
+                self._signal(signal.SIGKILL)
+            time.sleep(0.02)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process and self._process.pid and self._exit_code() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
 
 
-def _die_with_parent() -> None:
-    """Linux tells this child when the launcher dies, however it dies."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def _play(arguments: list[str], log: pathlib.Path) -> None:
+    """The life of a process: as if scripts/role had been called with these arguments."""
+    with open(log, "ab") as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    os.setsid()  # Ctrl-C reaches the launcher alone, which ends the roles in order
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
+    sys.argv = ["launchers.role", *arguments]
+    setproctitle.setproctitle(" ".join(sys.argv))  # for ps
+    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    flags.main(role.role)
+
+
+def _end_with_launcher() -> None:
+    """Asks this process to end when the launcher has ended, however that did."""
+    launcher = multiprocessing.parent_process()
+    assert launcher
+    launcher.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+UNHEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # by the process from which roles are forked
+
+
+def _start_forkserver() -> None:
+    """Starts the process from which roles are forked. What is sent to all of a terminal's processes it does not hear:
+    it ends when the launcher and the roles have."""
+    _forks.set_forkserver_preload(list(PRELOADED))
+    multiprocessing.resource_tracker.ensure_running()  # else it is started by the next lines, and unblocks signals
+    signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
@@ -105,48 +153,13 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
     replay = ",".join(f"localhost:{port}" for port in ports)
     stop = stop_on_signals()
-    children: list[Process] = []
-
-    def start(role: str, task: int = 0, member: int | None = None) -> Process:
-        name = f"{role}_{task}" if member is None else f"{role}_{task}_member_{member}"
-        arguments = [f"--role={role}", f"--task={task}", f"--logdir={logdir.absolute()}"]
-        arguments += [f"--port={ports[task]}"] if role == "replay" else [f"--replay={replay}"]
-        arguments += [] if member is None else [f"--member={member}"]
-        children.append(Process(name, arguments, logdir))
-        return children[-1]
-
-    members = populations.learners(run)
-    actor_processes = range(-(-run.num_actors // run.actors_per_process))
-    try:
-        for task in range(run.num_replay_servers):
-            start("replay", task)
-        learners = [start("learner", 0, member) for member in members]
-        evaluators = [start("evaluator", 0, member) for member in members]
-        actors = [start("actor", task, member) for member in members for task in actor_processes]
-        with Display(run, logdir) as display:
-            # A learner ends by itself at max_env_steps; an evaluator once it has evaluated the last parameters.
-            for endings in (learners, evaluators):
-                while any(ending.poll() != 0 for ending in endings) and not stop.is_set():
-                    for child in children:
-                        if child.poll() != 0:
-                            news = child.watch()
-                            if news:
-                                display.say(news)
-                    display.refresh()
-                    stop.wait(0.25)
-                if endings is learners and not stop.is_set():
-                    end(actors)
-                    children = [child for child in children if child not in actors]
-    finally:
-        # The learner first: it saves, and nothing it needs may end before it has.
-        end([child for child in children if child.name.startswith("learner")])
-        end([child for child in children if not child.name.startswith("replay")])
-        end(children)
-
-
-def end(children: list[Process]) -> None:
-    for child in children:
-        child.terminate()
-    deadline = time.monotonic() + GRACE_SECONDS
-    for child in children:
-        child.wait(deadline)
+    _start_forkserver()
+    with Display(run, logdir) as display:
+        running = {}
+        for process in program.processes_of(run):
+            arguments = [f"--role={process.kind}", f"--task={process.task}", f"--logdir={logdir.absolute()}"]
+            served = process.kind == "replay"
+            arguments.append(f"--port={ports[process.task]}" if served else f"--replay={replay}")
+            arguments += [] if process.member is None else [f"--member={process.member}"]
+            running[process] = RoleProcess(process.name, arguments, logdir, display.say)
+        program.conduct(running, stop, display.refresh)

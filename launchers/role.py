@@ -10,27 +10,27 @@ The run is LOGDIR/config.json where there is one, else the same flags as scripts
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launchers import flags
 from launchers.settings import UsageError, setting
 
 if TYPE_CHECKING:
-    from launchers import roles
+    from launchers.program import Role
     from launchers.run import Run
+    from replay.reverb_carrier import ReverbCarrier
 
-ROLES = ("replay", "learner", "actor", "evaluator")
+KINDS = ("replay", "learner", "evaluator", "actor")  # program.KINDS, which brings JAX
 
 
 @dataclasses.dataclass
 class Place:
     """Which role of a run this is, and where it finds the others."""
 
-    role: str = setting(None, "what this process does", choices=ROLES)
+    role: str = setting(None, "what this process does", choices=KINDS)
     task: int = setting(0, "which of the role's processes this is, from 0", least=0)
     member: int = setting(None, "of a population of separate learners: whose role this is, from 0", least=0)
     replay: str = setting(None, "the replay servers: host:port, or several with commas between")
@@ -41,13 +41,11 @@ class Place:
 
 flags.define(Place)
 
-GRACE_SECONDS = 60.0  # for a role to save and end, once asked
-
 
 def role() -> int:
     values = flags.FLAGS
     if not values.role:
-        raise UsageError(f"--role is one of {', '.join(ROLES)}")
+        raise UsageError(f"--role is one of {', '.join(KINDS)}")
     if not values.logdir:
         raise UsageError("a role needs --logdir, the folder of its run")
     if values.role != "replay" and not values.replay:
@@ -73,108 +71,61 @@ def role() -> int:
         populations.save(run, logdir)
     import jax
 
-    from launchers import ports, roles
+    from launchers import ports, program, roles, threads
+    from launchers.program import Role
     from launchers.shutdown import stop_on_signals
     from runtime.scheduling import give_way
 
-    if values.role == "replay":
+    if values.num_learners > 1:
+        run.check_hosts(values.num_learners)
+    process = Role(values.role, values.task, values.member)
+    processes = program.processes_of(run, values.num_learners)
+    if process not in processes:
+        raise UsageError(_missing(process, list(processes)))
+    if process.kind == "replay":
         ports.check_port(values.port)
-        if values.task >= run.num_replay_servers:
-            raise UsageError(f"--task={values.task}: the run has {run.num_replay_servers} replay servers, from 0")
         run.check_fit(servers=1)
     stop = stop_on_signals()
-    if values.role != "learner":
+    if process.kind != "learner":
         give_way()
-    if values.role == "replay" or (values.role in ("actor", "evaluator") and run.actor_backend == "cpu"):
+    if process.kind == "replay" or (process.kind != "learner" and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
-    if values.num_learners > 1 and values.role == "learner":
-        jax.distributed.initialize(values.coordinator, values.num_learners, values.task)
-    if values.role == "replay":
-        return _finish(_replay(roles.make_parts(run, logdir), logdir, values.task, values.port, stop), stop)
-    if values.member not in (members := populations.learners(run)):
-        raise UsageError(
-            "--member is for a population of separate learners, which this run is not: leave it out"
-            if members == [None]
-            else f"--member is 0 to {run.population - 1}: each member of the population has roles of its own"
+    if process.kind == "learner" and values.num_learners > 1:
+        jax.distributed.initialize(values.coordinator, values.num_learners, process.task)
+    works: dict[Role, Any]
+    if process.kind == "replay":
+        members = roles.make_parts(run, logdir).values()
+        works = {process: functools.partial(roles.serving, members, logdir, process.task, values.port)}
+    else:
+        parts = roles.Parts(run, logdir, process.member)
+        carrier = _carrier(run, values.replay.split(","), values.connect_seconds)
+        works = {role: functools.partial(roles.play, role, parts, carrier) for role in processes[process]}
+    # The main thread is never inside Reverb, so that a signal is always heard.
+    threads.play(works, stop, lambda: None)
+    return 0
+
+
+def _missing(process: Role, processes: Sequence[Role]) -> str:
+    """Why a run has no such process."""
+    members = {each.member for each in processes if each.kind == process.kind}
+    if process.member not in members:
+        return (
+            f"--member is for roles of a population's separate learners, which --role={process.kind} here is not"
+            if members == {None}
+            else f"--member is 0 to {len(members) - 1}: each member of the population has roles of its own"
         )
-    parts = roles.Parts(run, logdir, values.member)
-    if parts.replays and values.num_learners > 1:
-        raise UsageError(f"--num_learners={values.num_learners}: an agent with a replay has one learner host")
-    if parts.agent.in_order and values.num_learners > 1:
-        raise UsageError(f"--num_learners={values.num_learners}: an agent with eligibility traces has one learner host")
-    if run.population and values.num_learners > 1:
-        raise UsageError(f"--num_learners={values.num_learners}: a population's learners have one host each")
-    if run.travels == "gradients" and values.num_learners > 1:
-        raise UsageError(f"--num_learners={values.num_learners}: where gradients travel there is one learner host")
-    return _finish(_loops(parts, values, stop), stop)
+    tasks = sum(each._replace(task=0) == process._replace(task=0) for each in processes)
+    return f"--task={process.task}: the run has {tasks} processes with --role={process.kind}, numbered from 0"
 
 
-def _replay(
-    members: list[roles.Parts], logdir: pathlib.Path, task: int, port: int, stop: threading.Event
-) -> list[Iterator[Any]]:
-    from launchers import roles
-
-    def serve():
-        server = roles.serve(members, logdir, task, port)
-        print(f"serving on port {server.port}", flush=True)
-        while not stop.wait(0.5):
-            yield
-        server.stop()
-
-    return [serve()]
-
-
-def _loops(parts: roles.Parts, values: Any, stop: threading.Event) -> list[Iterator[Any]]:
-    addresses = values.replay.split(",")
-    if len(addresses) != parts.run.num_replay_servers:
-        raise UsageError(f"--replay names {len(addresses)} servers: the run has {parts.run.num_replay_servers}")
-    from launchers import roles
+def _carrier(run: Run, addresses: list[str], seconds: float) -> ReverbCarrier:
+    """Connected to the replay servers, within so many seconds."""
+    if len(addresses) != run.num_replay_servers:
+        raise UsageError(f"--replay names {len(addresses)} servers: the run has {run.num_replay_servers}")
     from replay.client import connect
     from replay.reverb_carrier import ReverbCarrier
 
-    clients = [connect(address, values.connect_seconds) for address in addresses]
-    carrier = ReverbCarrier(clients)
-    if values.role == "learner":
-        return [roles.learn(parts, carrier, stop)]
-    if values.role == "evaluator":
-        return [roles.evaluate(parts, carrier, stop)]
-    tasks = actors_of(parts.run, values.task)
-    if not tasks:
-        raise UsageError(f"--task={values.task} has no actors: the run has {parts.run.num_actors} in all")
-    return [roles.act(parts, carrier, task, stop) for task in tasks]
-
-
-def actors_of(run: Run, task: int) -> range:
-    """The actors that actor process `task` runs."""
-    first = task * run.actors_per_process
-    return range(first, min(first + run.actors_per_process, run.num_actors))
-
-
-def _finish(loops: list[Iterator[Any]], stop: threading.Event) -> int:
-    """Iterates each loop in a thread until all have ended; the first error is raised."""
-    errors: list[BaseException] = []
-
-    def iterate(loop: Iterator[Any]) -> None:
-        try:
-            for _ in loop:
-                pass
-        except BaseException as error:
-            errors.append(error)
-
-    # Daemons, and the main thread never inside Reverb: so that a signal is always heard.
-    threads = [threading.Thread(target=iterate, args=(loop,), daemon=True) for loop in loops]
-    for thread in threads:
-        thread.start()
-    deadline = None
-    while any(thread.is_alive() for thread in threads) and not errors:
-        threads[0].join(0.2)
-        if stop.is_set():
-            deadline = deadline or time.monotonic() + GRACE_SECONDS
-            if time.monotonic() > deadline:
-                break
-    if errors:
-        raise errors[0]
-    return 0
+    return ReverbCarrier([connect(address, seconds) for address in addresses])
 
 
 def run() -> None:

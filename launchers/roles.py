@@ -6,7 +6,7 @@ import functools
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from absl import logging
 from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
+from launchers.program import Role
 from launchers.run import Run, UsageError
 from replay import channels, local, structures
 from replay.blocks import count_for_each
@@ -25,7 +26,6 @@ from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer
 from runtime.metrics import Recorder, return_means
-from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
@@ -39,19 +39,11 @@ class Parts:
 
     def __init__(self, run: Run, logdir: pathlib.Path, member: int | None = None):
         """`run` and `logdir` are the population's, where there is one; `member`: whose Parts these are."""
-        self.population: Population | None = None
         self.spec = run.spec()
-        self._tables, self._draws = "", {}
-        if run.population:
-            self.population = populations.settings(run, logdir, member, self.spec.num_tasks)
-            if member is None:
-                self._draws = populations.draws(run)
-            else:
-                self._tables = _prefix(member)
-                run, logdir = populations.member_run(run, member), populations.member_logdir(logdir, member)
-        self.run, self.logdir = run, logdir
+        run, logdir, peers = populations.member_of(run, logdir, member, self.spec.num_tasks)
+        self.run, self.logdir, self.peers = run, logdir, peers
         self.agent = run.make_agent(self.spec)
-        self.table = dataclasses.replace(self.agent.table, name=self._tables + self.agent.table.name)
+        self.table = dataclasses.replace(self.agent.table, name=peers.name(self.agent.table.name))
         self.num_envs = run.stacked * run.envs_per_actor
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
         self.items = channels.item_structure(self.agent, self.spec, self.num_envs)
@@ -84,11 +76,12 @@ class Parts:
     def init(self) -> Any:
         """A new state."""
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
-        state = jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init")))
-        if not self._draws:
-            return state
-        drawn = {name: np.asarray(values, np.float32) for name, values in self._draws.items()}
-        return state._replace(hypers=state.hypers._replace(**drawn))
+        return self.peers.vary(jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init"))))
+
+    @property
+    def state(self) -> Any:
+        """A state's shapes."""
+        return jax.eval_shape(self.agent.init, jax.eval_shape(jax.random.key, 0))
 
     @property
     def replays(self) -> bool:
@@ -103,20 +96,12 @@ class Parts:
         per_item = channels.way(self.table).sequences_per_item(self.items)
         tables = [
             server.build_table(self.table, columns, per_item, self.run.num_replay_servers),
-            server.build_variables_table(self.params, self._tables + VARIABLES),
+            server.build_variables_table(self.params, self.peers.name(VARIABLES)),
         ]
         if self.replays and channels.way(self.table).counter(self.table)[0] != self.table.name:
             tables.append(server.build_steps_table(self.table.name))
-        if self.population:
-            structure = returns_structure(self.population)
-            tables += [server.build_variables_table(structure, self._tables + r) for r in self.population.reporters]
-            if self.population.member is not None:
-                tables.append(server.build_variables_table(self._state_items, self._tables + "state"))
-        return tables
-
-    @property
-    def _state_items(self) -> structures.Structure:
-        return state_structure(jax.eval_shape(self.agent.init, jax.eval_shape(jax.random.key, 0)))
+        told = self.peers.containers(self.state)
+        return tables + [server.build_variables_table(structure, name) for name, structure in told.items()]
 
     def channel(self, carrier: Any, saved: Any = None) -> Any:
         """How experience travels to the learner by a carrier; `saved`: a local replay's state from earlier."""
@@ -139,7 +124,7 @@ class Parts:
           UsageError: the server serves another run.
         """
         try:
-            variables: Variables = carrier.variables(self.params, self._tables + VARIABLES)
+            variables: Variables = carrier.variables(self.params, self.peers.name(VARIABLES))
             return variables
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -164,37 +149,13 @@ class Parts:
             members, member_of(index, len(members), len(tasks)), returns
         )
 
-    def returns(self, carrier: Any, reporter: str) -> Returns | None:
-        """Where a `reporter` tells the population's learners of episodes; None if they do not ask it."""
-        if self.population is None or reporter not in self.population.reporters:
-            return None
-        structure = returns_structure(self.population)
-        return Returns(self.population, carrier.variables(structure, self._tables + reporter))
 
-    def exchange(self, carrier: Any, env_steps: int) -> Exchange | None:
-        """The population's, as the learner of these Parts takes part in it; None: there is no population."""
-        if self.population is None:
-            return None
-        stacked = self.population.member is None
-        prefixes = [""] if stacked else [_prefix(member) for member in range(self.population.size)]
-        structure = returns_structure(self.population)
-        returns = [[carrier.variables(structure, p + r) for r in self.population.reporters] for p in prefixes]
-        states = [] if stacked else [carrier.variables(self._state_items, p + "state") for p in prefixes]
-        key = jax.random.key(self.run.seed_of("exchange"))
-        return Exchange(self.population, returns, states, key, env_steps)
+def make_parts(run: Run, logdir: pathlib.Path) -> dict[int | None, Parts]:
+    """Those of each member of a population with learners of their own; else one, of None."""
+    return {member: Parts(run, logdir, member) for member in populations.learners(run)}
 
 
-def _prefix(member: int) -> str:
-    """Of the names of a member's tables, in the servers that all share."""
-    return f"member_{member}_"
-
-
-def make_parts(run: Run, logdir: pathlib.Path) -> list[Parts]:
-    """Those of each member of a population with learners of their own; else one."""
-    return [Parts(run, logdir, member) for member in populations.learners(run)]
-
-
-def serve(members: Sequence[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Any:
+def serve(members: Collection[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Any:
     """Starts the replay server `task` of a run, with what it held when it was last saved.
 
     Raises:
@@ -203,21 +164,41 @@ def serve(members: Sequence[Parts], logdir: pathlib.Path, task: int = 0, port: i
     from replay import server  # only where Reverb carries: it brings TensorFlow
 
     tables = [table for parts in members for table in parts.build_tables()]
+    replays = any(parts.replays for parts in members)
     try:
-        return server.serve(tables, port, logdir / f"replay_{task}" if members[0].replays else None)
+        return server.serve(tables, port, logdir / f"replay_{task}" if replays else None)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def connect(members: Sequence[Parts], logdir: pathlib.Path, port: int) -> Any:
+def serving(
+    members: Collection[Parts], logdir: pathlib.Path, task: int, port: int, stop: threading.Event
+) -> Generator[None, None, None]:
+    """The replay server `task` of a run, until `stop`."""
+    server = serve(members, logdir, task, port)
+    print(f"serving on port {server.port}", flush=True)
+    while not stop.wait(0.5):
+        yield
+    server.stop()
+
+
+def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
     """The carrier of a run whose roles all are in this process; Reverb's servers are in it too."""
-    run = members[0].run
+    first = next(iter(members))
+    run = first.run
     if run.carrier == "local":
-        return LocalCarrier(members[0].mesh, members[0].device)
+        return LocalCarrier(first.mesh, first.device)
     from replay.reverb_carrier import ReverbCarrier
 
     servers = [serve(members, logdir, task, port and port + task) for task in range(run.num_replay_servers)]
     return ReverbCarrier([server.localhost_client() for server in servers], servers)
+
+
+def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, None]:
+    """What a role does, other than serving a replay."""
+    if role.kind == "actor":
+        return act(parts, carrier, role.task, stop)
+    return (learn if role.kind == "learner" else evaluate)(parts, carrier, stop)
 
 
 class Throttle:
@@ -251,7 +232,7 @@ def act(parts: Parts, carrier: Any, task: int, stop: threading.Event) -> Generat
     else:
         turns = actor.run(parts.agent, parts.act, environment, variables, *rest)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
-    reported = parts.returns(carrier, f"actor_{task}")
+    reported = parts.peers.returns(carrier, f"actor_{task}")
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     played: list[int] = []  # in which environment each was
@@ -315,7 +296,8 @@ class Learning:
             channel.source,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
-        self._exchange = parts.exchange(carrier, version.env_steps)
+        key = jax.random.key(parts.run.seed_of("exchange"))
+        self._exchange = parts.peers.exchange(carrier, parts.state, key, version.env_steps)
         if self._exchange:
             self._exchange.start(self._learner)
         self._warned = False
@@ -473,7 +455,7 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
         return
     variables = parts.variables(carrier)
     variables.wait()
-    reported = parts.returns(carrier, "evaluator")
+    reported = parts.peers.returns(carrier, "evaluator")
     for metrics, episodes in evaluator.run(
         parts.agent,
         parts.act_greedily,

@@ -114,6 +114,18 @@ class Run(settings.Settings):
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
         self._check_room(items * way.item_bytes(agent, spec), f"{items:,} {type(table.items).__name__.lower()}")
 
+    def check_hosts(self, num_learners: int) -> None:
+        """Raises UsageError if a learner cannot be spread over so many hosts."""
+        agent = self.make_agent(self.spec())
+        for why, one_host in (
+            ("an agent with a replay has one learner host", agent.table.kind != "queue"),
+            ("an agent with eligibility traces has one learner host", agent.in_order),
+            ("a population's learners have one host each", self.population > 0),
+            ("where gradients travel there is one learner host", self.travels == "gradients"),
+        ):
+            if one_host and num_learners > 1:
+                raise UsageError(f"--num_learners={num_learners}: {why}")
+
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
         """Likewise, of a replay on the learner's devices, or the workers'."""
         by_workers = self.travels == "gradients"

@@ -5,7 +5,7 @@ import contextlib
 import itertools
 import pathlib
 
-from launchers import roles
+from launchers import program, roles
 from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
@@ -20,7 +20,7 @@ class _Stopped(Exception):
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from."""
     stop = stop_on_signals()
-    (parts,) = roles.make_parts(run, logdir)
+    (parts,) = roles.make_parts(run, logdir).values()
     carrier = roles.connect([parts], logdir, port)
     variables = parts.variables(carrier)
 
@@ -29,9 +29,10 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
 
     channel, replay = roles.open_channel(parts, carrier)
     learning = roles.Learning(parts, publish, carrier, channel, replay)
-    actors = [roles.act(parts, carrier, task, stop) for task in range(run.num_actors)]
-    evaluations = roles.evaluate(parts, carrier, stop)
-    turns = itertools.cycle(actors)
+    others = [role for role in program.roles_of(run) if role.kind in ("actor", "evaluator")]
+    played = {role: roles.play(role, parts, carrier, stop) for role in others}
+    turns = itertools.cycle([work for role, work in played.items() if role.kind == "actor"])
+    (evaluations,) = (work for role, work in played.items() if role.kind == "evaluator")
 
     def turn():
         if stop.is_set():
@@ -57,5 +58,5 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
                 next(evaluations, None)
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
-    for generator in (*actors, evaluations):
-        generator.close()
+    for work in played.values():
+        work.close()

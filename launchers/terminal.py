@@ -1,18 +1,44 @@
 """What a person sees of a run: a live line with its progress, a line per evaluation."""
 
+import contextlib
+import os
 import pathlib
+import sys
 import time
+from collections.abc import Iterator
 
 import rich.console
 import rich.live
 import rich.progress_bar
 import rich.table
+from absl import logging
 
 from launchers.population import logdirs
 from launchers.run import Run
 from runtime import metrics
 
 PLAIN_SECONDS = 10.0  # between two progress lines where the output is no terminal
+
+
+@contextlib.contextmanager
+def native_lines_in(path: pathlib.Path) -> Iterator[None]:
+    """Has what C++ writes to the standard error appended to a file: Reverb notes there, in the middle of the live line,
+    what its servers do. What Python writes to it is seen as before."""
+    path.parent.mkdir(exist_ok=True)
+    python, seen = sys.stderr, os.dup(2)
+    mine = python is sys.__stderr__  # else somebody has put another in its place already
+    with open(path, "ab") as file, open(seen, "w", buffering=1, errors="backslashreplace") as terminal:
+        os.dup2(file.fileno(), 2)
+        if mine:
+            sys.stderr = terminal
+            logging.get_absl_handler().python_handler.setStream(terminal)
+        try:
+            yield
+        finally:
+            os.dup2(seen, 2)
+            if mine:
+                sys.stderr = python
+                logging.get_absl_handler().python_handler.setStream(python)
 
 
 class Display:

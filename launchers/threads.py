@@ -1,58 +1,82 @@
 """Placement `threads`: every role a thread of this process; where Reverb carries, its servers are in it too."""
 
 import concurrent.futures
+import functools
 import pathlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from launchers import roles
+from launchers import program, roles
+from launchers.program import Role
 from launchers.run import Run
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
 from runtime.scheduling import give_way
 
+GRACE_SECONDS = 10.0  # for a role that was asked to end and has nothing to finish; the process goes without it then
+
+
+class RoleThread:
+    """A role in a thread of its own."""
+
+    def __init__(self, role: Role, work: Iterator[Any], stop: threading.Event):
+        """`work` is what it does; it ends once `stop` is set."""
+        self._role, self._work, self._stop = role, work, stop
+        self._error: BaseException | None = None
+        # A daemon: a thread that waits inside Reverb must not keep the process alive.
+        self._thread = threading.Thread(target=self._run, name=role.name, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        if self._role.kind != "learner":
+            give_way()
+        try:
+            for _ in self._work:
+                pass
+        except BaseException as error:
+            self._error = error
+
+    def ended(self) -> bool:
+        """Raises the role's error, if it had one."""
+        if self._error:
+            raise self._error
+        return not self._thread.is_alive()
+
+    def ask(self) -> None:
+        self._stop.set()
+
+    def wait(self) -> None:
+        """Of a learner for as long as it takes to save."""
+        self._thread.join(None if self._role.kind == "learner" else GRACE_SECONDS)
+
+
+def play(
+    works: Mapping[Role, Callable[[threading.Event], Iterator[Any]]], stop: threading.Event, attend: Callable[[], None]
+) -> None:
+    """Each role in a thread of its own, until all have ended or `stop` is set; raises the first error.
+
+    Args:
+      works: what each role does, until its own event is set.
+      attend: called now and then meanwhile.
+    """
+    events = {role: threading.Event() for role in works}
+    running = {role: RoleThread(role, work(events[role]), events[role]) for role, work in works.items()}
+    program.conduct(running, stop, attend)
+    for thread in running.values():
+        thread.ended()  # what broke while it ended
+
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
-    stop, acting_ends = stop_on_signals(), threading.Event()
+    stop = stop_on_signals()
     members = roles.make_parts(run, logdir)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
-        carrier = executor.submit(roles.connect, members, logdir, port).result()
-    errors: list[BaseException] = []
-
-    def start(name: str, role: Iterator[Any]) -> threading.Thread:
-        def guarded():
-            if name != "learner":
-                give_way()
-            try:
-                for _ in role:
-                    pass
-            except BaseException as error:
-                errors.append(error)
-                stop.set()
-                acting_ends.set()
-
-        # Daemons: a thread that waits inside Reverb must not keep the process alive.
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
-        thread.start()
-        return thread
-
-    learners = [start("learner", roles.learn(parts, carrier, stop)) for parts in members]
-    actors = [
-        start(f"actor_{task}", roles.act(parts, carrier, task, acting_ends))
-        for parts in members
-        for task in range(run.num_actors)
-    ]
-    evaluators = [start("evaluator", roles.evaluate(parts, carrier, stop)) for parts in members]
+        carrier = executor.submit(roles.connect, members.values(), logdir, port).result()
+    works = {
+        role: functools.partial(roles.play, role, members[role.member], carrier)
+        for role in program.roles_of(run)
+        if role.kind != "replay"  # those are connected to already
+    }
     with Display(run, logdir) as display:
-        # A learner saves and ends on `stop` by itself; an evaluator ends after its learner's last parameters.
-        for threads in (learners, evaluators):
-            while alive := [thread for thread in threads if thread.is_alive()]:
-                alive[0].join(0.25)
-                display.refresh()
-            acting_ends.set()
-    for thread in actors:
-        thread.join(10.0)
-    if errors:
-        raise errors[0]
+        play(works, stop, display.refresh)

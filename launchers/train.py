@@ -1,5 +1,6 @@
 """Trains an agent: `scripts/train --agent=impala --env=Pong-v5`."""
 
+import contextlib
 import importlib
 
 from launchers import flags
@@ -10,6 +11,7 @@ def train() -> int:
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
     from launchers import population as populations
     from launchers import ports, settings
+    from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
     if run.carrier == "local":
@@ -21,7 +23,8 @@ def train() -> int:
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    placement.train(run, logdir, flags.FLAGS.port)
+    with native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext():
+        placement.train(run, logdir, flags.FLAGS.port)
     from runtime import plot
 
     if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):

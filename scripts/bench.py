@@ -38,11 +38,12 @@ import jax
 import numpy as np
 
 from agents.agent import BoundedActions, FactoredActions, Sample, Step, TimeStep, Version
-from launchers import flags, roles
+from launchers import flags, program, roles
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, setting
+from launchers.threads import RoleThread
 from replay.rows import Row
 from runtime import devices, leave_out_tensorflow
 from runtime.scheduling import give_way
@@ -278,15 +279,12 @@ class Bench:
         with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:
             carrier = executor.submit(roles.connect, [parts], parts.logdir, 0).result()
 
-        def act(task: int):
-            give_way()
-            for _ in roles.act(parts, carrier, task, stop):
-                pass
-
-        actors = [threading.Thread(target=act, args=(task,), daemon=True) for task in range(self.run.num_actors)]
         learning, batches, publisher = roles.open_learning(parts, carrier, stop.is_set)
-        for thread in actors:
-            thread.start()
+        actors = [
+            RoleThread(role, roles.play(role, parts, carrier, stop), stop)
+            for role in program.roles_of(parts.run)
+            if role.kind == "actor"
+        ]
         updates = learning.run(batches)
         for _ in range(20):  # compiled and in step
             next(updates)
@@ -295,9 +293,10 @@ class Bench:
         while (elapsed := time.perf_counter() - start) < seconds:
             next(updates)
         steps = (learning.version.learner_steps - first) * self.steps_per_update
-        stop.set()
         for thread in actors:
-            thread.join(30.0)
+            thread.ask()
+        for thread in actors:
+            thread.wait()
         if publisher:
             publisher.close()
         learning.close()

@@ -80,7 +80,7 @@ def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for entry in pathlib.Path("/proc").iterdir():
         try:
-            arguments = (entry / "cmdline").read_text().split("\0")
+            arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
             alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
         except (OSError, ValueError, IndexError):
             continue

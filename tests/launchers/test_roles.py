@@ -3,11 +3,13 @@ they are given."""
 
 import inspect
 import itertools
+import os
 import pathlib
 import signal
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +23,7 @@ import runtime.checkpoint
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedback, Version
 from environments import tasks
 from environments.environment import Episodes
-from launchers import evaluate, flags, processes, role, roles, serial, threads, train
+from launchers import evaluate, flags, processes, program, role, roles, serial, shutdown, threads, train
 from launchers import population as populations
 from launchers import run as runs
 from launchers.ports import free_port
@@ -30,7 +32,8 @@ from launchers.settings import UsageError
 from replay import local
 from replay.local_carrier import LocalCarrier
 from replay.rows import Batch
-from runtime import actor, evaluator, learner, metrics, worker
+from runtime import actor, evaluator, learner, metrics, scheduling, worker
+from tests.launchers import command_line
 from tests.pictures import has_curve
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -264,8 +267,8 @@ def fakes(monkeypatch):
     replace("metrics", learner, "read_metrics", lambda given: dict(given.feedback.metrics))
     replace("replays", local, "LocalReplay", keep)
     replace("blocks", local, "LocalBlocks", keep)
-    replace("exchanges", roles, "Exchange", instance(lambda _: FakeExchange()))
-    replace("returns", roles, "Returns", keep)
+    replace("exchanges", populations, "Exchange", instance(lambda _: FakeExchange()))
+    replace("returns", populations, "Returns", keep)
     monkeypatch.setattr(roles, "Checkpointer", FakeCheckpointer)
     monkeypatch.setattr(Parts, "init", lambda self: "a new state")
     noted.clock = FakeLearner.clock = Clock()
@@ -467,7 +470,7 @@ def test_the_learner_has_what_the_command_line_says(name, carrier, fakes, tmp_pa
     assert learning.version == Version(0, 0)
     if name == "stacked":
         (exchange,) = fakes.exchanges
-        assert exchange.population is parts.population and exchange.env_steps == 0 and exchange.states == []
+        assert exchange.population.member is None and exchange.env_steps == 0 and exchange.states == []
         assert [[c.name for c in containers] for containers in exchange.returns] == [["evaluator"]]
         assert same(exchange.key, jax.random.key(run.seed_of("exchange")))
     else:
@@ -654,7 +657,7 @@ def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
     told += [r.container.name for r in fakes.returns[len(told) :]]
     expected = ["actor_0", "actor_1"] if fitness == "training" else ["evaluator"]
     assert told == expected
-    parts.exchange(carrier, 0)
+    parts.peers.exchange(carrier, parts.state, jax.random.key(0), 0)
     (containers,) = fakes.exchanges[-1].returns
     assert [c.name for c in containers] == expected
 
@@ -662,6 +665,8 @@ def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
 def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_path):
     run = make("stacked", population_mode="separate")
     members = roles.make_parts(run, tmp_path)
+    assert list(members) == [0, 1, 2]
+    members = list(members.values())
     assert [parts.logdir for parts in members] == [tmp_path / f"member_{m}" for m in range(3)]
     assert len({parts.run.seed for parts in members}) == len({parts.run.config.learning_rate for parts in members}) == 3
     carrier = Carrier()
@@ -669,7 +674,7 @@ def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_
         list(roles.act(parts, carrier, 0, threading.Event()))
         assert fakes.actors[m].variables.name == f"member_{m}_variables"
         assert carrier.channel[m].table.name == f"member_{m}_queue"
-        parts.exchange(carrier, 40)
+        parts.peers.exchange(carrier, parts.state, jax.random.key(0), 40)
         exchange = fakes.exchanges[m]
         assert exchange.population.member == m and exchange.env_steps == 40
         assert [s.name for s in exchange.states] == [f"member_{n}_state" for n in range(3)]
@@ -793,85 +798,135 @@ def test_another_runs_servers_are_one_line(fakes, server, tmp_path, monkeypatch)
 
 @pytest.fixture
 def child(monkeypatch, tmp_path):
-    """(a watched process, the codes with which it ends, the clock); of each start a Popen is noted."""
-    codes, clock, started = [], Clock(1000.0), []
+    """(a watched process, the codes with which it ends, the clock, its starts, what was said of it)."""
+    codes, clock, started, said = [], Clock(1000.0), [], []
 
-    def popen(command, **_):
-        started.append(command)
-        return SimpleNamespace(poll=lambda: codes[-1] if codes else None)
+    class Process:
+        pid = property(lambda _: None)
+        exitcode = property(lambda _: codes[-1] if codes else None)
+
+        def __init__(self, *, target, args, name):
+            self.given = target, args, name
+
+        def start(self):
+            started.append(self.given)
 
     monkeypatch.setattr(processes, "time", clock)
-    monkeypatch.setattr(processes.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes, "_forks", SimpleNamespace(Process=Process))
     (tmp_path / "logs").mkdir()
-    process = processes.Process("actor_0", ["--role=actor", "--task=0"], tmp_path)
-    assert started == [[sys.executable, "-P", "-m", "launchers.role", "--role=actor", "--task=0"]]
-    return process, codes, clock, started
+    process = processes.RoleProcess("actor_0", ["--role=actor", "--task=0"], tmp_path, said.append)
+    assert not started and not process.ended()
+    log = tmp_path / "logs" / "actor_0.log"
+    assert started == [(processes._play, (["--role=actor", "--task=0"], log), "actor_0")]
+    return process, codes, clock, started, said
 
 
 @pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "killed by SIGKILL"), (3, "exit code 3")])
-def test_who_dies_is_started_again_after_a_while_that_doubles(child, code, words):
-    process, codes, clock, started = child
-    assert process.watch() is None
-    for restart in range(1, 5):
+def test_who_dies_is_started_again_after_a_while_that_doubles_from_the_third_death_on(child, code, words):
+    process, codes, clock, started, said = child
+    assert not process.ended() and not said
+    for restart, pause in enumerate((0.5, 0.5, 1.0, 2.0, 4.0), start=1):
         codes.append(code)
-        news = process.watch()
-        assert words in news and f"restart {restart} of 10" in news
-        assert process.poll() is None, "between two lives"
+        assert not process.ended()
+        assert words in said[-1] and f"restart {restart} of 10 in {pause} s" in said[-1] and len(said) == restart
+        process.ask()
+        process.wait()  # between two lives there is nobody to wait for
         del codes[:]
-        clock.now += 0.5 * 2 ** (restart - 1) - 0.01
-        assert process.watch() is None and len(started) == restart, "not yet"
+        clock.now += pause - 0.01
+        assert not process.ended() and len(started) == restart, "not yet"
         clock.now += 0.02
-        assert process.watch() is None and len(started) == restart + 1
+        assert not process.ended() and len(started) == restart + 1
     clock.now += processes.HEALTHY_SECONDS + 1
     codes.append(code)
-    assert "restart 1 of 10" in process.watch(), "it lived long"
+    assert not process.ended() and "restart 1 of 10 in 0.5 s" in said[-1], "it lived long"
+
+
+def test_who_ends_well_is_not_started_again(child):
+    process, codes, clock, started, said = child
+    codes.append(0)
+    assert process.ended() and process.ended() and len(started) == 1 and not said
 
 
 def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
-    process, codes, _, started = child
+    process, codes, _, started, _ = child
     process.log.write_text("a warning\nerror: no such flag\nother words\n")
     codes.append(2)
     with pytest.raises(UsageError, match=r"^actor_0: no such flag$"):
-        process.watch()
+        process.ended()
     assert len(started) == 1
 
 
 def test_who_dies_too_often_ends_the_run(child):
-    process, codes, clock, started = child
-    for _ in range(processes.MAX_RESTARTS):
+    process, codes, clock, started, said = child
+    for death in range(processes.MAX_RESTARTS):
         codes.append(1)
-        assert process.watch()
+        process.ended()
+        assert len(said) == death + 1
         del codes[:]
         clock.now += 31.0
-        process.watch()
+        process.ended()
     codes.append(1)
     with pytest.raises(UsageError, match=r"died 11 times.*actor_0\.log"):
-        process.watch()
+        process.ended()
     assert len(started) == 11
+
+
+def live(logdir: pathlib.Path, role: str) -> None:
+    """What a forked process does here instead of a role: it says who it is, and ends when it is asked to, or never."""
+    (logdir / f"{role}.pid").write_text(str(os.getpid()))
+    if role == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(600)
+
+
+def test_a_process_is_asked_to_end_then_killed_and_outlives_the_one_it_was_forked_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1.0)
+    monkeypatch.setattr(processes, "_play", live)
+    monkeypatch.setattr(processes, "PRELOADED", ())
+    said: list[str] = []
+    running = {}
+    processes._start_forkserver()
+    for name in ("heeding", "deaf"):
+        running[name] = processes.RoleProcess(name, [], tmp_path, said.append)
+        monkeypatch.setattr(running[name], "_arguments", tmp_path)
+        monkeypatch.setattr(running[name], "log", name)
+        assert not running[name].ended()
+    pids = {}
+    for name in running:
+        command_line.wait_for(f"{name} to run", (tmp_path / f"{name}.pid").exists)
+        command_line.wait_for("its words", lambda name=name: (tmp_path / f"{name}.pid").read_text())
+        pids[name] = int((tmp_path / f"{name}.pid").read_text())
+    parent = int(pathlib.Path(f"/proc/{pids['deaf']}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    os.kill(parent, signal.SIGKILL)
+    command_line.wait_for("the forking process to be gone", lambda: not pathlib.Path(f"/proc/{parent}/exe").exists())
+    assert not any(process.ended() for process in running.values()) and not said
+    for process in running.values():
+        process.ask()
+        process.wait()
+    assert not any(pathlib.Path(f"/proc/{pid}").exists() for pid in pids.values())
 
 
 class Child:
     """A role's process as the launcher sees it: learners end after a few looks, evaluators after some more."""
 
     made: list["Child"] = []
-    ended: list[str] = []
+    order: list[str] = []  # of ends
 
-    def __init__(self, name, arguments, logdir):
-        self.name, self.arguments, self.logdir, self.looks, self.watched = name, arguments, logdir, 0, 0
+    def __init__(self, name, arguments, logdir, say):
+        self.name, self.arguments, self.logdir, self.looks = name, arguments, logdir, 0
         Child.made.append(self)
 
-    def poll(self):
+    def ended(self):
         self.looks += 1
         lasting = {"learner": 3, "evaluator": 6}.get(self.name.split("_")[0])
-        return 0 if lasting and self.looks > lasting else None
+        if lasting and self.looks > lasting:
+            Child.order.append(self.name)
+        return bool(lasting) and self.looks > lasting
 
-    def watch(self):
-        self.watched += 1
+    def ask(self):
+        Child.order.append(self.name)
 
-    def terminate(self):
-        Child.ended.append(self.name)
-
-    def wait(self, deadline):
+    def wait(self):
         """It has ended."""
 
 
@@ -887,6 +942,9 @@ class Nothing:
     def __exit__(self, *_):
         return None
 
+    def say(self, text):
+        """Nothing is said."""
+
     def refresh(self):
         """Nothing changes."""
 
@@ -896,11 +954,13 @@ class Nothing:
 def test_each_process_is_told_which_role_it_is(members, port, tmp_path, monkeypatch):
     ports = iter(range(9000, 9010))
     monkeypatch.setattr(processes, "free_port", lambda: next(ports))
-    monkeypatch.setattr(processes, "Process", Child)
+    monkeypatch.setattr(processes, "RoleProcess", Child)
     monkeypatch.setattr(processes, "Display", Nothing)
-    monkeypatch.setattr(processes, "stop_on_signals", lambda: SimpleNamespace(is_set=lambda: False, wait=lambda _: 0))
+    monkeypatch.setattr(processes, "_start_forkserver", lambda: None)
+    monkeypatch.setattr(processes, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(program, "ATTEND_SECONDS", 0.0)
     monkeypatch.setattr(Child, "made", [])
-    monkeypatch.setattr(Child, "ended", [])
+    monkeypatch.setattr(Child, "order", [])
     changes = {"num_replay_servers": 2, "num_actors": 5, "actors_per_process": 2, "placement": "processes"}
     run = runs.dataclasses.replace(make("uniform"), carrier="reverb", **changes, population=members)
     processes.train(run, tmp_path, port)
@@ -916,61 +976,148 @@ def test_each_process_is_told_which_role_it_is(members, port, tmp_path, monkeypa
             expected[f"actor_{task}{suffix}"] = (f"--role=actor --task={task}", servers + member)
     told = {child.name: " ".join(child.arguments) for child in Child.made}
     assert told == {name: f"{who} --logdir={tmp_path} {where}" for name, (who, where) in expected.items()}
-    assert all(child.watched for child in Child.made if child.name.startswith(("actor", "replay")))
-    ends = {name: Child.ended.index(name) for name in told}
-    of_servers = [ends[name] for name in ends if name.startswith("replay")]
-    assert max(ends[name] for name in ends if not name.startswith("replay")) < min(of_servers), "nobody needs them"
+    assert all(child.looks > 3 for child in Child.made), "each was watched"
+    ends = {name: Child.order.index(name) for name in told}
+    assert len(Child.order) == len(told), "each ended once"
+
+    def ended(*kinds):
+        return [place for name, place in ends.items() if name.startswith(kinds)]
+
+    assert max(ended("learner")) < min(ended("actor")) and max(ended("actor")) < min(ended("evaluator"))
+    assert max(ended("learner", "actor", "evaluator")) < min(ended("replay")), "nobody needs them"
 
 
 def test_the_actors_are_shared_out_among_their_processes():
     for num_actors, per_process in ((5, 2), (4, 2), (1, 3), (6, 1)):
         run = runs.dataclasses.replace(make("queue"), num_actors=num_actors, actors_per_process=per_process)
-        tasks_ = [list(role.actors_of(run, task)) for task in range(-(-num_actors // per_process) + 1)]
-        assert list(itertools.chain(*tasks_)) == list(range(num_actors)) and tasks_[-1] == []
-        assert max(map(len, tasks_)) <= per_process
+        shares = [roles_ for process, roles_ in program.processes_of(run).items() if process.kind == "actor"]
+        assert [role.task for share in shares for role in share] == list(range(num_actors))
+        assert max(map(len, shares)) <= per_process and len(shares) == -(-num_actors // per_process)
 
 
-@pytest.fixture
-def hands(monkeypatch):
-    """What `roles` was asked for, each a loop that notes it; and a Reverb of nothing."""
-    asked: list[Any] = []
-    for name in ("learn", "evaluate", "act"):
-        monkeypatch.setattr(roles, name, lambda *given, name=name: asked.append((name, *given)) or iter(()))
+class Playing:
+    """A role in a program: it ends by itself after some looks, or once asked, and notes when."""
+
+    def __init__(self, order, role, looks):
+        self.order, self.role, self.looks, self.over = order, role, looks, False
+
+    def ended(self):
+        self.looks -= 1
+        if self.looks == 0 and not self.over:
+            self.over = True
+            self.order.append(self.role)
+        return self.over
+
+    def ask(self):
+        if not self.over:
+            self.over = True
+            self.order.append(self.role)
+
+    def wait(self):
+        assert self.over
+
+
+@pytest.mark.parametrize("ends", ["by themselves", "by a signal", "by an error"])
+@pytest.mark.parametrize("members", [0, 2])
+def test_a_program_ends_in_its_order_however_it_ends(ends, members, monkeypatch):
+    monkeypatch.setattr(program, "ATTEND_SECONDS", 0.0)
+    run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, population=members)
+    order: list[program.Role] = []
+    stop, attended = threading.Event(), []
+    forever = -1
+    looks = {"learner": 5, "evaluator": 9} if ends == "by themselves" else {}
+    running = {role: Playing(order, role, looks.get(role.kind, forever)) for role in program.roles_of(run)}
+
+    def attend():
+        attended.append(1)
+        if len(attended) == 12 and ends == "by a signal":
+            stop.set()
+        if len(attended) == 12 and ends == "by an error":
+            raise RuntimeError("broken")
+
+    if ends == "by an error":
+        with pytest.raises(RuntimeError, match="broken"):
+            program.conduct(running, stop, attend)
+    else:
+        program.conduct(running, stop, attend)
+    assert sorted(order) == sorted(running), "each ended, once"
+    for later in running:
+        for earlier in running:
+            if earlier.kind in program.KINDS[later.kind].after:
+                assert order.index(earlier) < order.index(later)
+    assert len(attended) >= 9 if ends == "by themselves" else len(attended) == 12
+
+
+@pytest.mark.parametrize("kind", ["actor", "replay"])
+def test_a_part_of_a_program_ends_when_it_is_asked(kind):
+    """An actor alone in its process cannot know when its learner has ended."""
+    order: list[program.Role] = []
+    stop, looks, part = threading.Event(), [], program.Role(kind)
+    program.conduct({part: Playing(order, part, -1)}, stop, lambda: looks.append(1) or len(looks) < 3 or stop.set())
+    assert order == [part] and len(looks) == 3
+
+
+@pytest.mark.parametrize("which", ["learner", "evaluator", "actor", "replay"])
+def test_a_role_by_hand_is_the_role_that_was_asked_for(which, monkeypatch, tmp_path):
+    played: list[Any] = []
+    for name in ("learn", "evaluate", "act", "serving"):
+        monkeypatch.setattr(roles, name, lambda *given, name=name: played.append((name, *given[:-1])) or iter(()))
     client = SimpleNamespace(connect=lambda address, seconds: ("client", address, seconds))
     monkeypatch.setitem(sys.modules, "replay.client", client)
-    carrier = SimpleNamespace(ReverbCarrier=lambda clients: clients)
-    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", carrier)
-    return asked
-
-
-@pytest.mark.parametrize("which", ["learner", "evaluator", "actor"])
-def test_a_role_by_hand_is_the_role_that_was_asked_for(which, hands):
+    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients: clients))
+    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(scheduling, "give_way", lambda: None)
+    monkeypatch.setattr(roles, "make_parts", lambda run, logdir: {None: ("parts", logdir, None)})
+    monkeypatch.setattr(roles, "Parts", lambda run, logdir, member: ("parts", logdir, member))
     run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
-    parts, stop = SimpleNamespace(run=run), threading.Event()
-    place = SimpleNamespace(role=which, replay="a:1,b:2", connect_seconds=7.0, task=1)
-    loops = role._loops(parts, place, stop)
-    clients = [("client", "a:1", 7.0), ("client", "b:2", 7.0)]
+    run = runs.replace(run, placement="threads", actors_per_process=2)
+    runs.save(run, tmp_path)
+    parts, clients = ("parts", tmp_path, None), [("client", "a:1", 7.0), ("client", "b:2", 7.0)]
+    task = 0 if which in ("learner", "evaluator") else 1
+    port = free_port()
+    where = [f"--port={port}"] if which == "replay" else ["--replay=a:1,b:2", "--connect_seconds=7"]
+    arguments = ["role", f"--role={which}", f"--logdir={tmp_path}", f"--task={task}", *where]
+    assert flags.attempt(role.role, arguments) == 0
     expected = {
-        "learner": [("learn", parts, clients, stop)],
-        "evaluator": [("evaluate", parts, clients, stop)],
-        "actor": [("act", parts, clients, task, stop) for task in (2, 3)],
+        "learner": [("learn", parts, clients)],
+        "evaluator": [("evaluate", parts, clients)],
+        "actor": [("act", parts, clients, actor_task) for actor_task in (2, 3)],
+        "replay": [("serving", [parts], tmp_path, 1, port)],
     }
-    assert hands == expected[which] and len(loops) == len(hands)
-    place.replay = "a:1"
-    with pytest.raises(UsageError, match="names 1 servers: the run has 2"):
-        role._loops(parts, place, stop)
+    assert [(name, *map(_plain, given)) for name, *given in played] == expected[which]
 
 
-def crash(error: BaseException):
-    raise error
-    yield
+def _plain(given: Any) -> Any:
+    return list(given) if isinstance(given, type({}.values())) else given
 
 
-def test_a_roles_error_is_the_processs():
-    assert role._finish([iter([1, 2]), iter([])], threading.Event()) == 0
-    for error in (RuntimeError("broken"), UsageError("mend it")):
-        with pytest.raises(type(error)):
-            role._finish([iter(()), crash(error)], threading.Event())
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--role=actor", "--task=3"), "--task=3: the run has 3 processes with --role=actor, numbered from 0"),
+        (("--role=replay", "--task=2"), "--task=2: the run has 2 processes with --role=replay, numbered from 0"),
+        (("--role=learner", "--task=1"), "--task=1: the run has 1 processes with --role=learner, numbered from 0"),
+        (("--role=actor", "--member=0"), "--member is for roles of a population's separate learners"),
+        (("--role=learner", "--num_learners=2"), "--num_learners needs --coordinator=host:port"),
+        (("--role=learner", "--num_learners=2", "--coordinator=x:1"), "an agent with a replay has one learner host"),
+        (("--role=actor", "--replay=a:1"), "--replay names 1 servers: the run has 2"),
+        (("--role=actor", "--replay="), "--role=actor needs --replay=host:port"),
+        (("--task=0",), "--role is one of replay, learner, evaluator, actor"),
+        (("--role=actor", "--logdir="), "a role needs --logdir"),
+    ],
+)
+def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(scheduling, "give_way", lambda: None)
+    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(roles, "Parts", lambda *_: None)
+    run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
+    runs.save(runs.replace(run, placement="threads", actors_per_process=2), tmp_path)
+    given = ["role", f"--logdir={tmp_path}", "--replay=a:1,b:2", "--connect_seconds=0", *arguments]
+    assert flags.attempt(role.role, given) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and words in line
 
 
 @pytest.mark.parametrize(
@@ -1041,55 +1188,67 @@ def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluatio
 # Threads and turns ---------------------------------------------------------------------------------------------------
 
 
-class Playing:
+class Threads:
     """The roles of a run in one process, as far as their ends go."""
 
-    def __init__(self, monkeypatch, module, broken: str = ""):
-        self.stops, self.order, self.lazy = {}, [], set()
-        self.members = [SimpleNamespace(name=m) for m in range(2)]
-        self.broken = broken
-        monkeypatch.setattr(module, "Display", Nothing)
+    def __init__(self, monkeypatch, broken: str = "", learning: int = 1):
+        self.order, self.lazy, self.broken, self.learning = [], set(), broken, learning
+        self.members = {m: SimpleNamespace(name=m) for m in range(2)}
+        monkeypatch.setattr(threads, "Display", Nothing)
+        monkeypatch.setattr(program, "ATTEND_SECONDS", 0.01)
         self.stop = threading.Event()
-        monkeypatch.setattr(module, "stop_on_signals", lambda: self.stop)
-        monkeypatch.setattr(module, "give_way", lambda: self.lazy.add(threading.current_thread().name))
+        monkeypatch.setattr(threads, "stop_on_signals", lambda: self.stop)
+        monkeypatch.setattr(threads, "give_way", lambda: self.lazy.add(threading.current_thread().name))
         monkeypatch.setattr(roles, "make_parts", lambda run, logdir: self.members)
-        monkeypatch.setattr(roles, "connect", lambda members, logdir, port: ("carrier", logdir, port))
+        monkeypatch.setattr(roles, "connect", lambda members, logdir, port: ("carrier", [*members], logdir, port))
         for name in ("learn", "act", "evaluate"):
-            monkeypatch.setattr(roles, name, lambda *given, name=name: self.loop(name, *given))
+            monkeypatch.setattr(roles, name, lambda *given, name=name: self.work(name, *given))
 
-    def loop(self, name, parts, carrier, *rest):
+    def work(self, name, parts, carrier, *rest):
         *task, stop = rest
-        who = (name, parts.name, *task)
-        self.stops[who] = stop
         self.carrier = carrier
         if self.broken == name:
             raise RuntimeError(f"{name} is broken")
-        while name == "act" and not stop.is_set():
-            yield stop.wait(0.01)
-        if name != "act":
+        looks = itertools.count() if name == "act" else range(self.learning)
+        for _ in looks:
             yield
-        self.order.append(who)
+            if stop.wait(0.01):
+                break
+        if self.broken == f"end of {name}":
+            raise RuntimeError(f"end of {name} is broken")
+        self.order.append((name, parts.name, *task))
+
+    def train(self, tmp_path):
+        run = runs.dataclasses.replace(make("queue"), population=2)  # of separate learners
+        threads.train(run, tmp_path, 8000)
 
 
 def test_threads_are_one_for_each_role_of_each_member(monkeypatch, tmp_path):
-    playing = Playing(monkeypatch, threads)
-    threads.train(make("queue"), tmp_path, 8000)
+    playing = Threads(monkeypatch, learning=20)
+    playing.train(tmp_path)
     actors = [("act", m, task) for m in range(2) for task in range(2)]
-    assert set(playing.order) == {*actors, *((name, m) for name in ("learn", "evaluate") for m in range(2))}
-    assert playing.carrier == ("carrier", tmp_path, 8000)
-    ended = {id(playing.stops[who]) for who in actors}
-    assert ended.isdisjoint({id(playing.stop)}) and len(ended) == 1, "actors end when their learners have"
-    assert all(playing.stops[name, m] is playing.stop for name in ("learn", "evaluate") for m in range(2))
+    assert sorted(playing.order) == sorted([*actors, *((name, m) for name in ("learn", "evaluate") for m in range(2))])
+    last = max(playing.order.index(("learn", m)) for m in range(2))
+    assert all(playing.order.index(who) > last for who in actors), "actors end when their learners have"
+    assert playing.carrier == ("carrier", [*playing.members.values()], tmp_path, 8000)
     assert not playing.stop.is_set()
-    assert {"actor_0", "actor_1", "evaluator"} <= playing.lazy and "learner" not in playing.lazy
+    lazy = {f"{kind}_member_{m}" for kind in ("actor_0", "actor_1", "evaluator_0") for m in range(2)}
+    assert lazy <= playing.lazy and not any(name.startswith("learner") for name in playing.lazy)
 
 
-@pytest.mark.parametrize("broken", ["learn", "act", "evaluate"])
+def test_a_signal_ends_threads_in_their_order(monkeypatch, tmp_path):
+    playing = Threads(monkeypatch, learning=10**6)
+    threading.Timer(0.2, playing.stop.set).start()
+    playing.train(tmp_path)
+    assert {who[0] for who in playing.order[:2]} == {"learn"} and len(playing.order) == 8
+
+
+@pytest.mark.parametrize("broken", ["learn", "act", "evaluate", "end of learn", "end of act", "end of evaluate"])
 def test_the_first_error_of_a_thread_is_the_runs(broken, monkeypatch, tmp_path):
-    playing = Playing(monkeypatch, threads, broken)
+    playing = Threads(monkeypatch, broken)
     with pytest.raises(RuntimeError, match=f"^{broken} is broken$"):
-        threads.train(make("queue"), tmp_path, 0)
-    assert playing.stop.is_set()
+        playing.train(tmp_path)
+    assert {who[0] for who in playing.order} == {"learn", "act", "evaluate"} - {broken.split()[-1]}, "all others ended"
 
 
 @pytest.mark.parametrize(("name", "carrier"), [("queue", "local"), ("queue", "reverb"), ("uniform", "local")])
