@@ -1,5 +1,6 @@
 """The carrier between threads, processes and machines: Reverb's tables, as channels."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -90,14 +91,22 @@ class ReverbCarrier:
     def __init__(self, clients: Sequence[reverb.Client], servers: Sequence[reverb.Server] = ()):
         """`clients`: the first serves queues and variables; `servers`: those of this process, which live as long."""
         self._clients, self._servers = clients, servers
+        self._containers: dict[str, VariableContainer] = {}
+        self._lock = threading.Lock()
 
     def variables(self, structure: Structure, name: str = VARIABLES) -> VariableContainer:
-        """A container by that name.
+        """A container by that name. Where the servers are in this process, so are all who push: they and those who pull
+        share one, and nothing has to be sampled from the table.
 
         Raises:
           ValueError: the server holds none of this structure.
         """
-        return VariableContainer(self._clients[0], structure, name)
+        if not self._servers:
+            return VariableContainer(self._clients[0], structure, name)
+        with self._lock:
+            if name not in self._containers:
+                self._containers[name] = VariableContainer(self._clients[0], structure, name)
+            return self._containers[name]
 
     def channel(
         self, agent: Agent, table: TableSpec, structure: Structure, batch_size: int, *_: Any

@@ -34,9 +34,11 @@ class VariableContainer:
         if theirs != ours:
             raise ValueError("the replay server holds another agent's parameters: it belongs to another config")
         self._writer: Any = None
+        self._pushed: tuple[Version, Any] | None = None
 
     def push(self, version: Version, params: Any) -> None:
         """Publishes `params` (a pytree of arrays) and returns when the table holds them."""
+        self._pushed = Version(*map(int, version)), params
         if self._writer is None:  # opened late: most containers only pull
             self._writer = self._client.trajectory_writer(num_keep_alive_refs=1)
         version = Version(*(np.int64(count) for count in version))
@@ -46,7 +48,7 @@ class VariableContainer:
 
     def filled(self) -> bool:
         """Whether anything was ever pushed."""
-        return self._client.server_info(timeout=60)[self._name].current_size > 0
+        return self._pushed is not None or self._client.server_info(timeout=60)[self._name].current_size > 0
 
     def wait(self, timeout: float = 300.0) -> None:
         """Returns once something was pushed.
@@ -61,7 +63,10 @@ class VariableContainer:
             time.sleep(0.05)
 
     def pull(self) -> tuple[Version, Any]:
-        """The newest (version, params): one fresh sample, no prefetching. Waits if nothing was ever pushed."""
+        """The newest (version, params): what was pushed by this object, else one fresh sample, no prefetching. Waits if
+        nothing was ever pushed."""
+        if self._pushed is not None:  # a table has one who pushes
+            return self._pushed
         (sample,) = self._client.sample(self._name, num_samples=1, emit_timesteps=False)
         version, params = self._structure.unflatten(sample.data)
         return Version(*(int(count) for count in version)), params

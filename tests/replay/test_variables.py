@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from agents.agent import Version
+from replay.reverb_carrier import ReverbCarrier
 from replay.reverb_import import reverb
 from replay.server import build_variables_table
 from replay.structures import Structure
@@ -111,3 +112,18 @@ def test_wait_returns_once_something_was_pushed(client):
     VariableContainer(client, STRUCTURE).push(Version(0, 0), numbered(0))
     waiting.join(WAIT)
     assert not waiting.is_alive(), f"waited {WAIT} s in vain for wait() to return"
+
+
+def test_where_all_are_in_the_servers_process_what_was_pushed_is_pulled_as_it_is(client):
+    carrier = ReverbCarrier([client], ["the servers"])
+    learner, actor, elsewhere = carrier.variables(STRUCTURE), carrier.variables(STRUCTURE), ReverbCarrier([client])
+    assert not actor.filled()
+    for version in range(3):
+        params = numbered(version)
+        learner.push(Version(np.int64(version), np.int64(7)), params)
+        pulled_version, pulled = actor.pull()
+        assert pulled_version == Version(version, 7) and pulled is params and actor.filled()
+        assert [type(count) for count in pulled_version] == [int, int]
+        pulled_version, pulled = within(WAIT, "a pull", elsewhere.variables(STRUCTURE).pull)
+        assert pulled_version == Version(version, 7)
+        np.testing.assert_array_equal(pulled["w"], params["w"])
