@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import explained_variance, gae, normalize
 from agents.agent import (
     Agent,
     Blocks,
@@ -29,8 +28,9 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.learning_rate import decayed
-from agents.policy_network import Memory, functions
+from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.optimization import decayed
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)

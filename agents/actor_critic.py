@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     Blocks,
@@ -29,8 +28,9 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.exploration import discrete_actions, greedy
-from agents.networks import MLP
+from agents.parts import features
+from agents.parts.exploration import discrete_actions, greedy
+from agents.parts.networks import MLP
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from agents import d4pg, prioritized
+from agents import d4pg
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
-from agents.exploration import bounded_actions
-from agents.networks import PolicyAndCritic
+from agents.parts import prioritized
+from agents.parts.exploration import bounded_actions
+from agents.parts.networks import PolicyAndCritic
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from agents import dqn, prioritized
+from agents import dqn
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
+from agents.parts import prioritized
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer, prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -31,7 +30,8 @@ from agents.agent import (
     pmax,
     pmean,
 )
-from agents.distributions import (
+from agents.parts import normalizer, prioritized
+from agents.parts.distributions import (
     Distance,
     Gaussians,
     categorical_distance,
@@ -39,8 +39,8 @@ from agents.distributions import (
     gaussians_distance,
     gaussians_mean,
 )
-from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
-from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer, prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -31,8 +30,9 @@ from agents.agent import (
     pmax,
     pmean,
 )
-from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
-from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts import normalizer, prioritized
+from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
 
 
 @dataclasses.dataclass(frozen=True)

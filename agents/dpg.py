@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     Blocks,
@@ -35,7 +34,8 @@ from agents.agent import (
     check_replay_sizes,
     pmean,
 )
-from agents.exploration import unsuitable
+from agents.parts import features
+from agents.parts.exploration import unsuitable
 
 
 @dataclasses.dataclass(frozen=True)

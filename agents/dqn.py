@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -32,8 +31,9 @@ from agents.agent import (
     pmean,
     transitions,
 )
-from agents.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.networks import QNetwork, check_frames, stack_frames
+from agents.parts import prioritized
+from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
+from agents.parts.networks import QNetwork, check_frames, stack_frames
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
     Blocks,
@@ -28,8 +27,9 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.learning_rate import decayed
-from agents.policy_network import Memory, functions
+from agents.parts.advantages import explained_variance
+from agents.parts.optimization import decayed
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
     Blocks,
@@ -42,11 +41,12 @@ from agents.agent import (
     pmean,
 )
 from agents.impala import vtrace
-from agents.learning_rate import decayed
-from agents.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
-from agents.networks import LSTM, ActorCritic, LSTMState, make_torso
-from agents.policies import Policy
-from agents.policy_network import functions
+from agents.parts.advantages import explained_variance
+from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
+from agents.parts.networks import LSTM, ActorCritic, LSTMState, make_torso
+from agents.parts.optimization import decayed
+from agents.parts.policies import Policy
+from agents.parts.policy_network import functions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     Blocks,
@@ -30,7 +29,8 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.exploration import discrete_actions
+from agents.parts import features
+from agents.parts.exploration import discrete_actions
 
 
 @dataclasses.dataclass(frozen=True)

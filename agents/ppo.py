@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer
-from agents.advantages import explained_variance, gae, normalize
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
-from agents.learning_rate import decayed
-from agents.policy_network import Memory as NetworkMemory
-from agents.policy_network import functions
+from agents.parts import normalizer
+from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.optimization import decayed
+from agents.parts.policy_network import Memory as NetworkMemory
+from agents.parts.policy_network import functions
 
 
 @dataclasses.dataclass(frozen=True)

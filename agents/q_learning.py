@@ -21,7 +21,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     Blocks,
@@ -33,15 +32,16 @@ from agents.agent import (
     check_ranges,
     pmean,
 )
-from agents.exploration import (
+from agents.parts import features
+from agents.parts.exploration import (
     discrete_actions,
     epsilon_greedy,
     epsilon_greedy_probabilities,
     greedy,
     linear_epsilon,
 )
-from agents.learning_rate import decayed
-from agents.networks import QNetwork
+from agents.parts.networks import QNetwork
+from agents.parts.optimization import decayed
 
 
 @dataclasses.dataclass(frozen=True)

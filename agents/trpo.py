@@ -20,11 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer
-from agents.advantages import gae
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
-from agents.policies import Policy
-from agents.policy_network import Memory, functions
+from agents.parts import normalizer
+from agents.parts.advantages import gae
+from agents.parts.policies import Policy
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
