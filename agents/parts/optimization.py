@@ -61,7 +61,7 @@ def descend(
     """One step down the gradient: the parameters after it, and the optimiser's state after it.
 
     Args:
-      optimizer: as `make_optimizer` makes it.
+      optimizer: turns the gradient into the direction of the step, as `make_optimizer`'s do.
       gradient: of the loss at `params`, averaged over devices.
       opt_state: the optimiser's state before the step.
       params: the parameters before the step.
