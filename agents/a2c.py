@@ -17,20 +17,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import explained_variance, gae, normalize
-from agents.agent import (
-    Agent,
-    Blocks,
-    EnvironmentSpec,
-    Feedback,
-    Sample,
-    TableSpec,
-    TimeStep,
-    check_ranges,
-    pmean,
-)
-from agents.learning_rate import decayed
-from agents.policy_network import Memory, functions
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,20 +92,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     f = functions("a2c", config, spec, config.separate_value)
     policy = f.policy
     # "Shared RMSProp" (section 4): one average of squares, the learner's, without a mean.
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.scale_by_adam(eps=config.epsilon)
-        if config.optimizer == "adam"
-        else optax.scale_by_rms(config.rmsprop_decay, config.epsilon),
-    )
+    optimizer = make_optimizer(config.optimizer, config.epsilon, config.rmsprop_decay, config.max_gradient_norm)
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(
-            config.learning_rate, config.discount, config.lambda_, config.baseline_cost, config.entropy_cost
-        )
-        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
-        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
@@ -130,8 +111,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def loss(params, hypers: Hypers, sample: Sample):
         steps = sample.steps
         outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
-        pi, actions, V = outputs[:-1], policy.kept(steps)[:-1], values[:-1]
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        pi, actions, V, live = outputs[:-1], policy.kept(steps)[:-1], values[:-1], steps.live
         rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
         advantages = jax.lax.stop_gradient(gae(values, rewards, discounts, live, hypers.lambda_))
         R = advantages + jax.lax.stop_gradient(V)
@@ -154,27 +134,21 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         # The paper's worker sums over time; workers, here environments, are averaged.
         return total * config.unroll_length, metrics
 
-    def learning_rate(state: State) -> chex.Array:
-        rows = config.unroll_length * config.batch_size
-        return decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
-
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
         g, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
-        metrics |= {"gradient_norm": optax.tree.norm(pmean(g)), "learning_rate": learning_rate(state)}
+        metrics |= {"gradient_norm": optax.tree.norm(pmean(g)), "learning_rate": learning_rate_of(config, state)}
         return g, Feedback(metrics)
 
     def apply(state: State, gradient: Any) -> State:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        eta = learning_rate(state)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -eta * u, updates))
+        eta = learning_rate_of(config, state)
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, eta)
         return State(params, opt_state, state.hypers, state.step + 1)
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         g, feedback = pmean(gradient(state, key, sample))
         return apply(state, g), feedback
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params,
@@ -182,7 +156,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
         gradient=gradient,
         apply=apply,

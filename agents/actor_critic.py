@@ -17,20 +17,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import features
-from agents.agent import (
-    Agent,
-    Blocks,
-    EnvironmentSpec,
-    Feedback,
-    Sample,
-    TableSpec,
-    TimeStep,
-    check_ranges,
-    pmean,
-)
-from agents.exploration import discrete_actions, greedy
-from agents.networks import MLP
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import features
+from agents.parts.exploration import discrete_actions, greedy
+from agents.parts.networks import MLP
+from agents.parts.optimization import initial_hypers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,9 +137,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         x = jnp.zeros(seen.size)
         params = Params(preferences.init(theta_key, x), value.init(w_key, x))
         z = jax.tree.map(lambda p: jnp.zeros((config.batch_size, *p.shape)), params)
-        hypers = Hypers(config.alpha_theta, config.alpha_w, config.discount, config.lambda_theta, config.lambda_w)
-        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
-        return State(params, direction.init(params), Traces(z, jnp.ones(config.batch_size)), hypers, jnp.int32(0))
+        traces = Traces(z, jnp.ones(config.batch_size))
+        return State(params, direction.init(params), traces, initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
         del num_envs, ranks
@@ -166,8 +156,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         del key
         steps, hypers = sample.steps, state.hypers
         streams = steps.first.shape[1]
-        x = seen.phi(steps.observation)
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        x, live = seen.phi(steps.observation), steps.live
 
         def step(carry, row):
             """One time step of all environments."""
@@ -205,7 +194,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"step_norm": norm[-1], "trace_norm": trace}
         return State(params, opt_state, traces, hypers, state.step + 1), Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params.theta,
@@ -213,7 +201,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
         in_order=True,
     )

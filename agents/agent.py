@@ -47,6 +47,15 @@ class Step(NamedTuple):
     first: Any  # o_t opens an episode
     extras: Extras
 
+    @property
+    def live(self) -> Any:
+        """Of a trajectory [T+1, B, ...], float32 [T, B]: 1 where row t is a transition, else 0.
+
+        The row before a `first` is none. It is an episode's last observation, and its action was thrown away; or it is
+        padding.
+        """
+        return 1.0 - self.first[1:]
+
 
 class Transition(NamedTuple):
     """n steps of one episode as one, [B, ...]; fewer where the episode ends before n."""
@@ -197,6 +206,27 @@ class TableSpec:
     min_size: int = 1  # before the first sample
     samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: as it comes
     priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
+
+
+def queue_table(config: Any, items: Blocks | WholeEpisodes) -> TableSpec:
+    """A table whose items are each learnt from once. It holds `config.queue_batches` batches of `config.batch_size`
+    sequences each."""
+    return TableSpec("queue", items, "queue", max_size=config.queue_batches * config.batch_size)
+
+
+def replay_table(
+    config: Any, items: Transitions | Stacks | Sequences, kind: Literal["uniform", "prioritized"]
+) -> TableSpec:
+    """A table whose items are kept, up to `config.replay_size` of them, and sampled again and again."""
+    return TableSpec(
+        "replay",
+        items,
+        kind,
+        max_size=config.replay_size,
+        min_size=config.min_replay_size,
+        samples_per_insert=config.samples_per_insert,
+        priority_exponent=config.priority_exponent,
+    )
 
 
 class Version(NamedTuple):

@@ -12,12 +12,12 @@ import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from agents import d4pg, prioritized
+from agents import d4pg
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
-from agents.exploration import bounded_actions
-from agents.networks import PolicyAndCritic
+from agents.parts import prioritized
+from agents.parts.exploration import bounded_actions, ranks_or_zeros
+from agents.parts.networks import PolicyAndCritic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +99,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Policy(agent.policy(state), state.params.critic, state.target_params)
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
-        ranks = jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
-        return Memory(ranks, agent.memory(num_envs, None))
+        return Memory(ranks_or_zeros(num_envs, ranks), agent.memory(num_envs, None))
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         scales = params.d4pg.noise_scale ** (1.0 + config.noise_spread * memory.rank)

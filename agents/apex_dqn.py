@@ -11,10 +11,11 @@ from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
-import jax.numpy as jnp
 
-from agents import dqn, prioritized
+from agents import dqn
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
+from agents.parts import prioritized
+from agents.parts.exploration import ranks_or_zeros
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +96,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
         """Of a run's only environment the rank is 0: it has `epsilon` itself."""
-        ranks = jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
-        return Memory(ranks, agent.memory(num_envs, None))
+        return Memory(ranks_or_zeros(num_envs, ranks), agent.memory(num_envs, None))
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         epsilons = params.dqn.epsilon ** (1.0 + config.epsilon_spread * memory.rank)

@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer, prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
     Feedback,
     Sample,
-    TableSpec,
     TimeStep,
     Transition,
     Transitions,
@@ -30,8 +28,10 @@ from agents.agent import (
     check_replay_sizes,
     pmax,
     pmean,
+    replay_table,
 )
-from agents.distributions import (
+from agents.parts import normalizer, prioritized
+from agents.parts.distributions import (
     Distance,
     Gaussians,
     categorical_distance,
@@ -39,8 +39,9 @@ from agents.distributions import (
     gaussians_distance,
     gaussians_mean,
 )
-from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
-from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,19 +197,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     bounds = bounded_actions("d4pg", spec)
     f = functions(config, spec)
     noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
-    clip = optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity()
-    optimizer = optax.chain(clip, optax.scale_by_adam())
+    optimizer = make_optimizer("adam", max_gradient_norm=config.max_gradient_norm)
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(config.policy_learning_rate, config.critic_learning_rate, config.tau, config.noise_scale)
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
             opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -236,14 +235,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         params, targets, hypers = state.params, state.target_params, state.hypers
-        statistics = state.normalizer
-        if config.normalize_observations:
-            statistics = normalizer.update(statistics, sample.steps.observation)
+        statistics = normalizer.update(state.normalizer, sample.steps.observation)
         transition = f.prepare(statistics, sample.steps)
-        weights, max_priority, priorities = jnp.ones_like(transition.reward), state.max_priority, ()
-        if config.replay == "prioritized":
-            beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
-            weights = prioritized.importance_weights(sample.likelihood, beta, config.normalize_weights)
+        weights = prioritized.weights(config, sample, state.step, config.normalize_weights)
 
         # As in algorithm 1 both gradients are the old parameters'.
         (loss_w, distance), gradient_w = jax.value_and_grad(critic_loss, has_aux=True)(
@@ -251,14 +245,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         gradient_w = pmean(gradient_w)
 
-        def descend(gradient, opt_state, params, learning_rate):
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
-
         def climb(theta, opt_theta):
             loss, gradient = jax.value_and_grad(policy_loss)(theta, params.critic, transition.observation)
             gradient = pmean(gradient)
-            return *descend(gradient, opt_theta, theta, hypers.policy_learning_rate), loss, optax.tree.norm(gradient)
+            after = descend(optimizer, gradient, opt_theta, theta, hypers.policy_learning_rate)
+            return *after, loss, optax.tree.norm(gradient)
 
         def rest(theta, opt_theta):
             return theta, opt_theta, policy_loss(theta, params.critic, transition.observation), jnp.float32(0)
@@ -266,14 +257,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         due = (state.step + 1) % config.policy_period == 0
         climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
         theta, opt_theta, loss_theta, norm_theta = climbed(params.policy, state.opt_state.policy)
-        w, opt_w = descend(gradient_w, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
+        w, opt_w = descend(optimizer, gradient_w, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
         params, opt_state = PolicyAndCritic(theta, w), PolicyAndCritic(opt_theta, opt_w)
 
         step = state.step + 1
         moved = optax.incremental_update(params, targets, hypers.tau)
-        due = step % config.target_period == 0
-        targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), moved, targets)
+        targets = new_every(config.target_period, step, moved, targets)
 
+        priorities, max_priority = (), state.max_priority
         if config.replay == "prioritized":
             priorities = prioritized.priorities(distance.errors)
             max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
@@ -294,15 +285,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         state = State(params, targets, opt_state, statistics, max_priority, hypers, step)
         return state, Feedback(metrics, priorities)
 
-    table = TableSpec(
-        "replay",
-        Transitions(config.n_step, config.discount),
-        config.replay,
-        max_size=config.replay_size,
-        min_size=config.min_replay_size,
-        samples_per_insert=config.samples_per_insert,
-        priority_exponent=config.priority_exponent,
-    )
     return Agent(
         init=init,
         policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
@@ -310,7 +292,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=replay_table(config, Transitions(config.n_step, config.discount), config.replay),
         batch_size=config.batch_size,
         priority=prioritized.largest_priority if config.replay == "prioritized" else None,
     )

@@ -16,13 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer, prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
     Feedback,
     Sample,
-    TableSpec,
     TimeStep,
     Transition,
     Transitions,
@@ -30,9 +28,12 @@ from agents.agent import (
     check_replay_sizes,
     pmax,
     pmean,
+    replay_table,
 )
-from agents.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
-from agents.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts import normalizer, prioritized
+from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.optimization import descend, initial_hypers, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,8 +121,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
     critic = ActionCritic(1, config.hidden_sizes)
     noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
-    clip = optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity()
-    optimizer = optax.chain(clip, optax.scale_by_adam())
+    optimizer = make_optimizer("adam", max_gradient_norm=config.max_gradient_norm)
 
     def mu(params, observation) -> chex.Array:
         """[B, ...] -> actions in [-1, 1], [B, *shape]."""
@@ -140,14 +140,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             policy=policy.init(policy_key, observation),
             critic=critic.init(critic_key, observation, jnp.zeros((1, *bounds.shape))),
         )
-        hypers = Hypers(config.policy_learning_rate, config.critic_learning_rate, config.tau, config.noise_scale)
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
             opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -179,34 +178,26 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         del key
         params, targets, hypers = state.params, state.target_params, state.hypers
         transition: Transition = sample.steps
-        statistics = state.normalizer
-        if config.normalize_observations:
-            statistics = normalizer.update(statistics, transition.observation)
+        statistics = normalizer.update(state.normalizer, transition.observation)
         transition = transition._replace(
             observation=normalizer.apply(statistics, transition.observation),
             action=from_bounds(bounds, transition.action),
             next_observation=normalizer.apply(statistics, transition.next_observation),
         )
-        weights, max_priority, priorities = jnp.ones_like(transition.reward), state.max_priority, ()
-        if config.replay == "prioritized":
-            beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
-            weights = prioritized.importance_weights(sample.likelihood, beta)
-
-        def descend(gradient, opt_state, params, learning_rate):
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            return optax.apply_updates(params, jax.tree.map(lambda u: -learning_rate * u, updates)), opt_state
+        weights = prioritized.weights(config, sample, state.step)
 
         # As in algorithm 1 the critic steps first, and the policy climbs the new one.
         (loss_Q, (errors, y)), gradient_Q = jax.value_and_grad(critic_loss, has_aux=True)(
             params.critic, targets, transition, weights
         )
         gradient_Q = pmean(gradient_Q)
-        theta_Q, opt_Q = descend(gradient_Q, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
+        rate_Q, rate_mu = hypers.critic_learning_rate, hypers.policy_learning_rate
+        theta_Q, opt_Q = descend(optimizer, gradient_Q, state.opt_state.critic, params.critic, rate_Q)
 
         def climb(theta_mu, opt_mu):
             loss, gradient = jax.value_and_grad(policy_loss)(theta_mu, theta_Q, transition.observation)
             gradient = pmean(gradient)
-            return *descend(gradient, opt_mu, theta_mu, hypers.policy_learning_rate), loss, optax.tree.norm(gradient)
+            return *descend(optimizer, gradient, opt_mu, theta_mu, rate_mu), loss, optax.tree.norm(gradient)
 
         def rest(theta_mu, opt_mu):
             # What is logged is of the actions that were taken, whose values are there.
@@ -217,6 +208,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         theta_mu, opt_mu, loss_mu, norm_mu = climbed(params.policy, state.opt_state.policy)
         params = PolicyAndCritic(theta_mu, theta_Q)
 
+        priorities, max_priority = (), state.max_priority
         if config.replay == "prioritized":
             priorities = prioritized.priorities(errors)
             max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
@@ -244,15 +236,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         return state, Feedback(metrics, priorities)
 
-    table = TableSpec(
-        "replay",
-        Transitions(config.n_step, config.discount),
-        config.replay,
-        max_size=config.replay_size,
-        min_size=config.min_replay_size,
-        samples_per_insert=config.samples_per_insert,
-        priority_exponent=config.priority_exponent,
-    )
     return Agent(
         init=init,
         policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
@@ -260,7 +243,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=replay_table(config, Transitions(config.n_step, config.discount), config.replay),
         batch_size=config.batch_size,
         priority=prioritized.largest_priority if config.replay == "prioritized" else None,
     )

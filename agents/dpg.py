@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     Blocks,
@@ -34,8 +33,11 @@ from agents.agent import (
     check_ranges,
     check_replay_sizes,
     pmean,
+    queue_table,
 )
-from agents.exploration import unsuitable
+from agents.parts import features
+from agents.parts.exploration import unsuitable
+from agents.parts.optimization import initial_hypers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,8 +182,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         weights = Weights(
             jnp.zeros((basis.size, num_actions)), jnp.zeros((basis.size, num_actions)), jnp.zeros(basis.size)
         )
-        hypers = Hypers(config.alpha_theta, config.alpha_w, config.alpha_v, config.sigma)
-        return State(weights, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers), jnp.int32(0))
+        return State(weights, initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
         del ranks
@@ -227,8 +228,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         have gone on with; itself it is no transition.
         """
         features = basis.phi(steps.observation)
-        actions = jax.vmap(from_bounds)(steps.action)
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode
+        actions, live = jax.vmap(from_bounds)(steps.action), steps.live
         rewards, discounts = config.reward_scale * steps.reward[:-1], config.discount * steps.discount[:-1]
 
         def row(weights, now):
@@ -251,9 +251,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(weights, state.hypers, state.step + 1), Feedback(metrics)
 
     if config.form == "sarsa":
-        table = TableSpec(
-            "queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size
-        )
+        table = queue_table(config, Blocks(config.unroll_length))
     else:
         table = TableSpec(
             "transitions",

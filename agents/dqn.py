@@ -17,23 +17,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
     Feedback,
     Sample,
-    TableSpec,
     TimeStep,
     Transition,
     check_ranges,
     check_replay_sizes,
     pmax,
     pmean,
+    replay_table,
     transitions,
 )
-from agents.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.networks import QNetwork, check_frames, stack_frames
+from agents.parts import prioritized
+from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
+from agents.parts.networks import QNetwork, check_frames, stack_frames
+from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,22 +194,18 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: continuous actions, or a network that does not fit the observation.
     """
     f = functions("dqn", config, spec)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity(),
-        optax.scale_by_adam(eps=config.optimizer_epsilon)
-        if config.optimizer == "adam"
-        else optax.scale_by_stddev(config.rmsprop_decay, config.optimizer_epsilon),
+    optimizer = make_optimizer(
+        config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm, centred=True
     )
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(config.learning_rate, config.epsilon_initial, config.epsilon_final)
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
             opt_state=optimizer.init(params),
             max_priority=jnp.float32(1),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -238,15 +235,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
-        weights, priorities = jnp.ones_like(sample.steps.reward), ()
-        if config.replay == "prioritized":
-            beta = prioritized.exponent(config.importance_exponent, config.importance_steps, state.step)
-            weights = prioritized.importance_weights(sample.likelihood, beta, config.normalize_weights)
+        weights = prioritized.weights(config, sample, state.step, config.normalize_weights)
         (total, (errors, values)), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.target_params, sample.steps, weights
         )
-        if config.replay == "prioritized":
-            priorities = prioritized.priorities(errors)
+        priorities = prioritized.priorities(errors) if config.replay == "prioritized" else ()
         metrics = {
             "loss": total,
             "value": values.mean(),
@@ -258,12 +251,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return gradient, Feedback(metrics, priorities)
 
     def apply(state: State, gradient: Any) -> State:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        learning_rate = state.hypers.learning_rate
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
-        step = state.step + 1
-        due = step % config.target_period == 0
-        targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target_params)
+        learning_rate, step = state.hypers.learning_rate, state.step + 1
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
+        targets = new_every(config.target_period, step, params, state.target_params)
         return State(params, targets, opt_state, state.max_priority, state.hypers, step)
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
@@ -276,15 +266,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"gradient_norm": optax.tree.norm(value)}
         return state, Feedback(metrics, feedback.priorities)
 
-    table = TableSpec(
-        "replay",
-        transitions(config.n_step, config.discount, config.frame_stack),
-        config.replay,
-        max_size=config.replay_size,
-        min_size=config.min_replay_size,
-        samples_per_insert=config.samples_per_insert,
-        priority_exponent=config.priority_exponent,
-    )
+    items = transitions(config.n_step, config.discount, config.frame_stack)
     return Agent(
         init=init,
         policy=lambda state: Policy(state.params, epsilon(state), state.max_priority),
@@ -292,7 +274,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=replay_table(config, items, config.replay),
         batch_size=config.batch_size,
         priority=prioritized.largest_priority if config.replay == "prioritized" else None,
         gradient=gradient,

@@ -16,20 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.advantages import explained_variance
-from agents.agent import (
-    Agent,
-    Blocks,
-    EnvironmentSpec,
-    Feedback,
-    Sample,
-    TableSpec,
-    TimeStep,
-    check_ranges,
-    pmean,
-)
-from agents.learning_rate import decayed
-from agents.policy_network import Memory, functions
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts.advantages import explained_variance
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,19 +137,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     f = functions("impala", config, spec)
     policy = f.policy
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.scale_by_adam(eps=config.epsilon)
-        if config.optimizer == "adam"
-        else optax.scale_by_rms(config.rmsprop_decay, config.epsilon),
-    )
+    optimizer = make_optimizer(config.optimizer, config.epsilon, config.rmsprop_decay, config.max_gradient_norm)
     steps_per_update = config.unroll_length * config.batch_size
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(config.learning_rate, config.discount, config.baseline_cost, config.entropy_cost)
-        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
-        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
@@ -175,8 +158,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         steps = sample.steps
         outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
         pi, mu, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
-        log_pi = policy.log_prob(pi, actions)
+        live, log_pi = steps.live, policy.log_prob(pi, actions)
 
         v = vtrace(
             jax.lax.stop_gradient(values),
@@ -207,15 +189,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
-        gradient, metrics = pmean((gradient, metrics))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        learning_rate = decayed(state.hypers.learning_rate, state.step, steps_per_update, config.decay_env_steps)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state.hypers, sample))
+        learning_rate = learning_rate_of(config, state)
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.params,
@@ -223,6 +202,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
     )

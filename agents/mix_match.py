@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from agents.advantages import explained_variance
 from agents.agent import (
     Agent,
     Blocks,
@@ -36,17 +35,18 @@ from agents.agent import (
     FactoredActions,
     Feedback,
     Sample,
-    TableSpec,
     TimeStep,
     check_ranges,
     pmean,
+    queue_table,
 )
 from agents.impala import vtrace
-from agents.learning_rate import decayed
-from agents.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
-from agents.networks import LSTM, ActorCritic, LSTMState, make_torso
-from agents.policies import Policy
-from agents.policy_network import functions
+from agents.parts.advantages import explained_variance
+from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
+from agents.parts.networks import LSTM, ActorCritic, LSTMState, make_torso
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.policies import Policy
+from agents.parts.policy_network import functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,9 +227,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         kl = functools.partial(kl_from_few, small, target, masked=config.transfer == "masked_kl")
     K = len(policies)
     network: Any = Agents(config, policies, spec.num_tasks if config.curriculum == "tasks" else 1)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.epsilon)
-    )
+    optimizer = make_optimizer("adam", config.epsilon, max_gradient_norm=config.max_gradient_norm)
     steps_per_update = config.unroll_length * config.batch_size
 
     def memory(num_envs: int, ranks: Any) -> Memory:
@@ -240,8 +238,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
         seen, _ = f.see(jnp.zeros((1, 1, *spec.observation_shape), spec.observation_dtype), first, batch)
         params = network.init(key, seen, first, batch.lstm, batch.task)
-        hypers = Hypers(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hypers._fields))
-        return State(params, optimizer.init(params), hypers, jnp.int32(0))
+        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
 
     def unroll(params, observation, first, memory: Memory):
         """-> each agent's outputs [T, B, P], values [K, T, B], Memory after the rows."""
@@ -284,8 +281,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         outputs, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
         values = jnp.sum(w * values, axis=0)  # V_mm
         pi = [o[:-1] for o in outputs]
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
-        log_pi = log_prob(w, pi, target.kept(steps)[:-1])
+        live, log_pi = steps.live, log_prob(w, pi, target.kept(steps)[:-1])
 
         v = vtrace(
             jax.lax.stop_gradient(values),
@@ -328,15 +324,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
-        gradient, metrics = pmean((gradient, metrics))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        learning_rate = decayed(state.hypers.learning_rate, state.step, steps_per_update, config.decay_env_steps)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -learning_rate * u, updates))
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state.hypers, sample))
+        learning_rate = learning_rate_of(config, state)
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.hypers.alpha),
@@ -344,6 +337,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
     )

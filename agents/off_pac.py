@@ -18,19 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import features
-from agents.agent import (
-    Agent,
-    Blocks,
-    EnvironmentSpec,
-    Feedback,
-    Sample,
-    TableSpec,
-    TimeStep,
-    check_ranges,
-    pmean,
-)
-from agents.exploration import discrete_actions
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import features
+from agents.parts.exploration import discrete_actions
+from agents.parts.optimization import initial_hypers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +148,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         n, B = basis.size, config.batch_size
         weights = Weights(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, num_actions)))
         traces = Traces(jnp.zeros((B, n)), jnp.zeros((B, n, num_actions)))
-        hypers = Hypers(config.alpha_v, config.alpha_w, config.alpha_u, config.discount, config.lambda_)
-        return State(weights, traces, jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers), jnp.int32(0))
+        return State(weights, traces, initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
         del ranks
@@ -182,8 +172,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         del key
         steps, hypers = sample.steps, state.hypers
         streams = steps.first.shape[1]
-        x = basis.phi(steps.observation)
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        x, live = basis.phi(steps.observation), steps.live
 
         def step(carry, now):
             weights, traces = carry
@@ -218,7 +207,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {f"{name}_norm": optax.tree.norm(x) for name, x in weights._asdict().items()}
         return State(weights, traces, hypers, state.step + 1), Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: state.weights.u,
@@ -226,7 +214,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
         in_order=True,
     )

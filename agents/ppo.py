@@ -18,12 +18,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer
-from agents.advantages import explained_variance, gae, normalize
-from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
-from agents.learning_rate import decayed
-from agents.policy_network import Memory as NetworkMemory
-from agents.policy_network import functions
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import normalizer
+from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.policy_network import Memory as NetworkMemory
+from agents.parts.policy_network import functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,26 +139,16 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     policy = f.policy
     if config.normalize_observations and config.torso != "mlp":
         raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.adam_epsilon)
-    )
+    optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(
-            config.learning_rate,
-            config.discount,
-            config.lambda_,
-            config.clip_epsilon,
-            config.baseline_cost,
-            config.entropy_cost,
-        )
         return State(
             params=params,
             opt_state=optimizer.init(params),
             observations=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             returns=normalizer.init(()) if config.normalize_rewards else (),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -213,18 +203,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         }
         return total, metrics
 
-    def learning_rate(state: State) -> chex.Array:
-        rows = config.unroll_length * config.batch_size
-        return decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
-
     def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
         """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
         steps, hypers = sample.steps, state.hypers
         seen, _ = f.see(scaled(state, steps.observation), steps.first, sample.memory.network)
         lstm = sample.memory.network.lstm
         _, values, _ = f.heads(state.params, seen, steps.first, lstm)
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
-        rewards = steps.reward[:-1]
+        live, rewards = steps.live, steps.reward[:-1]
         if config.normalize_rewards:
             rewards /= jnp.sqrt(state.returns.variance + 1e-8)
         advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
@@ -246,22 +231,19 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         if not config.lstm_size:  # rows are shuffled one by one
             rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
         size = rows.live.shape[1]
-        eta = learning_rate(state)
+        eta = learning_rate_of(config, state)
 
         def learn(carry, index):
             """One minibatch: the entries `index` of the batch axis."""
             params, opt_state, stopped = carry
             minibatch = jax.tree.map(lambda x: x[:, index], rows)
             states = jax.tree.map(lambda x: x[index], lstm)
-            gradient, metrics = jax.grad(loss, has_aux=True)(params, state.hypers, minibatch, states)
-            gradient, metrics = pmean((gradient, metrics))
+            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, state.hypers, minibatch, states))
             if config.max_kl:
                 stopped |= metrics["kl"] > config.max_kl
-            updates, next_opt_state = optimizer.update(gradient, opt_state, params)
-            next_params = optax.apply_updates(params, jax.tree.map(lambda u: -eta * u, updates))
-            params, opt_state = jax.tree.map(
-                lambda new, old: jnp.where(stopped, old, new), (next_params, next_opt_state), (params, opt_state)
-            )
+            after = descend(optimizer, gradient, opt_state, params, eta)
+            before = params, opt_state
+            params, opt_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, before)
             metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
             return (params, opt_state, stopped), metrics
 
@@ -276,16 +258,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"kl": learning["kl"][-1], "minibatches": done, "learning_rate": eta}
 
         # From the next update on: this one's ratios are to what the old statistics showed the actors.
-        observations, returns = state.observations, state.returns
-        if config.normalize_observations:
-            observation = sample.steps.observation[:-1]
-            observations = normalizer.update(observations, observation.reshape(-1, *spec.observation_shape))
+        observation = sample.steps.observation[:-1].reshape(-1, *spec.observation_shape)
+        observations, returns = normalizer.update(state.observations, observation), state.returns
         if config.normalize_rewards:
             returns = normalizer.update(returns, sample.steps.extras["discounted_return"][1:].reshape(-1))
         state = State(params, opt_state, observations, returns, state.hypers, state.step + 1)
         return state, Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
     rows = 1 if config.lstm_size else config.unroll_length
     return Agent(
@@ -295,7 +274,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
         share_multiple=config.minibatches // math.gcd(config.minibatches, rows),
     )

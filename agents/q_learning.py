@@ -18,30 +18,20 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from agents import features
-from agents.agent import (
-    Agent,
-    Blocks,
-    EnvironmentSpec,
-    Feedback,
-    Sample,
-    TableSpec,
-    TimeStep,
-    check_ranges,
-    pmean,
-)
-from agents.exploration import (
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import features
+from agents.parts.exploration import (
     discrete_actions,
     epsilon_greedy,
     epsilon_greedy_probabilities,
     greedy,
     linear_epsilon,
+    ranks_or_zeros,
 )
-from agents.learning_rate import decayed
-from agents.networks import QNetwork
+from agents.parts.networks import QNetwork
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,14 +173,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     num_actions = discrete_actions("q_learning", spec)
     seen = features.vector("q_learning", spec, config.num_states, instead="dqn")
     network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
-    directions = {
-        "sgd": optax.identity(),
-        "adam": optax.scale_by_adam(eps=config.optimizer_epsilon),
-        "rmsprop": optax.scale_by_rms(config.rmsprop_decay, config.optimizer_epsilon),
-    }
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm) if config.max_gradient_norm else optax.identity(),
-        directions[config.optimizer],
+    optimizer = make_optimizer(
+        config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm
     )
     finals, target_period = config.epsilon_finals, config.target_period
 
@@ -207,9 +191,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         params: Any = jnp.zeros((x.shape[-1], num_actions))
         if config.hidden_sizes:
             params = network.init(key, x, jnp.zeros((1, 1), bool), ())
-        epsilon_final = np.array(finals) if finals else config.epsilon_final
-        hypers = Hypers(config.learning_rate, config.discount, config.epsilon_initial, epsilon_final)
-        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
+        hypers = initial_hypers(Hypers, config)
+        if finals:
+            hypers = hypers._replace(epsilon_final=jnp.asarray(finals, jnp.float32))
         targets = jax.tree.map(jnp.copy, params) if target_period else ()
         return State(params, targets, optimizer.init(params), hypers, jnp.int32(0))
 
@@ -219,7 +203,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
-        return Memory(jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks))
+        return Memory(ranks_or_zeros(num_envs, ranks))
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         epsilon = params.epsilon
@@ -233,8 +217,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
-        steps, hypers = sample.steps, state.hypers
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        steps, hypers, live = sample.steps, state.hypers, sample.steps.live
         number = jnp.maximum(pmean(live.sum()), 1e-6)
         rewards, discounts = steps.reward[:-1], hypers.discount * steps.discount[:-1]
 
@@ -257,14 +240,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return gradient, Feedback(metrics)
 
     def apply(state: State, gradient: Any) -> State:
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        rows = config.unroll_length * config.batch_size
-        alpha = decayed(state.hypers.learning_rate, state.step, rows, config.decay_env_steps)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -alpha * u, updates))
+        alpha = learning_rate_of(config, state)
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, alpha)
         step, targets = state.step + 1, state.target_params
         if target_period:
-            due = step % target_period == 0
-            targets = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, targets)
+            targets = new_every(target_period, step, params, targets)
         return State(params, targets, opt_state, state.hypers, step)
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
@@ -272,7 +252,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         value, metrics = pmean((value, feedback.metrics))
         return apply(state, value), Feedback(metrics | {"gradient_norm": optax.tree.norm(value)})
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Policy(state.params, epsilon(state)),
@@ -280,7 +259,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
         gradient=gradient,
         apply=apply,

@@ -17,7 +17,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import prioritized
 from agents.agent import (
     Agent,
     EnvironmentSpec,
@@ -25,14 +24,16 @@ from agents.agent import (
     Sample,
     Sequences,
     Step,
-    TableSpec,
     TimeStep,
     check_ranges,
     check_replay_sizes,
     pmean,
+    replay_table,
 )
-from agents.exploration import discrete_actions, epsilon_greedy, greedy
-from agents.networks import QNetwork, check_frames, stack_frames
+from agents.parts import prioritized
+from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, ranks_or_zeros
+from agents.parts.networks import QNetwork, check_frames, stack_frames
+from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +164,7 @@ def td_errors(
       y_t - Q(x_t, a_t; theta), 0 where row t is no transition, and whether it is one: float32 [T-1, B]. No gradient
       passes through y_t.
     """
-    live = 1.0 - steps.first[1:]  # the row before a first is padding or closed its episode: its action was thrown away
+    live = steps.live
     bootstrap = unscale(jnp.take_along_axis(q_target, greedy(q)[..., None], axis=-1)[..., 0], eps)
     returns = bootstrap  # of 0 steps
     for _ in range(n):
@@ -201,13 +202,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         head_size=config.head_size,
         dtype=jnp.dtype(config.dtype),
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.max_gradient_norm), optax.scale_by_adam(eps=config.adam_epsilon)
-    )
+    optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
         return Memory(
-            rank=jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32),
+            rank=ranks_or_zeros(num_envs, ranks),
             previous_action=jnp.zeros(num_envs, jnp.int32),
             frames=jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None,
             lstm=network.initial_state(num_envs),
@@ -229,12 +228,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         observation, _ = see(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch.frames)
         last = inputs(first, batch.previous_action[None], jnp.zeros((1, 1)))
         params = network.init(key, observation, first, batch.lstm, last)
-        hypers = Hypers(config.learning_rate, config.discount, config.epsilon)
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
             opt_state=optimizer.init(params),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -295,11 +293,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         metrics["importance_weight"] = weights.mean()
         gradient, metrics = pmean((gradient, metrics))
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, jax.tree.map(lambda u: -state.hypers.learning_rate * u, updates))
-        step = state.step + 1
-        due = step % config.target_period == 0
-        target_params = jax.tree.map(lambda new, old: jnp.where(due, new, old), params, state.target_params)
+        learning_rate, step = state.hypers.learning_rate, state.step + 1
+        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
+        target_params = new_every(config.target_period, step, params, state.target_params)
         metrics["gradient_norm"] = optax.tree.norm(gradient)
         return State(params, target_params, opt_state, state.hypers, step), Feedback(metrics, priorities)
 
@@ -311,15 +307,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return sequence_priorities(errors, live, config.priority_eta)
 
     period = config.sequence_length - config.overlap
-    table = TableSpec(
-        "replay",
-        Sequences(config.burn_in, config.sequence_length, period),
-        "prioritized",
-        max_size=config.replay_size,
-        min_size=config.min_replay_size,
-        samples_per_insert=config.samples_per_insert,
-        priority_exponent=config.priority_exponent,
-    )
+    items = Sequences(config.burn_in, config.sequence_length, period)
     return Agent(
         init=init,
         policy=lambda state: Policy(state.params, state.hypers.epsilon, state.hypers.discount),
@@ -327,7 +315,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=replay_table(config, items, "prioritized"),
         batch_size=config.batch_size,
         priority=priority,
     )

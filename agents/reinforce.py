@@ -18,20 +18,21 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import features
 from agents.agent import (
     Agent,
     EnvironmentSpec,
     Feedback,
     Sample,
-    TableSpec,
     TimeStep,
     WholeEpisodes,
     check_ranges,
     pmean,
+    queue_table,
 )
-from agents.exploration import discrete_actions, greedy
-from agents.networks import MLP
+from agents.parts import features
+from agents.parts.exploration import discrete_actions, greedy
+from agents.parts.networks import MLP
+from agents.parts.optimization import descend, initial_hypers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,9 +148,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         x = jnp.zeros(seen.size)
         w = critic.init(w_key, x) if all_actions or config.baseline else ()
         params = Params(preferences.init(theta_key, x), w)
-        hypers = Hypers(config.alpha_theta, config.alpha_w, config.discount)
-        hypers = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers)
-        return State(params, direction.init(params), hypers, jnp.int32(0))
+        return State(params, direction.init(params), initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
         del num_envs, ranks
@@ -167,9 +166,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         """Its gradient is the direction's negative: the mean over episodes of the sum over their steps."""
         import rlax
 
-        steps = sample.steps
+        steps, live = sample.steps, sample.steps.live
         x, action = seen.phi(steps.observation[:-1]), steps.action[:-1]
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode, or is padding
         G = returns(steps.reward[:-1], live, hypers.discount)
         time = jnp.arange(longest)[:, None]  # row t of a sequence is time t of its episode
         weights = live * (hypers.discount**time if config.discount_weighting else 1.0)
@@ -197,18 +195,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
-        gradient, metrics = pmean((gradient, metrics))
-        updates, opt_state = direction.update(gradient, state.opt_state, state.params)
-        params = Params(
-            jax.tree.map(lambda p, u: p - state.hypers.alpha_theta * u, state.params.theta, updates.theta),
-            jax.tree.map(lambda p, u: p - state.hypers.alpha_w * u, state.params.w, updates.w),
-        )
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state.hypers, sample))
+        alphas = Params(state.hypers.alpha_theta, state.hypers.alpha_w)
+        params, opt_state = descend(direction, gradient, state.opt_state, state.params, alphas)
         metrics |= {"gradient_norm": optax.tree.norm(gradient.theta)}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
     # One item per episode: all its rows, its last observation's among them, and padding.
-    table = TableSpec("queue", WholeEpisodes(longest), "queue", max_size=config.queue_batches * config.batch_size)
+    table = queue_table(config, WholeEpisodes(longest))
     return Agent(
         init=init,
         policy=lambda state: state.params.theta,

@@ -20,11 +20,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents import normalizer
-from agents.advantages import gae
-from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TableSpec, TimeStep, check_ranges, pmean
-from agents.policies import Policy
-from agents.policy_network import Memory, functions
+from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import normalizer
+from agents.parts.advantages import gae
+from agents.parts.optimization import descend, initial_hypers
+from agents.parts.policies import Policy
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +207,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        hypers = Hypers(config.delta, config.damping, config.discount, config.lambda_, config.value_learning_rate)
         return State(
             params=params,
             opt_state=optimizer.init(params),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
-            hypers=jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hypers),
+            hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
@@ -238,8 +238,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         all_seen, _ = f.see(scaled(state.normalizer, steps.observation), steps.first, sample.memory)
         old_outputs, values, _ = f.heads(state.params, all_seen, steps.first, ())
         seen, first, old_outputs, V = all_seen[:-1], steps.first[:-1], old_outputs[:-1], values[:-1]
-        actions, log_mu = policy.kept(steps)[:-1], steps.extras["log_prob"][:-1]
-        live = 1.0 - steps.first[1:]  # the row before a first closed its episode: its action was thrown away
+        actions, log_mu, live = policy.kept(steps)[:-1], steps.extras["log_prob"][:-1], steps.live
         weights = live / jnp.maximum(pmean(live.sum()), 1.0)  # so that sums are means over transitions
 
         def mean(x: Any) -> chex.Array:
@@ -277,17 +276,15 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             _, V, _ = f.heads(params, seen, first, ())
             return 0.5 * jnp.mean(live * jnp.square(R - V))
 
-        def descend(carry: Any, index: Any) -> tuple[Any, Any]:
+        def learn(carry: Any, index: Any) -> tuple[Any, Any]:
             params, opt_state = carry
             gradient = pmean(jax.grad(value_loss)(params, jax.tree.map(lambda x: x[:, index], rows)))
-            updates, opt_state = optimizer.update(gradient, opt_state, params)
-            params = optax.apply_updates(params, jax.tree.map(lambda u: -hypers.value_learning_rate * u, updates))
-            return (params, opt_state), None
+            return descend(optimizer, gradient, opt_state, params, hypers.value_learning_rate), None
 
         keys = jax.random.split(key, config.value_epochs)
         order = jax.vmap(lambda key: jax.random.permutation(key, live.size))(keys)
         order = order[:, : size * config.value_minibatches].reshape(-1, size)
-        (params, opt_state), _ = jax.lax.scan(descend, (taken.params, state.opt_state), order)
+        (params, opt_state), _ = jax.lax.scan(learn, (taken.params, state.opt_state), order)
 
         metrics = {
             "surrogate_improvement": taken.improvement,
@@ -301,13 +298,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "explained_variance": 1.0 - mean(jnp.square(centred)) / (mean(jnp.square(R - mean(R))) + 1e-8),
         }
         # From the next update on: within one, theta_old and theta see the same.
-        statistics = state.normalizer
-        if config.normalize_observations:
-            observations = steps.observation[:-1]
-            statistics = normalizer.update(statistics, observations.reshape(-1, *spec.observation_shape))
+        observations = steps.observation[:-1].reshape(-1, *spec.observation_shape)
+        statistics = normalizer.update(state.normalizer, observations)
         return State(params, opt_state, statistics, hypers, state.step + 1), Feedback(metrics)
 
-    table = TableSpec("queue", Blocks(config.unroll_length), "queue", max_size=config.queue_batches * config.batch_size)
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.normalizer),
@@ -315,6 +309,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=table,
+        table=queue_table(config, Blocks(config.unroll_length)),
         batch_size=config.batch_size,
     )

@@ -14,8 +14,8 @@ import numpy as np
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
 from agents.agent import Agent, EnvironmentSpec
-from agents.gradients import by_gradients
-from agents.vectorized import vectorize
+from agents.parts.gradients import by_gradients
+from agents.parts.vectorized import vectorize
 from launchers import presets, settings
 from launchers.configs import agent_module, make_config
 from launchers.settings import UsageError

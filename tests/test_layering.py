@@ -22,6 +22,8 @@ ALLOWED = {
     "scripts": {"scripts", "launchers", "runtime", "environments", "replay", "agents"},
 }
 ROOMS = [room for room in ALLOWED if room != "scripts"]
+# What algorithms are made of knows none of them: below agents/parts this stands for what agents may import.
+PARTS, PARTS_ALLOWED = "agents/parts", {"agents.agent", "agents.parts"}
 PROJECT = {*ALLOWED, "tests"}
 
 # What agents/ may import from outside: pure functions need no threads, clock, files or hidden randomness.
@@ -69,16 +71,17 @@ def within(name: str, allowed: set[str]) -> bool:
 def violations(path: str, source: str) -> list[str]:
     """What is wrong with the file at `path`, which is relative to the repository's root."""
     room = path.split("/")[0]
+    importer, may = (PARTS, PARTS_ALLOWED) if path.startswith(f"{PARTS}/") else (room, ALLOWED[room])
     tree = ast.parse(source)
     found = []
     for line, name in imports(path, tree):
         top = name.split(".")[0]
         if top in PROJECT:
-            allowed = within(name, ALLOWED[room])
+            allowed = within(name, may)
         else:
             allowed = room != "agents" or top in AGENTS_LIBRARIES or top in AGENTS_STANDARD
         if not allowed:
-            found.append(f"{path}:{line}: {room} must not import {name}")
+            found.append(f"{path}:{line}: {importer} must not import {name}")
     if path != MAPPING_HOME:
         for node in ast.walk(tree):
             names = [getattr(node, "attr", None), getattr(node, "id", None)]
@@ -218,11 +221,16 @@ def test_ways_of_travelling_are_told_apart_in_one_place():
         ("agents/dqn.py", "from jax.experimental.shard_map import shard_map as over"),
         ("agents/dqn.py", "from ..replay import tables"),
         ("agents/dqn.py", "__import__('tensorflow')"),
+        ("agents/parts/networks.py", "from agents import dqn"),
+        ("agents/parts/networks.py", "from agents.dqn import q"),
+        ("agents/parts/networks.py", "from .. import dqn"),
+        ("agents/parts/networks.py", "from agents.parts import policies\nimport time"),
         ("environments/pool.py", "import agents"),
         ("environments/pool.py", "from agents import agent, dqn"),
         ("environments/pool.py", "from agents.dqn import make"),
         ("environments/pool.py", "from replay import tables"),
         ("replay/server.py", "def serve():\n    from environments import pool"),
+        ("replay/server.py", "from agents.parts import networks"),
         ("replay/server.py", "from . import tables\nfrom runtime.devices import replicate"),
         ("runtime/learner.py", "import launchers.train"),
         ("runtime/learner.py", "import jax\nupdate = jax.pmap(lambda x: x)"),
@@ -244,6 +252,9 @@ def test_checker_flags(path: str, source: str):
             "agents/dqn.py",
             "import dataclasses, jax.numpy as jnp\nfrom agents import agent\nfrom . import mlp",
         ),
+        ("agents/dqn.py", "from agents.parts import networks\nfrom agents import ddpg"),
+        ("agents/parts/networks.py", "import jax\nfrom agents.agent import pmean\nfrom . import policies"),
+        ("agents/parts/networks.py", "from agents.parts.policies import softmax\nfrom agents import agent"),
         ("environments/pool.py", "import envpool, time\nfrom agents import agent\nfrom . import spec"),
         ("replay/server.py", "import reverb\nfrom agents.agent import Step"),
         ("runtime/devices.py", "import jax\nfrom agents import dqn\nreplicate = jax.pmap(lambda x: x)"),

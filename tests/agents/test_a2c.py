@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from agents import a2c
-from agents.advantages import gae, normalize
 from agents.agent import AXIS, Blocks, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
+from agents.parts.advantages import gae, normalize
 
 D, A = 3, 4
 DISCRETE = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(A))

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import d4pg, distributions
+from agents import d4pg
 from agents.agent import BoundedActions, EnvironmentSpec, Sample, Transition
+from agents.parts import distributions
 
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)
 SPEC = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))

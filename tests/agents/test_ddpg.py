@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import apex_dpg, d4pg, ddpg, normalizer, prioritized
+from agents import apex_dpg, d4pg, ddpg
 from agents.agent import (
     AXIS,
     BoundedActions,
@@ -20,7 +20,8 @@ from agents.agent import (
     Transition,
     Transitions,
 )
-from agents.exploration import Noise, from_bounds, to_bounds
+from agents.parts import normalizer, prioritized
+from agents.parts.exploration import Noise, from_bounds, to_bounds
 
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)  # asymmetrical
 SPEC = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import dpg, features
+from agents import dpg
 from agents.agent import (
     AXIS,
     Blocks,
@@ -21,6 +21,7 @@ from agents.agent import (
     Transition,
     Transitions,
 )
+from agents.parts import features
 
 # Features ------------------------------------------------------------------------------------------------------------
 

@@ -20,8 +20,8 @@ from agents.agent import (
     Transition,
     Transitions,
 )
-from agents.exploration import epsilon_greedy, epsilon_greedy_probabilities, linear_epsilon
-from agents.networks import QNetwork
+from agents.parts.exploration import epsilon_greedy, epsilon_greedy_probabilities, linear_epsilon
+from agents.parts.networks import QNetwork
 
 A = 3
 SPEC = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A))

@@ -17,7 +17,7 @@ from agents.agent import (
     TimeStep,
     Transition,
 )
-from agents.gradients import by_gradients
+from agents.parts.gradients import by_gradients
 
 SPEC = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(3))
 T, B = 5, 6

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import impala, mix_match, mixtures
+from agents import impala, mix_match
 from agents.agent import (
     Agent,
     Blocks,
@@ -21,7 +21,8 @@ from agents.agent import (
     Step,
     TimeStep,
 )
-from agents.policies import factored, gaussian, softmax
+from agents.parts import mixtures
+from agents.parts.policies import factored, gaussian, softmax
 from tests.precision import double_precision
 
 D, T, B = 4, 6, 6

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import networks
+from agents.parts import networks
 
 
 def plain_conv(params, x, stride):

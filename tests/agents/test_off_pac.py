@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import features, off_pac
+from agents import off_pac
 from agents.agent import (
     AXIS,
     Blocks,
@@ -18,6 +18,7 @@ from agents.agent import (
     TimeStep,
 )
 from agents.off_pac import Config, Memory, Row, Traces, Weights
+from agents.parts import features
 
 A = 3
 SPEC = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(A))

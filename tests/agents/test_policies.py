@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import policies
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Step
-from agents.networks import ActorCritic
+from agents.parts import policies
+from agents.parts.networks import ActorCritic
 from tests.precision import double_precision
 
 LOW, HIGH = np.array([-2.0, 0.0, 10.0], np.float32), np.array([2.0, 1.0, 30.0], np.float32)

@@ -11,7 +11,7 @@ import rlax
 
 from agents import r2d2
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Sequences, Step, TimeStep
-from agents.networks import LSTMState, QNetwork
+from agents.parts.networks import LSTMState, QNetwork
 
 D, A, SIZE = 3, 4, 5  # the observation's length, actions, the LSTM's units
 ADAM_B1 = 0.9

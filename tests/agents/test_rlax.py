@@ -6,7 +6,7 @@ import sys
 PROGRAM = """
 import gc
 import jax, jax.numpy as jnp
-from agents.advantages import gae
+from agents.parts.advantages import gae
 
 rows = jnp.ones((4, 2))
 

@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import policies, trpo
-from agents.advantages import gae
+from agents import trpo
 from agents.agent import AXIS, Blocks, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
+from agents.parts import policies
+from agents.parts.advantages import gae
 
 D, A = 3, 4
 DISCRETE = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(A))

@@ -7,7 +7,7 @@ import pytest
 
 from agents import a2c, dqn, impala, pbt
 from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
-from agents.vectorized import vectorize
+from agents.parts.vectorized import vectorize
 
 SPEC = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(4), 20)
 SMALL = {"torso": "mlp", "hidden_sizes": (8,), "frame_stack": 1, "batch_size": 6, "unroll_length": 4}

@@ -6,7 +6,7 @@ import pytest
 
 from agents import dqn, q_learning
 from agents.agent import Blocks, Gradient, TableSpec, Transitions, Version
-from agents.gradients import by_gradients
+from agents.parts.gradients import by_gradients
 from environments.counting import CountingEnvironment
 from replay import blocks, gradients, server
 from replay.blocks import BlockWriter

@@ -24,7 +24,7 @@ from agents.agent import (
     pmax,
     pmean,
 )
-from agents.gradients import by_gradients
+from agents.parts.gradients import by_gradients
 from runtime import devices
 from runtime.devices import COLUMNS, REPLICATED, ROWS
 

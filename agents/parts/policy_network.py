@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from agents.agent import EnvironmentSpec, TimeStep
-from agents.networks import ActorCritic, LSTMState, check_frames, stack_frames
-from agents.policies import Policy, make_policy
+from agents.parts.networks import ActorCritic, LSTMState, check_frames, stack_frames
+from agents.parts.policies import Policy, make_policy
 
 
 class Memory(NamedTuple):

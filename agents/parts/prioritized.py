@@ -8,7 +8,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from agents.agent import Transition, pmax
+from agents.agent import Sample, Transition, pmax
 
 EPSILON = 1e-6  # the paper's: an item whose error was 0 can still be sampled
 
@@ -29,6 +29,20 @@ def importance_weights(likelihood: chex.Array, beta: chex.Array, normalize: bool
     if normalize:  # before the power is taken: items of tiny priority would overflow
         log_weights -= pmax(log_weights.max())
     return jnp.exp(log_weights)
+
+
+def weights(config: Any, sample: Sample, step: chex.Array, normalize: bool = True) -> chex.Array:
+    """The importance weights of a sample of transitions, [B]; all 1 where `config.replay` is uniform.
+
+    Args:
+      config: has the fields replay, importance_exponent and importance_steps.
+      step: updates so far.
+      normalize: divides them by the batch's largest.
+    """
+    if config.replay != "prioritized":
+        return jnp.ones_like(sample.steps.reward)
+    beta = exponent(config.importance_exponent, config.importance_steps, step)
+    return importance_weights(sample.likelihood, beta, normalize)
 
 
 def priorities(errors: chex.Array) -> chex.Array:

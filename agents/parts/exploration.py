@@ -91,6 +91,12 @@ def discrete_actions(agent: str, spec: EnvironmentSpec) -> int:
     return spec.actions.num_actions
 
 
+def ranks_or_zeros(num_envs: int, ranks: Any) -> chex.Array:
+    """Where each environment stands among all of the run's, from 0 to 1, float32 [num_envs]; 0 where that is not told,
+    and for a run's only environment."""
+    return jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
+
+
 def linear_epsilon(initial: Any, final: Any, steps: int, step: chex.Array) -> chex.Array:
     """epsilon, which goes linearly from `initial` to `final` over so many updates; steps of 0: it is `final`."""
     remaining = jnp.maximum(0.0, 1.0 - step / steps) if steps else 0.0

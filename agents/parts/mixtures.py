@@ -10,7 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from agents.policies import Policy, softmax
+from agents.parts.policies import Policy, softmax
 
 
 def weights(alpha: Any, K: int) -> chex.Array:

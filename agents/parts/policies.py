@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.agent import DiscreteActions, EnvironmentSpec, Extras, FactoredActions, Step
-from agents.exploration import bounded_actions, greedy, to_bounds
+from agents.parts.exploration import bounded_actions, greedy, to_bounds
 
 SIGMA_MIN, SIGMA_MAX = 1e-3, 10.0  # where an action's bounds are -1 and 1; beyond them sigma has no gradient
 # Squashed entropies are means over the Gaussian, by Gauss and Hermite's rule: sum_i weight_i f(mu + sigma node_i).

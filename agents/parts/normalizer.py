@@ -23,11 +23,13 @@ def init(shape: tuple[int, ...]) -> Normalizer:
     return Normalizer(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
 
-def update(normalizer: Normalizer, observations: Any) -> Normalizer:
-    """Adds observations [B, ...] to the statistics, those of every device alike.
+def update(normalizer: Any, observations: Any) -> Any:
+    """Adds observations [B, ...] to a Normalizer's statistics, those of every device alike; () stays ().
 
     Two sets' statistics are joined as in Chan et al. 1979 (eq. 2.1), which does not lose small variances to rounding.
     """
+    if not isinstance(normalizer, Normalizer):
+        return normalizer
     x = jnp.asarray(observations, jnp.float32)
     mean = pmean(x.mean(axis=0))
     variance = pmean(jnp.square(x - mean).mean(axis=0))

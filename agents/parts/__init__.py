@@ -1,0 +1,1 @@
+"""What algorithms are made of and share: networks, policies, exploration, advantages; no algorithm itself."""

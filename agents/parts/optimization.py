@@ -1,0 +1,83 @@
+"""From a gradient to new parameters: optimisers, learning rates, steps, and the hyperparameters that they read."""
+
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def initial_hypers(Hypers: Any, config: Any) -> Any:
+    """An agent's `Hypers`, which is a NamedTuple, as training begins: each field is the config's of the same name.
+
+    They are float32 arrays, so that a population can change them in a running learner without compiling again.
+    """
+    return Hypers(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hypers._fields))
+
+
+def make_optimizer(
+    kind: Literal["sgd", "adam", "rmsprop"],
+    epsilon: float = 1e-8,
+    decay: float = 0.99,
+    max_gradient_norm: float = 0.0,
+    centred: bool = False,
+) -> optax.GradientTransformation:
+    """What turns a gradient into the direction that `descend` goes in. The learning rate is no part of it.
+
+    Args:
+      kind: 'sgd' leaves the gradient as it is; 'rmsprop' divides each of its numbers by the root of a running mean of
+        that number's square; 'adam' is Kingma and Ba's (2015, https://arxiv.org/abs/1412.6980).
+      epsilon: keeps a divisor from 0: inside RMSProp's root, outside Adam's.
+      decay: how much of RMSProp's running means is left after an update.
+      max_gradient_norm: a gradient longer than this is first brought to this length; 0: none is.
+      centred: RMSProp divides by a running standard deviation instead.
+    """
+    clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    directions = {
+        "sgd": optax.identity(),
+        "adam": optax.scale_by_adam(eps=epsilon),
+        "rmsprop": optax.scale_by_stddev(decay, epsilon) if centred else optax.scale_by_rms(decay, epsilon),
+    }
+    return optax.chain(clip, directions[kind])
+
+
+def learning_rate_of(config: Any, state: Any) -> chex.Array:
+    """`state.hypers.learning_rate`, or what is left of it after `state.step` updates: it falls linearly to 0 over
+    `config.decay_env_steps` rows of experience, and is constant where those are 0.
+
+    An update takes `config.unroll_length` rows of each of `config.batch_size` environments.
+    """
+    initial = state.hypers.learning_rate
+    if not config.decay_env_steps:
+        return initial
+    rows_per_update = config.unroll_length * config.batch_size
+    return initial * jnp.maximum(0.0, 1.0 - state.step * (rows_per_update / config.decay_env_steps))
+
+
+def descend(
+    optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any, learning_rate: Any
+) -> tuple[Any, Any]:
+    """One step down the gradient: the parameters after it, and the optimiser's state after it.
+
+    Args:
+      optimizer: turns the gradient into the direction of the step, as `make_optimizer`'s do.
+      gradient: of the loss at `params`, averaged over devices.
+      opt_state: the optimiser's state before the step.
+      params: the parameters before the step.
+      learning_rate: a scalar for all parameters, or where `params` is a NamedTuple, another one with a scalar for each
+        of its parts.
+    """
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    steps = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: -rate * u, part), learning_rate, updates)
+    return optax.apply_updates(params, steps), opt_state
+
+
+def new_every(period: int, step: chex.Array, new: Any, old: Any) -> Any:
+    """`new` after every `period`-th update, else `old`, for target parameters: pytrees that are alike.
+
+    Args:
+      step: updates so far, this one among them; int32 scalar.
+    """
+    due = step % period == 0
+    return jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)

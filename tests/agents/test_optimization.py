@@ -1,0 +1,102 @@
+"""Hyperparameters, learning rates, optimisers and steps, against what they are said to be."""
+
+import types
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from agents.agent import Blocks, Sequences, Step, TableSpec, queue_table, replay_table
+from agents.parts import normalizer
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
+
+
+class Hypers(NamedTuple):
+    learning_rate: Any
+    discount: Any
+
+
+class Params(NamedTuple):
+    theta: Any
+    w: Any
+
+
+def test_hypers_are_the_configs_fields_of_their_names():
+    config = types.SimpleNamespace(discount=0.1, batch_size=4, learning_rate=1)
+    hypers = initial_hypers(Hypers, config)
+    assert isinstance(hypers, Hypers) and hypers.learning_rate == 1 and hypers.discount == np.float32(0.1)
+    assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 and x.shape == () for x in hypers)
+
+
+@pytest.mark.parametrize(("step", "left"), [(0, 1.0), (3, 0.7), (10, 0.0), (11, 0.0)])
+def test_the_learning_rate_falls_to_0_over_the_rows_of_experience(step, left):
+    config = types.SimpleNamespace(unroll_length=5, batch_size=4, decay_env_steps=200)
+    state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), step=jnp.int32(step))
+    np.testing.assert_allclose(learning_rate_of(config, state), 0.5 * left, atol=1e-7)
+    config.decay_env_steps = 0
+    assert learning_rate_of(config, state) == 0.5
+
+
+def test_a_step_goes_down_the_gradient_at_one_rate_or_at_one_for_each_part():
+    params = Params({"a": jnp.array([1.0, 2.0])}, jnp.array(3.0))
+    gradient = Params({"a": jnp.array([10.0, -10.0])}, jnp.array(1.0))
+    optimizer = make_optimizer("sgd")
+    opt_state = optimizer.init(params)
+    after, _ = descend(optimizer, gradient, opt_state, params, jnp.float32(0.5))
+    np.testing.assert_array_equal(after.theta["a"], [-4.0, 7.0])
+    assert after.w == 2.5
+    after, _ = descend(optimizer, gradient, opt_state, params, Params(0.1, 2.0))
+    np.testing.assert_allclose(after.theta["a"], [0.0, 3.0], atol=1e-6)
+    assert after.w == 1.0
+    gradient, params = gradient._replace(w=()), params._replace(w=())
+    after, _ = descend(optimizer, gradient, opt_state, params, Params(0.1, 2.0))
+    np.testing.assert_allclose(after.theta["a"], [0.0, 3.0], atol=1e-6)
+    assert after.w == ()
+
+
+@pytest.mark.parametrize("norm", [0.0, 5.0])
+def test_optimizers_clip_and_then_scale(norm):
+    gradient = jnp.array([30.0, -40.0])
+    clipped = gradient / 10 if norm else gradient
+    plain = {
+        "adam": optax.scale_by_adam(eps=1e-3),
+        "rmsprop": optax.scale_by_rms(0.9, 1e-3),
+        "centred": optax.scale_by_stddev(0.9, 1e-3),
+        "sgd": optax.identity(),
+    }
+    for name, expected in plain.items():
+        kind: Any = "rmsprop" if name == "centred" else name
+        optimizer = make_optimizer(kind, 1e-3, 0.9, norm, centred=name == "centred")
+        got, _ = optimizer.update(gradient, optimizer.init(gradient))
+        wanted, _ = expected.update(clipped, expected.init(gradient))
+        np.testing.assert_allclose(got, wanted, rtol=1e-6, err_msg=name)
+
+
+def test_targets_are_new_after_every_period():
+    new, old = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
+    kept = [float(new_every(3, jnp.int32(step), new, old)["a"][0]) for step in range(1, 8)]
+    assert kept == [0, 0, 1, 0, 0, 1, 0]
+
+
+def test_a_row_before_a_first_is_not_live():
+    first = np.array([[True, True], [False, False], [False, True], [True, False]])
+    steps = Step(*(np.zeros((4, 2)) for _ in range(4)), first=jnp.asarray(first), extras={})
+    np.testing.assert_array_equal(steps.live, [[1, 1], [1, 0], [0, 1]])
+    assert steps.live.dtype == jnp.float32
+
+
+def test_tables_are_of_the_configs_sizes():
+    config = types.SimpleNamespace(
+        batch_size=4, queue_batches=3, replay_size=90, min_replay_size=7, samples_per_insert=2.5, priority_exponent=0.6
+    )
+    assert queue_table(config, Blocks(5)) == TableSpec("queue", Blocks(5), "queue", max_size=12)
+    items = Sequences(1, 5, 2)
+    expected = TableSpec("replay", items, "prioritized", 90, min_size=7, samples_per_insert=2.5, priority_exponent=0.6)
+    assert replay_table(config, items, "prioritized") == expected
+
+
+def test_without_a_normaliser_nothing_is_counted():
+    assert normalizer.update((), jnp.ones((3, 2))) == ()
