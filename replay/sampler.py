@@ -12,7 +12,7 @@ from replay.reverb_import import reverb, tf
 from replay.rows import Batch
 from replay.structures import Structure
 
-COUNT_SECONDS = 0.05  # between two looks at how much was written
+COUNT_SECONDS = 0.2  # between two looks at how much was written, each of which takes about a millisecond of CPU
 
 
 class Replay:

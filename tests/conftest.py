@@ -1,14 +1,18 @@
 """Tests run on the CPU wherever they run. This must be said before anything imports JAX or TensorFlow."""
 
+import gc
 import importlib.util
 import os
 import sys
 
 import pytest
 
+from tests import compiling
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+compiling.quickly(os.environ)
 
 
 def pytest_collection_modifyitems(items):
@@ -50,6 +54,16 @@ def skip_without_reverb(item):
 
 
 pytest_runtest_setup = pytest_runtest_call = skip_without_reverb
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_was_compiled_is_forgotten():
+    """What a file of tests compiled is of little use to the next, and grows to gigabytes that Python's garbage
+    collector walks through again and again."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

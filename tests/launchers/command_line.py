@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from tests import compiling
+
 ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = compiling.as_a_person(os.environ) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
 
 # A run of a few seconds.
 TINY = (
