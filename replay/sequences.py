@@ -12,10 +12,12 @@ from agents.agent import Agent, EnvironmentSpec, Sample, Sequences, Step, TableS
 from replay.flushing import CHUNK_ROWS, flush, open_stream
 from replay.rings import NEVER, Look
 from replay.rows import PULL_STEPS, Priority, Row, never
-from replay.stacks import ROW_BYTES
 from replay.structures import Packing, Structure, step_structs
 from replay.transitions import action_bytes, observation_bytes, priorities_of, refuse_longer
 
+# What Reverb needs for each row of a stream that items share, about, besides its data; tests/replay/test_memory.py
+# measures it.
+ROW_BYTES = 1_000
 IN_FLIGHT = 2  # sequences of each environment that may be on their way to the table while an actor goes on
 
 

@@ -14,7 +14,6 @@ from replay.structures import Packing, Structure
 from replay.transitions import NStep, TransitionCut, action_bytes, observation_bytes, priorities_of
 
 IN_FLIGHT = 16  # transitions of each stream that may be on their way to the table while an actor goes on
-ROW_BYTES = 1_000  # what Reverb needs for each row of a stream that items share, about, besides its data
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
@@ -32,7 +31,7 @@ sequences_per_item, refuse, counter = transitions.sequences_per_item, transition
 def item_bytes(agent: Agent, spec: EnvironmentSpec) -> int:
     """What an item takes in Reverb's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
     del agent
-    return observation_bytes(spec) + action_bytes(spec) + ROW_BYTES + transitions.ITEM_BYTES
+    return observation_bytes(spec) + action_bytes(spec) + transitions.ITEM_BYTES
 
 
 def items_at_once(table: TableSpec, num_envs: int) -> int:

@@ -28,7 +28,7 @@ IN_FLIGHT = 16  # transitions that may be on their way to the table while an act
 # Transitions that an actor keeps until it gives them priorities and writes them, all at once (Horgan et al. 2018,
 # appendix D, have 50): both cost Python as much for a few as for one. Never fewer than one of each environment.
 LOCAL_ITEMS = 16
-ITEM_BYTES = 500  # what Reverb needs for an item besides its data, about
+ITEM_BYTES = 1_500  # what Reverb needs for an item besides its data, about; tests/replay/test_memory.py measures it
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:

@@ -44,7 +44,7 @@ class Fixed:
 @pytest.mark.parametrize(
     ("window", "max_size", "gigabytes", "noun"),
     [
-        ("transitions", 10**6, 14.6, "transitions"),
+        ("transitions", 10**6, 15.6, "transitions"),
         ("stacked", 10**6, 8.6, "stacks"),
         ("sequences", 10**5, 32.7, "sequences"),
     ],
