@@ -89,7 +89,7 @@ MISTAKES = {
     "another run to evaluate": ("evaluate", ["--logdir=/tmp/x", "--agent=ppo"], ["--logdir", "--episodes"]),
     "no episodes": ("evaluate", ["--logdir=/tmp/x", "--episodes=0"], ["--episodes", "1 or more"]),
     "no time": ("role", ["--logdir=/tmp/x", "--role=actor", "--connect_seconds=nan"], ["--connect_seconds", "finite"]),
-    "no role": ("role", ["--logdir=/tmp/x", "--role=teacher"], ["teacher", "replay, learner, actor, evaluator"]),
+    "no role": ("role", ["--logdir=/tmp/x", "--role=teacher"], ["teacher", "replay, learner, evaluator, actor"]),
     "no address": ("role", ["--logdir=/tmp/x", "--role=actor"], ["--replay"]),
 }
 

@@ -30,7 +30,7 @@ CASES = {
         "Pong-v5",
         {"envs_per_actor": 2},
         {"batch_size": 4, "samples_per_insert": 1.0, "min_replay_size": 64, "replay_size": 200, "torso": "shallow"},
-        (500, 900),
+        (250, 450),
     ),
     "r2d2": (
         "r2d2",

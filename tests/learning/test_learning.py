@@ -4,10 +4,12 @@ import pytest
 
 from tests.launchers import command_line
 
+pytestmark = pytest.mark.timeout(900)  # beside other tests, on slow cores; it is steps that end a training
+
 
 def evaluation(logdir, *arguments: str) -> float:
     """Trains, then plays 100 greedy episodes: their mean return."""
-    code, output = command_line.run("train", f"--logdir={logdir}", *arguments, timeout=280.0)
+    code, output = command_line.run("train", f"--logdir={logdir}", *arguments, timeout=800.0)
     assert code == 0, output
     code, output = command_line.run("evaluate", f"--logdir={logdir}", "--episodes=100")
     assert code == 0, output
