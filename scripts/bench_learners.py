@@ -1,0 +1,171 @@
+"""Times learners' updates alone against what the device allows: `scripts/python scripts/bench_learners.py`.
+
+JSON lines, one an update and one a way of acting. First the device's ceilings are measured: products of large matrices
+in both precisions, and a copy of a large array. An update's floor is the larger of two times: its matrix products'
+and convolutions' operations at the measured rate, counted in the program with each loop's body as often as it runs; and
+its state and sample read once and its state written once, at the copy's bandwidth. `over_floor` is the median time
+over that.
+
+  --only=impala       rows whose name has this in it
+  --seconds=2         how long each is timed (default 5)
+
+Experience is real, of the environments that a row names, and is on the device already. Compiling is timed apart. What a
+whole run does of this, `scripts/bench.py` says.
+"""
+
+import dataclasses
+import functools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from launchers import flags
+from launchers import run as runs
+from launchers.settings import setting
+from runtime import devices, leave_out_tensorflow
+from scripts.bench import Bench
+
+
+@dataclasses.dataclass
+class Choice:
+    only: str = setting("", "the rows whose name has this in it; none given, all")
+
+
+flags.define(Choice)
+
+ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: agent, environment, settings, config
+    **{
+        f"impala {torso} {dtype} batch {size}": (
+            "impala", "Pong-v5", {}, {"torso": torso, "dtype": dtype, "batch_size": size},
+        )
+        for torso in ("shallow", "nature", "residual")
+        for dtype in ("float32", "bfloat16")
+        for size in (32, 256)
+    },
+    **{
+        f"d4pg {count} updates a dispatch": ("d4pg", "HalfCheetah-v4", {"updates_per_dispatch": count}, {})
+        for count in (1, 8, 64)
+    },
+    "dqn": ("dqn", "Pong-v5", {}, {}),
+    "r2d2": ("r2d2", "Pong-v5", {}, {}),
+    "ppo": ("ppo", "Pong-v5", {}, {}),
+}  # fmt: skip
+
+
+def seconds_of(call: Callable[[], Any], duration: float) -> float:
+    """The median of its calls', each waited for."""
+    for _ in range(3):
+        jax.block_until_ready(call())
+    times: list[float] = []
+    end = time.perf_counter() + duration
+    while time.perf_counter() < end or len(times) < 5:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def ceilings(duration: float) -> dict[str, float]:
+    """Operations a second of each precision's matrix products, and bytes a second, read and written."""
+    size = 8192 if jax.default_backend() != "cpu" else 1024
+    found = {}
+    product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
+    for dtype in (jnp.float32, jnp.bfloat16):
+        matrix = jax.random.normal(jax.random.key(0), (size, size), dtype)
+        seconds = seconds_of(functools.partial(product, matrix, matrix), duration)
+        found[jnp.dtype(dtype).name] = 2 * size**3 / seconds
+    array = jnp.ones(2**28 // 4 if jax.default_backend() != "cpu" else 2**26 // 4, jnp.float32)
+    found["bytes"] = 2 * array.nbytes / seconds_of(functools.partial(copy, array), duration)
+    return found
+
+
+def operations(jaxpr: Any) -> Iterator[tuple[str, float]]:
+    """(dtype, multiplications and additions) of each matrix product and convolution in a program."""
+    for eqn in jaxpr.eqns:
+        shape = eqn.outvars[0].aval.shape
+        if eqn.primitive.name == "dot_general":
+            (contracted, _), _ = eqn.params["dimension_numbers"]
+            inner = np.prod([eqn.invars[0].aval.shape[axis] for axis in contracted])
+            yield eqn.invars[0].aval.dtype.name, 2.0 * np.prod(shape) * inner
+        elif eqn.primitive.name == "conv_general_dilated":
+            kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
+            of_each = np.prod([kernel[axis] for axis in numbers.rhs_spec[1:]])  # inputs and window of one output
+            yield eqn.invars[0].aval.dtype.name, 2.0 * np.prod(shape) * of_each
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        for inner_jaxpr in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            if hasattr(inner_jaxpr, "eqns"):
+                for dtype, count in operations(inner_jaxpr):
+                    yield dtype, times * count
+
+
+def nbytes(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def bench_update(name: str, ceiling: dict[str, float]) -> dict[str, Any]:
+    agent, env, settings, config = ROWS[name]
+    run = runs.make(agent, env, {"carrier": "local", "max_env_steps": 10**6} | settings, config)
+    bench = Bench(run)
+    mesh, count = bench.parts.mesh, run.updates_per_dispatch
+    sample = bench.sample_on_devices()
+    update = devices.compile_update(mesh, bench.agent, 0, count)
+    state, step = mesh.put(bench.state), mesh.put(np.uint32(0))
+    program = jax.make_jaxpr(update)(state, step, sample)
+    of_products = sum(done / ceiling[dtype] for dtype, done in operations(program)) / count
+    of_bytes = (2 * nbytes(state) + nbytes(sample) / count) / ceiling["bytes"]
+    start = time.perf_counter()
+    state, step, _ = jax.block_until_ready(update(state, step, sample))
+    compiling = time.perf_counter() - start
+
+    def call() -> Any:
+        nonlocal state, step
+        state, step, feedback = update(state, step, sample)
+        return feedback
+
+    seconds = seconds_of(call, flags.FLAGS.seconds) / count
+    rows = bench.agent.batch_size * getattr(bench.run.config, "unroll_length", 1)
+    return {
+        "ms": round(1e3 * seconds, 3),
+        "rows_per_second": round(rows / seconds),
+        "floor_ms": {"products": round(1e3 * of_products, 3), "bytes": round(1e3 * of_bytes, 3)},
+        "over_floor": round(seconds / max(of_products, of_bytes), 2),
+        "compiling_seconds": round(compiling, 1),
+    }
+
+
+def bench_acting(backend: str) -> dict[str, Any]:
+    """Pong's actors, their actions in the host's hands."""
+    bench = Bench(runs.make("impala", "Pong-v5", {"carrier": "local", "actor_backend": backend}, {"torso": "nature"}))
+    timestep, memory = bench.timestep(), bench.agent.memory(bench.envs, None)
+    params = jax.device_put(bench.params, bench.parts.device)
+
+    def call() -> Any:
+        return np.asarray(bench.parts.act(params, bench.key, np.uint32(0), timestep, memory)[0])
+
+    seconds = seconds_of(call, flags.FLAGS.seconds)
+    return {"ms": round(1e3 * seconds, 3), "env_steps_per_second": round(bench.envs / seconds)}
+
+
+def bench() -> int:
+    leave_out_tensorflow()
+    device = jax.devices()[0]
+    ceiling = ceilings(flags.FLAGS.seconds)
+    rounded = {name: float(f"{value:.3g}") for name, value in ceiling.items()}
+    print(json.dumps({"device": device.device_kind, "ceilings_per_second": rounded}), flush=True)
+    for name in ROWS:
+        if flags.FLAGS.only in name:
+            print(json.dumps({"update": name} | bench_update(name, ceiling)), flush=True)
+    for backend in ("default", "cpu"):
+        if flags.FLAGS.only in "acting":
+            print(json.dumps({"acting": backend} | bench_acting(backend)), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(bench)

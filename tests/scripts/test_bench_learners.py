@@ -1,0 +1,59 @@
+"""How many operations a program's matrix products and convolutions take."""
+
+import collections
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from scripts.bench_learners import operations
+
+
+def counted(function, *shapes, dtype=jnp.float32):
+    program = jax.make_jaxpr(function)(*(jnp.zeros(shape, dtype) for shape in shapes))
+    total: collections.Counter[str] = collections.Counter()
+    for name, count in operations(program):
+        total[name] += count
+    return dict(total)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (3, 5, 7), (64, 1, 2)])
+def test_a_matrix_product(m, k, n):
+    assert counted(jnp.matmul, (m, k), (k, n)) == {"float32": 2 * m * k * n}
+    assert counted(jnp.matmul, (m, k), (k, n), dtype=jnp.bfloat16) == {"bfloat16": 2 * m * k * n}
+    batched = counted(lambda a, b: jnp.einsum("bmk,bkn->bmn", a, b), (4, m, k), (4, k, n))
+    assert batched == {"float32": 4 * 2 * m * k * n}
+
+
+@pytest.mark.parametrize("length", [1, 6])
+def test_a_loop_counts_as_often_as_it_runs_and_what_is_called_counts(length):
+    @jax.jit
+    def product(a, b):
+        return a @ b
+
+    def loop(a, b):
+        return jax.lax.scan(lambda carry, _: (product(carry, b), None), a, length=length)[0]
+
+    assert counted(loop, (3, 5), (5, 5)) == {"float32": length * 2 * 3 * 5 * 5}
+
+
+@pytest.mark.parametrize(("window", "stride", "inputs", "outputs"), [(3, 1, 2, 4), (8, 4, 1, 16), (1, 1, 5, 3)])
+def test_a_convolution(window, stride, inputs, outputs):
+    def convolve(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+
+    side = (20 - window) // stride + 1
+    found = counted(convolve, (7, 20, 20, inputs), (window, window, inputs, outputs))
+    assert found == {"float32": 7 * side**2 * outputs * 2 * window**2 * inputs}
+
+
+def test_a_gradient_takes_about_twice_as_many_more():
+    def loss(kernel, x):
+        return jnp.sum(jnp.square(x @ kernel))
+
+    forward = counted(loss, (5, 7), (3, 5))["float32"]
+    both = counted(jax.grad(loss, argnums=(0, 1)), (5, 7), (3, 5))["float32"]
+    np.testing.assert_allclose(both, 3 * forward)
