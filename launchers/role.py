@@ -102,6 +102,8 @@ def role() -> int:
         works = {role: functools.partial(roles.play, role, parts, carrier) for role in processes[process]}
     # The main thread is never inside Reverb, so that a signal is always heard.
     threads.play(works, stop, lambda: None)
+    if process.kind == "learner" and values.num_learners > 1 and not stop.is_set():
+        jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
     return 0
 
 
