@@ -67,7 +67,7 @@ class EpisodeWriter:
         if not self._rows:
             self._start(len(step.first))
         over = np.flatnonzero(step.first & (self._size > 0))
-        for environment in over:  # a row earlier it was not known
+        for environment in over.tolist():  # a row earlier it was not known
             self._send(environment)
         if np.any(~step.first & (self._size == 0)):
             raise ValueError(f"an episode has more than {self._length - 1} actions: give a larger max_episode_steps")
@@ -78,7 +78,7 @@ class EpisodeWriter:
             column[step.first] = value[step.first]
         self._size += 1
         full = np.flatnonzero(self._size == self._length)
-        for environment in full:
+        for environment in full.tolist():
             self._send(environment)
         return bool(len(over) or len(full))
 
