@@ -132,10 +132,14 @@ class LocalCarrier:
         """The container by that name."""
         del structure  # each role works it out for itself, from the same config
         with self._lock:
-            # What learners push to actors is on their devices; actors share a copy on their own.
-            params = name.endswith(VARIABLES)
-            view = (lambda pushed: jax.device_put(self._mesh.one(pushed), self._device)) if params else _same
+            view = self._near if name.endswith(VARIABLES) else _same
             return self._variables.setdefault(name, LocalVariables(view))
+
+    def _near(self, pushed: Any) -> Any:
+        """What learners push to actors is on their devices; actors, where they act elsewhere, share a copy there."""
+        params = self._mesh.one(pushed)
+        there = all(x.devices() == {self._device} for x in jax.tree.leaves(params))
+        return params if there else jax.device_put(params, self._device)
 
     def channel(
         self,

@@ -234,3 +234,14 @@ def test_priorities_of_sequences_are_filled_up_along_their_batch():
 
 def test_an_agent_without_priorities_has_none_to_compile():
     assert actor.compile_priority(None, 5, jax.devices()[0]) is None
+
+
+def test_parameters_are_sent_from_the_host_and_stay_where_they_are_on_the_device():
+    device = jax.local_devices()[0]
+    host = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "none": (), "n": np.int32(4)}
+    sent = actor.send_params(host, device)
+    assert all(isinstance(x, jax.Array) and x.devices() == {device} for x in jax.tree.leaves(sent))
+    jax.tree.map(np.testing.assert_array_equal, sent, host)
+    host["w"][:] = -1  # the host's arrays may be written again
+    np.testing.assert_array_equal(sent["w"], np.arange(6, dtype=np.float32).reshape(2, 3))
+    assert actor.send_params(sent, device) is sent and actor.send_params((), device) == ()
