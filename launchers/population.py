@@ -11,11 +11,11 @@ import jax
 import numpy as np
 
 from agents import pbt
-from agents.agent import State
+from agents.agent import Agent, State
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, nearest
-from replay.structures import Structure
+from replay.structures import Structure, state_structs
 from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
 
 TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
@@ -60,8 +60,7 @@ def check(run: Run) -> None:
         raise UsageError(f"--population={run.population} needs --tune, the hyperparameters that it tunes: {TUNE}")
     if run.score_episodes < 2 and run.exploit == "t_test":
         raise UsageError("--exploit=t_test needs --score_episodes of 2 or more")
-    state = jax.eval_shape(run.make_agent(run.spec()).init, jax.eval_shape(jax.random.key, 0))
-    hypers = state.hypers._fields
+    hypers = state_structs(run.make_agent(run.spec())).hypers._fields
     for name, range_ in ranges.items():
         if name not in hypers:
             raise UsageError(
@@ -167,12 +166,14 @@ class Peers:
         drawn = {name: np.asarray(values, np.float32) for name, values in self._draws.items()}
         return state._replace(hypers=state.hypers._replace(**drawn)) if drawn else state
 
-    def containers(self, state: State) -> dict[str, Structure]:
-        """By name, what this learner and its reporters tell the others, in variable containers; `state`: its shapes."""
+    def containers(self, agent: Agent) -> dict[str, Structure]:
+        """By name, what this learner and its reporters tell the others, in variable containers."""
         if self._population is None:
             return {}
         told = {self.name(reporter): returns_structure(self._population) for reporter in self._population.reporters}
-        return told if self._population.member is None else told | {self.name("state"): state_structure(state)}
+        if self._population.member is None:
+            return told
+        return told | {self.name("state"): state_structure(state_structs(agent))}
 
     def returns(self, carrier: Any, reporter: str) -> Returns | None:
         """Where a `reporter` tells the learners of episodes; None if they do not ask it."""
@@ -181,15 +182,15 @@ class Peers:
         structure = returns_structure(self._population)
         return Returns(self._population, carrier.variables(structure, self.name(reporter)))
 
-    def exchange(self, carrier: Any, state: State, key: jax.Array, env_steps: int) -> Exchange | None:
-        """The population's, as this learner takes part in it, `env_steps` after its beginning; `state`: its shapes."""
+    def exchange(self, carrier: Any, agent: Agent, key: jax.Array, env_steps: int) -> Exchange | None:
+        """The population's, as this learner takes part in it, `env_steps` after its beginning."""
         if self._population is None:
             return None
-        stacked = self._population.member is None
-        prefixes = [""] if stacked else [_prefix(member) for member in range(self._population.size)]
-        told, shown = returns_structure(self._population), state_structure(state)
+        separate = self._population.member is not None
+        prefixes = [_prefix(member) for member in range(self._population.size)] if separate else [""]
+        told, shown = returns_structure(self._population), state_structure(state_structs(agent)) if separate else None
         returns = [[carrier.variables(told, p + r) for r in self._population.reporters] for p in prefixes]
-        states = [] if stacked else [carrier.variables(shown, p + "state") for p in prefixes]
+        states = [carrier.variables(shown, p + "state") for p in prefixes] if separate else []
         return Exchange(self._population, returns, states, key, env_steps)
 
 

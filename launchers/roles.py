@@ -79,11 +79,6 @@ class Parts:
         return self.peers.vary(jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init"))))
 
     @property
-    def state(self) -> Any:
-        """A state's shapes."""
-        return jax.eval_shape(self.agent.init, jax.eval_shape(jax.random.key, 0))
-
-    @property
     def replays(self) -> bool:
         """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
         return self.table.kind != "queue"
@@ -100,7 +95,7 @@ class Parts:
         ]
         if self.replays and channels.way(self.table).counter(self.table)[0] != self.table.name:
             tables.append(server.build_steps_table(self.table.name))
-        told = self.peers.containers(self.state)
+        told = self.peers.containers(self.agent)
         return tables + [server.build_variables_table(structure, name) for name, structure in told.items()]
 
     def channel(self, carrier: Any, saved: Any = None) -> Any:
@@ -297,7 +292,7 @@ class Learning:
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         key = jax.random.key(parts.run.seed_of("exchange"))
-        self._exchange = parts.peers.exchange(carrier, parts.state, key, version.env_steps)
+        self._exchange = parts.peers.exchange(carrier, parts.agent, key, version.env_steps)
         if self._exchange:
             self._exchange.start(self._learner)
         self._warned = False

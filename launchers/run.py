@@ -115,7 +115,7 @@ class Run(settings.Settings):
         self._check_room(items * way.item_bytes(agent, spec), f"{items:,} {type(table.items).__name__.lower()}")
 
     def check_hosts(self, num_learners: int) -> None:
-        """Raises UsageError if a learner cannot be spread over so many hosts."""
+        """Raises UsageError if a learner cannot be spread over so many hosts, more than one."""
         agent = self.make_agent(self.spec())
         for why, one_host in (
             ("an agent with a replay has one learner host", agent.table.kind != "queue"),
@@ -123,7 +123,7 @@ class Run(settings.Settings):
             ("a population's learners have one host each", self.population > 0),
             ("where gradients travel there is one learner host", self.travels == "gradients"),
         ):
-            if one_host and num_learners > 1:
+            if one_host:
                 raise UsageError(f"--num_learners={num_learners}: {why}")
 
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:

@@ -20,9 +20,10 @@ GRACE_SECONDS = 10.0  # for a role that was asked to end and has nothing to fini
 class RoleThread:
     """A role in a thread of its own."""
 
-    def __init__(self, role: Role, work: Iterator[Any], stop: threading.Event):
-        """`work` is what it does; it ends once `stop` is set."""
-        self._role, self._work, self._stop = role, work, stop
+    def __init__(self, role: Role, work: Callable[[threading.Event], Iterator[Any]]):
+        """`work`: what it does, until the event that it is given is set."""
+        self._role, self._stop = role, threading.Event()
+        self._work = work(self._stop)
         self._error: BaseException | None = None
         # A daemon: a thread that waits inside Reverb must not keep the process alive.
         self._thread = threading.Thread(target=self._run, name=role.name, daemon=True)
@@ -57,11 +58,10 @@ def play(
     """Each role in a thread of its own, until all have ended or `stop` is set; raises the first error.
 
     Args:
-      works: what each role does, until its own event is set.
+      works: what each role does, until the event that it is given is set.
       attend: called now and then meanwhile.
     """
-    events = {role: threading.Event() for role in works}
-    running = {role: RoleThread(role, work(events[role]), events[role]) for role, work in works.items()}
+    running = {role: RoleThread(role, work) for role, work in works.items()}
     program.conduct(running, stop, attend)
     for thread in running.values():
         thread.ended()  # what broke while it ended

@@ -26,9 +26,14 @@ class Structure:
         return self.treedef.unflatten(columns)
 
 
+def state_structs(agent: Agent) -> Any:
+    """The shapes of an agent's state."""
+    return jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0))
+
+
 def params_structs(agent: Agent) -> Any:
     """The shapes of the parameters that an agent's actors pull."""
-    return jax.eval_shape(lambda key: agent.policy(agent.init(key)), jax.eval_shape(jax.random.key, 0))
+    return jax.eval_shape(agent.policy, state_structs(agent))
 
 
 def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[Step, Memory]:

@@ -25,6 +25,7 @@ one learner in which they are stacked (--population_mode=vmap), of N learners in
 import concurrent.futures
 import copy
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -281,7 +282,7 @@ class Bench:
 
         learning, batches, publisher = roles.open_learning(parts, carrier, stop.is_set)
         actors = [
-            RoleThread(role, roles.play(role, parts, carrier, stop), stop)
+            RoleThread(role, functools.partial(roles.play, role, parts, carrier))
             for role in program.roles_of(parts.run)
             if role.kind == "actor"
         ]
@@ -293,6 +294,7 @@ class Bench:
         while (elapsed := time.perf_counter() - start) < seconds:
             next(updates)
         steps = (learning.version.learner_steps - first) * self.steps_per_update
+        stop.set()
         for thread in actors:
             thread.ask()
         for thread in actors:

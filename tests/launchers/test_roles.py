@@ -657,7 +657,7 @@ def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
     told += [r.container.name for r in fakes.returns[len(told) :]]
     expected = ["actor_0", "actor_1"] if fitness == "training" else ["evaluator"]
     assert told == expected
-    parts.peers.exchange(carrier, parts.state, jax.random.key(0), 0)
+    parts.peers.exchange(carrier, parts.agent, jax.random.key(0), 0)
     (containers,) = fakes.exchanges[-1].returns
     assert [c.name for c in containers] == expected
 
@@ -674,7 +674,7 @@ def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_
         list(roles.act(parts, carrier, 0, threading.Event()))
         assert fakes.actors[m].variables.name == f"member_{m}_variables"
         assert carrier.channel[m].table.name == f"member_{m}_queue"
-        parts.peers.exchange(carrier, parts.state, jax.random.key(0), 40)
+        parts.peers.exchange(carrier, parts.agent, jax.random.key(0), 40)
         exchange = fakes.exchanges[m]
         assert exchange.population.member == m and exchange.env_steps == 40
         assert [s.name for s in exchange.states] == [f"member_{n}_state" for n in range(3)]
