@@ -10,6 +10,7 @@ first.
 """
 
 import dataclasses
+import functools
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -30,9 +31,9 @@ from agents.agent import (
     pmean,
     replay_table,
 )
-from agents.parts import prioritized
+from agents.parts import networks, prioritized
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, ranks_or_zeros
-from agents.parts.networks import QNetwork, check_frames, stack_frames
+from agents.parts.networks import QNetwork, check_frames
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
@@ -208,15 +209,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Memory(
             rank=ranks_or_zeros(num_envs, ranks),
             previous_action=jnp.zeros(num_envs, jnp.int32),
-            frames=jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None,
+            frames=networks.no_frames(num_envs, stack, shape, spec.observation_dtype),
             lstm=network.initial_state(num_envs),
         )
 
-    def see(observation, first, frames):
-        """Observations [T, B, ...] as the network takes them, and the frames after the last row."""
-        if frames is not None:
-            return stack_frames(frames, observation, first)
-        return (observation if config.torso == "mlp" else observation[..., None]), None
+    see = functools.partial(networks.see, config.torso)
 
     def inputs(first, previous_action, previous_reward):
         """The last action and reward for the LSTM, [T, B, A + 1]; zeros where an episode opens."""

@@ -27,6 +27,23 @@ def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
         )
 
 
+def no_frames(num_envs: int, frame_stack: int, shape: tuple[int, ...], dtype: Any) -> chex.Array | None:
+    """What `see` takes before the first row, [num_envs, frame_stack - 1, *shape]; None where nothing is stacked."""
+    return jnp.zeros((num_envs, frame_stack - 1, *shape), dtype) if frame_stack > 1 else None
+
+
+def see(torso: str, observation: Any, first: Any, previous: Any) -> tuple[chex.Array, chex.Array | None]:
+    """Observations [T, B, ...] as the torso takes them, frames with channels, and the `previous` of the next call.
+
+    Args:
+        first: bool [T, B], the row opens an episode.
+        previous: the frames before row 0, as `no_frames` or this function gave them.
+    """
+    if previous is not None:
+        return stack_frames(previous, observation, first)
+    return (observation if torso == "mlp" else observation[..., None]), None
+
+
 def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) -> tuple[chex.Array, chex.Array]:
     """Stacks the S newest frames of each row's own episode, as EnvPool does (Mnih et al. 2015, 10.1038/nature14236).
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from agents.agent import EnvironmentSpec, TimeStep
-from agents.parts.networks import ActorCritic, LSTMState, check_frames, stack_frames
+from agents.parts import networks
+from agents.parts.networks import ActorCritic, LSTMState, check_frames
 from agents.parts.policies import Policy, make_policy
 
 
@@ -68,13 +69,11 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
 
     def memory(num_envs: int, ranks: Any) -> Memory:
         del ranks
-        frames = jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None
+        frames = networks.no_frames(num_envs, stack, shape, spec.observation_dtype)
         return Memory(frames, network.initial_state(num_envs))
 
     def see(observation, first, memory: Memory):
-        if memory.frames is not None:
-            return stack_frames(memory.frames, observation, first)
-        return (observation if config.torso == "mlp" else observation[..., None]), None
+        return networks.see(config.torso, observation, first, memory.frames)
 
     def init(key: jax.Array) -> Any:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
