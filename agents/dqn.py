@@ -33,7 +33,7 @@ from agents.agent import (
 )
 from agents.parts import prioritized
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.parts.networks import QNetwork, check_frames, stack_frames
+from agents.parts.networks import QNetwork, check_frames, no_frames, stack_frames
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
@@ -164,7 +164,7 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
         return network.init(key, stacked(observation)[None], jnp.zeros((1, 1), bool), ())
 
     def memory(num_envs: int) -> Memory:
-        return Memory(jnp.zeros((num_envs, stack - 1, *shape), spec.observation_dtype) if stack > 1 else None)
+        return Memory(no_frames(num_envs, stack, shape, spec.observation_dtype))
 
     def values(params, timestep: TimeStep, memory: Memory) -> tuple[chex.Array, Memory]:
         if memory.frames is None:
