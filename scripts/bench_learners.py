@@ -161,7 +161,7 @@ def bench() -> int:
     for name in ROWS:
         if flags.FLAGS.only in name:
             print(json.dumps({"update": name} | bench_update(name, ceiling)), flush=True)
-    for backend in ("default", "cpu"):
+    for backend in ("accelerator", "cpu"):
         if flags.FLAGS.only in "acting":
             print(json.dumps({"acting": backend} | bench_acting(backend)), flush=True)
     return 0
