@@ -27,6 +27,7 @@ import numpy as np
 
 from launchers import flags
 from launchers import run as runs
+from launchers.run import Run
 from launchers.settings import setting
 from runtime import devices, leave_out_tensorflow
 from scripts.bench import Bench
@@ -56,6 +57,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: ag
     "r2d2": ("r2d2", "Pong-v5", {}, {}),
     "ppo": ("ppo", "Pong-v5", {}, {}),
 }  # fmt: skip
+BACKENDS = ("accelerator", "cpu")  # that actors act on
 
 
 def seconds_of(call: Callable[[], Any], duration: float) -> float:
@@ -108,9 +110,17 @@ def nbytes(tree: Any) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def bench_update(name: str, ceiling: dict[str, float]) -> dict[str, Any]:
+def run_of(name: str) -> Run:
     agent, env, settings, config = ROWS[name]
-    run = runs.make(agent, env, {"carrier": "local", "max_env_steps": 10**6} | settings, config)
+    return runs.make(agent, env, {"carrier": "local", "max_env_steps": 10**6} | settings, config)
+
+
+def acting_run(backend: str) -> Run:
+    return runs.make("impala", "Pong-v5", {"carrier": "local", "actor_backend": backend}, {"torso": "nature"})
+
+
+def bench_update(name: str, ceiling: dict[str, float]) -> dict[str, Any]:
+    run = run_of(name)
     bench = Bench(run)
     mesh, count = bench.parts.mesh, run.updates_per_dispatch
     sample = bench.sample_on_devices()
@@ -141,7 +151,7 @@ def bench_update(name: str, ceiling: dict[str, float]) -> dict[str, Any]:
 
 def bench_acting(backend: str) -> dict[str, Any]:
     """Pong's actors, their actions in the host's hands."""
-    bench = Bench(runs.make("impala", "Pong-v5", {"carrier": "local", "actor_backend": backend}, {"torso": "nature"}))
+    bench = Bench(acting_run(backend))
     timestep, memory = bench.timestep(), bench.agent.memory(bench.envs, None)
     params = jax.device_put(bench.params, bench.parts.device)
 
@@ -161,7 +171,7 @@ def bench() -> int:
     for name in ROWS:
         if flags.FLAGS.only in name:
             print(json.dumps({"update": name} | bench_update(name, ceiling)), flush=True)
-    for backend in ("accelerator", "cpu"):
+    for backend in BACKENDS:
         if flags.FLAGS.only in "acting":
             print(json.dumps({"acting": backend} | bench_acting(backend)), flush=True)
     return 0

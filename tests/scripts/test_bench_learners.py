@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from scripts.bench_learners import operations
+from scripts.bench_learners import BACKENDS, ROWS, acting_run, operations, run_of
 
 
 def counted(function, *shapes, dtype=jnp.float32):
@@ -57,3 +57,10 @@ def test_a_gradient_takes_about_twice_as_many_more():
     forward = counted(loss, (5, 7), (3, 5))["float32"]
     both = counted(jax.grad(loss, argnums=(0, 1)), (5, 7), (3, 5))["float32"]
     np.testing.assert_allclose(both, 3 * forward)
+
+
+def test_every_row_is_a_run_that_there_can_be():
+    for name in ROWS:
+        run_of(name).check_fit()
+    for backend in BACKENDS:
+        assert acting_run(backend).actor_backend == backend
