@@ -55,8 +55,8 @@ def column(sample: Sample, index: int) -> Sample:
     """One item of a batch, with its batch axis."""
     at = slice(index, index + 1)
     axis = (slice(None), at) if isinstance(sample.steps, Step) else at
-    take = lambda tree, where: jax.tree.map(lambda x: np.asarray(x)[where], tree)  # noqa: E731
-    return Sample(take(sample.steps, axis), take(sample.memory, at), np.ones(1, np.float32))
+    steps = jax.tree.map(lambda x: np.asarray(x)[axis], sample.steps)
+    return Sample(steps, jax.tree.map(lambda x: np.asarray(x)[at], sample.memory), np.ones(1, np.float32))
 
 
 def of_reverb(parts: roles.Parts, carrier: Any, channel: Any) -> dict[bytes, Sample]:
