@@ -319,7 +319,7 @@ def ppo() -> list[Preset]:
         Preset(
             "CartPole-v1",
             PPO_RUN | {"max_env_steps": 100_000},
-            SMALL_PPO | {"separate_value": True, "learning_rate": 2e-3, "epochs": 10},
+            SMALL_PPO | {"separate_value": True, "learning_rate": 2e-3},
         ),
         Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 200_000}, CONTINUOUS_PPO | pendulum),
         Preset("*-v5", PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}, {}),
