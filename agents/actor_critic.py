@@ -32,7 +32,6 @@ class Config:
     lambda_w: float = 0.0  # of the value's
     discount_weighting: bool = True  # I = gamma^t; else 1
 
-    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
     hidden_sizes: tuple[int, ...] = ()  # of policy and value, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
 
@@ -51,7 +50,6 @@ class Config:
             self,
             counts=("unroll_length", "batch_size", "queue_batches"),
             positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
-            not_negative=("num_states",),
             fractions=("discount", "lambda_theta", "lambda_w"),
         )
 
@@ -113,10 +111,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, frames, or a `num_states` that does not fit the observation.
+      ValueError: continuous actions, or frames.
     """
     num_actions = discrete_actions("actor_critic", spec)
-    seen = features.vector("actor_critic", spec, config.num_states)
+    seen = features.vector("actor_critic", spec)
     preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
     value = MLP(1, config.hidden_sizes, config.activation)
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()

@@ -40,7 +40,6 @@ class Config:
 
     form: Literal["q_learning", "sarsa", "expected_sarsa", "n_step_q"] = "q_learning"
 
-    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
     hidden_sizes: tuple[int, ...] = ()  # (): linear in what is seen, and so a table where that is one-hot
     activation: Literal["tanh", "relu"] = "relu"
 
@@ -67,7 +66,7 @@ class Config:
             self,
             counts=("unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
-            not_negative=("num_states", "epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
+            not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
@@ -168,10 +167,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, frames, or a `num_states` that does not fit the observation.
+      ValueError: continuous actions, or frames.
     """
     num_actions = discrete_actions("q_learning", spec)
-    seen = features.vector("q_learning", spec, config.num_states, instead="dqn")
+    seen = features.vector("q_learning", spec, instead="dqn")
     network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
     optimizer = make_optimizer(
         config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm

@@ -44,7 +44,6 @@ class Config:
     discount_weighting: bool = True  # the step at time t counts gamma^t; else 1
     max_episode_steps: int = 0  # actions of the longest episode; 0: as many as the environment says
 
-    num_states: int = 0  # observations are the numbers of so many states, seen one-hot; 0: they are seen as they are
     hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
 
@@ -62,7 +61,7 @@ class Config:
             self,
             counts=("batch_size", "queue_batches"),
             positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
-            not_negative=("num_states", "max_episode_steps"),
+            not_negative=("max_episode_steps",),
             fractions=("discount",),
         )
         if self.baseline and self.form == "all_actions":
@@ -123,11 +122,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, frames, a `num_states` that does not fit the observation, or episodes that have no
-        known limit.
+      ValueError: continuous actions, frames, or episodes that have no known limit.
     """
     num_actions = discrete_actions("reinforce", spec)
-    seen = features.vector("reinforce", spec, config.num_states)
+    seen = features.vector("reinforce", spec)
     longest = longest_episode(config, spec)
     all_actions = config.form == "all_actions"
     preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)

@@ -76,11 +76,3 @@ class Environment(abc.ABC):
 
     def close(self) -> None:
         """Frees what the environments hold."""
-
-
-def flatten_observation(observation: Any, batch: int) -> np.ndarray:
-    """A (possibly nested) dict of arrays [B, ...] as one float32 array [B, n], in the keys' sorted order."""
-    if isinstance(observation, dict):
-        parts = [flatten_observation(observation[key], batch) for key in sorted(observation)]
-        return np.concatenate(parts, axis=1)
-    return np.asarray(observation, np.float32).reshape(batch, -1)

@@ -1,6 +1,7 @@
 """EnvPool: C++ environments vectorised over CPU cores (https://arxiv.org/abs/2206.10558)."""
 
 import difflib
+import functools
 import os
 import warnings
 from typing import Any
@@ -9,10 +10,9 @@ import envpool
 import gymnasium
 import numpy as np
 
-from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions
-from environments import minigrid
-from environments.environment import Environment, flatten_observation
-from environments.spaces import action_spec, observation_spec
+from agents.agent import EnvironmentSpec
+from environments import minigrid, spaces
+from environments.environment import Environment
 
 # At every make, about bounds that float32 rounds.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
@@ -84,37 +84,27 @@ class EnvPoolEnvironment(Environment):
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._raw_reward = "info:reward" if atari else "reward"
         self._squeeze = options.get("stack_num") == 1
-        shape, dtype = observation_spec(observation_space)
-        self._dict = isinstance(observation_space, gymnasium.spaces.Dict)
-        self._minigrid = name.startswith("MiniGrid-")
-        self._instructed = self._minigrid and minigrid.is_instructed(name)
-        if self._minigrid:
-            mission_bytes = observation_space["mission"].shape[0] if self._instructed else 0
-            shape, dtype = (minigrid.size(mission_bytes),), np.dtype(np.uint8)
-        self._dtype = dtype
+        of_grid = functools.partial(minigrid.observations, name) if name.startswith("MiniGrid-") else None
+        shown, chosen = (of_grid or spaces.observations)(observation_space), self._actions(action_space)
+        self._show, self._take = shown.show, chosen.take
+        self._space = observation_space
         longest = self._pool.spec.config.max_episode_steps
         self.spec = EnvironmentSpec(
-            shape[1:] if self._squeeze else shape,
-            dtype,
-            self._actions(action_space),
+            shown.shape[1:] if self._squeeze else shown.shape,
+            shown.dtype,
+            chosen.spec,
             longest if longest < UNLIMITED else None,
         )
         self._action_dtype = action_space.dtype
         self._indices = np.arange(num_envs, dtype=np.int32)
 
-    def _actions(self, space: gymnasium.Space) -> DiscreteActions | BoundedActions | FactoredActions:
-        return action_spec(space)
+    def _actions(self, space: gymnasium.Space) -> spaces.Actions:
+        return spaces.actions(space)
 
     def _receive(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         state = dict(zip(self._pool._state_keys, self._pool._recv(), strict=True))
-        if self._minigrid:
-            mission = state["obs:mission"] if self._instructed else None
-            return minigrid.encode(state["obs:image"], state["obs:direction"], mission), state
-        if self._dict:
-            parts = {key: value for key, value in state.items() if key.startswith("obs")}
-            return flatten_observation(parts, self.num_envs), state
-        observation = state["obs"][:, 0] if self._squeeze else state["obs"]
-        return observation.astype(self._dtype, copy=False), state
+        observation = self._show(_parts(self._space, state, "obs"))
+        return observation[:, 0] if self._squeeze else observation, state
 
     def _reset(self) -> np.ndarray:
         self._pool._reset(self._indices)
@@ -130,7 +120,15 @@ class EnvPoolEnvironment(Environment):
         return observation, reward, state[self._raw_reward], state["done"] & ~truncated, truncated, state
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        return self._exchange(action)[:-1]
+        return self._exchange(self._take(action))[:-1]
 
     def close(self) -> None:
         self._pool = None  # its own close leaves threads, and ViZDoom's games, to its destructor
+
+
+def _parts(space: gymnasium.Space, state: dict[str, np.ndarray], name: str) -> Any:
+    """The pool's arrays as its space has them: "obs" alone, or of a Dict "obs:a", "obs:b.c"."""
+    if not isinstance(space, gymnasium.spaces.Dict):
+        return state[name]
+    separator = "." if ":" in name else ":"
+    return {key: _parts(part, state, f"{name}{separator}{key}") for key, part in space.items()}

@@ -6,8 +6,8 @@ import gymnasium
 import numpy as np
 
 from agents.agent import EnvironmentSpec
-from environments.environment import Environment, flatten_observation
-from environments.spaces import action_spec, observation_spec
+from environments import spaces
+from environments.environment import Environment
 
 
 class GymnasiumEnvironment(Environment):
@@ -28,23 +28,18 @@ class GymnasiumEnvironment(Environment):
         except (gymnasium.error.Error, ImportError) as error:
             raise ValueError(f"Gymnasium cannot make {name!r}: {' '.join(str(error).split())}") from error
         self._seed = seed
-        shape, dtype = observation_spec(self._vector.single_observation_space)
-        self._dict = isinstance(self._vector.single_observation_space, gymnasium.spaces.Dict)
+        self._observations = spaces.observations(self._vector.single_observation_space)
+        self._actions = spaces.actions(self._vector.single_action_space)
         longest = self._vector.spec.max_episode_steps if self._vector.spec else None
-        self.spec = EnvironmentSpec(shape, dtype, action_spec(self._vector.single_action_space), longest)
-
-    def _observe(self, observation: Any) -> np.ndarray:
-        if self._dict:
-            return flatten_observation(observation, self.num_envs)
-        return np.array(observation, self.spec.observation_dtype)  # a copy: gymnasium reuses its buffer
+        self.spec = EnvironmentSpec(self._observations.shape, self._observations.dtype, self._actions.spec, longest)
 
     def _reset(self) -> np.ndarray:
-        return self._observe(self._vector.reset(seed=self._seed)[0])
+        return self._observations.show(self._vector.reset(seed=self._seed)[0])
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        observation, reward, terminated, truncated, _ = self._vector.step(action)
+        observation, reward, terminated, truncated, _ = self._vector.step(self._actions.take(action))
         reward = np.asarray(reward, np.float32)
-        return self._observe(observation), reward, reward, terminated, truncated
+        return self._observations.show(observation), reward, reward, terminated, truncated
 
     def close(self) -> None:
         self._vector.close()

@@ -6,7 +6,10 @@ names, not amounts, so each becomes a one-hot vector.
 
 from typing import Any
 
+import gymnasium
 import numpy as np
+
+from environments.spaces import Observations
 
 OBJECTS, COLOURS, STATES, DIRECTIONS = 11, 6, 3, 4
 CELL = OBJECTS + COLOURS + STATES
@@ -20,9 +23,14 @@ def is_instructed(name: str) -> bool:
     return name.removeprefix("MiniGrid-").startswith(INSTRUCTED)
 
 
-def size(mission_bytes: int) -> int:
-    """The length of `encode`'s vectors; 0 bytes: without the mission."""
-    return VIEW * VIEW * CELL + DIRECTIONS + mission_bytes * LETTERS
+def observations(name: str, space: gymnasium.spaces.Dict) -> Observations:
+    """How the observations of a task `MiniGrid-...` are shown: by `encode`."""
+    letters = space["mission"].shape[0] if is_instructed(name) else 0  # type: ignore[index]
+
+    def show(batch: dict[str, np.ndarray]) -> np.ndarray:
+        return encode(batch["image"], batch["direction"], batch["mission"] if letters else None)
+
+    return Observations((VIEW * VIEW * CELL + DIRECTIONS + letters * LETTERS,), np.dtype(np.uint8), show)
 
 
 def encode(image: np.ndarray, direction: np.ndarray, mission: np.ndarray | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from agents.agent import FactoredActions
+from environments import spaces
 from environments.envpool import EnvPoolEnvironment, default_config
 
 FRAME_SKIP = 4
@@ -178,13 +179,18 @@ class VizdoomEnvironment(EnvPoolEnvironment):
             pathlib.Path(options["cfg_path"]).write_text(settings)
             super().__init__(name, num_envs, seed, num_threads=num_threads, options=options)
 
-    def _actions(self, space: Any) -> FactoredActions:
+    def _actions(self, space: Any) -> spaces.Actions:
         del space  # numbers for the buttons, without bounds
-        return FactoredActions(tuple(len(f.buttons) for f in self._factors), small(self._factors))
+
+        def press(action: np.ndarray) -> np.ndarray:
+            return np.sum([factor.buttons[action[:, i]] for i, factor in enumerate(self._factors)], axis=0)
+
+        return spaces.Actions(
+            FactoredActions(tuple(len(f.buttons) for f in self._factors), small(self._factors)), press
+        )
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        buttons = np.sum([factor.buttons[action[:, i]] for i, factor in enumerate(self._factors)], axis=0)
-        observation, _, changes, terminated, truncated, state = self._exchange(buttons)
+        observation, _, changes, terminated, truncated, state = self._exchange(self._take(action))
         if self._scenario.changes is None:
             return observation, changes, changes, terminated, truncated
         self._measure = self._scenario.measure(np.where(resets, 0.0, self._measure), state, changes)

@@ -99,27 +99,23 @@ def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
     return basis._replace(phi=lambda observation: basis.phi(scale(observation, low, high)))
 
 
-def vector(agent: str, spec: EnvironmentSpec, num_states: int = 0, instead: str = "impala") -> Features:
-    """The observation itself, [B, *shape] flattened; with `num_states`, the number of a state, [B], as one-hot.
+def vector(agent: str, spec: EnvironmentSpec, instead: str = "impala") -> Features:
+    """The observation itself, [B, *shape] flattened; the number of a state comes one-hot from the environment, so that
+    what is linear in it is a table.
 
     Errors name the `agent`, and the one to use `instead` where observations are frames.
 
     Raises:
-      ValueError: frames, or a `num_states` that does not fit the observation.
+      ValueError: frames.
     """
     shape = spec.observation_shape
     if spec.observation_dtype == np.uint8:
         raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use {instead}")
-    if num_states and shape != ():
-        raise ValueError(f"config.num_states={num_states} needs observations of one number, not {shape}; leave it at 0")
-    if not num_states and shape == ():
-        raise ValueError("this environment's observations are the numbers of states: give config.num_states")
-    size = num_states or math.prod(shape)
+    size = math.prod(shape)
 
     def phi(observation: Any) -> chex.Array:
-        if num_states:
-            return jax.nn.one_hot(jnp.asarray(observation, jnp.int32), num_states)
-        return jnp.asarray(observation, jnp.float32).reshape(*observation.shape[: -len(shape)], size)
+        batch = observation.shape[: observation.ndim - len(shape)]
+        return jnp.asarray(observation, jnp.float32).reshape(*batch, size)
 
     return Features(size, phi, np.ones(size, np.float32))
 

@@ -17,9 +17,10 @@ from agents.agent import (
     Step,
     TimeStep,
 )
+from tests.agents.numbered_states import numbered
 
 STATES, A = 5, 3
-TABLE = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(A))
+TABLE = EnvironmentSpec((STATES,), np.dtype(np.float32), DiscreteActions(A))
 VECTOR = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A))
 LAMBDAS = pytest.mark.parametrize("lambdas", [(0.0, 0.0), (0.8, 0.5), (1.0, 1.0)])
 WEIGHTING = pytest.mark.parametrize("weighting", [True, False])
@@ -27,7 +28,7 @@ ALPHAS = {"alpha_theta": 0.3, "alpha_w": 0.2, "discount": 0.9}
 
 
 def tabular(**fields):
-    return actor_critic.make(Config(**{"num_states": STATES, **ALPHAS, **fields}), TABLE)
+    return numbered(actor_critic.make(Config(**(ALPHAS | fields)), TABLE), STATES)
 
 
 def random_steps(seed: int, T: int, B: int, observation_shape: tuple[int, ...] = ()) -> Step:
@@ -336,10 +337,6 @@ def test_what_does_not_fit_is_refused():
         actor_critic.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
     with pytest.raises(ValueError, match=r"actor_critic has no convolutions .* frames; use impala$"):
         actor_critic.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
-    with pytest.raises(ValueError, match=r"give config\.num_states$"):
-        actor_critic.make(Config(), TABLE)
-    with pytest.raises(ValueError, match=r"num_states=5 needs observations of one number, not \(4,\)"):
-        actor_critic.make(Config(num_states=5), VECTOR)
 
 
 @pytest.mark.parametrize(
@@ -351,7 +348,6 @@ def test_what_does_not_fit_is_refused():
         ("alpha_theta", 0.0),
         ("alpha_w", float("inf")),
         ("optimizer_epsilon", 0.0),
-        ("num_states", -1),
         ("discount", 1.5),
         ("lambda_theta", -0.1),
         ("lambda_w", 1.1),

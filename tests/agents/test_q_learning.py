@@ -16,15 +16,16 @@ from agents.agent import (
     Step,
     TimeStep,
 )
+from tests.agents.numbered_states import numbered
 
 STATES, A = 5, 3
-TABLE = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(A))
+TABLE = EnvironmentSpec((STATES,), np.dtype(np.float32), DiscreteActions(A))
 VECTOR = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A))
 FORMS = pytest.mark.parametrize("form", ["q_learning", "sarsa", "expected_sarsa"])
 
 
 def tabular(**fields):
-    return q_learning.make(q_learning.Config(**{"num_states": STATES, **fields}), TABLE)
+    return numbered(q_learning.make(q_learning.Config(**fields), TABLE), STATES)
 
 
 def random_steps(seed: int, T: int, B: int, observation_shape: tuple[int, ...] = (), states: int = STATES) -> Step:
@@ -340,9 +341,9 @@ def sarsa_values(epsilon: float) -> np.ndarray:
 def test_learns_the_values_of_two_states(form):
     """Q-learning those of the optimal policy though it explores, Sarsa those of the policy that explores."""
     B, updates, epsilon = 64, 1500, 0.4
-    spec = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(2))
+    spec = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(2))
     options = {"epsilon_initial": epsilon, "epsilon_final": epsilon, "discount": GAMMA, "learning_rate": 0.4}
-    agent = q_learning.make(q_learning.Config(form=form, num_states=2, batch_size=B, **options), spec)
+    agent = numbered(q_learning.make(q_learning.Config(form=form, batch_size=B, **options), spec), 2)
 
     def move(carry, key):
         state, observation, action = carry
@@ -393,10 +394,6 @@ def test_what_does_not_fit_is_refused():
         )
     with pytest.raises(ValueError, match=r"frames; use dqn$"):
         q_learning.make(q_learning.Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
-    with pytest.raises(ValueError, match=r"give config\.num_states$"):
-        q_learning.make(q_learning.Config(), TABLE)
-    with pytest.raises(ValueError, match=r"num_states=5 needs observations of one number, not \(4,\)"):
-        q_learning.make(q_learning.Config(num_states=5), VECTOR)
 
 
 @pytest.mark.parametrize(
@@ -409,7 +406,6 @@ def test_what_does_not_fit_is_refused():
         ("epsilon_final", -0.1),
         ("epsilon_steps", -1),
         ("discount", 2.0),
-        ("num_states", -3),
         ("target_period", -1),
         ("epsilon_finals", (0.1, 1.5)),
     ],

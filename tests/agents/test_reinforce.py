@@ -20,9 +20,10 @@ from agents.agent import (
     WholeEpisodes,
 )
 from agents.reinforce import Config, Params
+from tests.agents.numbered_states import numbered
 
 STATES, A, LONGEST = 5, 3, 8
-TABLE = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(A), max_episode_steps=LONGEST)
+TABLE = EnvironmentSpec((STATES,), np.dtype(np.float32), DiscreteActions(A), max_episode_steps=LONGEST)
 VECTOR = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A), max_episode_steps=LONGEST)
 ALPHAS = {"alpha_theta": 0.3, "alpha_w": 0.2, "discount": 0.9}
 FORMS = [{}, {"baseline": True}, {"form": "all_actions"}]
@@ -31,7 +32,7 @@ WEIGHTING = pytest.mark.parametrize("weighting", [True, False])
 
 
 def tabular(**fields):
-    return reinforce.make(Config(**{"num_states": STATES, **ALPHAS, **fields}), TABLE)
+    return numbered(reinforce.make(Config(**(ALPHAS | fields)), TABLE), STATES)
 
 
 def random_episodes(seed: int, B: int, observation_shape: tuple[int, ...] = ()) -> Step:
@@ -164,7 +165,7 @@ def test_padding_and_the_row_that_closes_an_episode_teach_nothing(form):
 # In state 0 action 1 goes to state 1 and action 0 stays, or ends the episode with probability 1/2; in state 1 action 0
 # goes back and action 1 ends the episode. An episode has 3 actions at most, and then ends.
 GAMMA, HORIZON = 0.8, 3
-TWO = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
+TWO = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
 OVER = 9  # no state
 MOVES = {  # (state, action) -> [(probability, reward, next state)]
     (0, 0): [(0.5, 1.0, 0), (0.5, -1.0, OVER)],
@@ -217,7 +218,7 @@ def as_sample(episodes) -> Sample:
 
 def directions(config: Config, params: Params, episodes) -> np.ndarray:
     """What the agent adds to theta by each episode alone, [episodes, S, A]."""
-    agent = reinforce.make(config, TWO)
+    agent = numbered(reinforce.make(config, TWO), 2)
     state = agent.init(jax.random.key(0))._replace(params=params)
     steps = as_sample(episodes).steps
 
@@ -230,7 +231,7 @@ def directions(config: Config, params: Params, episodes) -> np.ndarray:
 
 
 THETA = np.array([[0.3, -0.2], [-0.5, 0.4]])
-PLAIN = {"num_states": 2, "discount": GAMMA, "alpha_theta": 1.0}
+PLAIN = {"discount": GAMMA, "alpha_theta": 1.0}
 
 
 def moments(sampled: np.ndarray, episodes) -> tuple[np.ndarray, float]:
@@ -271,7 +272,7 @@ def test_a_baseline_leaves_the_expectation_and_lowers_the_variance():
 
 def test_the_expectation_of_all_actions_is_the_policy_gradient():
     """By the true action values, which need the time too where episodes have a limit: states are (state, time) here."""
-    spec = EnvironmentSpec((), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
+    spec = EnvironmentSpec((2 * HORIZON,), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
     number = {(s, t): s + 2 * t for s in range(2) for t in range(HORIZON)}
     q = np.zeros((2 * HORIZON, 2))
     for t in reversed(range(HORIZON)):
@@ -279,8 +280,8 @@ def test_the_expectation_of_all_actions_is_the_policy_gradient():
             after = {s: pi(THETA, s) @ q[number[s, t + 1]] if s != OVER and t + 1 < HORIZON else 0.0 for *_, s in moves}
             q[number[s, t], a] = sum(p * (r + GAMMA * after[s]) for p, r, s in moves)
     theta = np.tile(THETA, (HORIZON, 1))
-    config = Config(form="all_actions", num_states=2 * HORIZON, discount=GAMMA, alpha_theta=1.0)
-    agent = reinforce.make(config, spec)
+    config = Config(form="all_actions", discount=GAMMA, alpha_theta=1.0)
+    agent = numbered(reinforce.make(config, spec), 2 * HORIZON)
     state = agent.init(jax.random.key(0))._replace(params=as_params(theta, q))
     episodes = all_episodes(THETA)
     steps = as_sample(episodes).steps
@@ -380,10 +381,6 @@ def test_what_does_not_fit_is_refused():
         reinforce.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
     with pytest.raises(ValueError, match=r"reinforce has no convolutions .* frames; use impala$"):
         reinforce.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
-    with pytest.raises(ValueError, match=r"give config\.num_states$"):
-        reinforce.make(Config(), TABLE)
-    with pytest.raises(ValueError, match=r"num_states=5 needs observations of one number, not \(4,\)"):
-        reinforce.make(Config(num_states=5), VECTOR)
     with pytest.raises(ValueError, match=r"config\.baseline is for config\.form=reinforce"):
         Config(form="all_actions", baseline=True)
 
@@ -396,7 +393,6 @@ def test_what_does_not_fit_is_refused():
         ("alpha_theta", 0.0),
         ("alpha_w", float("inf")),
         ("optimizer_epsilon", 0.0),
-        ("num_states", -1),
         ("max_episode_steps", -1),
         ("discount", 1.5),
     ],

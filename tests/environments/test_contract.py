@@ -268,11 +268,12 @@ def test_gymnasium_finds_an_environment_in_a_module_of_ones_own(tmp_path, monkey
         return np.array([1, 0], np.int32)
 
     spec, timesteps, episodes = make_and_play("gymnasium:shoal_corridor:ShoalCorridor-v0", 12, 2, policy=walk_or_stay)
-    assert (spec.observation_shape, spec.observation_dtype) == ((3,), np.float32)
+    assert (spec.observation_shape, spec.observation_dtype) == ((11,), np.float32)
     check_contract(spec, timesteps, episodes, 12, 2)
-    # Keys in sorted order: "a" is (-place, 0.5), "z" is place.
-    np.testing.assert_array_equal(timesteps.observation[:6, 0], [[-p, 0.5, p] for p in (0, 1, 2, 3, 4, 0)])
-    np.testing.assert_array_equal(timesteps.observation[:, 1], [[0, 0.5, 0]] * 12)
+    # Keys in sorted order: "a" is (-place, 0.5), "z" is place, one-hot.
+    told = [[-p, 0.5, *np.eye(9)[p]] for p in (0, 1, 2, 3, 4, 0)]
+    np.testing.assert_array_equal(timesteps.observation[:6, 0], told)
+    np.testing.assert_array_equal(timesteps.observation[:, 1], [told[0]] * 12)
     assert episodes == [(0, 1.0, 4), (1, 1.25, 5), (0, 1.0, 4), (1, 1.25, 5)]
     assert timesteps.discount[:, 0].tolist() == [1, 1, 1, 1, 0, 1, 1, 1, 1, 0, 1, 1], "terminated"
     assert timesteps.discount[:, 1].tolist() == [1] * 12, "truncated"

@@ -1,0 +1,21 @@
+"""An agent that is shown the numbers of states, as tests tell them, and not one-hot vectors, as environments do."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from agents.agent import Agent
+
+
+def numbered(agent: Agent, states: int) -> Agent:
+    """`agent`, of observations [states], as one of observations [] that are the numbers of states."""
+
+    def shown(tree: Any) -> Any:
+        return tree._replace(observation=jax.nn.one_hot(jnp.asarray(tree.observation, jnp.int32), states))
+
+    return agent._replace(
+        act=lambda params, key, timestep, memory: agent.act(params, key, shown(timestep), memory),
+        act_greedily=lambda params, key, timestep, memory: agent.act_greedily(params, key, shown(timestep), memory),
+        update=lambda state, key, sample: agent.update(state, key, sample._replace(steps=shown(sample.steps))),
+    )
