@@ -33,7 +33,7 @@ from agents.agent import (
 )
 from agents.parts import prioritized
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.parts.networks import QNetwork, check_frames, no_frames, stack_frames
+from agents.parts.networks import QNetwork, channels_last, check_frames, no_frames, stack_channels, stack_frames
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
@@ -153,11 +153,11 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
 
     def single(observation) -> chex.Array:
         """What the network sees of observations that are not stacked."""
-        return observation if config.torso == "mlp" else observation[..., None]
+        return observation if config.torso == "mlp" else channels_last(observation, 1)
 
     def stacked(observation) -> chex.Array:
-        """What it sees of a Transition's, whose frames, if stacked, are [B, S, H, W]."""
-        return jnp.moveaxis(observation, 1, -1) if stack > 1 else single(observation)
+        """What it sees of a Transition's, whose frames, if stacked, are [B, S, H, W] or [B, S, H, W, C]."""
+        return stack_channels(observation, 1) if stack > 1 else single(observation)
 
     def init(key: jax.Array) -> Any:
         observation = jnp.zeros((1, stack, *shape) if stack > 1 else (1, *shape), spec.observation_dtype)

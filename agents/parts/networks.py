@@ -17,13 +17,35 @@ ACTIVATIONS = {"tanh": nn.tanh, "relu": nn.relu}
 ORTHOGONAL = nn.initializers.orthogonal(2**0.5)
 
 
+SHALLOW = ((16, 8, 4), (32, 4, 2))  # (features, size, stride) of each convolution
+NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+
+def least_side(convolutions: Sequence[tuple[int, int, int]]) -> int:
+    """Pixels of the smallest frame of which anything is left, for nothing is padded."""
+    side = 1
+    for _, size, stride in reversed(convolutions):
+        side = (side - 1) * stride + size
+    return side
+
+
+LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "residual": 1}
+
+
 def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a convolutional torso, or a stack of frames, is asked for of observations that are none."""
-    if len(shape) != 2 and torso != "mlp":
-        raise ValueError(f"torso={torso} needs frames [height, width], not observations {shape}; use torso=mlp")
-    if len(shape) != 2 and frame_stack > 1:
+    """Raises ValueError if a convolutional torso, or a stack of frames, is asked for of observations that are none, or
+    if they are too small for it."""
+    frames = len(shape) in (2, 3)
+    wanted = "frames [height, width] or [height, width, channels]"
+    if torso != "mlp" and not frames:
+        raise ValueError(f"torso={torso} needs {wanted}, not observations {shape}; use torso=mlp")
+    if frame_stack > 1 and not frames:
+        raise ValueError(f"frame_stack={frame_stack} needs {wanted}, not observations {shape}; use frame_stack=1")
+    if torso != "mlp" and min(shape[:2]) < (least := LEAST_SIDES[torso]):
+        fit = [name for name, side in LEAST_SIDES.items() if side <= min(shape[:2])]
         raise ValueError(
-            f"frame_stack={frame_stack} needs frames [height, width], not observations {shape}; use frame_stack=1"
+            f"torso={torso} leaves nothing of frames of {shape[0]}x{shape[1]}, for it needs {least}x{least} at least; "
+            f"use torso={' or '.join([*fit, 'mlp'])}"
         )
 
 
@@ -41,7 +63,18 @@ def see(torso: str, observation: Any, first: Any, previous: Any) -> tuple[chex.A
     """
     if previous is not None:
         return stack_frames(previous, observation, first)
-    return (observation if torso == "mlp" else observation[..., None]), None
+    return (observation if torso == "mlp" else channels_last(observation, 2)), None
+
+
+def channels_last(frames: chex.Array, batch_axes: int) -> chex.Array:
+    """Frames [..., H, W] with one channel; those that have channels, [..., H, W, C], as they are."""
+    return frames[..., None] if frames.ndim == batch_axes + 2 else frames
+
+
+def stack_channels(frames: chex.Array, axis: int) -> chex.Array:
+    """Frames [..., S, H, W] or [..., S, H, W, C], S being `axis`, as one with S, or S * C, channels."""
+    stacked = jnp.moveaxis(frames, axis, -1)
+    return stacked.reshape(*stacked.shape[: axis + 2], -1)
 
 
 def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) -> tuple[chex.Array, chex.Array]:
@@ -52,11 +85,11 @@ def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) ->
     Args:
         previous: uint8 [B, S-1, H, W], the frames before row 0, oldest first, as this function returned them. Its
             content is free where `first[0]` is true.
-        frames: uint8 [T, B, H, W].
+        frames: uint8 [T, B, H, W], or with channels [T, B, H, W, C], as `previous` then.
         first: bool [T, B], the row opens an episode.
 
     Returns:
-        uint8 [T, B, H, W, S], oldest first, and the `previous` of the next call.
+        uint8 [T, B, H, W, S], oldest first, or [T, B, H, W, C * S], and the `previous` of the next call.
     """
     rows, size = frames.shape[0], previous.shape[1] + 1
     # The frame `lag` rows ago, or the episode's first if that is later. `previous` was filled in this way when its
@@ -66,7 +99,7 @@ def stack_frames(previous: chex.Array, frames: chex.Array, first: chex.Array) ->
     index = jnp.maximum(row[..., None] - jnp.arange(size)[::-1], opening[..., None]) + size - 1
     history = jnp.concatenate([jnp.moveaxis(previous, 1, 0), frames])
     stacked = history[index, jnp.arange(frames.shape[1])[:, None]]
-    return jnp.moveaxis(stacked, 2, -1), stacked[-1, :, 1:]
+    return stack_channels(stacked, 2), stacked[-1, :, 1:]
 
 
 class Conv(nn.Module):
@@ -99,12 +132,12 @@ class Conv(nn.Module):
 
 
 def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
-    """Bytes as numbers in [-1/2, 1/2].
+    """Bytes as numbers in [-1/2, 1/2]; numbers that are none, as a board's, stay as they are.
 
     Not in [0, 1]: a background brighter than 0 would move every unit alike, far more than what moves on it does, and on
     Pong it kills a third of the units within 500 updates.
     """
-    return x.astype(dtype) / 255 - 0.5
+    return x.astype(dtype) / 255 - 0.5 if x.dtype == jnp.uint8 else x.astype(dtype)
 
 
 class MLPTorso(nn.Module):
@@ -117,7 +150,7 @@ class MLPTorso(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        x = centre_pixels(x, self.dtype) if x.dtype == jnp.uint8 and x.ndim > 2 else x.astype(self.dtype)
+        x = centre_pixels(x, self.dtype) if x.ndim > 2 else x.astype(self.dtype)
         x = x.reshape(x.shape[0], -1)
         for size in self.hidden_sizes:
             x = ACTIVATIONS[self.activation](nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x))
@@ -142,12 +175,12 @@ class ConvTorso(nn.Module):
 
 def ShallowTorso(dtype: Any = jnp.float32) -> ConvTorso:
     """A3C's network and IMPALA's shallow one (Mnih et al. 2016, section 5.1; Espeholt et al. 2018, fig. 3, left)."""
-    return ConvTorso(((16, 8, 4), (32, 4, 2)), 256, dtype)
+    return ConvTorso(SHALLOW, 256, dtype)
 
 
 def NatureTorso(dtype: Any = jnp.float32) -> ConvTorso:
     """DQN's network (Mnih et al. 2015, 10.1038/nature14236), three times the shallow one's arithmetic."""
-    return ConvTorso(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, dtype)
+    return ConvTorso(NATURE, 512, dtype)
 
 
 class ResidualTorso(nn.Module):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from agents import dqn
+from agents.agent import DiscreteActions, EnvironmentSpec, TimeStep, Transition
 from agents.parts import networks
 
 
@@ -237,3 +239,65 @@ def test_bfloat16_is_close():
     rough = exact.clone(dtype=jnp.bfloat16).apply(params, observation, first, state)[1]
     assert rough.dtype == jnp.float32
     np.testing.assert_allclose(rough, value, atol=0.05)
+
+
+# Frames of any size and with channels ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
+def test_the_smallest_frame_that_is_let_in_leaves_something_and_one_less_does_not(torso):
+    least = networks.LEAST_SIDES[torso]
+    networks.check_frames(torso, 1, (least, least + 9))
+    network = networks.make_torso(torso, (), "relu", jnp.float32)
+    frames = jax.random.randint(jax.random.key(0), (2, least, least, 1), 0, 256).astype(jnp.uint8)
+    params = network.init(jax.random.key(1), frames)
+    assert all(x.size for x in jax.tree.leaves(params))
+    one, other = network.apply(params, frames)
+    assert np.any(np.asarray(one) != np.asarray(other)), "it sees"
+    if least > 1:
+        with pytest.raises(ValueError, match=rf"torso={torso} leaves nothing of frames of {least - 1}x99.*use torso="):
+            networks.check_frames(torso, 4, (least - 1, 99, 3))
+
+
+def test_what_is_no_frame_has_no_convolutions_and_no_stack():
+    for shape in ((), (4,), (2, 3, 4, 5)):
+        networks.check_frames("mlp", 1, shape)
+        with pytest.raises(ValueError, match=r"use torso=mlp$"):
+            networks.check_frames("residual", 1, shape)
+        with pytest.raises(ValueError, match=r"use frame_stack=1$"):
+            networks.check_frames("mlp", 2, shape)
+
+
+@pytest.mark.parametrize("torso", ["mlp", "residual"])
+def test_frames_with_channels_are_stacked_as_each_channel_is_alone(torso):
+    rng, T, B, S, C = np.random.default_rng(0), 5, 3, 4, 3
+    frames = rng.integers(0, 256, (T, B, 6, 7, C)).astype(np.uint8)
+    first = rng.random((T, B)) < 0.3
+    previous = rng.integers(0, 256, (B, S - 1, 6, 7, C)).astype(np.uint8)
+    seen, left = networks.see(torso, frames, first, previous)
+    assert seen.shape == (T, B, 6, 7, C * S) and left.shape == previous.shape
+    for channel in range(C):
+        alone, alone_left = networks.see(torso, frames[..., channel], first, previous[..., channel])
+        np.testing.assert_array_equal(seen.reshape(T, B, 6, 7, C, S)[..., channel, :], alone)
+        np.testing.assert_array_equal(left[..., channel], alone_left)
+    unstacked, none = networks.see("residual", frames, first, None)
+    assert none is None
+    np.testing.assert_array_equal(unstacked, frames)
+    grey, _ = networks.see("residual", frames[..., 0], first, None)
+    np.testing.assert_array_equal(grey, frames[..., :1])
+
+
+@pytest.mark.parametrize("stack", [1, 3])
+def test_dqn_sees_in_a_stored_transition_what_it_saw_as_it_acted(stack):
+    spec = EnvironmentSpec((8, 9, 3), np.dtype(np.uint8), DiscreteActions(2))
+    f = dqn.functions("dqn", dqn.Config(torso="residual", frame_stack=stack), spec)
+    rng = np.random.default_rng(1)
+    frames = rng.integers(0, 256, (stack, 1, 8, 9, 3)).astype(np.uint8)
+    params, memory = f.init(jax.random.key(0)), f.memory(1)
+    for row, frame in enumerate(frames):
+        timestep = TimeStep(frame, np.zeros(1), np.ones(1), np.full(1, row == 0), np.zeros(1, bool))
+        values, memory = f.values(params, timestep, memory)
+    stored = np.moveaxis(frames, 0, 1) if stack > 1 else frames[0]
+    action, zero = np.zeros(1, np.int32), np.zeros(1, np.float32)
+    _, chosen = f.td_errors(params, params, Transition(stored, action, zero, zero, stored))
+    np.testing.assert_allclose(chosen[0], np.asarray(values)[0, 0], rtol=1e-5)
