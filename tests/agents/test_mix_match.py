@@ -95,7 +95,7 @@ def play(agent, params, spec: EnvironmentSpec, seed: int = 0, warmup: int = 2) -
         opening = memory if t == warmup else opening
         observation = rng.normal(size=(B, *spec.observation_shape))
         if spec.observation_dtype == np.uint8:
-            observation = 3 * np.abs(observation)
+            observation = rng.integers(0, 256, observation.shape)
         timestep = TimeStep(observation.astype(spec.observation_dtype), none, none + 1, row, row)
         action, extras, memory = agent.act(params, jax.random.key(100 * seed + t), timestep, memory)
         reward, discount = rng.normal(size=B).astype(np.float32), np.where(terminal[t], 0, 1).astype(np.float32)
