@@ -132,7 +132,7 @@ def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
     def flat(part: Observations, batch: Any) -> np.ndarray:
         x = part.show(batch)
         x = x.reshape(len(x), -1)
-        return x / np.float32(255) - np.float32(0.5) if x.dtype == np.uint8 else x
+        return x / np.float32(255) if x.dtype == np.uint8 else x
 
     def show(batch: Any) -> np.ndarray:
         return np.concatenate([flat(part, batch[key]) for key, part in shown.items()], axis=1)

@@ -141,8 +141,8 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
 
 
 class MLPTorso(nn.Module):
-    """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]]. Of pictures, [N, H, W, ...] in bytes, the pixels are
-    centred; a vector's bytes are taken as numbers."""
+    """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]]. Pixels of frames, [N, H, W, ...] in bytes, are brought
+    to [0, 1], else tanh would see nothing but its ends; a vector's bytes are zeros and ones, and stay so."""
 
     hidden_sizes: Sequence[int] = (64, 64)
     activation: str = "tanh"
@@ -150,8 +150,8 @@ class MLPTorso(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        x = centre_pixels(x, self.dtype) if x.ndim > 2 else x.astype(self.dtype)
-        x = x.reshape(x.shape[0], -1)
+        scale = 255 if x.dtype == jnp.uint8 and x.ndim > 2 else 1
+        x = x.reshape(x.shape[0], -1).astype(self.dtype) / scale
         for size in self.hidden_sizes:
             x = ACTIVATIONS[self.activation](nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x))
         return x

@@ -436,8 +436,8 @@ def test_acting_step_by_step_is_the_learners_unroll(torso, shape, stack, lstm_si
     rng = np.random.default_rng(0)
     frames = torso != "mlp" or stack > 1
     dtype = np.dtype(np.uint8 if frames else np.float32)
-    if frames:  # which only the convolutions divide by 255
-        observation = rng.integers(0, 3 if torso == "mlp" else 256, (warmup + rows, num_envs, *shape)).astype(dtype)
+    if frames:
+        observation = rng.integers(0, 256, (warmup + rows, num_envs, *shape)).astype(dtype)
     else:
         observation = rng.normal(size=(warmup + rows, num_envs, *shape)).astype(dtype)
     first = np.zeros((warmup + rows, num_envs), bool)

@@ -147,7 +147,7 @@ def test_parts_that_nothing_can_be_made_of_are_left_out_and_named(caplog):
     assert "mission (Text)" in caplog.text
     image = np.array([[[[0, 0, 0], [255, 0, 0]], [[0, 0, 0], [0, 0, 51]]]], np.uint8)
     (row,) = shown.show({"mission": ("go",), "direction": np.array([2]), "image": image})
-    expected = [0, 0, 1, 0, *(image.reshape(-1) / 255 - 0.5)]
+    expected = [0, 0, 1, 0, *(image.reshape(-1) / 255)]
     np.testing.assert_allclose(row, expected, atol=1e-6)
 
 
@@ -174,11 +174,11 @@ def test_what_there_is_no_network_or_agent_for_is_refused_in_one_line(of, space,
     assert told in str(error.value) and "\n" not in str(error.value)
 
 
-def test_dense_layers_see_pictures_centred_and_a_vectors_bytes_as_they_are():
+def test_dense_layers_see_pixels_in_0_to_1_and_a_vectors_bytes_as_they_are():
     torso = MLPTorso((3,), "relu")
     pixels = jax.random.randint(jax.random.key(0), (5, 4, 2), 0, 256).astype(np.uint8)
     params = torso.init(jax.random.key(1), pixels)
-    same = torso.apply(params, pixels.reshape(5, 8).astype(np.float32) / 255 - 0.5)
+    same = torso.apply(params, pixels.reshape(5, 8).astype(np.float32) / 255)
     np.testing.assert_allclose(torso.apply(params, pixels), same, rtol=1e-6)
     bits = (pixels.reshape(5, 8) > 99).astype(np.uint8)
     np.testing.assert_array_equal(torso.apply(params, bits), torso.apply(params, bits.astype(np.float32)))
