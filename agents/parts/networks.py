@@ -141,8 +141,11 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
 
 
 class MLPTorso(nn.Module):
-    """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]]. Pixels of frames, [N, H, W, ...] in bytes, are brought
-    to [0, 1], else tanh would see nothing but its ends; a vector's bytes are zeros and ones, and stay so."""
+    """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]].
+
+    Pixels of frames, [N, H, W, ...] in bytes, are brought to [0, 1], else tanh would see nothing but its ends. A
+    vector's bytes are zeros and ones, and stay so.
+    """
 
     hidden_sizes: Sequence[int] = (64, 64)
     activation: str = "tanh"
