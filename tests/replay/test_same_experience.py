@@ -1,5 +1,6 @@
 """The same rows, written to a replay of either carrier: the same items, and from the same items the same update."""
 
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -82,6 +83,7 @@ def of_rings(channel: Any) -> dict[bytes, Sample]:
     return {key_of(sample, index): column(sample, index) for index in range(len(anchors))}
 
 
+@pytest.mark.skipif(find_spec("reverb") is None, reason="needs Reverb, beside the other carrier")
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_rows_are_the_same_items_and_give_the_same_update(name, tmp_path):
     agent, env, count, config = CASES[name]
