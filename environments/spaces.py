@@ -54,21 +54,24 @@ def observations(space: gymnasium.Space) -> Observations:
         return _choices(space.nvec.reshape(-1), np.asarray(space.start).reshape(-1))
     if isinstance(space, spaces.MultiBinary):
         return _numbers(space.shape, lambda x: x)
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"an observation space of kind {type(space).__name__} is not supported: "
-            "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple are"
-        )
-    if not math.prod(space.shape):
-        raise ValueError(f"an observation space of shape {space.shape} has no numbers in it")
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    picture = _picture(space)
+    box = _box(space, "an observation", "Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple")
+    low, high = box.low.astype(np.float64), box.high.astype(np.float64)
+    picture = _picture(box)
     if picture is not None:
         return picture
-    if np.issubdtype(space.dtype, np.integer) and (high - low).max() <= WIDEST:
+    if np.issubdtype(box.dtype, np.integer) and (high - low).max() <= WIDEST:
         span = np.maximum(high - low, 1)
-        return _numbers(space.shape, lambda x: 2 * (x - low) / span - 1)
-    return _numbers(space.shape, lambda x: x)
+        return _numbers(box.shape, lambda x: 2 * (x - low) / span - 1)
+    return _numbers(box.shape, lambda x: x)
+
+
+def _box(space: gymnasium.Space, of: str, supported: str) -> spaces.Box:
+    """`space`, where no other kind is left; raises ValueError if it is another, or empty."""
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"{of} space of kind {type(space).__name__} is not supported: {supported} are")
+    if not math.prod(space.shape):
+        raise ValueError(f"{of} space of shape {space.shape} has no numbers in it")
+    return space
 
 
 def _numbers(shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray]) -> Observations:
@@ -81,11 +84,11 @@ def _choices(sizes: np.ndarray, starts: np.ndarray) -> Observations:
             f"an observation that is one of {max(sizes)} would be shown as so many numbers, of {MOST_CHOICES} at most; "
             "wrap the environment so that it tells what the number means"
         )
-    codes = [np.eye(size, dtype=np.float32) for size in sizes]
 
     def show(batch: Any) -> np.ndarray:
         numbers = np.asarray(batch).reshape(len(batch), -1) - starts
-        return np.concatenate([code[numbers[:, i]] for i, code in enumerate(codes)], axis=1)
+        bits = [numbers[:, i, None] == np.arange(size) for i, size in enumerate(sizes)]
+        return np.concatenate(bits, axis=1).astype(np.float32)
 
     return Observations((int(sum(sizes)),), FLOAT, show)
 
@@ -152,23 +155,17 @@ def actions(space: gymnasium.Space) -> Actions:
         return _factors(space, space.nvec, np.asarray(space.start))
     if isinstance(space, spaces.MultiBinary):
         return _factors(space, np.full(space.shape, 2), np.zeros(space.shape, int))
-    if not isinstance(space, spaces.Box):
-        raise ValueError(
-            f"an action space of kind {type(space).__name__} is not supported: "
-            "Discrete, MultiDiscrete, MultiBinary and Box are"
-        )
-    if not math.prod(space.shape):
-        raise ValueError(f"an action space of shape {space.shape} has no numbers in it")
-    if np.issubdtype(space.dtype, np.floating):
-        spec = BoundedActions(np.asarray(space.low, np.float32), np.asarray(space.high, np.float32))
-        return Actions(spec, lambda action: np.asarray(action, space.dtype))
-    low, sizes = space.low.astype(np.int64), space.high.astype(np.int64) - space.low.astype(np.int64) + 1
+    box = _box(space, "an action", "Discrete, MultiDiscrete, MultiBinary and Box")
+    if np.issubdtype(box.dtype, np.floating):
+        spec = BoundedActions(np.asarray(box.low, np.float32), np.asarray(box.high, np.float32))
+        return Actions(spec, lambda action: np.asarray(action, box.dtype))
+    low, sizes = box.low.astype(np.int64), box.high.astype(np.int64) - box.low.astype(np.int64) + 1
     if sizes.max() > MOST_CHOICES or sizes.min() < 1:
         raise ValueError(
-            f"an action of whole numbers from {space.low.min()} to {space.high.max()} has too many choices: "
+            f"an action of whole numbers from {box.low.min()} to {box.high.max()} has too many choices: "
             f"{MOST_CHOICES} is the most for one number"
         )
-    return _factors(space, sizes, low)
+    return _factors(box, sizes, low)
 
 
 def _factors(space: gymnasium.Space, sizes: np.ndarray, starts: np.ndarray) -> Actions:
