@@ -1,8 +1,8 @@
 """Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
 
-from environments.environment import Environment, Episodes
+from environments.environment import Environment, EnvironmentFailure, Episodes
 
-__all__ = ["Environment", "Episodes", "make"]
+__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make"]
 
 
 def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_threads: int = 0) -> Environment:
@@ -18,21 +18,28 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
       num_threads: EnvPool's threads; 0 is one a core.
 
     Raises:
-      ValueError: an unknown environment or an unsupported space, in one line.
+      ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
+        EnvironmentFailure), in one line.
     """
+    environment = _make(name, num_envs, seed, evaluation, num_threads)
+    environment.name = name
+    return environment
+
+
+def _make(name: str, num_envs: int, seed: int, evaluation: bool, num_threads: int) -> Environment:
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
         from environments import tasks
 
         def make_task(task: str, count: int, task_seed: int) -> Environment:
-            return make(task, count, task_seed, evaluation=evaluation, num_threads=num_threads)
+            return _make(task, count, task_seed, evaluation, num_threads)
 
         return tasks.Tasks(tasks.names(name), num_envs, seed, make_task)
     if name.startswith("binned:"):
         from environments import binned
 
         num_bins, inner = binned.parse(name)
-        environment = make(inner, num_envs, seed, evaluation=evaluation, num_threads=num_threads)
+        environment = _make(inner, num_envs, seed, evaluation, num_threads)
         try:
             return binned.Binned(environment, num_bins)
         except ValueError:

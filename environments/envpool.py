@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.agent import EnvironmentSpec
 from environments import minigrid, spaces
-from environments.environment import Environment
+from environments.environment import Environment, making
 
 # At every make, about bounds that float32 rounds.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
@@ -46,13 +46,14 @@ def default_config(name: str) -> dict[str, Any]:
     """EnvPool's settings of a task.
 
     Raises:
-      ValueError: there is no such task.
+      ValueError: there is no such task, or EnvPool cannot load it here.
     """
     if name not in envpool.list_all_envs():
         near = difflib.get_close_matches(name, envpool.list_all_envs(), n=3, cutoff=0.5)
         hint = f"; did you mean {', '.join(near)}?" if near else ""
         raise ValueError(f"unknown environment {name!r}{hint} (gymnasium:ID names one of Gymnasium's)")
-    return envpool.make_spec(name).config._asdict()
+    with making(name):
+        return envpool.make_spec(name).config._asdict()
 
 
 class EnvPoolEnvironment(Environment):
@@ -78,9 +79,10 @@ class EnvPoolEnvironment(Environment):
         atari = is_atari(name)
         options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
-        self._pool: Any = envpool.make(
-            name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
-        )
+        with making(name):
+            self._pool: Any = envpool.make(
+                name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
+            )
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._raw_reward = "info:reward" if atari else "reward"
         self._squeeze = options.get("stack_num") == 1

@@ -34,10 +34,20 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     turns = itertools.cycle([work for role, work in played.items() if role.kind == "actor"])
     (evaluations,) = (work for role, work in played.items() if role.kind == "evaluator")
 
+    failures: list[Exception] = []
+
+    def take_turn(work):
+        """Whoever fails ends the run as a signal does: the learner saves first."""
+        try:
+            next(work, None)
+        except Exception as error:
+            failures.append(error)
+            stop.set()
+
     def turn():
         if stop.is_set():
             raise _Stopped
-        next(next(turns), None)
+        take_turn(next(turns))
 
     channel.turn, channel.stopped = turn, stop.is_set
 
@@ -55,8 +65,10 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
             display.refresh()
             if version.env_steps >= min(due, run.max_env_steps):
                 learning.publish()
-                next(evaluations, None)
+                take_turn(evaluations)
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for work in played.values():
         work.close()
+    for failure in failures:
+        raise failure
