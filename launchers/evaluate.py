@@ -46,9 +46,10 @@ def evaluate() -> int:
             f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end"
         )
     state, version = restored
-    environment = run.make_environment("evaluate", 0, run.stacked * run.eval_envs, evaluation=True)
+    seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
+    environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)
-    key = jax.random.key(run.seed_of("evaluate"))
+    key = jax.random.key(seed)
     of_all = run.stacked * episodes
     played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
     environment.close()  # its games, if it has any, are processes, which would outlive this one

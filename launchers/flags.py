@@ -4,6 +4,7 @@ What can be known to be wrong from the command line alone is found before JAX is
 """
 
 import ast
+import contextlib
 import os
 import pathlib
 import sys
@@ -165,10 +166,12 @@ def attempt(command: Callable[[], int], argv: list[str]) -> int:
         return command()
     # What a person can mend: also a server that does not answer, a full disk, a loss that is not finite.
     except (UsageError, OSError, FloatingPointError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         return 2
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
 
 
@@ -182,7 +185,8 @@ def main(command: Callable[[], int]) -> NoReturn:
             print(textwrap.fill(f"{name}: {line}", 100, initial_indent="  ", subsequent_indent="      "))
         sys.exit(0)
     code = attempt(command, sys.argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.
     os._exit(code)

@@ -63,6 +63,8 @@ class RoleProcess:
     def ended(self) -> bool:
         """Starts the process, at first and whenever it died, after a pause that doubles from the third death on.
 
+        With exit code 0 a role says that its work is done; one that was sent a signal says so by another.
+
         Raises:
           UsageError: it ended with exit code 2 (a person must mend something) or died too often.
         """
@@ -87,11 +89,14 @@ class RoleProcess:
         pause = min(longest, shortest * 2 ** max(0, self._restarts - 1))
         self._restarts += 1
         self._process, self._start_at = None, now + pause
-        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._say(f"{self.name} {reason}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
+        self._say(f"{self.name} {_how(code)}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
 
     def _last_line(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError as error:  # the logdir is gone, say
+            return f"it must be mended, and {self.log} cannot be read ({error.strerror})"
+        lines = [line for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines or ["no words"])[-1]
 
@@ -110,6 +115,14 @@ class RoleProcess:
         if self._process and self._process.pid and self._exit_code() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
+
+
+def _how(code: int) -> str:
+    """In words, how a process ended with an exit code, as `RoleProcess` has them."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    signals = {128 + number: number.name for number in signal.Signals}
+    return f"was ended by {signals[code]}" if code in signals else f"ended with exit code {code}"
 
 
 def _play(arguments: list[str], log: pathlib.Path) -> None:

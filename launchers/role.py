@@ -104,7 +104,7 @@ def role() -> int:
     threads.play(works, stop, lambda: None)
     if process.kind == "learner" and values.num_learners > 1 and not stop.is_set():
         jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
-    return 0
+    return stop.exit_code  # 0 is for work that is done
 
 
 def _missing(process: Role, processes: Sequence[Role]) -> str:

@@ -84,16 +84,16 @@ class Run(settings.Settings):
                 "writes to one server, and the learner would wait for those without"
             )
 
-    def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
-        """Environments with seeds of their own for each role and task."""
+    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
+        """The run's environments, so many in one object."""
         try:
-            return environments.make(self.env, num_envs, self.seed_of(role, task), evaluation=evaluation)
+            return environments.make(self.env, num_envs, seed, evaluation=evaluation)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment("spec", 0, len(self.tasks))
+        environment = self.make_environment(self.seed_of("spec"), len(self.tasks))
         environment.close()
         return environment.spec
 
@@ -154,9 +154,10 @@ class Run(settings.Settings):
         """Rows that a run can write, at most: an episode of one step is two."""
         return 2 * self.max_env_steps
 
-    def seed_of(self, role: str, task: int = 0) -> int:
-        """A seed for one role's task, a non-negative int32 unlike any other's."""
-        entropy = [self.seed, *role.encode(), task]
+    def seed_of(self, role: str, task: int = 0, sitting: int = 0) -> int:
+        """A seed, a non-negative int32 unlike any other's: for one role's task, and for each time that a process takes
+        it up. Of an evaluation the task is the learner's steps."""
+        entropy = [self.seed, *role.encode(), task, *([sitting] if sitting else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     @property

@@ -58,9 +58,15 @@ class Display:
 
     def __exit__(self, *_) -> None:
         self.refresh()
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
     def refresh(self) -> None:
+        """Shows what is new. A run outlives its terminal, and a full disk under its output."""
+        with contextlib.suppress(OSError):
+            self._refresh()
+
+    def _refresh(self) -> None:
         for index, logdir in enumerate(self._logdirs):
             who = f"{logdir.name}: " if len(self._logdirs) > 1 else ""
             for row in metrics.read(logdir / "evaluator.csv")[self._evaluations[index] :]:
@@ -107,7 +113,8 @@ class Display:
         return " · ".join(parts)
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        with contextlib.suppress(OSError):
+            self._console.print(text)
 
 
 def _mean(rows: list[dict[str, float]], column: str) -> float:

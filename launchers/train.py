@@ -10,7 +10,7 @@ def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
     from launchers import population as populations
-    from launchers import ports, settings
+    from launchers import ports, settings, sittings
     from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
@@ -23,7 +23,8 @@ def train() -> int:
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    with native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext():
+    lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
+    with sittings.hold(logdir, "train"), lines:
         placement.train(run, logdir, flags.FLAGS.port)
     from runtime import plot
 

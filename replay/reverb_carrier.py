@@ -1,5 +1,6 @@
 """The carrier between threads, processes and machines: Reverb's tables, as channels."""
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from replay.rows import Batch, Priority, Writer, never
 from replay.sampler import Replay
 from replay.structures import Structure
 from replay.variables import VARIABLES, VariableContainer
+
+ANSWER_SECONDS = 10  # in which a server answers that is there
 
 
 class ReverbQueue:
@@ -78,6 +81,14 @@ class TableChannel:
         by_server = priorities.reshape(-1, len(keys)).T
         for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
             update_priorities(client, self._table.name, mine, theirs)
+
+    def count(self) -> int:
+        """Items in the tables of the servers that answer."""
+        count = 0
+        for client in self._clients:
+            with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):
+                count += client.server_info(timeout=ANSWER_SECONDS)[self._table.name].current_size
+        return count
 
     def save(self) -> None:
         """Has the servers save their tables, where they were told to."""

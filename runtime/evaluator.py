@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from agents.agent import Agent, Params
+from agents.agent import Agent, Params, Version
 from environments.environment import Environment, Episodes
 from replay.rows import Variables
 
@@ -55,7 +55,7 @@ def next_due(env_steps: int, period: int) -> int:
 def run(
     agent: Agent,
     act: Callable[..., Any],
-    make_environment: Callable[[int], Environment],
+    make_environment: Callable[[Version], Environment],
     variables: Variables,
     key: jax.Array,
     episodes: int,
@@ -68,11 +68,11 @@ def run(
     yields an evaluation's metrics and its episodes.
 
     Args:
-      make_environment: round -> an environment of its own seed.
+      make_environment: an environment for the parameters of a version, of its own seed.
+      key: each version's is of this and the version, so that no evaluation is like another, in a resumed run either.
       due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
     """
-    evaluation = 0
     while not stopped():
         before = time.perf_counter()
         version, params = variables.pull()
@@ -80,8 +80,9 @@ def run(
             # Looking costs a pull: it is to cost a twentieth of the time at most.
             time.sleep(min(5.0, max(0.05, 20 * (time.perf_counter() - before))))
             continue
-        environment = make_environment(evaluation)
-        played = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
+        environment = make_environment(version)
+        at = jax.random.fold_in(key, np.uint32(version.learner_steps))
+        played = play(agent, act, environment, params, at, episodes, stopped)
         environment.close()
         if stopped():
             return
@@ -95,4 +96,4 @@ def run(
         yield metrics, played
         if version.env_steps >= max_env_steps:
             return
-        due, evaluation = next_due(version.env_steps, period), evaluation + 1
+        due = next_due(version.env_steps, period)

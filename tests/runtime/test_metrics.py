@@ -1,5 +1,6 @@
 """CSVs of roles: appended by resumed runs, read while they are written."""
 
+import numpy as np
 import pytest
 
 from runtime import metrics
@@ -45,3 +46,28 @@ def test_recorder_refuses_nothing_but_ignores_unknown_columns(tmp_path):
     recorder.close()
     with pytest.raises(KeyError):
         metrics.latest(tmp_path, "evaluator")["late"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_stands_in_a_file_its_whole_rows_are_read_and_more_can_be_written(tmp_path, seed):
+    """Half lines of killed processes, a second header of another run's, bytes that are none of ours."""
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "learner.csv"
+    rubbish = [b"env_steps,learner_steps\n", b"\n", b"a,b,c,d\n", b"1,2\n", rng.bytes(40).replace(b"\n", b"") + b"\n"]
+    half = [b"12,3", b"\xff\xfe", b"wall_seconds,env_st"]
+    if rng.random() < 0.5:  # before there is a header
+        path.write_bytes(b"".join(rubbish[1:]) + half[rng.integers(3)])
+    written = []
+    for sitting in range(4):
+        recorder = metrics.Recorder(tmp_path, "learner")
+        for _ in range(rng.integers(1, 4)):
+            written.append(len(written))
+            recorder.write({"env_steps": written[-1], "learner_steps": sitting, "loss": float("nan")})
+        recorder.close()
+        with open(path, "ab") as file:
+            file.write(b"".join(rubbish[i] for i in rng.integers(5, size=rng.integers(3))))
+            if rng.random() < 0.7:
+                file.write(half[rng.integers(3)])
+        assert [row["env_steps"] for row in metrics.read(path)] == written
+        latest = metrics.latest(tmp_path, "learner")
+        assert (latest["env_steps"], latest["learner_steps"]) == (written[-1], sitting)
