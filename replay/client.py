@@ -14,8 +14,8 @@ def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SE
     """A client of the server at `address` (host:port), once it answers.
 
     From then on Reverb's writers and samplers outlive a restart of the server by themselves, and a cut of the link:
-    they wait. Every `heartbeat` seconds the server is asked for a sign of life, in a thread: after a cut it may have given
-    the connection up, which a client that has nothing to send would never hear of.
+    they wait. Every `heartbeat` seconds a thread asks the server for a sign of life: after a cut it may have given the
+    connection up, which a client that has nothing to send would never hear of.
 
     Raises:
       ReplayUnavailable: no answer within `timeout` seconds.
