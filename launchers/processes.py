@@ -11,6 +11,7 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import pathlib
+import re
 import signal
 import sys
 import threading
@@ -34,6 +35,8 @@ FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from w
 # What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
 # devices: a fork would lose the ones and share the others.
 PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
+# A line of a role's log by which Python warns of something: W1128 10:06:55.123456 139640 learner.py:81] ...
+WARNING = re.compile(r"W\d{4} [\d:.]+ +\d+ \w+\.py:\d+\] (.*)")
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -45,6 +48,7 @@ class RoleProcess:
         self.name, self._arguments, self._say = name, arguments, say
         self.log = logdir / "logs" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
+        self._told = self.log.stat().st_size if self.log.exists() else 0  # how much of it was looked through
         self._process: multiprocessing.process.BaseProcess | None = None
         self._restarts, self._start_at, self._deadline = 0, 0.0, 0.0
 
@@ -73,9 +77,23 @@ class RoleProcess:
                 self._start()
             return False
         code = self._exit_code()
+        self._tell_warnings()
         if code:
             self._bury(code)
         return code == 0
+
+    def _tell_warnings(self) -> None:
+        """Says what the role has warned of since the last look: nobody reads its log while all goes well."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > self._told:
+                with open(self.log, "rb") as file:
+                    file.seek(self._told)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._told += len(line)
+                        if found := WARNING.match(line.decode(errors="replace").rstrip()):
+                            self._say(f"{self.name}: {found[1]}")
 
     def _bury(self, code: int) -> None:
         if code == 2:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from launchers.run import Run
     from replay.reverb_carrier import ReverbCarrier
 
+SLACK_STEPS = 1_000_000  # by which a run's last batch may lead beyond its end
 KINDS = ("replay", "learner", "evaluator", "actor")  # program.KINDS, which brings JAX
 
 
@@ -127,7 +128,8 @@ def _carrier(run: Run, addresses: list[str], seconds: float) -> ReverbCarrier:
     from replay.client import connect
     from replay.reverb_carrier import ReverbCarrier
 
-    return ReverbCarrier([connect(address, seconds) for address in addresses])
+    clients = [connect(address, seconds) for address in addresses]
+    return ReverbCarrier(clients, max_env_steps=run.max_rows + SLACK_STEPS)
 
 
 def run() -> None:

@@ -22,6 +22,8 @@ def train() -> int:
     populations.save(run, logdir)
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
+    if run.carrier == "reverb":
+        print("Reverb listens on every network interface of this machine: README, Keeping strangers out", flush=True)
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
     with sittings.hold(logdir, "train"), lines:

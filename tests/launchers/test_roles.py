@@ -829,7 +829,10 @@ def child(monkeypatch, tmp_path):
     return process, codes, clock, started, said
 
 
-@pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "killed by SIGKILL"), (3, "exit code 3")])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "exit code 1"), (-9, "killed by SIGKILL"), (143, "ended by SIGTERM"), (130, "ended by SIGINT")],
+)
 def test_who_dies_is_started_again_after_a_while_that_doubles_from_the_third_death_on(child, code, words):
     process, codes, clock, started, said = child
     assert not process.ended() and not said
@@ -853,6 +856,55 @@ def test_who_ends_well_is_not_started_again(child):
     process, codes, clock, started, said = child
     codes.append(0)
     assert process.ended() and process.ended() and len(started) == 1 and not said
+
+
+def test_what_a_role_warns_of_is_said_once_and_nothing_else_of_its_log(child):
+    process, _, _, _, said = child
+    warning = "W1128 10:06:55.123456 139640 learner.py:81] "
+    with open(process.log, "a") as log:
+        for line in ("serving on port 1", warning + "an actor waits", "W0000 00:00:17 12 gpu.cc:9] driver", "W1128 x"):
+            print(line, file=log, flush=True)
+            process.ended()
+        log.write(warning + "half")
+        log.flush()
+        process.ended()
+        assert said == ["actor_0: an actor waits"]
+        log.write(" a line\n")
+        log.flush()
+    process.ended()
+    process.ended()
+    assert said == ["actor_0: an actor waits", "actor_0: half a line"]
+
+
+@pytest.mark.parametrize("log", ["a line", None])
+def test_an_end_that_cannot_be_read_about_is_said_all_the_same(child, log):
+    process, codes, *_ = child
+    if log:
+        process.log.write_text(log)
+    codes.append(2)
+    with pytest.raises(UsageError, match=rf"^actor_0: .*{log or 'cannot be read'}"):
+        process.ended()
+
+
+def test_a_learner_that_cannot_begin_ends_the_run_and_one_that_could_does_not(monkeypatch, tmp_path):
+    """What breaks before the first update breaks again each time that the learner is started."""
+
+    class Broken:
+        def __init__(self, updates):
+            self.updates = updates
+
+        def run(self, batches):
+            yield from range(self.updates)
+            raise KeyError("a layer")
+
+    for updates, error in ((0, UsageError), (1, KeyError)):
+        monkeypatch.setattr(roles, "open_learning", lambda *_, updates=updates: (Broken(updates), iter(()), None))
+        with pytest.raises(error, match="a layer"):
+            list(roles.learn(None, None, threading.Event()))
+    for expected in (UsageError("mend it"), OSError("no room"), FloatingPointError("loss became nan")):
+        monkeypatch.setattr(roles, "open_learning", lambda *_, expected=expected: (_ for _ in ()).throw(expected))
+        with pytest.raises(type(expected), match=str(expected)):
+            list(roles.learn(None, None, threading.Event()))
 
 
 def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
@@ -898,6 +950,7 @@ def test_a_process_is_asked_to_end_then_killed_and_outlives_the_one_it_was_forke
         running[name] = processes.RoleProcess(name, [], tmp_path, said.append)
         monkeypatch.setattr(running[name], "_arguments", tmp_path)
         monkeypatch.setattr(running[name], "log", name)
+        monkeypatch.setattr(running[name], "_tell_warnings", lambda: None)
         assert not running[name].ended()
     pids = {}
     for name in running:
@@ -1080,7 +1133,9 @@ def test_a_role_by_hand_is_the_role_that_was_asked_for(which, sitting, monkeypat
         monkeypatch.setattr(roles, name, lambda *given, name=name: played.append((name, *given[:-1])) or iter(()))
     client = SimpleNamespace(connect=lambda address, seconds: ("client", address, seconds))
     monkeypatch.setitem(sys.modules, "replay.client", client)
-    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients: clients))
+    monkeypatch.setitem(
+        sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients, max_env_steps: clients)
+    )
     monkeypatch.setattr(shutdown, "stop_on_signals", shutdown.Stop)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
