@@ -12,6 +12,7 @@ import multiprocessing.resource_tracker
 import os
 import pathlib
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -30,13 +31,13 @@ MAX_RESTARTS = 10  # of one process; then the run ends
 HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
 PAUSE_SECONDS = 0.5, 30.0  # before a process starts again: the shortest, the longest
 GRACE_SECONDS = 90.0  # for a child to end once asked; then it is killed
+NO_ROOM = 1 << 20  # bytes free on a disk that was full when something was to be written
 FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from which it was forked
 
 # What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
 # devices: a fork would lose the ones and share the others.
 PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
-# A line of a role's log by which Python warns of something: W1128 10:06:55.123456 139640 learner.py:81] ...
-WARNING = re.compile(r"W\d{4} [\d:.]+ +\d+ \w+\.py:\d+\] (.*)")
+WARNING = re.compile(r"WARNING:absl:(.*)")  # a line of a role's log by which it warns of something
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -112,10 +113,12 @@ class RoleProcess:
     def _last_line(self) -> str:
         try:
             text = self.log.read_text(errors="replace")
-        except OSError as error:  # the logdir is gone, say
-            return f"it must be mended, and {self.log} cannot be read ({error.strerror})"
+        except OSError as error:
+            return f"{self.log} cannot be read ({error.strerror}): was the logdir removed?"
         lines = [line for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
+        if not errors and shutil.disk_usage(self.log.parent).free < NO_ROOM:
+            return f"no space is left for {self.log}: make room, then give the same command again"
         return (errors or lines or ["no words"])[-1]
 
     def ask(self) -> None:

@@ -73,6 +73,8 @@ class Checkpointer:
         """
         if version.learner_steps in self._manager.all_steps():
             return
+        if not self.directory.exists():  # orbax would make it again, in a folder without the run's config.json
+            raise OSError(f"{self.directory} was removed while the run went on: give it a --logdir that stays")
         tree = {"state": state, "version": version._asdict()}
         try:
             self._manager.save(version.learner_steps, args=ocp.args.StandardSave(tree))

@@ -33,7 +33,13 @@ class Recorder:
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
-        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone."""
+        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone.
+
+        Raises:
+          OSError: it cannot be written, or the file was removed.
+        """
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise OSError(f"{self._path} was removed while the run went on: give it a --logdir that stays")
         wall_seconds = round(time.monotonic() - self._start, 3)
         row = {"env_steps": 0, "learner_steps": 0, "wall_seconds": wall_seconds} | row
         if self._columns is None:

@@ -131,7 +131,7 @@ class Run:
     def fault(self, rng: random.Random) -> str:
         """Does something to one process or two; in words, what."""
         time.sleep(rng.uniform(0.0, 8.0))  # so that some are hit while they start
-        wait_for("a role's process", lambda: bool(self.processes()) or self.over, 60.0)
+        wait_for("a role's process", lambda: bool(self.processes()) or self.over, 120.0)
         alive = self.processes()
         victims = rng.sample(sorted(alive), min(len(alive), rng.choice([1, 1, 2])))
         number = rng.choice(SIGNALS)
@@ -202,6 +202,7 @@ def main(_: list[str]) -> None:
         print(f"error: --runs is of {', '.join(RUNS)}, and --kills 0 or more", file=sys.stderr)
         sys.exit(2)
     folder = pathlib.Path(FLAGS.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
     failures = []
     for index, name in enumerate(FLAGS.runs):
         run = Run(name, folder / name)

@@ -860,7 +860,7 @@ def test_who_ends_well_is_not_started_again(child):
 
 def test_what_a_role_warns_of_is_said_once_and_nothing_else_of_its_log(child):
     process, _, _, _, said = child
-    warning = "W1128 10:06:55.123456 139640 learner.py:81] "
+    warning = "WARNING:absl:"
     with open(process.log, "a") as log:
         for line in ("serving on port 1", warning + "an actor waits", "W0000 00:00:17 12 gpu.cc:9] driver", "W1128 x"):
             print(line, file=log, flush=True)

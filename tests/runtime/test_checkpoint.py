@@ -230,6 +230,15 @@ def test_where_every_checkpoint_is_damaged_it_is_said_in_one_line(two_saved, age
     assert {path.name for path in copy.iterdir()} == {"learner_steps_10", "learner_steps_20"}, "nothing is thrown away"
 
 
+def test_a_directory_that_was_removed_is_not_made_again(agent, fresh, tmp_path):
+    saving = Checkpointer(tmp_path / "checkpoints", agent, owner=True)
+    saving.save(fresh(1), Version(1, 1))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(OSError, match="was removed while the run went on"):
+        saving.save(fresh(1), Version(2, 2))
+    assert not (tmp_path / "checkpoints").exists()
+
+
 def test_what_a_killed_save_left_is_removed_by_the_owner_alone(agent, fresh, tmp_path):
     saving = Checkpointer(tmp_path, agent, owner=True)
     saving.save(fresh(1), Version(1, 1))

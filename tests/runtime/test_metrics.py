@@ -34,6 +34,15 @@ def test_resumed_recorder_appends_and_continues_the_clock(tmp_path):
     assert len(after) == 2 and after[1]["wall_seconds"] >= before["wall_seconds"]
 
 
+def test_a_file_that_was_removed_is_missed(tmp_path):
+    recorder = metrics.Recorder(tmp_path, "actor_0")
+    recorder.write({"env_steps": 1, "learner_steps": 1})
+    (tmp_path / "actor_0.csv").unlink()
+    with pytest.raises(OSError, match=r"actor_0.csv was removed while the run went on"):
+        recorder.write({"env_steps": 2, "learner_steps": 2})
+    recorder.close()
+
+
 def test_no_file_is_no_rows(tmp_path):
     assert metrics.read(tmp_path / "actor_0.csv") == []
     assert metrics.latest(tmp_path, "actor_0") is None
