@@ -72,12 +72,16 @@ class EnvPoolEnvironment(Environment):
         *,
         clip_rewards: bool = False,
         num_threads: int = 0,
+        max_steps: int | None = None,
         options: dict[str, Any] | None = None,
     ):
         """`options` are EnvPool's, of the task; with a `stack_num` of 1 among them, observations are single frames."""
         self.num_envs = num_envs
         atari = is_atari(name)
         options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
+        if max_steps is not None:
+            own = options.get("max_episode_steps", default_config(name)["max_episode_steps"])
+            options["max_episode_steps"] = min(own, max_steps)
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
         with making(name):
             self._pool: Any = envpool.make(

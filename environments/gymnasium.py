@@ -1,6 +1,7 @@
 """Any Gymnasium environment, batched by gymnasium.vector."""
 
 import contextlib
+import functools
 import threading
 import warnings
 from collections.abc import Iterator
@@ -23,20 +24,22 @@ class GymnasiumEnvironment(Environment):
     Vectorised in this process, with Gymnasium's next-step autoreset, which is the contract of Environment.
     """
 
-    def __init__(self, name: str, num_envs: int, seed: int):
+    def __init__(self, name: str, num_envs: int, seed: int, *, max_steps: int | None = None):
         self.num_envs = num_envs
+        limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
         with making(f"gymnasium:{name}"), _contained():
             self._vector = gymnasium.make_vec(
                 name,
                 num_envs=num_envs,
                 vectorization_mode="sync",
                 vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP},
-                wrappers=[_Told],
+                wrappers=[*limit, _Told],
             )
         self._seed = seed
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
-        longest = self._vector.spec.max_episode_steps if self._vector.spec else None
+        own = self._vector.spec.max_episode_steps if self._vector.spec else None
+        longest = min(filter(None, (own, max_steps)), default=None)
         self.spec = EnvironmentSpec(self._observations.shape, self._observations.dtype, self._actions.spec, longest)
 
     def _reset(self) -> np.ndarray:

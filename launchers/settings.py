@@ -140,6 +140,13 @@ class Settings:
         "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
     )
     eval_episodes: int = setting(PRESET, "episodes of one evaluation", free=True, learnt=False)
+    eval_max_steps: int = setting(
+        27_000,
+        "steps after which an evaluation's episode is cut, if the environment has not ended it",
+        free=True,
+        learnt=False,
+        see="#evaluating",
+    )
     eval_period: int = setting(
         Share("max_env_steps", 20),
         "environment steps from one evaluation to the next",
