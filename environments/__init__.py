@@ -1,6 +1,8 @@
 """Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
@@ -15,6 +17,7 @@ def make(
     evaluation: bool = False,
     num_threads: int = 0,
     max_steps: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
 ) -> Environment:
     """`num_envs` environments called `name`.
 
@@ -27,20 +30,29 @@ def make(
       evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
       num_threads: EnvPool's threads; 0 is one a core.
       max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
+      keywords: of `gymnasium.make`, or of EnvPool's task; of several tasks, of each.
 
     Raises:
       ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
         EnvironmentFailure), in one line.
     """
-    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps)
+    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps, keywords or {})
     environment.name = name
     return environment
 
 
 def _make(
-    name: str, num_envs: int, seed: int, evaluation: bool, num_threads: int, max_steps: int | None
+    name: str,
+    num_envs: int,
+    seed: int,
+    evaluation: bool,
+    num_threads: int,
+    max_steps: int | None,
+    keywords: Mapping[str, Any],
 ) -> Environment:
-    make_inner = functools.partial(_make, evaluation=evaluation, num_threads=num_threads, max_steps=max_steps)
+    make_inner = functools.partial(
+        _make, evaluation=evaluation, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+    )
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
         from environments import tasks
@@ -59,7 +71,8 @@ def _make(
     if name.startswith("gymnasium:"):
         from environments.gymnasium import GymnasiumEnvironment
 
-        return GymnasiumEnvironment(name.removeprefix("gymnasium:"), num_envs, seed, max_steps=max_steps)
+        inner = name.removeprefix("gymnasium:")
+        return GymnasiumEnvironment(inner, num_envs, seed, max_steps=max_steps, keywords=keywords)
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
 
@@ -73,7 +86,15 @@ def _make(
     if envpool.is_vizdoom(name):
         from environments import vizdoom
 
-        return vizdoom.VizdoomEnvironment(name, num_envs, seed, num_threads=num_threads, max_steps=max_steps)
+        return vizdoom.VizdoomEnvironment(
+            name, num_envs, seed, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+        )
     return envpool.EnvPoolEnvironment(
-        name, num_envs, seed, clip_rewards=not evaluation, num_threads=num_threads, max_steps=max_steps
+        name,
+        num_envs,
+        seed,
+        clip_rewards=not evaluation,
+        num_threads=num_threads,
+        max_steps=max_steps,
+        keywords=keywords,
     )

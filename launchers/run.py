@@ -88,7 +88,14 @@ class Run(settings.Settings):
         """Environments with seeds of their own for each role and task; an `evaluation`'s episodes all end."""
         seed, max_steps = self.seed_of(role, task), self.eval_max_steps if evaluation else None
         try:
-            return environments.make(self.env, num_envs, seed, evaluation=evaluation, max_steps=max_steps)
+            return environments.make(
+                self.env,
+                num_envs,
+                seed,
+                evaluation=evaluation,
+                max_steps=max_steps,
+                keywords=settings.keywords(self.env_kwargs),
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
 
