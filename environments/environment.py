@@ -1,11 +1,18 @@
 """The batched environment that actors and evaluators step, whatever is behind it."""
 
 import abc
+import contextlib
+import math
+import pathlib
+import traceback
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from agents.agent import EnvironmentSpec, TimeStep
+
+MOST_LETTERS = 300  # of what an error says
 
 
 class Episodes(NamedTuple):
@@ -16,47 +23,115 @@ class Episodes(NamedTuple):
     lengths: list[int]
 
 
+class EnvironmentFailure(ValueError):
+    """An environment raised something, or gave what nobody can learn from: one line for the person who mends it."""
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line: its kind, its words, and the last place in code that is neither installed nor Shoal's."""
+    if isinstance(error, EnvironmentFailure):
+        return str(error)
+    words = " ".join("".join(traceback.format_exception_only(error)).split())
+    here = pathlib.Path(__file__).parent
+    places = [
+        f" ({path.name}, line {frame.lineno})"
+        for frame in traceback.extract_tb(error.__traceback__)
+        if (path := pathlib.Path(frame.filename)).parent != here and "site-packages" not in path.parts
+    ]
+    return words[:MOST_LETTERS] + "".join(places[-1:])
+
+
+@contextlib.contextmanager
+def making(name: str) -> Iterator[None]:
+    """Whatever is raised while the environment `name` is made becomes an EnvironmentFailure: a module may end the
+    interpreter, a constructor may raise anything."""
+    try:
+        yield
+    except BaseException as error:
+        raise EnvironmentFailure(f"environment {name} cannot be made: {describe(error)}") from error
+
+
 class Environment(abc.ABC):
     """`num_envs` environments stepped together.
 
     An episode's last observation is delivered (`last`), the action that answers it is thrown away, and the row
     after it is the next episode's first, with reward 0. A subclass produces raw steps in `_reset` and `_step`; the
-    bookkeeping of first, last, discount and returns is here, once.
+    bookkeeping of first, last, discount and returns is here, once; and so is the door through which nothing comes that
+    is not finite or of another shape than the spec's.
     """
 
     spec: EnvironmentSpec
     num_envs: int
+    name = "without a name"  # by which `environments.make` made it
 
     def reset(self) -> TimeStep:
-        """Starts (only once, before the first step) and returns the episodes' first TimeStep."""
+        """Starts (only once, before the first step) and returns the episodes' first TimeStep.
+
+        Raises:
+          EnvironmentFailure: as `step` does.
+        """
         batch = self.num_envs
+        self._steps, self._shapes = 0, ((batch, *self.spec.observation_shape), (batch,))
         self._returns = np.zeros(batch, np.float64)
         self._lengths = np.zeros(batch, np.int64)
         self._episodes = Episodes([], [], [])
         self._last = np.zeros(batch, bool)
-        observation = self._reset()
-        return TimeStep(
-            observation, np.zeros(batch, np.float32), np.ones(batch, np.float32), np.ones(batch, bool), self._last
-        )
+        reward = np.zeros(batch, np.float32)
+        try:
+            observation = self._reset()
+            self._check(observation, reward)
+        except BaseException as error:
+            raise EnvironmentFailure(f"environment {self.name} failed at its reset: {describe(error)}") from error
+        return TimeStep(observation, reward, np.ones(batch, np.float32), np.ones(batch, bool), self._last)
 
     def step(self, action: np.ndarray) -> TimeStep:
-        """Steps every environment with `action` [B, ...] and returns the next TimeStep."""
-        observation, reward, raw_reward, terminated, truncated = self._step(np.asarray(action), self._last)
+        """Steps every environment with `action` [B, ...] and returns the next TimeStep.
+
+        Raises:
+          EnvironmentFailure: an environment raised anything at all, or what it gave is not finite or of another shape.
+        """
         first = self._last
+        opening = np.count_nonzero(first)  # a quarter of the time of `any`
+        self._steps += 1
+        try:
+            observation, reward, raw_reward, terminated, truncated = self._step(np.asarray(action), first)
+            if opening:
+                reward = np.where(first, np.float32(0.0), reward)
+            self._check(observation, reward)
+        except BaseException as error:
+            raise EnvironmentFailure(
+                f"environment {self.name} failed at its step {self._steps}: {describe(error)}"
+            ) from error
         last = (terminated | truncated) & ~first
-        discount = 1.0 - (terminated & last).astype(np.float32)
+        discount = np.ones(self.num_envs, np.float32)
         self._returns += raw_reward
         self._lengths += 1
-        if first.any():
-            reward = np.where(first, np.float32(0.0), reward)
+        if opening:
             self._returns[first] = 0.0
             self._lengths[first] = 0
-        if last.any():
+        if np.count_nonzero(last):
+            discount[terminated & last] = 0.0
             self._episodes.environments.extend(np.flatnonzero(last).tolist())
             self._episodes.returns.extend(self._returns[last].tolist())
             self._episodes.lengths.extend(self._lengths[last].tolist())
         self._last = last
         return TimeStep(observation, reward, discount, first, last)
+
+    def _check(self, observation: np.ndarray, reward: np.ndarray) -> None:
+        """Raises EnvironmentFailure unless these are finite and [B, ...]."""
+        if (observation.shape, reward.shape) != self._shapes:
+            raise EnvironmentFailure(
+                f"observations and rewards have the shapes {observation.shape} and {reward.shape}, not "
+                f"{self._shapes[0]} and {self._shapes[1]}"
+            )
+        # A sum of squares is finite only if all are, and takes half the time of looking at each.
+        squares = float(reward.dot(reward))
+        if observation.dtype.kind == "f":
+            numbers = observation.ravel()
+            squares += float(numbers.dot(numbers))
+        if not math.isfinite(squares):
+            _check_finite("observation", observation)
+            _check_finite("reward", reward)
 
     def finished(self) -> Episodes:
         """The episodes that ended since the last call."""
@@ -76,3 +151,12 @@ class Environment(abc.ABC):
 
     def close(self) -> None:
         """Frees what the environments hold."""
+
+
+def _check_finite(what: str, values: np.ndarray) -> None:
+    """Raises EnvironmentFailure unless all are finite."""
+    for index in np.argwhere(~np.isfinite(values)):
+        number = values[tuple(index)]
+        raise EnvironmentFailure(
+            f"the {what} of environment {index[0]} (from 0 on, of {len(values)}) has {number} in it"
+        )

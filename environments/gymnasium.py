@@ -1,5 +1,10 @@
 """Any Gymnasium environment, batched by gymnasium.vector."""
 
+import contextlib
+import functools
+import threading
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -7,7 +12,11 @@ import numpy as np
 
 from agents.agent import EnvironmentSpec
 from environments import spaces
-from environments.environment import Environment
+from environments.environment import Environment, EnvironmentFailure, describe, making
+
+FAILURE = "shoal_failure"  # in an environment's info: what it raised
+OURS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # make_vec's own
+_loading = threading.Lock()
 
 
 class GymnasiumEnvironment(Environment):
@@ -16,30 +25,85 @@ class GymnasiumEnvironment(Environment):
     Vectorised in this process, with Gymnasium's next-step autoreset, which is the contract of Environment.
     """
 
-    def __init__(self, name: str, num_envs: int, seed: int):
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        seed: int,
+        *,
+        max_steps: int | None = None,
+        keywords: Mapping[str, Any] | None = None,
+    ):
+        """`keywords` are those of gymnasium.make.
+
+        Raises:
+          ValueError: a space that nothing can be made of, or a keyword that is decided here.
+          EnvironmentFailure: the environment cannot be made.
+        """
         self.num_envs = num_envs
-        try:
+        keywords = dict(keywords or {})
+        for key in OURS & keywords.keys():
+            raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
+        limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
+        with making(f"gymnasium:{name}"), _contained():
             self._vector = gymnasium.make_vec(
                 name,
                 num_envs=num_envs,
                 vectorization_mode="sync",
                 vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP},
+                wrappers=[*limit, _Told],
+                **keywords,
             )
-        except (gymnasium.error.Error, ImportError) as error:
-            raise ValueError(f"Gymnasium cannot make {name!r}: {' '.join(str(error).split())}") from error
         self._seed = seed
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
-        longest = self._vector.spec.max_episode_steps if self._vector.spec else None
+        own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
+        own = None if own == -1 else own  # gymnasium.make's word for no limit
+        longest = min(filter(None, (own, max_steps)), default=None)
         self.spec = EnvironmentSpec(self._observations.shape, self._observations.dtype, self._actions.spec, longest)
 
     def _reset(self) -> np.ndarray:
-        return self._observations.show(self._vector.reset(seed=self._seed)[0])
+        with _contained():
+            observation, infos = self._vector.reset(seed=self._seed)
+        return self._show(observation, infos)
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        observation, reward, terminated, truncated, _ = self._vector.step(self._actions.take(action))
+        observation, reward, terminated, truncated, infos = self._vector.step(self._actions.take(action))
         reward = np.asarray(reward, np.float32)
-        return self._observations.show(observation), reward, reward, terminated, truncated
+        return self._show(observation, infos), reward, reward, terminated, truncated
+
+    def _show(self, observation: Any, infos: dict[str, Any]) -> np.ndarray:
+        if FAILURE in infos:
+            raise EnvironmentFailure(next(filter(None, infos[FAILURE])))
+        return self._observations.show(observation)
 
     def close(self) -> None:
         self._vector.close()
+
+
+class _Told(gymnasium.Wrapper):
+    """An environment that never raises: what it raised is all that its info ever says. So it is told alike wherever
+    the environment runs, a person's SystemExit too."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        try:
+            observation, _ = self.env.reset(seed=seed, options=options)
+        except BaseException as error:
+            return self.observation_space.sample(), {FAILURE: describe(error)}
+        return observation, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        try:
+            observation, reward, terminated, truncated, _ = self.env.step(action)
+            reward = float(reward)
+        except BaseException as error:
+            return self.observation_space.sample(), 0.0, False, False, {FAILURE: describe(error)}
+        return observation, reward, terminated, truncated, {}
+
+
+@contextlib.contextmanager
+def _contained() -> Iterator[None]:
+    """What a person's module does to the filters of warnings and to NumPy's errors as it is loaded stays its own: else
+    a warning anywhere in Shoal would end a run. One at a time, for the filters are the process's."""
+    with _loading, warnings.catch_warnings(), np.errstate():
+        yield

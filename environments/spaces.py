@@ -87,6 +87,8 @@ def _choices(sizes: np.ndarray, starts: np.ndarray) -> Observations:
 
     def show(batch: Any) -> np.ndarray:
         numbers = np.asarray(batch).reshape(len(batch), -1) - starts
+        if ((numbers < 0) | (numbers >= sizes)).any():
+            raise ValueError("an observation is a number that its space does not have")
         bits = [numbers[:, i, None] == np.arange(size) for i, size in enumerate(sizes)]
         return np.concatenate(bits, axis=1).astype(np.float32)
 
@@ -108,6 +110,8 @@ def _picture(space: spaces.Box) -> Observations | None:
     def show(batch: Any) -> np.ndarray:
         frames = np.asarray(batch)
         if frames.dtype != np.uint8:
+            if not np.isfinite(frames).all():  # of bytes it could not be told any more
+                raise ValueError("a frame holds numbers that are not finite")
             frames = np.clip(np.rint(frames * (255 / high)), 0, 255).astype(np.uint8)
         return frames.reshape(-1, *shape)
 

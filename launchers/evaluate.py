@@ -35,7 +35,7 @@ def evaluate() -> int:
     run = runs.replace(run, eval_episodes=episodes)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
-    from launchers import roles
+    from launchers import roles, terminal
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
 
@@ -51,13 +51,15 @@ def evaluate() -> int:
     params = jax.device_put(parts.agent.policy(state), parts.device)
     key = jax.random.key(seed)
     of_all = run.stacked * episodes
-    played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
+    playing = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
+    played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
     environment.close()  # its games, if it has any, are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(
         f"episodes={len(played.returns)} return_mean={np.mean(played.returns):.4f} "
-        f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps}"
+        f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps} "
+        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}"
     )
     return 0
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from absl import flags, logging
 
+from environments.environment import EnvironmentFailure
 from launchers import configs, settings
 from launchers.settings import Setting, Settings, Sitting, UsageError
 
@@ -164,8 +165,9 @@ def attempt(command: Callable[[], int], argv: list[str]) -> int:
     try:
         parse(argv)
         return command()
-    # What a person can mend: also a server that does not answer, a full disk, a loss that is not finite.
-    except (UsageError, OSError, FloatingPointError) as error:
+    # What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is
+    # not finite.
+    except (UsageError, EnvironmentFailure, OSError, FloatingPointError) as error:
         with contextlib.suppress(OSError):  # nobody may be there to read it
             print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         return 2

@@ -27,7 +27,7 @@ from replay.rows import Batch, Variables
 from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer, Damaged
-from runtime.metrics import Recorder, return_means
+from runtime.metrics import Recorder, return_means, show
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
@@ -476,8 +476,9 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
     learning.close()
 
 
-def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
-    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
+def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any] | None, None, None]:
+    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics, and None
+    now and then while one goes on: LOGDIR/evaluating.csv has how far it is then."""
     run = parts.run
     recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
@@ -486,7 +487,10 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     variables = parts.variables(carrier)
     variables.wait()
     reported = parts.peers.returns(carrier, "evaluator")
-    for metrics, episodes in evaluator.run(
+    of_all, due = run.stacked * run.eval_episodes, Throttle()
+    bounds = {"of": of_all, "most": run.eval_steps(parts.spec)}
+    due()  # an evaluation of less than a second needs no word
+    for said in evaluator.run(
         parts.agent,
         parts.act_greedily,
         lambda version: run.make_environment(
@@ -494,15 +498,24 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
         ),
         variables,
         jax.random.key(run.seed_of("evaluator")),
-        run.stacked * run.eval_episodes,
+        of_all,
         run.eval_period,
         run.max_env_steps,
         evaluator.next_due(done, run.eval_period),
         stopped=stop.is_set,
+        cuts_at=run.cuts_at(parts.spec),
     ):
+        if isinstance(said, evaluator.Progress):
+            if due():
+                show(parts.logdir, "evaluating", said._asdict() | bounds)
+                yield None
+            continue
+        show(parts.logdir, "evaluating", None)
+        metrics, episodes = said
         if reported:
             reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         recorder.write(metrics)
         yield metrics
+    show(parts.logdir, "evaluating", None)  # of one that was stopped
     recorder.close()

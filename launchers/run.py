@@ -85,9 +85,17 @@ class Run(settings.Settings):
             )
 
     def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
-        """The run's environments, so many in one object."""
+        """The run's environments, so many in one object; an `evaluation`'s episodes all end."""
+        max_steps = self.eval_max_steps if evaluation else None
         try:
-            return environments.make(self.env, num_envs, seed, evaluation=evaluation)
+            return environments.make(
+                self.env,
+                num_envs,
+                seed,
+                evaluation=evaluation,
+                max_steps=max_steps,
+                keywords=settings.keywords(self.env_kwargs),
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -97,22 +105,37 @@ class Run(settings.Settings):
         environment.close()
         return environment.spec
 
-    def check_fit(self, servers: int = 0) -> None:
-        """Raises UsageError if there is no such environment, if the agent does not fit it, or if this machine has no
-        room for what `servers` of the run's replay servers hold."""
+    def cuts_at(self, spec: EnvironmentSpec) -> int | None:
+        """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""
+        longest = spec.max_episode_steps
+        return None if longest is not None and longest <= self.eval_max_steps else self.eval_max_steps
+
+    def eval_steps(self, spec: EnvironmentSpec) -> int:
+        """Steps that each environment of an evaluation makes, at most; one is lost between two episodes."""
+        longest = min(filter(None, (spec.max_episode_steps, self.eval_max_steps)))
+        return self.eval_episodes // self.eval_envs * (longest + 1) - 1
+
+    def check_fit(self, servers: int = 0) -> EnvironmentSpec:
+        """What one of the run's environments looks like, as `spec` says it.
+
+        Raises:
+          UsageError: there is no such environment, the agent does not fit it, or this machine has no room for what
+            `servers` of the run's replay servers hold.
+        """
         spec = self.spec()
         agent = self.make_agent(spec)
         if self.travels == "gradients":
             agent = agent._replace(table=agent.table.items.table)  # type: ignore[union-attr]
         table, way = agent.table, channels.way(agent.table)
         if table.kind == "queue":
-            return
+            return spec
         if self.carrier == "local" or self.travels == "gradients":
             self._check_rings(agent, spec)
-            return
+            return spec
         steps = way.counter(table)[1]  # to an item
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
         self._check_room(items * way.item_bytes(agent, spec), f"{items:,} {type(table.items).__name__.lower()}")
+        return spec
 
     def check_hosts(self, num_learners: int) -> None:
         """Raises UsageError if a learner cannot be spread over so many hosts, more than one."""

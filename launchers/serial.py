@@ -34,10 +34,22 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     turns = itertools.cycle([work for role, work in played.items() if role.kind == "actor"])
     (evaluations,) = (work for role, work in played.items() if role.kind == "evaluator")
 
+    failures: list[Exception] = []
+
+    def take_turn(work):
+        """What the work yields; of work that is done, or that fails, "nothing". Whoever fails ends the run as a signal
+        does: the learner saves first."""
+        try:
+            return next(work, "nothing")
+        except Exception as error:
+            failures.append(error)
+            stop.set()
+            return "nothing"
+
     def turn():
         if stop.is_set():
             raise _Stopped
-        next(next(turns), None)
+        take_turn(next(turns))
 
     channel.turn, channel.stopped = turn, stop.is_set
 
@@ -55,8 +67,11 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
             display.refresh()
             if version.env_steps >= min(due, run.max_env_steps):
                 learning.publish()
-                next(evaluations, None)
+                while take_turn(evaluations) is None:
+                    display.refresh()
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for work in played.values():
         work.close()
+    for failure in failures:
+        raise failure

@@ -7,6 +7,7 @@ Nothing here needs JAX: a mistake at the command line is found before a second i
 import dataclasses
 import difflib
 import importlib.util
+import json
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -113,6 +114,7 @@ class Settings:
         "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
         see="#environments",
     )
+    env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
     seed: int = setting(
         0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
     )
@@ -140,6 +142,13 @@ class Settings:
         "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
     )
     eval_episodes: int = setting(PRESET, "episodes of one evaluation", free=True, learnt=False)
+    eval_max_steps: int = setting(
+        27_000,
+        "steps after which an evaluation's episode is cut, if the environment has not ended it",
+        free=True,
+        learnt=False,
+        see="#evaluating",
+    )
     eval_period: int = setting(
         Share("max_env_steps", 20),
         "environment steps from one evaluation to the next",
@@ -270,6 +279,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
         check_value(name, value, DECLARED[name])
     if "eval_episodes" not in given:  # as many of each task
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
+    if given.get("env_kwargs"):  # written alike, however they were spaced and ordered
+        values["env_kwargs"] = json.dumps(keywords(values["env_kwargs"]), sort_keys=True)
     settings = Settings(**complete(values))
     check(settings)
     known = dataclasses.asdict(settings)
@@ -305,10 +316,29 @@ def check(settings: Settings) -> None:
             "--placement=processes needs --carrier=reverb, which joins processes (and Python 3.11); give "
             "--placement=threads"
         )
+    keywords(settings.env_kwargs)
     count = len(settings.tasks)
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:
             raise UsageError(f"--{name}={getattr(settings, name)} must be a multiple of the {count} tasks of --env")
+
+
+def keywords(env_kwargs: str) -> dict[str, Any]:
+    """What --env_kwargs says.
+
+    Raises:
+      UsageError: it is no JSON object.
+    """
+    try:
+        value = json.loads(env_kwargs or "{}")
+    except (ValueError, RecursionError) as error:
+        value = error
+    if not isinstance(value, dict):
+        why = f" ({value})" if isinstance(value, Exception) else ""
+        raise UsageError(
+            f"""--env_kwargs={env_kwargs} is no object of JSON{why}: give, say, --env_kwargs='{{"k": 1}}'"""
+        )
+    return value
 
 
 def check_value(name: str, value: Any, declared: Setting) -> None:

@@ -17,13 +17,22 @@ def train() -> int:
     if run.carrier == "local":
         leave_out_tensorflow()
     ports.check_port(flags.FLAGS.port)
-    run.check_fit(run.num_replay_servers)  # before anything is written
+    spec = run.check_fit(run.num_replay_servers)  # before anything is written
     populations.check(run)
     populations.save(run, logdir)
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     if run.carrier == "reverb":
         print("Reverb listens on every network interface of this machine: README, Keeping strangers out", flush=True)
+    cut = run.cuts_at(spec)
+    if cut is not None:
+        limit = (
+            "no time limit" if spec.max_episode_steps is None else f"a time limit of {spec.max_episode_steps:,} steps"
+        )
+        print(
+            f"{limit} is known for {run.env}: an evaluation's episodes are cut after {cut:,} steps (--eval_max_steps)",
+            flush=True,
+        )
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
     with sittings.hold(logdir, "train"), lines:

@@ -57,6 +57,17 @@ class Recorder:
         self._tensorboard.close()
 
 
+def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> None:
+    """Has LOGDIR/NAME.csv hold one row, of what is so now alone; None: nothing is, and there is no such file."""
+    path = logdir / f"{name}.csv"
+    if row is None:
+        path.unlink(missing_ok=True)
+        return
+    new = path.with_suffix(".new")  # whoever reads sees the one or the other
+    new.write_text(",".join(row) + "\n" + ",".join(str(value) for value in row.values()) + "\n")
+    new.rename(path)
+
+
 def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, float]:
     """`return_mean_NAME` of each of several names, NaN where it has no episode; nothing of a single one.
 

@@ -648,6 +648,34 @@ def test_the_evaluator_plays_greedily_for_raw_rewards(name, done, fakes, tmp_pat
     assert [r.container.name for r in fakes.returns] == (["evaluator"] if name == "stacked" else [])
 
 
+@pytest.mark.parametrize(("cap", "longest"), [(27_000, 100), (100, 100), (40, 40)])
+def test_an_evaluation_says_how_far_it_is(cap, longest, fakes, tmp_path, monkeypatch):
+    """In a file of its own, a second after the first word, until it has ended. The environment's own limit is 100."""
+    run = make("queue", eval_max_steps=cap, eval_episodes=202)  # each environment plays several
+
+    def evaluations(_):
+        for steps in range(1, 5):
+            fakes.clock.now += 0.6
+            yield evaluator.Progress(steps // 2, steps)
+        yield {"env_steps": 80, "learner_steps": 2}, Episodes([], [], [])
+
+    monkeypatch.setattr(fakes.evaluators, "_gives", evaluations)
+    parts, shown = Parts(run, tmp_path), []
+    for said in roles.evaluate(parts, Carrier(), threading.Event()):
+        shown.append((said is None, metrics.latest(tmp_path, "evaluating")))
+    each = 202 // run.eval_envs
+    bounds = {"of": 202.0, "most": each * (longest + 1.0) - 1}
+    assert shown == [
+        (True, {"episodes": 1.0, "steps": 2.0} | bounds),
+        (True, {"episodes": 2.0, "steps": 4.0} | bounds),
+        (False, None),
+    ]
+    (call,) = fakes.evaluators
+    assert call.cuts_at == (40 if cap == 40 else None), "the environment's own limit is none of the evaluation's"
+    call.make_environment(Version(0, 0))
+    assert fakes.environments[-1].max_steps == cap
+
+
 def test_an_evaluator_that_is_done_plays_nothing(fakes, tmp_path):
     FakeRecorder.last = {"env_steps": 1000.0}
     assert list(roles.evaluate(Parts(make("queue"), tmp_path), Carrier(), threading.Event())) == []
@@ -694,7 +722,12 @@ def evaluated(monkeypatch, logdir, run, capsys, *arguments):
     """What evaluator.play was given, and what was printed."""
     runs.save(run, logdir)
     returns = [2.0, 4.0, 12.0]
-    played = Noted(evaluator.play, lambda _: Episodes([0, 1, 2], returns, [1] * 3))
+
+    def play(_):
+        yield evaluator.Progress(1, 1)
+        return Episodes([0, 1, 2], returns, [1, 1, 27_000])
+
+    played = Noted(evaluator.play, play)
     monkeypatch.setattr(evaluator, "play", played)
     monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
     monkeypatch.setattr(runtime.checkpoint, "Checkpointer", FakeCheckpointer)
@@ -725,6 +758,7 @@ def test_evaluate_plays_the_checkpoint(name, episodes, fakes, tmp_path, monkeypa
     assert made.closed == 1 and call.environment.num_envs == made.num_envs
     assert (words["episodes"], words["env_steps"]) == ("3", "456")
     assert (float(words["return_mean"]), float(words["return_std"])) == (6.0, 4.3205)
+    assert words["episodes_cut"] == "0" and made.max_steps == 27_000, "the longest has ended by itself"
     assert ("return_mean_Acrobot-v1" in words) == (name == "two tasks")
     assert ("return_mean_member_2" in words) == (name == "stacked")
 
@@ -1346,8 +1380,10 @@ def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, m
 
     def evaluations(parts, given, stop):
         while True:
+            yield None  # it goes on ...
+            yield None
             order.append(("evaluation", fakes.learners[0].made.version.env_steps, fakes.learners[0].made.published))
-            yield
+            yield {}  # ... to its end, before the learner does
 
     monkeypatch.setattr(roles, "act", act)
     monkeypatch.setattr(roles, "evaluate", evaluations)
