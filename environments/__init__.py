@@ -1,11 +1,24 @@
 """Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
 
+import functools
+from collections.abc import Mapping
+from typing import Any
+
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
 __all__ = ["Environment", "EnvironmentFailure", "Episodes", "make"]
 
 
-def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_threads: int = 0) -> Environment:
+def make(
+    name: str,
+    num_envs: int,
+    seed: int,
+    *,
+    evaluation: bool = False,
+    num_threads: int = 0,
+    max_steps: int | None = None,
+    keywords: Mapping[str, Any] | None = None,
+) -> Environment:
     """`num_envs` environments called `name`.
 
     Args:
@@ -16,30 +29,40 @@ def make(name: str, num_envs: int, seed: int, *, evaluation: bool = False, num_t
       seed: fixes every episode; give each actor its own.
       evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
       num_threads: EnvPool's threads; 0 is one a core.
+      max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
+      keywords: of `gymnasium.make`, or of EnvPool's task; of several tasks, of each.
 
     Raises:
       ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
         EnvironmentFailure), in one line.
     """
-    environment = _make(name, num_envs, seed, evaluation, num_threads)
+    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps, keywords or {})
     environment.name = name
     return environment
 
 
-def _make(name: str, num_envs: int, seed: int, evaluation: bool, num_threads: int) -> Environment:
+def _make(
+    name: str,
+    num_envs: int,
+    seed: int,
+    evaluation: bool,
+    num_threads: int,
+    max_steps: int | None,
+    keywords: Mapping[str, Any],
+) -> Environment:
+    make_inner = functools.partial(
+        _make, evaluation=evaluation, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+    )
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
         from environments import tasks
 
-        def make_task(task: str, count: int, task_seed: int) -> Environment:
-            return _make(task, count, task_seed, evaluation, num_threads)
-
-        return tasks.Tasks(tasks.names(name), num_envs, seed, make_task)
+        return tasks.Tasks(tasks.names(name), num_envs, seed, make_inner)
     if name.startswith("binned:"):
         from environments import binned
 
         num_bins, inner = binned.parse(name)
-        environment = _make(inner, num_envs, seed, evaluation, num_threads)
+        environment = make_inner(inner, num_envs, seed)
         try:
             return binned.Binned(environment, num_bins)
         except ValueError:
@@ -48,7 +71,8 @@ def _make(name: str, num_envs: int, seed: int, evaluation: bool, num_threads: in
     if name.startswith("gymnasium:"):
         from environments.gymnasium import GymnasiumEnvironment
 
-        return GymnasiumEnvironment(name.removeprefix("gymnasium:"), num_envs, seed)
+        inner = name.removeprefix("gymnasium:")
+        return GymnasiumEnvironment(inner, num_envs, seed, max_steps=max_steps, keywords=keywords)
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
 
@@ -58,9 +82,19 @@ def _make(name: str, num_envs: int, seed: int, evaluation: bool, num_threads: in
     if name == "MaskedCartPole-v1":
         from environments.masked import PositionsOnly
 
-        return PositionsOnly(envpool.EnvPoolEnvironment("CartPole-v1", num_envs, seed, num_threads=num_threads))
+        return PositionsOnly(make_inner("CartPole-v1", num_envs, seed))
     if envpool.is_vizdoom(name):
         from environments import vizdoom
 
-        return vizdoom.VizdoomEnvironment(name, num_envs, seed, num_threads=num_threads)
-    return envpool.EnvPoolEnvironment(name, num_envs, seed, clip_rewards=not evaluation, num_threads=num_threads)
+        return vizdoom.VizdoomEnvironment(
+            name, num_envs, seed, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+        )
+    return envpool.EnvPoolEnvironment(
+        name,
+        num_envs,
+        seed,
+        clip_rewards=not evaluation,
+        num_threads=num_threads,
+        max_steps=max_steps,
+        keywords=keywords,
+    )

@@ -126,8 +126,9 @@ class Environment(abc.ABC):
             )
         # A sum of squares is finite only if all are, and takes half the time of looking at each.
         squares = float(reward.dot(reward))
-        if observation.dtype != np.uint8:
-            squares += float(np.vdot(observation, observation))
+        if observation.dtype.kind == "f":
+            numbers = observation.ravel()
+            squares += float(numbers.dot(numbers))
         if not math.isfinite(squares):
             _check_finite("observation", observation)
             _check_finite("reward", reward)

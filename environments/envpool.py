@@ -4,6 +4,7 @@ import difflib
 import functools
 import os
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import envpool
@@ -18,18 +19,37 @@ from environments.environment import Environment, making
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
 
 # The standard Atari protocol (Mnih et al. 2015) with two stated choices: the minimal action set, and no sticky
-# actions (no-op starts are the source of randomness). Frames come one by one: agents stack them, so that a stored
-# step holds one. Episodes end at game over, not at a lost life.
+# actions (no-op starts are the source of randomness). Nobody presses fire for the agent, as EnvPool by itself would.
+# Frames come one by one: agents stack them, so that a stored step holds one. Episodes end at game over, not at a lost
+# life.
 ATARI = {
     "img_height": 84,
     "img_width": 84,
     "gray_scale": True,
     "frame_skip": 4,
     "noop_max": 30,
+    "use_fire_reset": False,
     "stack_num": 1,
     "episodic_life": False,
     "full_action_space": False,
     "repeat_action_probability": 0.0,
+}
+# EnvPool's settings that are no person's to give: they follow from the run, or agents count on them.
+OURS = {
+    "gray_scale",
+    "base_path",
+    "batch_size",
+    "env_seed",
+    "gym_reset_return_info",
+    "max_num_players",
+    "num_envs",
+    "num_threads",
+    "reward_clip",
+    "seed",
+    "stack_num",
+    "task",
+    "task_name",
+    "thread_affinity_offset",
 }
 UNLIMITED = 2**31 - 1  # EnvPool's max_episode_steps where it has none
 
@@ -72,19 +92,30 @@ class EnvPoolEnvironment(Environment):
         *,
         clip_rewards: bool = False,
         num_threads: int = 0,
+        max_steps: int | None = None,
         options: dict[str, Any] | None = None,
+        keywords: Mapping[str, Any] | None = None,
     ):
-        """`options` are EnvPool's, of the task; with a `stack_num` of 1 among them, observations are single frames."""
+        """`options` are EnvPool's, of the task, with a person's `keywords` instead of some; with a `stack_num` of 1
+        among them, observations are single frames.
+
+        Raises:
+          ValueError: a keyword that the task does not have, or that is decided here.
+        """
         self.num_envs = num_envs
         atari = is_atari(name)
         options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
+        options = options | _checked(name, keywords or {})
+        if max_steps is not None:
+            own = options.get("max_episode_steps", default_config(name)["max_episode_steps"])
+            options["max_episode_steps"] = min(own, max_steps)
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
         with making(name):
             self._pool: Any = envpool.make(
                 name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
             )
         observation_space, action_space = self._pool.observation_space, self._pool.action_space
-        self._raw_reward = "info:reward" if atari else "reward"
+        self._raw_reward, self._terminated = ("info:reward", "info:terminated") if atari else ("reward", "")
         self._squeeze = options.get("stack_num") == 1
         of_grid = functools.partial(minigrid.observations, name) if name.startswith("MiniGrid-") else None
         shown, chosen = (of_grid or spaces.observations)(observation_space), self._actions(action_space)
@@ -117,15 +148,31 @@ class EnvPoolEnvironment(Environment):
         action = np.array(action, self._action_dtype, order="C")  # a copy: JAX's arrays are read-only
         self._pool._send([self._indices, self._indices, action])  # environment, its player, action
         observation, state = self._receive()
-        truncated = state["trunc"]
+        done, truncated = state["done"], state["trunc"]
+        terminated = done & ~truncated
+        if self._terminated:  # at the time limit too, which the other tasks do not tell
+            terminated |= done & (state[self._terminated] != 0)
         reward = state["reward"].astype(np.float32, copy=False)
-        return observation, reward, state[self._raw_reward], state["done"] & ~truncated, truncated, state
+        return observation, reward, state[self._raw_reward], terminated, truncated, state
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
         return self._exchange(self._take(action))[:-1]
 
     def close(self) -> None:
         self._pool = None  # its own close leaves threads, and ViZDoom's games, to its destructor
+
+
+def _checked(name: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """`keywords`; raises ValueError if a task does not take one, or not of such a type."""
+    defaults = default_config(name)
+    for key, value in keywords.items():
+        if key not in defaults or key in OURS:
+            taken = ", ".join(sorted(defaults.keys() - OURS))
+            raise ValueError(f"--env_kwargs cannot say {key!r} of EnvPool's {name}, but {taken}")
+        kind, default = type(value), defaults[key]
+        if kind is not type(default) and (kind, type(default)) != (int, float):
+            raise ValueError(f"--env_kwargs: {key!r} of EnvPool's {name} is as {default!r} is, not {value!r}")
+    return dict(keywords)
 
 
 def _parts(space: gymnasium.Space, state: dict[str, np.ndarray], name: str) -> Any:

@@ -1,9 +1,10 @@
 """Any Gymnasium environment, batched by gymnasium.vector."""
 
 import contextlib
+import functools
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from environments import spaces
 from environments.environment import Environment, EnvironmentFailure, describe, making
 
 FAILURE = "shoal_failure"  # in an environment's info: what it raised
+OURS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # make_vec's own
 _loading = threading.Lock()
 
 
@@ -23,20 +25,41 @@ class GymnasiumEnvironment(Environment):
     Vectorised in this process, with Gymnasium's next-step autoreset, which is the contract of Environment.
     """
 
-    def __init__(self, name: str, num_envs: int, seed: int):
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        seed: int,
+        *,
+        max_steps: int | None = None,
+        keywords: Mapping[str, Any] | None = None,
+    ):
+        """`keywords` are those of gymnasium.make.
+
+        Raises:
+          ValueError: a space that nothing can be made of, or a keyword that is decided here.
+          EnvironmentFailure: the environment cannot be made.
+        """
         self.num_envs = num_envs
+        keywords = dict(keywords or {})
+        for key in OURS & keywords.keys():
+            raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
+        limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
         with making(f"gymnasium:{name}"), _contained():
             self._vector = gymnasium.make_vec(
                 name,
                 num_envs=num_envs,
                 vectorization_mode="sync",
                 vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP},
-                wrappers=[_Told],
+                wrappers=[*limit, _Told],
+                **keywords,
             )
         self._seed = seed
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
-        longest = self._vector.spec.max_episode_steps if self._vector.spec else None
+        own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
+        own = None if own == -1 else own  # gymnasium.make's word for no limit
+        longest = min(filter(None, (own, max_steps)), default=None)
         self.spec = EnvironmentSpec(self._observations.shape, self._observations.dtype, self._actions.spec, longest)
 
     def _reset(self) -> np.ndarray:

@@ -13,7 +13,7 @@ the episode ended must be told from that. Deathmatch's script pays for nothing: 
 import pathlib
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -146,7 +146,16 @@ class VizdoomEnvironment(EnvPoolEnvironment):
     truncated at the task's timeout, or after 525 steps where it has none.
     """
 
-    def __init__(self, name: str, num_envs: int, seed: int, *, num_threads: int = 0):
+    def __init__(
+        self,
+        name: str,
+        num_envs: int,
+        seed: int,
+        *,
+        num_threads: int = 0,
+        max_steps: int | None = None,
+        keywords: Mapping[str, Any] | None = None,
+    ):
         """Raises ValueError if the rewards of the task called `name` are not known."""
         if name not in SCENARIOS:
             raise ValueError(f"the rewards of {name} are not known here; of ViZDoom there are {', '.join(SCENARIOS)}")
@@ -177,7 +186,15 @@ class VizdoomEnvironment(EnvPoolEnvironment):
         with tempfile.TemporaryDirectory() as folder:  # read by the time that the pool is made
             options["cfg_path"] = f"{folder}/task.cfg"
             pathlib.Path(options["cfg_path"]).write_text(settings)
-            super().__init__(name, num_envs, seed, num_threads=num_threads, options=options)
+            super().__init__(
+                name,
+                num_envs,
+                seed,
+                num_threads=num_threads,
+                max_steps=max_steps,
+                options=options,
+                keywords=keywords,
+            )
 
     def _actions(self, space: Any) -> spaces.Actions:
         del space  # numbers for the buttons, without bounds

@@ -32,7 +32,7 @@ def evaluate() -> int:
     run = runs.replace(run, eval_episodes=episodes)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
-    from launchers import roles
+    from launchers import roles, terminal
     from runtime import evaluator
     from runtime.checkpoint import Checkpointer
 
@@ -43,17 +43,20 @@ def evaluate() -> int:
             f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end"
         )
     state, version = restored
-    environment = run.make_environment("evaluate", 0, run.stacked * run.eval_envs, evaluation=True)
+    seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
+    environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)
-    key = jax.random.key(run.seed_of("evaluate"))
+    key = jax.random.key(seed)
     of_all = run.stacked * episodes
-    played = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
+    playing = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
+    played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
     environment.close()  # its games, if it has any, are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(
         f"episodes={len(played.returns)} return_mean={np.mean(played.returns):.4f} "
-        f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps}"
+        f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps} "
+        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}"
     )
     return 0
 

@@ -5,6 +5,7 @@ What can be known to be wrong from the command line alone is found before JAX is
 """
 
 import ast
+import contextlib
 import io
 import os
 import pathlib
@@ -202,10 +203,12 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
     # What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is
     # not finite.
     except (UsageError, EnvironmentFailure, OSError, FloatingPointError) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody may be there to read it
+            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
         return 2
     except Exception:
-        traceback.print_exc()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
         return 1
 
 
@@ -218,8 +221,9 @@ def main(command: Callable[..., int]) -> NoReturn:
         print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}")
         sys.exit(0)
     code = attempt(command, sys.argv)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
     # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.
     os._exit(code)
 

@@ -11,6 +11,8 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import pathlib
+import re
+import shutil
 import signal
 import sys
 import threading
@@ -29,11 +31,13 @@ MAX_RESTARTS = 10  # of one process; then the run ends
 HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
 PAUSE_SECONDS = 0.5, 30.0  # before a process starts again: the shortest, the longest
 GRACE_SECONDS = 90.0  # for a child to end once asked; then it is killed
+NO_ROOM = 1 << 20  # bytes free on a disk that was full when something was to be written
 FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from which it was forked
 
 # What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
 # devices: a fork would lose the ones and share the others.
 PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
+WARNING = re.compile(r"WARNING:absl:(.*)")  # a line of a role's log by which it warns of something
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -45,6 +49,7 @@ class RoleProcess:
         self.name, self._arguments, self._say = name, arguments, say
         self.log = logdir / "logs" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
+        self._told = self.log.stat().st_size if self.log.exists() else 0  # how much of it was looked through
         self._process: multiprocessing.process.BaseProcess | None = None
         self._restarts, self._start_at, self._deadline = 0, 0.0, 0.0
 
@@ -63,6 +68,8 @@ class RoleProcess:
     def ended(self) -> bool:
         """Starts the process, at first and whenever it died, after a pause that doubles from the third death on.
 
+        With exit code 0 a role says that its work is done; one that was sent a signal says so by another.
+
         Raises:
           UsageError: it ended with exit code 2 (a person must mend something) or died too often.
         """
@@ -71,9 +78,23 @@ class RoleProcess:
                 self._start()
             return False
         code = self._exit_code()
+        self._tell_warnings()
         if code:
             self._bury(code)
         return code == 0
+
+    def _tell_warnings(self) -> None:
+        """Says what the role has warned of since the last look: nobody reads its log while all goes well."""
+        with contextlib.suppress(OSError):
+            if self.log.stat().st_size > self._told:
+                with open(self.log, "rb") as file:
+                    file.seek(self._told)
+                    for line in file:
+                        if not line.endswith(b"\n"):
+                            break
+                        self._told += len(line)
+                        if found := WARNING.match(line.decode(errors="replace").rstrip()):
+                            self._say(f"{self.name}: {found[1]}")
 
     def _bury(self, code: int) -> None:
         if code == 2:
@@ -87,12 +108,17 @@ class RoleProcess:
         pause = min(longest, shortest * 2 ** max(0, self._restarts - 1))
         self._restarts += 1
         self._process, self._start_at = None, now + pause
-        reason = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        self._say(f"{self.name} {reason}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
+        self._say(f"{self.name} {_how(code)}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
 
     def _last_line(self) -> str:
-        lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        try:
+            text = self.log.read_text(errors="replace")
+        except OSError as error:
+            return f"{self.log} cannot be read ({error.strerror}): was the logdir removed?"
+        lines = [line for line in text.splitlines() if line.strip()]
         errors = [line for line in lines if line.startswith("error: ")]
+        if not errors and shutil.disk_usage(self.log.parent).free < NO_ROOM:
+            return f"no space is left for {self.log}: make room, then give the same command again"
         return (errors or lines or ["no words"])[-1]
 
     def ask(self) -> None:
@@ -110,6 +136,14 @@ class RoleProcess:
         if self._process and self._process.pid and self._exit_code() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
+
+
+def _how(code: int) -> str:
+    """In words, how a process ended with an exit code, as `RoleProcess` has them."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    signals = {128 + number: number.name for number in signal.Signals}
+    return f"was ended by {signals[code]}" if code in signals else f"ended with exit code {code}"
 
 
 def _play(arguments: list[str], log: pathlib.Path) -> None:

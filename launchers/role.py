@@ -20,8 +20,10 @@ from launchers.settings import MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
     from launchers.program import Role
+    from launchers.run import Run
     from replay.reverb_carrier import ReverbCarrier
 
+SLACK_STEPS = 1_000_000  # by which a run's last batch may lead beyond its end
 KINDS = ("replay", "learner", "evaluator", "actor")  # program.KINDS, which brings JAX
 
 
@@ -100,13 +102,13 @@ def role() -> int:
         works = {process: functools.partial(roles.serving, members, logdir, process.task, values.port)}
     else:
         parts = roles.Parts(run, logdir, process.member)
-        carrier = _carrier(values.replay.split(","), values.connect_seconds)
+        carrier = _carrier(run, values.replay.split(","), values.connect_seconds)
         works = {role: functools.partial(roles.play, role, parts, carrier) for role in processes[process]}
     # The main thread is never inside Reverb, so that a signal is always heard.
     threads.play(works, stop, lambda: None)
     if process.kind == "learner" and values.num_learners > 1 and not stop.is_set():
         jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
-    return 0
+    return stop.exit_code  # 0 is for work that is done
 
 
 def _check_addresses(flag: str, addresses: Sequence[str]) -> None:
@@ -130,12 +132,13 @@ def _missing(process: Role, processes: Sequence[Role]) -> str:
     return f"--task={process.task}: the run has {tasks} processes with --role={process.kind}, numbered from 0"
 
 
-def _carrier(addresses: Sequence[str], seconds: float) -> ReverbCarrier:
+def _carrier(run: Run, addresses: Sequence[str], seconds: float) -> ReverbCarrier:
     """Connected to the replay servers, within so many seconds."""
     from replay.client import connect
     from replay.reverb_carrier import ReverbCarrier
 
-    return ReverbCarrier([connect(address, seconds) for address in addresses])
+    clients = [connect(address, seconds) for address in addresses]
+    return ReverbCarrier(clients, max_env_steps=run.max_rows + SLACK_STEPS)
 
 
 def run() -> None:

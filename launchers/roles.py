@@ -6,6 +6,7 @@ import functools
 import pathlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from absl import logging
 from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
+from launchers import ports, sittings
 from launchers.program import Role
 from launchers.run import Run, UsageError
 from replay import channels, local, structures
@@ -24,8 +26,8 @@ from replay.local_carrier import LocalCarrier
 from replay.rows import Batch, Variables
 from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
-from runtime.checkpoint import Checkpointer
-from runtime.metrics import Recorder, return_means
+from runtime.checkpoint import Checkpointer, Damaged
+from runtime.metrics import Recorder, return_means, show
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
@@ -124,13 +126,13 @@ class Parts:
         except ValueError as error:
             raise UsageError(str(error)) from error
 
-    def experience(self, task: int) -> local.Experience:
-        """What worker `task` keeps to itself."""
+    def experience(self, task: int, sitting: int) -> local.Experience:
+        """What worker `task` keeps to itself, in one of its sittings."""
         run, own = self.run, self.own.table
         if own.kind == "queue":
             return local.LocalBlocks(self.own_items)
         mesh = devices.make_mesh(run.mapper, [self.device])
-        batch, seed = self.table.items.batch_size, run.seed_of("replay", task)  # type: ignore[union-attr]
+        batch, seed = self.table.items.batch_size, run.seed_of("replay", task, sitting)  # type: ignore[union-attr]
         return local.LocalReplay(
             mesh, self.own, self.own_items, batch, self.num_envs, run.max_rows, run.num_actors, seed
         )
@@ -154,10 +156,11 @@ def serve(members: Collection[Parts], logdir: pathlib.Path, task: int = 0, port:
     """Starts the replay server `task` of a run, with what it held when it was last saved.
 
     Raises:
-      UsageError: what was saved is another run's.
+      UsageError: what was saved is another run's, or the port is taken.
     """
     from replay import server  # only where Reverb carries: it brings TensorFlow
 
+    ports.hold_port(port)
     tables = [table for parts in members for table in parts.build_tables()]
     replays = any(parts.replays for parts in members)
     try:
@@ -191,9 +194,11 @@ def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
 
 def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, None]:
     """What a role does, other than serving a replay."""
-    if role.kind == "actor":
-        return act(parts, carrier, role.task, stop)
-    return (learn if role.kind == "learner" else evaluate)(parts, carrier, stop)
+    with sittings.hold(parts.logdir, f"{role.kind}_{role.task}") as sitting:
+        if role.kind == "actor":
+            yield from act(parts, carrier, role.task, sitting, stop)
+        else:
+            yield from (learn if role.kind == "learner" else evaluate)(parts, carrier, stop)
 
 
 class Throttle:
@@ -210,19 +215,22 @@ class Throttle:
         return True
 
 
-def act(parts: Parts, carrier: Any, task: int, stop: threading.Event) -> Generator[None, None, None]:
-    """One actor, until `stop`; yields each time it pulls. A worker, which writes gradients, where those travel."""
+def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Event) -> Generator[None, None, None]:
+    """One actor, until `stop`; yields each time it pulls. A worker, which writes gradients, where those travel.
+
+    What is random comes from the run's seed, the task and the sitting: how many processes were this actor before.
+    """
     run = parts.run
-    environment = run.make_environment("actor", task, parts.num_envs)
+    environment = run.make_environment(run.seed_of("actor", task, sitting), parts.num_envs)
     variables = parts.variables(carrier)
     variables.wait()
     places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
     ranks = places / max(1, run.num_actors * parts.num_envs - 1)
-    key = jax.random.key(run.seed_of("actor", task))
+    key = jax.random.key(run.seed_of("actor", task, sitting))
     writer = parts.channel(carrier).writer(task, parts.priority, stop.is_set)
     rest = (writer, key, parts.device, stop.is_set, ranks)
     if parts.gradients:
-        experience = parts.experience(task)
+        experience = parts.experience(task, sitting)
         turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
         turns = actor.run(parts.agent, parts.act, environment, variables, *rest)
@@ -272,9 +280,10 @@ class Learning:
         self._first_host = jax.process_index() == 0
         if not self._first_host:
             publish = _keep
-        self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent)
+        self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent, owner=self._first_host)
         state, version = self._checkpointer.restore() or (parts.init(), Version(0, 0))
         self._channel, self._replay = channel, replay
+        warn_of_lost(self._checkpointer.counts.get("replay", 0), channel)
         prioritized = parts.table.kind == "prioritized" and channel.source is None
         self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
         self._learner = learner.Learner(
@@ -291,7 +300,7 @@ class Learning:
             channel.source,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
-        key = jax.random.key(parts.run.seed_of("exchange"))
+        key = jax.random.key(parts.run.seed_of("exchange", version.learner_steps))
         self._exchange = parts.peers.exchange(carrier, parts.agent, key, version.env_steps)
         if self._exchange:
             self._exchange.start(self._learner)
@@ -362,7 +371,7 @@ class Learning:
     def _save(self, feedback: Feedback) -> None:
         self._read_metrics(feedback)  # raises rather than save what is not finite
         if self._first_host:
-            self._checkpointer.save(self._learner.host_state(), self.version)
+            self._checkpointer.save(self._learner.host_state(), self.version, {"replay": self._channel.count()})
             if self._replay is None:
                 self._channel.save()
             else:
@@ -401,6 +410,13 @@ def check_shares(agent: Agent, devices: int) -> None:
         )
 
 
+def warn_of_lost(saved: int, channel: Any) -> None:
+    """Says so if a replay has fewer items than the `saved` ones that it had when the learner's checkpoint was made."""
+    there = channel.count()
+    if there < saved:
+        logging.warning("the replay has %d of the %d items that were saved: it fills anew", there, saved)
+
+
 def _keep(version: Version, params: Any) -> None:
     """Publishes nothing."""
 
@@ -410,8 +426,12 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
     None."""
     if parts.run.carrier != "local" or not parts.replays:
         return parts.channel(carrier), None
-    checkpointer = Checkpointer(parts.logdir / "replay", None, keep=1)
-    restored = checkpointer.restore()
+    checkpointer = Checkpointer(parts.logdir / "replay", None, keep=1, owner=True)
+    try:
+        restored = checkpointer.restore()
+    except Damaged:  # which was said; a learner can do without
+        checkpointer.set_aside()
+        restored = None
     return parts.channel(carrier, restored and restored[0]), checkpointer
 
 
@@ -432,17 +452,33 @@ def open_learning(
 
 def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, None]:
     """The learner, until `max_env_steps` or `stop`; where samples and parameters pass through the host, with threads of
-    its own for them."""
-    learning, batches, publisher = open_learning(parts, carrier, stop.is_set)
-    yield from learning.run(batches)
+    its own for them.
+
+    Raises:
+      UsageError: it broke before its first update, as it would again each time that it was started.
+    """
+    begun = False
+    try:
+        learning, batches, publisher = open_learning(parts, carrier, stop.is_set)
+        for version in learning.run(batches):
+            begun = True
+            yield version
+    except (UsageError, OSError, FloatingPointError):
+        raise
+    except Exception as error:
+        if begun:
+            raise
+        traceback.print_exc()  # for the role's log
+        raise UsageError(f"the learner cannot begin: {type(error).__name__}: {error}") from error
     learning.publish()  # the evaluator waits for the last ones
     if publisher:
         publisher.close()
     learning.close()
 
 
-def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any], None, None]:
-    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics."""
+def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any] | None, None, None]:
+    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics, and None
+    now and then while one goes on: LOGDIR/evaluating.csv has how far it is then."""
     run = parts.run
     recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
@@ -451,21 +487,35 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     variables = parts.variables(carrier)
     variables.wait()
     reported = parts.peers.returns(carrier, "evaluator")
-    for metrics, episodes in evaluator.run(
+    of_all, due = run.stacked * run.eval_episodes, Throttle()
+    bounds = {"of": of_all, "most": run.eval_steps(parts.spec)}
+    due()  # an evaluation of less than a second needs no word
+    for said in evaluator.run(
         parts.agent,
         parts.act_greedily,
-        lambda n: run.make_environment("evaluator", n, run.stacked * run.eval_envs, evaluation=True),
+        lambda version: run.make_environment(
+            run.seed_of("evaluator", version.learner_steps), run.stacked * run.eval_envs, evaluation=True
+        ),
         variables,
         jax.random.key(run.seed_of("evaluator")),
-        run.stacked * run.eval_episodes,
+        of_all,
         run.eval_period,
         run.max_env_steps,
         evaluator.next_due(done, run.eval_period),
         stopped=stop.is_set,
+        cuts_at=run.cuts_at(parts.spec),
     ):
+        if isinstance(said, evaluator.Progress):
+            if due():
+                show(parts.logdir, "evaluating", said._asdict() | bounds)
+                yield None
+            continue
+        show(parts.logdir, "evaluating", None)
+        metrics, episodes = said
         if reported:
             reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         recorder.write(metrics)
         yield metrics
+    show(parts.logdir, "evaluating", None)  # of one that was stopped
     recorder.close()

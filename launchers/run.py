@@ -84,22 +84,44 @@ class Run(settings.Settings):
                 "writes to one server, and the learner would wait for those without"
             )
 
-    def make_environment(self, role: str, task: int, num_envs: int, *, evaluation: bool = False) -> Any:
-        """Environments with seeds of their own for each role and task."""
+    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
+        """The run's environments, so many in one object; an `evaluation`'s episodes all end."""
+        max_steps = self.eval_max_steps if evaluation else None
         try:
-            return environments.make(self.env, num_envs, self.seed_of(role, task), evaluation=evaluation)
+            return environments.make(
+                self.env,
+                num_envs,
+                seed,
+                evaluation=evaluation,
+                max_steps=max_steps,
+                keywords=settings.keywords(self.env_kwargs),
+            )
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment("spec", 0, len(self.tasks))
+        environment = self.make_environment(self.seed_of("spec"), len(self.tasks))
         environment.close()
         return environment.spec
 
-    def check_fit(self, servers: int = 0) -> None:
-        """Raises UsageError if there is no such environment, if the agent does not fit it, or if this machine has no
-        room for what `servers` of the run's replay servers hold."""
+    def cuts_at(self, spec: EnvironmentSpec) -> int | None:
+        """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""
+        longest = spec.max_episode_steps
+        return None if longest is not None and longest <= self.eval_max_steps else self.eval_max_steps
+
+    def eval_steps(self, spec: EnvironmentSpec) -> int:
+        """Steps that each environment of an evaluation makes, at most; one is lost between two episodes."""
+        longest = min(filter(None, (spec.max_episode_steps, self.eval_max_steps)))
+        return self.eval_episodes // self.eval_envs * (longest + 1) - 1
+
+    def check_fit(self, servers: int = 0) -> EnvironmentSpec:
+        """What one of the run's environments looks like, as `spec` says it.
+
+        Raises:
+          UsageError: there is no such environment, the agent does not fit it, or this machine has no room for what
+            `servers` of the run's replay servers hold.
+        """
         spec = self.spec()
         agent = self.make_agent(spec)
         if self.travels == "gradients":
@@ -107,10 +129,10 @@ class Run(settings.Settings):
         table, way = agent.table, channels.way(agent.table)
         self._check_sizes(agent, spec)
         if table.kind == "queue":
-            return
+            return spec
         if self.carrier == "local" or self.travels == "gradients":
             self._check_rings(agent, spec)
-            return
+            return spec
         steps = way.counter(table)[1]  # to an item
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
         self._check_room(
@@ -118,6 +140,7 @@ class Run(settings.Settings):
             f"a replay of {items:,} {type(table.items).__name__.lower()}",
             "--config.replay_size",
         )
+        return spec
 
     def check_hosts(self, num_learners: int) -> None:
         """Raises UsageError if a learner cannot be spread over so many hosts, more than one."""
@@ -171,9 +194,10 @@ class Run(settings.Settings):
         """Rows that a run can write, at most: an episode of one step is two."""
         return 2 * self.max_env_steps
 
-    def seed_of(self, role: str, task: int = 0) -> int:
-        """A seed for one role's task, a non-negative int32 unlike any other's."""
-        entropy = [self.seed, *role.encode(), task]
+    def seed_of(self, role: str, task: int = 0, sitting: int = 0) -> int:
+        """A seed, a non-negative int32 unlike any other's: for one role's task, and for each time that a process takes
+        it up. Of an evaluation the task is the learner's steps."""
+        entropy = [self.seed, *role.encode(), task, *([sitting] if sitting else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     @property

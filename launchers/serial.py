@@ -37,12 +37,14 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     failures: list[Exception] = []
 
     def take_turn(work):
-        """Whoever fails ends the run as a signal does: the learner saves first."""
+        """What the work yields; of work that is done, or that fails, "nothing". Whoever fails ends the run as a signal
+        does: the learner saves first."""
         try:
-            next(work, None)
+            return next(work, "nothing")
         except Exception as error:
             failures.append(error)
             stop.set()
+            return "nothing"
 
     def turn():
         if stop.is_set():
@@ -65,7 +67,8 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
             display.refresh()
             if version.env_steps >= min(due, run.max_env_steps):
                 learning.publish()
-                take_turn(evaluations)
+                while take_turn(evaluations) is None:
+                    display.refresh()
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for work in played.values():

@@ -116,6 +116,7 @@ class Settings:
         "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
         see="#environments",
     )
+    env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
     seed: int = setting(
         0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
     )
@@ -143,6 +144,13 @@ class Settings:
         "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
     )
     eval_episodes: int = setting(PRESET, "episodes of one evaluation", free=True, learnt=False)
+    eval_max_steps: int = setting(
+        27_000,
+        "steps after which an evaluation's episode is cut, if the environment has not ended it",
+        free=True,
+        learnt=False,
+        see="#evaluating",
+    )
     eval_period: int = setting(
         Share("max_env_steps", 20),
         "environment steps from one evaluation to the next",
@@ -273,6 +281,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
         check_value(name, value, DECLARED[name])
     if "eval_episodes" not in given:  # as many of each task
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
+    if given.get("env_kwargs"):  # written alike, however they were spaced and ordered
+        values["env_kwargs"] = json.dumps(keywords(values["env_kwargs"]), sort_keys=True)
     settings = Settings(**complete(values))
     check(settings)
     known = dataclasses.asdict(settings)
@@ -341,6 +351,7 @@ def check(settings: Settings) -> None:
             f"--num_actors={settings.num_actors} and --envs_per_actor={settings.envs_per_actor} are {environments:,} "
             f"environments{' in all members' if settings.population else ''}, of {MANY:,} at most"
         )
+    keywords(settings.env_kwargs)
     count = len(settings.tasks)
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:
@@ -352,6 +363,24 @@ def check_port(port: int, settings: Settings) -> None:
     last = port + settings.num_replay_servers - 1
     if settings.carrier == "reverb" and last > LAST_PORT:
         raise UsageError(f"--port={port} of {settings.num_replay_servers} servers: {last} is beyond {LAST_PORT}")
+
+
+def keywords(env_kwargs: str) -> dict[str, Any]:
+    """What --env_kwargs says.
+
+    Raises:
+      UsageError: it is no JSON object.
+    """
+    try:
+        value = json.loads(env_kwargs or "{}")
+    except (ValueError, RecursionError) as error:
+        value = error
+    if not isinstance(value, dict):
+        why = f" ({value})" if isinstance(value, Exception) else ""
+        raise UsageError(
+            f"""--env_kwargs={env_kwargs} is no object of JSON{why}: give, say, --env_kwargs='{{"k": 1}}'"""
+        )
+    return value
 
 
 def check_value(name: str, value: Any, declared: Setting) -> None:

@@ -5,7 +5,8 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import rich.console
 import rich.live
@@ -47,6 +48,8 @@ class Display:
     def __init__(self, run: Run, logdir: pathlib.Path):
         self._run, self._logdirs = run, logdirs(run, logdir)
         self._console = rich.console.Console(soft_wrap=True, highlight=False)
+        for logdir in self._logdirs:
+            metrics.show(logdir, "evaluating", None)  # of an earlier sitting, if that was killed
         self._evaluations = [len(metrics.read(logdir / "evaluator.csv")) for logdir in self._logdirs]
         self._next_plain = time.monotonic() + PLAIN_SECONDS
         self._live = rich.live.Live(console=self._console, auto_refresh=False, transient=True)
@@ -58,16 +61,22 @@ class Display:
 
     def __exit__(self, *_) -> None:
         self.refresh()
-        self._live.stop()
+        with contextlib.suppress(OSError):
+            self._live.stop()
 
     def refresh(self) -> None:
+        """Shows what is new. A run outlives its terminal, and a full disk under its output."""
+        with contextlib.suppress(OSError):
+            self._refresh()
+
+    def _refresh(self) -> None:
         for index, logdir in enumerate(self._logdirs):
             who = f"{logdir.name}: " if len(self._logdirs) > 1 else ""
             for row in metrics.read(logdir / "evaluator.csv")[self._evaluations[index] :]:
                 self._evaluations[index] += 1
                 self._console.print(
                     f"{who}evaluation at {row['env_steps']:,.0f} env steps: return {row['return_mean']:.2f} "
-                    f"± {row['return_std']:.2f} over {row['episodes']:.0f} episodes"
+                    f"± {row['return_std']:.2f} over {row['episodes']:.0f} episodes" + _cut(row)
                 )
         if self._console.is_terminal:
             self._live.update(self._line(), refresh=True)
@@ -104,10 +113,36 @@ class Display:
             played = [row for row in actors if row["episodes"]]
             if played:
                 parts.append(f"return {_mean(played, 'return_mean'):.1f}")
+        parts += [evaluating(**row) for row in self._newest("evaluating")[:1]]
         return " · ".join(parts)
 
     def say(self, text: str) -> None:
-        self._console.print(text)
+        with contextlib.suppress(OSError):
+            self._console.print(text)
+
+
+def evaluating(episodes: float, steps: float, of: float, most: float) -> str:
+    """How far an evaluation is, in words: `episodes` of so many have ended, in `steps` of each environment, of which
+    there are `most`."""
+    return f"evaluating: {episodes:.0f} of {of:.0f} episodes, {steps:,.0f} of at most {most:,.0f} steps"
+
+
+def watch(playing: Generator[Any, None, Any], of: int, most: int) -> Any:
+    """The episodes that evaluator.play returns; a line on stderr says now and then how far it is."""
+    due = time.monotonic() + PLAIN_SECONDS
+    while True:
+        try:
+            progress = next(playing)
+        except StopIteration as end:
+            return end.value
+        if time.monotonic() > due:
+            due = time.monotonic() + PLAIN_SECONDS
+            print(evaluating(progress.episodes, progress.steps, of, most), file=sys.stderr, flush=True)
+
+
+def _cut(row: dict[str, float]) -> str:
+    count = row.get("episodes_cut", 0.0)  # a version without the column has written the rows
+    return f", {count:.0f} of which were cut" if count else ""
 
 
 def _mean(rows: list[dict[str, float]], column: str) -> float:

@@ -12,7 +12,7 @@ def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
     from launchers import population as populations
-    from launchers import ports, settings
+    from launchers import ports, settings, sittings
     from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
@@ -21,12 +21,24 @@ def train() -> int:
     settings.check_port(flags.FLAGS.port, run)
     ports.check_port(flags.FLAGS.port)
     populations.check(run)
-    run.check_fit(run.num_replay_servers)  # before anything is written
+    spec = run.check_fit(run.num_replay_servers)  # before anything is written
     populations.save(run, logdir)
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
+    if run.carrier == "reverb":
+        print("Reverb listens on every network interface of this machine: README, Keeping strangers out", flush=True)
+    cut = run.cuts_at(spec)
+    if cut is not None:
+        limit = (
+            "no time limit" if spec.max_episode_steps is None else f"a time limit of {spec.max_episode_steps:,} steps"
+        )
+        print(
+            f"{limit} is known for {run.env}: an evaluation's episodes are cut after {cut:,} steps (--eval_max_steps)",
+            flush=True,
+        )
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    with native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext():
+    lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
+    with sittings.hold(logdir, "train"), lines:
         placement.train(run, logdir, flags.FLAGS.port)
     from runtime import plot
 

@@ -89,5 +89,9 @@ class QueueChannel:
     def feedback(self, keys: tuple[np.ndarray, ...], priorities: np.ndarray) -> None:
         """There are no priorities."""
 
+    def count(self) -> int:
+        """Nothing that would be missed."""
+        return 0
+
     def save(self) -> None:
         """On-policy experience is stale after a restart: nothing is kept."""

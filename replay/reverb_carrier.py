@@ -1,5 +1,7 @@
 """The carrier between threads, processes and machines: Reverb's tables, as channels."""
 
+import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +18,8 @@ from replay.rows import Batch, Priority, Writer, never
 from replay.sampler import Replay
 from replay.structures import Structure
 from replay.variables import VARIABLES, VariableContainer
+
+ANSWER_SECONDS = 10  # in which a server answers that is there
 
 
 class ReverbQueue:
@@ -79,6 +83,14 @@ class TableChannel:
         for client, mine, theirs in zip(self._clients, keys, by_server, strict=True):
             update_priorities(client, self._table.name, mine, theirs)
 
+    def count(self) -> int:
+        """Items in the tables of the servers that answer."""
+        count = 0
+        for client in self._clients:
+            with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):
+                count += client.server_info(timeout=ANSWER_SECONDS)[self._table.name].current_size
+        return count
+
     def save(self) -> None:
         """Has the servers save their tables, where they were told to."""
         for client in self._clients:
@@ -88,9 +100,16 @@ class TableChannel:
 class ReverbCarrier:
     """What the roles of one process know of the servers."""
 
-    def __init__(self, clients: Sequence[reverb.Client], servers: Sequence[reverb.Server] = ()):
-        """`clients`: the first serves queues and variables; `servers`: those of this process, which live as long."""
-        self._clients, self._servers = clients, servers
+    def __init__(
+        self, clients: Sequence[reverb.Client], servers: Sequence[reverb.Server] = (), max_env_steps: float = math.inf
+    ):
+        """
+        Args:
+          clients: the first serves queues and variables.
+          servers: those of this process, which live as long.
+          max_env_steps: that parameters of this run can have come.
+        """
+        self._clients, self._servers, self._max_env_steps = clients, servers, max_env_steps
         self._containers: dict[str, VariableContainer] = {}
         self._lock = threading.Lock()
 
@@ -102,7 +121,7 @@ class ReverbCarrier:
           ValueError: the server holds none of this structure.
         """
         if not self._servers:
-            return VariableContainer(self._clients[0], structure, name)
+            return VariableContainer(self._clients[0], structure, name, self._max_env_steps)
         with self._lock:
             if name not in self._containers:
                 self._containers[name] = VariableContainer(self._clients[0], structure, name)

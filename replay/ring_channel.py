@@ -209,6 +209,10 @@ class RingChannel:
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
+    def count(self) -> int:
+        """Items that it has, or had: every one that was ever completed."""
+        return int(self._items.sum())
+
     def state(self) -> dict[str, Any]:
         """All that a checkpoint holds, on the host; what actors have not handed over yet is not in it."""
         self.drain()

@@ -1,7 +1,10 @@
 """The Reverb server: tables from their specs, the variable container's table, checkpoints at a given path."""
 
 import json
+import os
 import pathlib
+import shutil
+import time
 from typing import Any
 
 from absl import logging
@@ -90,11 +93,28 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
       ValueError: other tables were saved there. Reverb would restore those, in silence.
     """
     if checkpoint_path is None:
-        return reverb.Server(tables, port=port or None)
+        # Left to itself, Reverb makes a temporary directory that nobody removes; here is none, and can be none.
+        nowhere = reverb.platform.checkpointers_lib.DefaultCheckpointer(f"{os.devnull}/none")
+        return reverb.Server(tables, port=port or None, checkpointer=nowhere)
     checkpoint_path.mkdir(parents=True, exist_ok=True)
     _check_tables(tables, checkpoint_path)
+    _remove_unfinished(checkpoint_path)
     checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(str(checkpoint_path))
-    return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
+    try:
+        return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
+    except RuntimeError as error:  # what Reverb's C++ says of a file that it cannot read
+        aside = checkpoint_path.with_name(f"damaged_{checkpoint_path.name}_{time.time():.0f}")
+        logging.warning("the replay saved in %s is damaged (%s): it is in %s now", checkpoint_path, error, aside)
+        checkpoint_path.rename(aside)
+        checkpoint_path.mkdir()
+        return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
+
+
+def _remove_unfinished(checkpoint_path: pathlib.Path) -> None:
+    """Removes what servers left that were killed while they saved."""
+    for path in checkpoint_path.iterdir():
+        if path.is_dir() and not (path / "DONE").exists():
+            shutil.rmtree(path)
 
 
 def _check_tables(tables: list[reverb.Table], checkpoint_path: pathlib.Path) -> None:

@@ -1,10 +1,12 @@
 """The variable container: parameters on their way from the learner to the actors, in a Reverb table of size one. A
 population's members show each other what they have in others of its kind."""
 
+import math
 import time
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from agents.agent import Version
 from replay.structures import Structure
@@ -19,13 +21,17 @@ class ReplayUnavailable(ConnectionError):
 class VariableContainer:
     """`push` replaces the parameters, `pull` reads the newest; from any number of threads, processes and hosts."""
 
-    def __init__(self, client: Any, structure: Structure, name: str = VARIABLES):
-        """`structure`: of (Version, params), as `params_structure` gives it; `name`: the table's.
+    def __init__(self, client: Any, structure: Structure, name: str = VARIABLES, max_env_steps: float = math.inf):
+        """
+        Args:
+          structure: of (Version, params), as `params_structure` gives it.
+          name: the table's.
+          max_env_steps: that a version can have; what claims more is a stranger's, and is not pulled.
 
         Raises:
           ValueError: the server has no such table, or one for other parameters (another config or environment).
         """
-        self._client, self._structure, self._name = client, structure, name
+        self._client, self._structure, self._name, self._max_env_steps = client, structure, name, max_env_steps
         info = client.server_info(timeout=60).get(name)
         if info is None or info.max_size != 1:
             raise ValueError(f"the replay server has no table {name!r} of size one: it serves another project")
@@ -67,6 +73,17 @@ class VariableContainer:
         nothing was ever pushed."""
         if self._pushed is not None:  # a table has one who pushes
             return self._pushed
-        (sample,) = self._client.sample(self._name, num_samples=1, emit_timesteps=False)
-        version, params = self._structure.unflatten(sample.data)
-        return Version(*(int(count) for count in version)), params
+        while True:
+            (sample,) = self._client.sample(self._name, num_samples=1, emit_timesteps=False)
+            version, params = self._structure.unflatten(sample.data)
+            version = Version(*(int(count) for count in version))
+            if version.env_steps <= self._max_env_steps:
+                return version, params
+            logging.log_every_n_seconds(
+                logging.WARNING,
+                "the replay server has parameters of %d environment steps, which this run cannot have: somebody else "
+                "writes to it; waiting for the learner's",
+                60,
+                version.env_steps,
+            )
+            time.sleep(1.0)

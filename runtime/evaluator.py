@@ -1,15 +1,22 @@
 """The evaluator: plays whole episodes with the newest parameters, without exploration."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from agents.agent import Agent, Params
+from agents.agent import Agent, Params, Version
 from environments.environment import Environment, Episodes
 from replay.rows import Variables
+
+
+class Progress(NamedTuple):
+    """How far an evaluation is."""
+
+    episodes: int  # ended, of those that count
+    steps: int  # of each environment
 
 
 def play(
@@ -20,8 +27,9 @@ def play(
     key: jax.Array,
     episodes: int,
     stopped: Callable[[], bool] = lambda: False,
-) -> Episodes:
+) -> Generator[Progress, None, Episodes]:
     """Each environment's first `episodes / num_envs` episodes, environment by environment: short ones are not favoured.
+    Yields after each step; what it returns are the episodes.
 
     Args:
       act: compiled by runtime.actor.compile_act.
@@ -31,8 +39,8 @@ def play(
     each = episodes // environment.num_envs
     timestep, memory = environment.reset(), agent.memory(environment.num_envs, None)
     played = [Episodes([], [], []) for _ in range(environment.num_envs)]
-    count = 0
-    while any(len(episodes.returns) < each for episodes in played) and not stopped():
+    count = done = 0
+    while done < each * environment.num_envs and not stopped():
         action, _, memory = act(params, key, np.uint32(count), timestep, memory)
         timestep, count = environment.step(np.asarray(action)), count + 1
         if timestep.last.any():
@@ -40,11 +48,18 @@ def play(
             for index, episode_return, length in zip(*finished, strict=True):
                 played[index].returns.append(episode_return)
                 played[index].lengths.append(length)
+            done = sum(min(len(episodes.returns), each) for episodes in played)
+        yield Progress(done, count)
     return Episodes(
         [index for index, episodes in enumerate(played) for _ in episodes.returns[:each]],
         [x for episodes in played for x in episodes.returns[:each]],
         [x for episodes in played for x in episodes.lengths[:each]],
     )
+
+
+def count_cut(played: Episodes, cuts_at: int | None) -> int:
+    """How many episodes were cut at so many steps; None: none is."""
+    return 0 if cuts_at is None else sum(length >= cuts_at for length in played.lengths)
 
 
 def next_due(env_steps: int, period: int) -> int:
@@ -55,7 +70,7 @@ def next_due(env_steps: int, period: int) -> int:
 def run(
     agent: Agent,
     act: Callable[..., Any],
-    make_environment: Callable[[int], Environment],
+    make_environment: Callable[[Version], Environment],
     variables: Variables,
     key: jax.Array,
     episodes: int,
@@ -63,16 +78,18 @@ def run(
     max_env_steps: int,
     due: int,
     stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[tuple[dict[str, Any], Episodes]]:
+    cuts_at: int | None = None,
+) -> Iterator[Progress | tuple[dict[str, Any], Episodes]]:
     """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`;
-    yields an evaluation's metrics and its episodes.
+    yields how far an evaluation is, after each of its steps, and then its metrics and its episodes.
 
     Args:
-      make_environment: round -> an environment of its own seed.
+      make_environment: an environment for the parameters of a version, of its own seed, whose episodes all end.
+      key: each version's is of this and the version, so that no evaluation is like another, in a resumed run either.
       due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
+      cuts_at: the steps at which the environment cuts an episode that goes on; None: it cuts none.
     """
-    evaluation = 0
     while not stopped():
         before = time.perf_counter()
         version, params = variables.pull()
@@ -80,8 +97,9 @@ def run(
             # Looking costs a pull: it is to cost a twentieth of the time at most.
             time.sleep(min(5.0, max(0.05, 20 * (time.perf_counter() - before))))
             continue
-        environment = make_environment(evaluation)
-        played = play(agent, act, environment, params, jax.random.fold_in(key, evaluation), episodes, stopped)
+        environment = make_environment(version)
+        at = jax.random.fold_in(key, np.uint32(version.learner_steps))
+        played = yield from play(agent, act, environment, params, at, episodes, stopped)
         environment.close()
         if stopped():
             return
@@ -91,8 +109,9 @@ def run(
             "episodes": len(played.returns),
             "return_mean": float(np.mean(played.returns)),
             "return_std": float(np.std(played.returns)),
+            "episodes_cut": count_cut(played, cuts_at),
         }
         yield metrics, played
         if version.env_steps >= max_env_steps:
             return
-        due, evaluation = next_due(version.env_steps, period), evaluation + 1
+        due = next_due(version.env_steps, period)

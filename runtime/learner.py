@@ -94,10 +94,14 @@ class Publisher:
             if last is not None:
                 self._variables.push(*last)
 
-    def close(self, timeout: float = 30.0) -> None:
-        """Pushes what is left and ends the thread."""
-        self._newest.put(None, timeout=timeout)
-        self._thread.join(timeout)
+    def close(self, timeout: float = 10.0) -> None:
+        """Pushes what is left and ends the thread; gives up, with a warning, on a server that is down."""
+        deadline = time.monotonic() + timeout
+        with contextlib.suppress(queue.Full):
+            self._newest.put(None, timeout=timeout)
+            self._thread.join(max(0.0, deadline - time.monotonic()))
+        if self._thread.is_alive():
+            logging.warning("the last parameters were not published: the replay server did not take them")
 
 
 class PriorityUpdater:
@@ -136,7 +140,7 @@ class PriorityUpdater:
             keys, priorities = pending
             self._send(keys, self._local(priorities))
 
-    def close(self, timeout: float = 30.0) -> None:
+    def close(self, timeout: float = 10.0) -> None:
         """Sends what is left and ends the thread; gives up, with a warning, on a server that is down."""
         self._put(None, timeout)
         self._thread.join(timeout)

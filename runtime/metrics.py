@@ -1,9 +1,11 @@
 """Metrics: TensorBoard, one CSV per role, and the newest row of each for the terminal."""
 
+import contextlib
 import csv
+import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,19 +17,29 @@ class Recorder:
 
     The first row decides the columns, after `wall_seconds`: seconds since the run began, those of earlier processes
     of the same run counted in. A resumed run appends.
+
+    What a process that was killed left of a row is no row: readers pass over it.
     """
 
     def __init__(self, logdir: pathlib.Path, role: str):
         self._path = logdir / f"{role}.csv"
         self._writer: Any = None
         self.last = last = latest(logdir, role)  # the row that an earlier process of this run wrote last
-        self._start = time.monotonic() - (last["wall_seconds"] if last else 0.0)
-        self._columns = list(last) if last else None
+        self._start = time.monotonic() - (last.get("wall_seconds", 0.0) if last else 0.0)
+        self._columns = _columns(self._path)
         self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
+        if not _ends_a_line(self._path):
+            self._file.write("\n")
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
-        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone."""
+        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone.
+
+        Raises:
+          OSError: it cannot be written, or the file was removed.
+        """
+        if not os.fstat(self._file.fileno()).st_nlink:
+            raise OSError(f"{self._path} was removed while the run went on: give it a --logdir that stays")
         wall_seconds = round(time.monotonic() - self._start, 3)
         row = {"env_steps": 0, "learner_steps": 0, "wall_seconds": wall_seconds} | row
         if self._columns is None:
@@ -43,6 +55,17 @@ class Recorder:
     def close(self) -> None:
         self._file.close()
         self._tensorboard.close()
+
+
+def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> None:
+    """Has LOGDIR/NAME.csv hold one row, of what is so now alone; None: nothing is, and there is no such file."""
+    path = logdir / f"{name}.csv"
+    if row is None:
+        path.unlink(missing_ok=True)
+        return
+    new = path.with_suffix(".new")  # whoever reads sees the one or the other
+    new.write_text(",".join(row) + "\n" + ",".join(str(value) for value in row.values()) + "\n")
+    new.rename(path)
 
 
 def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, float]:
@@ -63,11 +86,11 @@ def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, f
 
 
 def read(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a role's CSV; none if it does not exist. A line that is still being written is left out."""
+    """The rows of a role's CSV; none if it does not exist. A line that is broken, or still being written, is no row."""
     if not path.exists():
         return []
-    with open(path, newline="") as file:
-        return _parse(file.read())
+    with open(path, "rb") as file:
+        return _parse(_columns(path), file)
 
 
 def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
@@ -75,20 +98,38 @@ def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
     path = logdir / f"{role}.csv"
     if not path.exists():
         return None
+    names = _columns(path)
     with open(path, "rb") as file:
-        header = file.readline()
-        tail = path.stat().st_size - 10_000
-        if tail > len(header):
-            file.seek(tail)
+        if path.stat().st_size > 10_000:
+            file.seek(-10_000, os.SEEK_END)
             file.readline()  # the rest of a row
-        rows = _parse((header + file.read()).decode())
+        rows = _parse(names, file)
     return rows[-1] if rows else None
 
 
-def _parse(text: str) -> list[dict[str, float]]:
-    header, *lines = text.splitlines(keepends=True) or [""]
-    names = header.strip().split(",")
-    rows = [line.strip().split(",") for line in lines if line.endswith("\n")]
-    return [
-        {name: float(value) for name, value in zip(names, row, strict=True)} for row in rows if len(row) == len(names)
-    ]
+def _columns(path: pathlib.Path) -> list[str] | None:
+    """The columns of a role's CSV: its first whole line that names `env_steps`. None: it has no such line."""
+    if not path.exists():
+        return None
+    with open(path, "rb") as file:
+        for line in file:
+            names = line.decode(errors="replace").strip().split(",")
+            if "env_steps" in names and line.endswith(b"\n"):
+                return names
+    return None
+
+
+def _parse(names: list[str] | None, lines: Iterable[bytes]) -> list[dict[str, float]]:
+    """The rows of these columns; lines of another length, or of something else than numbers, are left out."""
+    rows = []
+    for line in lines:
+        values = line.strip().split(b",")
+        if names and line.endswith(b"\n") and len(values) == len(names):
+            with contextlib.suppress(ValueError):
+                rows.append(dict(zip(names, map(float, values), strict=True)))
+    return rows
+
+
+def _ends_a_line(path: pathlib.Path) -> bool:
+    """Whether a file is empty, or ends with a whole line."""
+    return not path.stat().st_size or path.read_bytes().endswith(b"\n")

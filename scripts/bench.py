@@ -102,7 +102,7 @@ class Bench:
 
     def environment(self, seconds: float) -> float:
         num_envs = self.run.num_actors * self.envs
-        environment, action = self.run.make_environment("bench", 0, num_envs), self.actions(num_envs)
+        environment, action = self.run.make_environment(self.run.seed_of("bench"), num_envs), self.actions(num_envs)
         environment.reset()
 
         def work():
@@ -114,7 +114,7 @@ class Bench:
         return result
 
     def timestep(self) -> TimeStep:
-        environment = self.run.make_environment("bench", 0, self.envs)
+        environment = self.run.make_environment(self.run.seed_of("bench"), self.envs)
         timestep = environment.reset()
         environment.close()
         return timestep
@@ -142,7 +142,7 @@ class Bench:
 
     def rollout(self, rows: int) -> list[tuple[Step, Any]]:
         """Real rows, with the memory before each."""
-        environment = self.run.make_environment("bench", 0, self.envs)
+        environment = self.run.make_environment(self.run.seed_of("bench"), self.envs)
         timestep, memory = environment.reset(), self.agent.memory(self.envs, None)
         steps = []
         for count in range(rows):
@@ -250,7 +250,7 @@ class Bench:
     def plain(self, seconds: float) -> float:
         """What a careful person writes without this project: no replay, no threads, nothing out of date."""
         config, update = self.run.config, jax.jit(self.agent.update, donate_argnums=0)
-        environment = self.run.make_environment("bench", 0, self.agent.batch_size)
+        environment = self.run.make_environment(self.run.seed_of("bench"), self.agent.batch_size)
         timestep, memory = environment.reset(), self.agent.memory(self.agent.batch_size, None)
         state, params, count = self.parts.init(), self.params, 0
         last: list[Any] = []

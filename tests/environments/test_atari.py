@@ -18,6 +18,7 @@ PUBLISHED = {
     "gray_scale": True,
     "frame_skip": 4,
     "noop_max": 30,
+    "use_fire_reset": False,
     "episodic_life": False,
     "zero_discount_on_life_loss": False,
     "full_action_space": False,
@@ -79,6 +80,25 @@ def test_rewards_are_clipped_in_training_and_raw_in_evaluation():
     evaluation.close()
     assert np.max(raw) >= 10
     np.testing.assert_array_equal(clipped, np.clip(raw, -1, 1))
+
+
+def test_a_game_that_is_over_at_the_time_limit_is_over():
+    """Both terminated and truncated: there is nothing to bootstrap from. One step sooner it is a truncation alone."""
+
+    def end(**keywords):
+        environment = environments.make("Pong-v5", 1, seed=3, keywords=keywords)
+        environment.reset()
+        for step in range(1, 2000):
+            timestep = environment.step(np.zeros(1, np.int32))
+            if timestep.last[0]:
+                environment.close()
+                return step, float(timestep.discount[0])
+        pytest.fail("no game in which nothing is done has ended")
+
+    length, discount = end()
+    assert discount == 0
+    assert end(max_episode_steps=length) == (length, 0)
+    assert end(max_episode_steps=length - 1) == (length - 1, 1)
 
 
 def test_stacked_single_frames_equal_envpools_own_stack():

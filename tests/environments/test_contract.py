@@ -114,6 +114,40 @@ def test_cartpole_balanced_is_truncated_after_500_steps(name):
     assert np.flatnonzero(timesteps.last[:, 0]).tolist() == [500, 1001]
 
 
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("CartPole-v1", 500),
+        ("MaskedCartPole-v1", 500),
+        ("gymnasium:CartPole-v1", 500),
+        ("gymnasium:CliffWalking-v1", None),
+        ("binned:3:Pendulum-v1", 200),
+        ("CartPole-v1,gymnasium:CartPole-v1", 500),
+        ("Pong-v5", 27_000),
+        pytest.param("HealthGathering-v1", 525, marks=pytest.mark.vizdoom),
+        pytest.param("D1Basic-v1", 525, marks=pytest.mark.vizdoom),
+    ],
+)
+def test_an_episode_that_goes_on_is_truncated_after_max_steps(name, own):
+    """If the environment has not ended it: at 6 nothing here has, and a limit beyond its own changes nothing."""
+
+    def still(observation):
+        actions = spec.actions
+        return np.zeros((len(observation), *getattr(actions, "shape", ())), np.int32)
+
+    for max_steps in (None, 10**6, 6):
+        environment = environments.make(name, 2, seed=1, max_steps=max_steps)
+        spec = environment.spec
+        limits = {each for each in (own, max_steps) if each is not None}
+        assert spec.max_episode_steps == min(limits, default=None)
+        if max_steps == 6:
+            timesteps, episodes = play(environment, still, 15)
+            check_contract(spec, timesteps, episodes, 15, 2)
+            assert [length for _, _, length in episodes] == [6] * 4
+            assert (timesteps.discount == 1).all(), "nothing has ended: whoever learns from it looks on"
+        environment.close()
+
+
 @pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium:CartPole-v1", "Pong-v5", "CheetahRun-v1", BASIC])
 def test_observations_are_not_overwritten_later(name):
     environment = environments.make(name, 2, seed=0)

@@ -86,7 +86,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(evaluator, "play", begin)
     monkeypatch.setattr(bench, "Bench", BegunBench)
     monkeypatch.setattr(bench_learners, "ceilings", begin)
-    monkeypatch.setattr(role, "_carrier", lambda addresses, seconds: addresses)
+    monkeypatch.setattr(role, "_carrier", lambda run, addresses, seconds: addresses)
     monkeypatch.setattr(checkpoint, "Checkpointer", Restored)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
 
 import jax
 import numpy as np
@@ -32,12 +34,13 @@ def restarted(logdir, role, victim):
     return command_line.processes_of(logdir).get(role, [victim]) != [victim]
 
 
-def test_serial_is_reproducible_to_the_bit(tmp_path):
+def test_serial_is_reproducible_to_the_bit_over_a_resume_too(tmp_path):
     states = []
     for name in ("a", "b"):
-        arguments = (f"--logdir={tmp_path / name}", "--placement=serial", "--max_env_steps=4000", "--seed=3")
-        code, output = command_line.run("train", *command_line.TINY, *arguments)
-        assert code == 0, output
+        for steps in (2000, 4000):
+            arguments = (f"--logdir={tmp_path / name}", "--placement=serial", f"--max_env_steps={steps}", "--seed=3")
+            code, output = command_line.run("train", *command_line.TINY, *arguments)
+            assert code == 0, output
         states.append(checkpoint(tmp_path / name))
     (a, version), (b, _) = states
     assert version.env_steps >= 4000
@@ -83,7 +86,7 @@ def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     assert 8.0 <= float(words["return_mean"]) <= 500.0 and 0.0 <= float(words["return_std"]) < 250.0
 
 
-def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path):
+def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--checkpoint_seconds=1")
     training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
     try:
@@ -95,18 +98,28 @@ def test_processes_survive_kill_9_of_any_role_and_leave_nothing_behind(tmp_path)
             ),
         )
         assert training.poll() is None, training.communicate()[0]
-        for role in ("actor", "replay", "learner"):
+        code, output = command_line.run("train", *arguments, "--max_env_steps=1000000000")
+        assert code == 2 and "is running already" in output.splitlines()[-1], output
+        for role, number in (
+            ("actor", signal.SIGTERM),
+            ("actor", signal.SIGKILL),
+            ("evaluator", signal.SIGTERM),
+            ("replay", signal.SIGKILL),
+            ("learner", signal.SIGINT),
+            ("learner", signal.SIGKILL),
+        ):
             (victim,) = command_line.processes_of(tmp_path)[role]
-            os.kill(victim, signal.SIGKILL)
+            os.kill(victim, number)
             before = env_steps(tmp_path)
             again = functools.partial(restarted, tmp_path, role, victim)
             command_line.wait_for(f"another {role}", again)
             further = functools.partial(lambda steps: env_steps(tmp_path) > steps, before)
             command_line.wait_for(f"learning to go on without its first {role}", further)
-        training.terminate()
+        training.send_signal(signal.SIGHUP)
         output, _ = training.communicate(timeout=120)
         assert training.returncode == 0, output
-        assert "actor_0 was killed by SIGKILL; restart 1 of" in output
+        assert "actor_0 was ended by SIGTERM; restart 1 of" in output
+        assert "learner_0 was killed by SIGKILL; restart 2 of" in output
         assert not command_line.processes_of(tmp_path)
         assert checkpoint(tmp_path)[1].env_steps >= env_steps(tmp_path)
     finally:
@@ -256,3 +269,30 @@ def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
     # Of a short run the evaluator may see the end alone, which is no curve yet.
     assert has_curve(tmp_path / "curve.png") if len(rows) > 1 else not (tmp_path / "curve.png").exists()
     assert json.loads((tmp_path / "config.json").read_text())["env"] == "CartPole-v1"
+
+
+def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
+    """As the README says how to keep strangers out."""
+    apart = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no network namespaces")
+    port = command_line.free_port()
+    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=1000000000", f"--port={port}")
+    training = subprocess.Popen(
+        [*apart, *command_line.command("train", *arguments)],
+        env=command_line.ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+        for host in ("127.0.0.1", "::1", socket.gethostname()):
+            with pytest.raises(OSError), socket.create_connection((host, port), timeout=2):
+                pass
+        training.terminate()
+        output, _ = training.communicate(timeout=60)
+        assert training.returncode == 0, output
+        assert "listens on every network interface" in output
+    finally:
+        training.kill()

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -121,6 +121,9 @@ class Channel:
     def save(self):
         self.calls.append("save")
 
+    def count(self):
+        return 7
+
     def state(self):
         return "what the replay holds"
 
@@ -192,14 +195,17 @@ class FakeCheckpointer:
 
     saved: dict[str, Any] = {}
 
-    def __init__(self, directory, agent, keep=2):
-        self.directory, self.agent, self.keep, self.calls = directory, agent, keep, []
+    def __init__(self, directory, agent, keep=2, *, owner=False):
+        self.directory, self.agent, self.keep, self.owner, self.calls = directory, agent, keep, owner, []
+        self.counts = {"replay": 7}
 
     def restore(self):
         return FakeCheckpointer.saved.get(self.directory.name)
 
-    def save(self, state, version):
+    def save(self, state, version, counts=None):
         self.calls.append((state, version))
+        assert (counts is None) == (self.directory.name == "replay")
+        assert counts in (None, {"replay": 7})
 
     def close(self):
         self.calls.append("close")
@@ -284,10 +290,11 @@ def fakes(monkeypatch):
 
 def test_each_role_and_task_of_each_run_has_a_seed_of_its_own():
     seeds = [
-        make("queue", seed=seed).seed_of(name, task)
+        make("queue", seed=seed).seed_of(name, task, sitting)
         for seed in (0, 1, 5)
         for name in ("actor", "evaluator", "evaluate", "learner", "init", "replay", "exchange", "population", "member")
         for task in range(20)
+        for sitting in range(4)
     ]
     assert len(set(seeds)) == len(seeds) and min(seeds) >= 0 and max(seeds) < 2**31
 
@@ -309,25 +316,26 @@ def test_a_new_state_is_of_the_runs_seed(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_each_actor_has_what_is_its_own(name, fakes, tmp_path):
+@pytest.mark.parametrize("sitting", [0, 3])
+def test_each_actor_has_what_is_its_own(sitting, name, fakes, tmp_path):
     run = make(name)
     parts, carrier = Parts(run, tmp_path), Carrier()
     stops = [threading.Event() for _ in range(2)]
     for task in range(2):
-        list(roles.act(parts, carrier, task, stops[task]))
+        list(roles.act(parts, carrier, task, sitting, stops[task]))
     calls, others = (fakes.workers, fakes.actors) if name in GRADIENTS else (fakes.actors, fakes.workers)
     assert (len(calls), len(others)) == (2, 0)
     size = 12 if name == "stacked" else 4
     spec, *made = fakes.environments
     assert (spec.name, spec.num_envs) == (run.env, len(run.tasks))
     assert [(e.name, e.num_envs, e.evaluation, e.closed) for e in made] == [(run.env, size, False, 1)] * 2
-    assert [e.seed for e in made] == [run.seed_of("actor", 0), run.seed_of("actor", 1)]
+    assert [e.seed for e in made] == [run.seed_of("actor", task, sitting) for task in range(2)]
     assert len({e.seed for e in (spec, *made)}) == 3
     for task, call in enumerate(calls):
         assert call.agent is parts.agent and call.act is parts.act and call.device is parts.device
         assert call.variables is carrier.of["variables"] and call.variables.calls == ["wait"] * 2
         assert call.environment.num_envs == size
-        assert same(call.key, jax.random.key(run.seed_of("actor", task)))
+        assert same(call.key, jax.random.key(run.seed_of("actor", task, sitting)))
         assert call.writer == ("writer", task)
         places = np.arange(size) + task * size
         np.testing.assert_allclose(call.ranks, places / (2 * size - 1), rtol=1e-6)
@@ -347,7 +355,7 @@ def test_each_actor_has_what_is_its_own(name, fakes, tmp_path):
 
 
 def test_a_lone_environment_is_the_first_of_all(fakes, tmp_path):
-    list(roles.act(Parts(make("queue", num_actors=1, envs_per_actor=1), tmp_path), Carrier(), 0, threading.Event()))
+    list(roles.act(Parts(make("queue", num_actors=1, envs_per_actor=1), tmp_path), Carrier(), 0, 0, threading.Event()))
     assert fakes.actors[0].ranks.tolist() == [0.0]
 
 
@@ -376,13 +384,13 @@ def test_a_channel_is_of_the_runs_sizes(name, fakes, tmp_path):
 
 def test_a_worker_keeps_what_it_sees_to_itself(fakes, tmp_path):
     on_policy = Parts(make("gradients"), tmp_path)
-    assert on_policy.experience(0) is fakes.blocks[0] and fakes.blocks[0].structure is on_policy.own_items
+    assert on_policy.experience(0, 0) is fakes.blocks[0] and fakes.blocks[0].structure is on_policy.own_items
     run = make("gradients of a replay")
     parts = Parts(run, tmp_path)
     for task in range(2):
-        kept = parts.experience(task)
+        kept = parts.experience(task, sitting=4)
         assert kept is fakes.replays[task] and kept.agent is parts.own and kept.structure is parts.own_items
-        assert kept.seed == run.seed_of("replay", task)
+        assert kept.seed == run.seed_of("replay", task, 4)
         assert (kept.batch_size, kept.num_envs, kept.max_rows, kept.workers) == (8, 4, 2000, 2)
     assert fakes.replays[0].seed != fakes.replays[1].seed
     assert parts.own.table.kind == "uniform" and parts.own.table.max_size == 64
@@ -406,7 +414,7 @@ def test_an_actors_rows_are_of_the_time_since_the_last(fakes, tmp_path, monkeypa
 
     monkeypatch.setattr(fakes.actors, "_gives", play)
     parts = Parts(make("two tasks"), tmp_path)
-    assert len(list(roles.act(parts, Carrier(), 0, threading.Event()))) == 4
+    assert len(list(roles.act(parts, Carrier(), 0, 0, threading.Event()))) == 4
     rows = fakes.recorders[0].made.rows
     assert [row["env_steps_per_second"] for row in rows] == [10 / 2, 60 / 2, 4 / 2]
     assert [row["episodes"] for row in rows] == [1, 3, 0]
@@ -499,7 +507,7 @@ class Saving(FakeCheckpointer):
 
     order: list[Any] = []
 
-    def save(self, state, version):
+    def save(self, state, version, counts=None):
         Saving.order.append((self.directory.name, state, version))
 
 
@@ -628,16 +636,44 @@ def test_the_evaluator_plays_greedily_for_raw_rewards(name, done, fakes, tmp_pat
     assert (call.episodes, call.period, call.max_env_steps) == (6 * members, 70, 1000)
     assert call.due == (210 if done else 70), "the next that was not made"
     del fakes.environments[:]
-    for number in range(2):
-        call.make_environment(number)
+    for learner_steps in (0, 5):
+        call.make_environment(Version(learner_steps, 70))
     made = fakes.environments
     assert [(e.name, e.num_envs, e.evaluation) for e in made] == [(run.env, 6 * members, True)] * 2
-    assert [e.seed for e in made] == [run.seed_of("evaluator", 0), run.seed_of("evaluator", 1)]
+    assert [e.seed for e in made] == [run.seed_of("evaluator", 0), run.seed_of("evaluator", 5)]
     assert not call.stopped()
     stop.set()
     assert call.stopped()
     assert [(r.logdir, r.role, r.made.closed) for r in fakes.recorders] == [(tmp_path, "evaluator", True)]
     assert [r.container.name for r in fakes.returns] == (["evaluator"] if name == "stacked" else [])
+
+
+@pytest.mark.parametrize(("cap", "longest"), [(27_000, 100), (100, 100), (40, 40)])
+def test_an_evaluation_says_how_far_it_is(cap, longest, fakes, tmp_path, monkeypatch):
+    """In a file of its own, a second after the first word, until it has ended. The environment's own limit is 100."""
+    run = make("queue", eval_max_steps=cap, eval_episodes=202)  # each environment plays several
+
+    def evaluations(_):
+        for steps in range(1, 5):
+            fakes.clock.now += 0.6
+            yield evaluator.Progress(steps // 2, steps)
+        yield {"env_steps": 80, "learner_steps": 2}, Episodes([], [], [])
+
+    monkeypatch.setattr(fakes.evaluators, "_gives", evaluations)
+    parts, shown = Parts(run, tmp_path), []
+    for said in roles.evaluate(parts, Carrier(), threading.Event()):
+        shown.append((said is None, metrics.latest(tmp_path, "evaluating")))
+    each = 202 // run.eval_envs
+    bounds = {"of": 202.0, "most": each * (longest + 1.0) - 1}
+    assert shown == [
+        (True, {"episodes": 1.0, "steps": 2.0} | bounds),
+        (True, {"episodes": 2.0, "steps": 4.0} | bounds),
+        (False, None),
+    ]
+    (call,) = fakes.evaluators
+    assert call.cuts_at == (40 if cap == 40 else None), "the environment's own limit is none of the evaluation's"
+    call.make_environment(Version(0, 0))
+    assert fakes.environments[-1].max_steps == cap
 
 
 def test_an_evaluator_that_is_done_plays_nothing(fakes, tmp_path):
@@ -653,7 +689,7 @@ def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
     list(roles.evaluate(parts, carrier, threading.Event()))
     told = [r.container.name for r in fakes.returns]
     for task in range(2):
-        list(roles.act(parts, carrier, task, threading.Event()))
+        list(roles.act(parts, carrier, task, 0, threading.Event()))
     told += [r.container.name for r in fakes.returns[len(told) :]]
     expected = ["actor_0", "actor_1"] if fitness == "training" else ["evaluator"]
     assert told == expected
@@ -671,7 +707,7 @@ def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_
     assert len({parts.run.seed for parts in members}) == len({parts.run.config.learning_rate for parts in members}) == 3
     carrier = Carrier()
     for m, parts in enumerate(members):
-        list(roles.act(parts, carrier, 0, threading.Event()))
+        list(roles.act(parts, carrier, 0, 0, threading.Event()))
         assert fakes.actors[m].variables.name == f"member_{m}_variables"
         assert carrier.channel[m].table.name == f"member_{m}_queue"
         parts.peers.exchange(carrier, parts.agent, jax.random.key(0), 40)
@@ -686,7 +722,12 @@ def evaluated(monkeypatch, logdir, run, capsys, *arguments):
     """What evaluator.play was given, and what was printed."""
     runs.save(run, logdir)
     returns = [2.0, 4.0, 12.0]
-    played = Noted(evaluator.play, lambda _: Episodes([0, 1, 2], returns, [1] * 3))
+
+    def play(_):
+        yield evaluator.Progress(1, 1)
+        return Episodes([0, 1, 2], returns, [1, 1, 27_000])
+
+    played = Noted(evaluator.play, play)
     monkeypatch.setattr(evaluator, "play", played)
     monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
     monkeypatch.setattr(runtime.checkpoint, "Checkpointer", FakeCheckpointer)
@@ -711,12 +752,13 @@ def test_evaluate_plays_the_checkpoint(name, episodes, fakes, tmp_path, monkeypa
     (acting,) = [given for given in fakes.compile_act if given is call.act]
     assert acting.act is call.agent.act_greedily and acting.device == device
     members = 3 if name == "stacked" else 1
-    assert call.episodes == episodes * members and same(call.key, jax.random.key(run.seed_of("evaluate")))
+    assert call.episodes == episodes * members and same(call.key, jax.random.key(run.seed_of("evaluate", 3)))
     made = fakes.environments[-1]
-    assert (made.num_envs, made.evaluation, made.seed) == (episodes * members, True, run.seed_of("evaluate", 0))
+    assert (made.num_envs, made.evaluation, made.seed) == (episodes * members, True, run.seed_of("evaluate", 3))
     assert made.closed == 1 and call.environment.num_envs == made.num_envs
     assert (words["episodes"], words["env_steps"]) == ("3", "456")
     assert (float(words["return_mean"]), float(words["return_std"])) == (6.0, 4.3205)
+    assert words["episodes_cut"] == "0" and made.max_steps == 27_000, "the longest has ended by itself"
     assert ("return_mean_Acrobot-v1" in words) == (name == "two tasks")
     assert ("return_mean_member_2" in words) == (name == "stacked")
 
@@ -821,7 +863,10 @@ def child(monkeypatch, tmp_path):
     return process, codes, clock, started, said
 
 
-@pytest.mark.parametrize(("code", "words"), [(1, "exit code 1"), (-9, "killed by SIGKILL"), (3, "exit code 3")])
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(1, "exit code 1"), (-9, "killed by SIGKILL"), (143, "ended by SIGTERM"), (130, "ended by SIGINT")],
+)
 def test_who_dies_is_started_again_after_a_while_that_doubles_from_the_third_death_on(child, code, words):
     process, codes, clock, started, said = child
     assert not process.ended() and not said
@@ -845,6 +890,55 @@ def test_who_ends_well_is_not_started_again(child):
     process, codes, clock, started, said = child
     codes.append(0)
     assert process.ended() and process.ended() and len(started) == 1 and not said
+
+
+def test_what_a_role_warns_of_is_said_once_and_nothing_else_of_its_log(child):
+    process, _, _, _, said = child
+    warning = "WARNING:absl:"
+    with open(process.log, "a") as log:
+        for line in ("serving on port 1", warning + "an actor waits", "W0000 00:00:17 12 gpu.cc:9] driver", "W1128 x"):
+            print(line, file=log, flush=True)
+            process.ended()
+        log.write(warning + "half")
+        log.flush()
+        process.ended()
+        assert said == ["actor_0: an actor waits"]
+        log.write(" a line\n")
+        log.flush()
+    process.ended()
+    process.ended()
+    assert said == ["actor_0: an actor waits", "actor_0: half a line"]
+
+
+@pytest.mark.parametrize("log", ["a line", None])
+def test_an_end_that_cannot_be_read_about_is_said_all_the_same(child, log):
+    process, codes, *_ = child
+    if log:
+        process.log.write_text(log)
+    codes.append(2)
+    with pytest.raises(UsageError, match=rf"^actor_0: .*{log or 'cannot be read'}"):
+        process.ended()
+
+
+def test_a_learner_that_cannot_begin_ends_the_run_and_one_that_could_does_not(monkeypatch, tmp_path):
+    """What breaks before the first update breaks again each time that the learner is started."""
+
+    class Broken:
+        def __init__(self, updates):
+            self.updates = updates
+
+        def run(self, batches):
+            yield from range(self.updates)
+            raise KeyError("a layer")
+
+    for updates, error in ((0, UsageError), (1, KeyError)):
+        monkeypatch.setattr(roles, "open_learning", lambda *_, updates=updates: (Broken(updates), iter(()), None))
+        with pytest.raises(error, match="a layer"):
+            list(roles.learn(None, None, threading.Event()))
+    for expected in (UsageError("mend it"), OSError("no room"), FloatingPointError("loss became nan")):
+        monkeypatch.setattr(roles, "open_learning", lambda *_, expected=expected: (_ for _ in ()).throw(expected))
+        with pytest.raises(type(expected), match=str(expected)):
+            list(roles.learn(None, None, threading.Event()))
 
 
 def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
@@ -890,6 +984,7 @@ def test_a_process_is_asked_to_end_then_killed_and_outlives_the_one_it_was_forke
         running[name] = processes.RoleProcess(name, [], tmp_path, said.append)
         monkeypatch.setattr(running[name], "_arguments", tmp_path)
         monkeypatch.setattr(running[name], "log", name)
+        monkeypatch.setattr(running[name], "_tell_warnings", lambda: None)
         assert not running[name].ended()
     pids = {}
     for name in running:
@@ -1057,35 +1152,49 @@ def test_a_part_of_a_program_ends_when_it_is_asked(kind):
     assert order == [part] and len(looks) == 3
 
 
+class TheParts(NamedTuple):
+    """Stands for Parts."""
+
+    logdir: pathlib.Path
+    member: int | None
+
+
+@pytest.mark.parametrize("sitting", [0, 2])
 @pytest.mark.parametrize("which", ["learner", "evaluator", "actor", "replay"])
-def test_a_role_by_hand_is_the_role_that_was_asked_for(which, monkeypatch, tmp_path):
+def test_a_role_by_hand_is_the_role_that_was_asked_for(which, sitting, monkeypatch, tmp_path):
     played: list[Any] = []
     for name in ("learn", "evaluate", "act", "serving"):
         monkeypatch.setattr(roles, name, lambda *given, name=name: played.append((name, *given[:-1])) or iter(()))
     client = SimpleNamespace(connect=lambda address, seconds: ("client", address, seconds))
     monkeypatch.setitem(sys.modules, "replay.client", client)
-    monkeypatch.setitem(sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients: clients))
-    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setitem(
+        sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients, max_env_steps: clients)
+    )
+    monkeypatch.setattr(shutdown, "stop_on_signals", shutdown.Stop)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
-    monkeypatch.setattr(roles, "make_parts", lambda run, logdir: {None: ("parts", logdir, None)})
-    monkeypatch.setattr(roles, "Parts", lambda run, logdir, member: ("parts", logdir, member))
+    monkeypatch.setattr(roles, "make_parts", lambda run, logdir: {None: TheParts(logdir, None)})
+    monkeypatch.setattr(roles, "Parts", lambda run, logdir, member: TheParts(logdir, member))
     run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
     run = runs.replace(run, placement="threads", actors_per_process=2)
     runs.save(run, tmp_path)
-    parts, clients = ("parts", tmp_path, None), [("client", "a:1", 7.0), ("client", "b:2", 7.0)]
+    parts, clients = TheParts(tmp_path, None), [("client", "a:1", 7.0), ("client", "b:2", 7.0)]
     task = 0 if which in ("learner", "evaluator") else 1
     port = free_port()
     where = [f"--port={port}"] if which == "replay" else ["--replay=a:1,b:2", "--connect_seconds=7"]
     arguments = ["role", f"--role={which}", f"--logdir={tmp_path}", f"--task={task}", *where]
+    for _ in range(sitting):
+        assert flags.attempt(role.role, arguments) == 0
+    del played[:]
     assert flags.attempt(role.role, arguments) == 0
     expected = {
         "learner": [("learn", parts, clients)],
         "evaluator": [("evaluate", parts, clients)],
-        "actor": [("act", parts, clients, actor_task) for actor_task in (2, 3)],
+        "actor": [("act", parts, clients, actor_task, sitting) for actor_task in (2, 3)],
         "replay": [("serving", [parts], tmp_path, 1, port)],
     }
-    assert [(name, *map(_plain, given)) for name, *given in played] == expected[which]
+    # Roles of a process are threads, which begin in any order.
+    assert sorted((name, *map(_plain, given)) for name, *given in played) == expected[which]
 
 
 def _plain(given: Any) -> Any:
@@ -1110,7 +1219,7 @@ def _plain(given: Any) -> Any:
 def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
-    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(shutdown, "stop_on_signals", shutdown.Stop)
     monkeypatch.setattr(roles, "Parts", lambda *_: None)
     run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
     runs.save(runs.replace(run, placement="threads", actors_per_process=2), tmp_path)
@@ -1191,9 +1300,11 @@ def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluatio
 class Threads:
     """The roles of a run in one process, as far as their ends go."""
 
-    def __init__(self, monkeypatch, broken: str = "", learning: int = 1):
+    def __init__(self, monkeypatch, logdir: pathlib.Path, broken: str = "", learning: int = 1):
         self.order, self.lazy, self.broken, self.learning = [], set(), broken, learning
-        self.members = {m: SimpleNamespace(name=m) for m in range(2)}
+        self.members = {m: SimpleNamespace(name=m, logdir=logdir / f"member_{m}") for m in range(2)}
+        for parts in self.members.values():
+            parts.logdir.mkdir()
         monkeypatch.setattr(threads, "Display", Nothing)
         monkeypatch.setattr(program, "ATTEND_SECONDS", 0.01)
         self.stop = threading.Event()
@@ -1224,9 +1335,9 @@ class Threads:
 
 
 def test_threads_are_one_for_each_role_of_each_member(monkeypatch, tmp_path):
-    playing = Threads(monkeypatch, learning=20)
+    playing = Threads(monkeypatch, tmp_path, learning=20)
     playing.train(tmp_path)
-    actors = [("act", m, task) for m in range(2) for task in range(2)]
+    actors = [("act", m, task, 0) for m in range(2) for task in range(2)]
     assert sorted(playing.order) == sorted([*actors, *((name, m) for name in ("learn", "evaluate") for m in range(2))])
     last = max(playing.order.index(("learn", m)) for m in range(2))
     assert all(playing.order.index(who) > last for who in actors), "actors end when their learners have"
@@ -1237,7 +1348,7 @@ def test_threads_are_one_for_each_role_of_each_member(monkeypatch, tmp_path):
 
 
 def test_a_signal_ends_threads_in_their_order(monkeypatch, tmp_path):
-    playing = Threads(monkeypatch, learning=10**6)
+    playing = Threads(monkeypatch, tmp_path, learning=10**6)
     threading.Timer(0.2, playing.stop.set).start()
     playing.train(tmp_path)
     assert {who[0] for who in playing.order[:2]} == {"learn"} and len(playing.order) == 8
@@ -1245,7 +1356,7 @@ def test_a_signal_ends_threads_in_their_order(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("broken", ["learn", "act", "evaluate", "end of learn", "end of act", "end of evaluate"])
 def test_the_first_error_of_a_thread_is_the_runs(broken, monkeypatch, tmp_path):
-    playing = Threads(monkeypatch, broken)
+    playing = Threads(monkeypatch, tmp_path, broken)
     with pytest.raises(RuntimeError, match=f"^{broken} is broken$"):
         playing.train(tmp_path)
     assert {who[0] for who in playing.order} == {"learn", "act", "evaluate"} - {broken.split()[-1]}, "all others ended"
@@ -1262,15 +1373,17 @@ def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, m
     monkeypatch.setattr(serial, "stop_on_signals", threading.Event)
     monkeypatch.setattr(roles, "connect", lambda members, logdir, port: carrier)
 
-    def act(parts, given, task, stop):
+    def act(parts, given, task, sitting, stop):
         while True:
             order.append(task)
             yield
 
     def evaluations(parts, given, stop):
         while True:
+            yield None  # it goes on ...
+            yield None
             order.append(("evaluation", fakes.learners[0].made.version.env_steps, fakes.learners[0].made.published))
-            yield
+            yield {}  # ... to its end, before the learner does
 
     monkeypatch.setattr(roles, "act", act)
     monkeypatch.setattr(roles, "evaluate", evaluations)

@@ -224,3 +224,15 @@ def test_a_mistake_waits_for_nothing_that_it_does_not_need(argument, absent):
     command = [sys.executable, "-c", program, argument, "--logdir=/nonexistent/run"]
     done = subprocess.run(command, env=command_line.ENVIRONMENT, capture_output=True, text=True)
     assert done.stdout.split() == ["2"], done.stdout + done.stderr
+
+
+def test_keywords_are_the_same_run_however_they_are_written(tmp_path):
+    def make(text):
+        return runs.make("impala", "gymnasium:CartPole-v1", {"env_kwargs": text} if text else {}, {})
+
+    runs.save(make('{"sutton_barto_reward": true,"max_episode_steps":9}'), tmp_path)
+    runs.save(make('{ "max_episode_steps": 9, "sutton_barto_reward": true }'), tmp_path)
+    assert runs.load(tmp_path).spec().max_episode_steps == 9
+    for other in ('{"max_episode_steps": 8}', ""):
+        with pytest.raises(settings.UsageError, match=r"holds another run \(env_kwargs is "):
+            runs.save(make(other), tmp_path)

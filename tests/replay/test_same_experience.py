@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, str, int, dict[str, Any]]] = {  # agent, environment
 
 def rows_of(parts: roles.Parts, count: int) -> list[Row]:
     """What an actor with the first parameters experiences."""
-    environment = parts.run.make_environment("actor", 0, parts.num_envs)
+    environment = parts.run.make_environment(parts.run.seed_of("actor"), parts.num_envs)
     timestep, memory = environment.reset(), parts.agent.memory(parts.num_envs, None)
     params = jax.device_put(parts.agent.policy(parts.init()), parts.device)
     rows = []

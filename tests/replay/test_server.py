@@ -5,7 +5,7 @@ import socket
 import numpy as np
 import pytest
 
-from agents.agent import Blocks, TableSpec, Version
+from agents.agent import Blocks, TableSpec, Transitions, Version
 from replay import server
 from replay.client import ReplayUnavailable, connect
 from replay.structures import Structure
@@ -26,6 +26,39 @@ def test_connect_names_the_address_that_does_not_answer():
     with pytest.raises(ReplayUnavailable, match=address) as error:
         within(60, "connect to give up", connect, address, 1.0)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["tables", "chunks", "items", "DONE"])
+@pytest.mark.parametrize("left", [None, 0.0, 0.5])
+def test_a_replay_that_was_damaged_is_begun_anew_and_kept_aside(file, left, tmp_path):
+    """Or it is whole; it is never the end of the run, nor anything else than what was saved."""
+    path, values = tmp_path / "replay_0", np.arange(40, dtype=np.float32)
+
+    def start():
+        table = TableSpec("replay", Transitions(1, 1.0), "uniform", 100)
+        running = server.serve([server.build_table(table, Structure([np.zeros((), np.float32)]))], None, path)
+        return running, running.localhost_client()
+
+    running, client = start()
+    writer = client.trajectory_writer(num_keep_alive_refs=1)
+    for value in values:
+        writer.append([value])
+        writer.create_item("replay", 1.0, [writer.history[0][-1]])
+    writer.flush()
+    within(60, "the checkpoint", client.checkpoint)
+    running.stop()
+    (damaged,) = path.rglob(f"{file}*")
+    content = damaged.read_bytes()
+    damaged.unlink()
+    if left is not None:
+        damaged.write_bytes(content[: int(left * len(content))])
+    for _ in range(2):  # again, after that
+        running, client = start()
+        size = client.server_info(timeout=30)["replay"].current_size
+        got = [float(sample.data[0]) for sample in client.sample("replay", size, emit_timesteps=False)] if size else []
+        assert size in (0, 40) and set(got) <= set(values.tolist())
+        running.stop()
+    assert size == 0 or file == "DONE"
 
 
 def test_a_free_port_is_served():

@@ -1,6 +1,7 @@
 """Checkpoints: what comes back is what was saved, bit for bit, the newest of it."""
 
 import contextlib
+import shutil
 import subprocess
 
 import jax
@@ -11,8 +12,9 @@ from agents import impala
 from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, Version
 from replay.sampler import Batch
 from runtime import devices
-from runtime.checkpoint import Checkpointer
+from runtime.checkpoint import Checkpointer, Damaged
 from runtime.learner import Learner
+from tests.launchers.command_line import wait_for
 
 SPEC = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(2))
 CONFIG = impala.Config(torso="mlp", hidden_sizes=(4,), frame_stack=1, unroll_length=4, batch_size=2, optimizer="adam")
@@ -156,3 +158,97 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(agent, fresh, tmp
         assert_same_bits(state, fresh(0))
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def damages(content: bytes):
+    """(name, what is left of a file) for each way in which it can be damaged; None: it is gone."""
+    flipped = bytearray(content)
+    for place in (0, len(content) // 2):
+        if content:
+            flipped[place] ^= 255
+    yield "cut", content[: len(content) // 2]
+    yield "flipped", bytes(flipped)
+    yield "emptied", b""
+    yield "overwritten", np.random.default_rng(0).bytes(max(1, len(content)))
+    yield "gone", None
+
+
+@pytest.fixture(scope="module")
+def two_saved(agent, fresh, tmp_path_factory):
+    """A directory of two checkpoints, at 10 and 20 updates, and their states."""
+    directory, states = tmp_path_factory.mktemp("saved"), {10: fresh(1), 20: fresh(2)}
+    saving = Checkpointer(directory, agent, owner=True)
+    for steps, state in states.items():
+        saving.save(state, Version(steps, 8 * steps), {"replay": 100 * steps})
+    saving.close()
+    return directory, states
+
+
+def test_whichever_file_is_damaged_a_whole_checkpoint_is_restored(two_saved, agent, tmp_path, capfd):
+    directory, states = two_saved
+    newest = directory / "learner_steps_20"
+    files = [path.relative_to(directory) for path in sorted(newest.rglob("*")) if path.is_file()]
+    assert len(files) > 5
+    came_back = []
+    for file in files:
+        content = (directory / file).read_bytes()
+        for how, left in damages(content):
+            copy = tmp_path / "copy"
+            shutil.copytree(directory, copy)
+            (copy / file).unlink()
+            if left is not None:
+                (copy / file).write_bytes(left)
+            for owner in (False, True, False):
+                restoring = Checkpointer(copy, agent, owner=owner)
+                state, version = restoring.restore()
+                assert_same_bits(state, states[version.learner_steps])
+                assert restoring.counts.get("replay", 100 * version.learner_steps) == 100 * version.learner_steps
+                # Whatever was restored, what comes after it can be saved, by who owns the directory.
+                if owner:
+                    came_back.append(version.learner_steps)
+                    restoring.save(states[10], Version(version.learner_steps + 5, 0))
+                    assert restoring.restore()[1].learner_steps == version.learner_steps + 5, (file, how)
+                    shutil.rmtree(copy / f"learner_steps_{version.learner_steps + 5}")
+                restoring.close()
+            shutil.rmtree(copy)
+    assert came_back.count(10) > 20, "damage went unseen"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_where_every_checkpoint_is_damaged_it_is_said_in_one_line(two_saved, agent, tmp_path):
+    directory, _ = two_saved
+    copy = tmp_path / "copy"
+    shutil.copytree(directory, copy)
+    for file in copy.rglob("*.ocdbt"):
+        file.write_bytes(b"")
+    for owner in (False, True):
+        restoring = Checkpointer(copy, agent, owner=owner)
+        with pytest.raises(Damaged, match=r"no checkpoint in .* can be read") as error:
+            restoring.restore()
+        assert "\n" not in str(error.value)
+        restoring.close()
+    assert {path.name for path in copy.iterdir()} == {"learner_steps_10", "learner_steps_20"}, "nothing is thrown away"
+
+
+def test_a_directory_that_was_removed_is_not_made_again(agent, fresh, tmp_path):
+    saving = Checkpointer(tmp_path / "checkpoints", agent, owner=True)
+    saving.save(fresh(1), Version(1, 1))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(OSError, match="was removed while the run went on"):
+        saving.save(fresh(1), Version(2, 2))
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_a_killed_save_left_is_removed_by_the_owner_alone(agent, fresh, tmp_path):
+    saving = Checkpointer(tmp_path, agent, owner=True)
+    saving.save(fresh(1), Version(1, 1))
+    saving.close()
+    left = tmp_path / "learner_steps_2.orbax-checkpoint-tmp-7"
+    left.mkdir()
+    (left / "half").write_text("")
+    Checkpointer(tmp_path, agent).close()
+    assert left.exists(), "another process's save may be under way"
+    owner = Checkpointer(tmp_path, agent, owner=True)
+    wait_for("it to be removed", lambda: not left.exists(), 30)
+    assert owner.restore()[1] == Version(1, 1)
+    owner.close()

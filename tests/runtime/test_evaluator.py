@@ -6,8 +6,18 @@ import pytest
 
 from agents.agent import Agent, Version
 from environments.counting import CountingEnvironment, episode_length
+from environments.environment import Episodes
 from runtime import evaluator
 from tests.waiting import within
+
+
+def finish(playing) -> Episodes:
+    """What evaluator.play returns, once it has told how far it is."""
+    while True:
+        try:
+            next(playing)
+        except StopIteration as end:
+            return end.value
 
 
 def play_agent() -> Agent:
@@ -34,8 +44,10 @@ def return_of(environment: int, episode: int) -> float:
 @pytest.mark.parametrize(("num_envs", "each"), [(1, 4), (5, 1), (5, 3)])
 def test_play_counts_each_environments_first_episodes_only(num_envs, each):
     """Some environments finish several more while they wait for the slowest: those would favour short episodes."""
-    played = evaluator.play(
-        play_agent(), Act(), CountingEnvironment(num_envs), "params", jax.random.key(0), episodes=num_envs * each
+    played = finish(
+        evaluator.play(
+            play_agent(), Act(), CountingEnvironment(num_envs), "params", jax.random.key(0), episodes=num_envs * each
+        )
     )
     expected = [(i, return_of(i, n), episode_length(i, n)) for i in range(num_envs) for n in range(each)]
     assert list(zip(*played, strict=True)) == expected
@@ -43,7 +55,11 @@ def test_play_counts_each_environments_first_episodes_only(num_envs, each):
 
 def test_play_carries_the_memory_and_counts_steps_from_0():
     act = Act()
-    evaluator.play(play_agent(), act, CountingEnvironment(2), "params", jax.random.key(0), episodes=4)
+    playing = evaluator.play(play_agent(), act, CountingEnvironment(2), "params", jax.random.key(0), episodes=4)
+    progress = list(playing)
+    assert [each.steps for each in progress] == list(range(1, len(progress) + 1))
+    # Environment 0 ends its two at steps 1 and 5, environment 1 at 2 and 7; what 0 ends besides does not count.
+    assert [each.episodes for each in progress] == [1, 2, 2, 2, 3, 3, 4]
     assert act.calls == [("params", t, [t, t]) for t in range(len(act.calls))]
     # Environment 0's first two episodes take 1 and 3 actions, environment 1's 2 and 4; one is thrown away between.
     assert len(act.calls) == 2 + 1 + 4
@@ -51,8 +67,10 @@ def test_play_carries_the_memory_and_counts_steps_from_0():
 
 def test_play_stops_when_told():
     answers = iter([False] * 4 + [True])
-    played = evaluator.play(
-        play_agent(), Act(), CountingEnvironment(2), "params", jax.random.key(0), 8, lambda: next(answers)
+    played = finish(
+        evaluator.play(
+            play_agent(), Act(), CountingEnvironment(2), "params", jax.random.key(0), 8, lambda: next(answers)
+        )
     )
     assert played.returns == [return_of(0, 0), return_of(1, 0)], "those of the first four steps"
 
@@ -92,7 +110,8 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
     loop = evaluator.run(
         play_agent(), act, make_environment, learner, jax.random.key(0), 4, period=10, max_env_steps=40, due=start
     )
-    rows, episodes = zip(*within(60, "the last evaluation", list, loop), strict=True)
+    said = within(60, "the last evaluation", list, loop)
+    rows, episodes = zip(*(each for each in said if not isinstance(each, evaluator.Progress)), strict=True)
     assert [row["env_steps"] for row in rows] == expected
     assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
     assert [evaluation for evaluation, _ in made] == list(range(len(expected))), "each has its own seed"
@@ -105,3 +124,9 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
     each = len(act.keys) // len(expected)
     keys = [set(act.keys[n * each : (n + 1) * each]) for n in range(len(expected))]
     assert all(len(of_one) == 1 for of_one in keys) and len(set.union(*keys)) == len(expected), "each has its own key"
+
+
+@pytest.mark.parametrize(("cuts_at", "cut"), [(None, 0), (6, 0), (5, 1), (4, 2), (1, 5)])
+def test_what_was_cut_is_counted(cuts_at, cut):
+    played = Episodes([0] * 5, [0.0] * 5, [1, 2, 3, 4, 5])
+    assert evaluator.count_cut(played, cuts_at) == cut

@@ -1,5 +1,6 @@
 """CSVs of roles: appended by resumed runs, read while they are written."""
 
+import numpy as np
 import pytest
 
 from runtime import metrics
@@ -33,6 +34,15 @@ def test_resumed_recorder_appends_and_continues_the_clock(tmp_path):
     assert len(after) == 2 and after[1]["wall_seconds"] >= before["wall_seconds"]
 
 
+def test_a_file_that_was_removed_is_missed(tmp_path):
+    recorder = metrics.Recorder(tmp_path, "actor_0")
+    recorder.write({"env_steps": 1, "learner_steps": 1})
+    (tmp_path / "actor_0.csv").unlink()
+    with pytest.raises(OSError, match=r"actor_0.csv was removed while the run went on"):
+        recorder.write({"env_steps": 2, "learner_steps": 2})
+    recorder.close()
+
+
 def test_no_file_is_no_rows(tmp_path):
     assert metrics.read(tmp_path / "actor_0.csv") == []
     assert metrics.latest(tmp_path, "actor_0") is None
@@ -45,3 +55,28 @@ def test_recorder_refuses_nothing_but_ignores_unknown_columns(tmp_path):
     recorder.close()
     with pytest.raises(KeyError):
         metrics.latest(tmp_path, "evaluator")["late"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_stands_in_a_file_its_whole_rows_are_read_and_more_can_be_written(tmp_path, seed):
+    """Half lines of killed processes, a second header of another run's, bytes that are none of ours."""
+    rng = np.random.default_rng(seed)
+    path = tmp_path / "learner.csv"
+    rubbish = [b"env_steps,learner_steps\n", b"\n", b"a,b,c,d\n", b"1,2\n", rng.bytes(40).replace(b"\n", b"") + b"\n"]
+    half = [b"12,3", b"\xff\xfe", b"wall_seconds,env_st"]
+    if rng.random() < 0.5:  # before there is a header
+        path.write_bytes(b"".join(rubbish[1:]) + half[rng.integers(3)])
+    written = []
+    for sitting in range(4):
+        recorder = metrics.Recorder(tmp_path, "learner")
+        for _ in range(rng.integers(1, 4)):
+            written.append(len(written))
+            recorder.write({"env_steps": written[-1], "learner_steps": sitting, "loss": float("nan")})
+        recorder.close()
+        with open(path, "ab") as file:
+            file.write(b"".join(rubbish[i] for i in rng.integers(5, size=rng.integers(3))))
+            if rng.random() < 0.7:
+                file.write(half[rng.integers(3)])
+        assert [row["env_steps"] for row in metrics.read(path)] == written
+        latest = metrics.latest(tmp_path, "learner")
+        assert (latest["env_steps"], latest["learner_steps"]) == (written[-1], sitting)

@@ -1,0 +1,219 @@
+"""Kills, ends and stops the processes of real runs, one or two at once, and says how those took it.
+
+  scripts/chaos --kills=100                       # of a run with a queue and of one with two replay servers, by turns
+  scripts/chaos --kills=5 --finish --runs=queue   # the run then goes on to its end: the score it reaches
+  scripts/chaos --kills=0 --finish --runs=queue   # the same without faults, to compare with
+
+After each fault the learner, and the actors that it hit, must write rows again within --patience seconds. After every
+few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a checkpoint
+that can be evaluated and is no older than any seen before; then the same command goes on. The same --seed makes the
+same faults, at the same intervals.
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from absl import app, flags
+
+from runtime import metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+FLAGS = flags.FLAGS
+flags.DEFINE_integer("kills", 20, "How many faults, of all runs together.")
+flags.DEFINE_integer("seed", 0, "What the faults and the runs come from.")
+flags.DEFINE_list("runs", ["queue", "replay"], "Which of the runs: queue, replay.")
+flags.DEFINE_float("stop_seconds", 60.0, "How long a process is stopped (SIGSTOP).")
+flags.DEFINE_float("patience", 30.0, "Seconds in which a run must have recovered.")
+flags.DEFINE_bool("finish", False, "After the faults, go on to the run's end and say what score it reached.")
+flags.DEFINE_string("logdir", None, "Where the runs are kept. Default a temporary folder, removed if all went well.")
+
+PER_LAUNCH = 6  # faults from one start of the launcher to its end: it allows a process ten restarts
+RUNS = {
+    "queue": ["--agent=impala", "--env=CartPole-v1", "--num_actors=2", "--actors_per_process=1"],
+    "replay": [
+        "--agent=ddpg",
+        "--env=Pendulum-v1",
+        "--num_actors=2",
+        "--actors_per_process=1",
+        "--num_replay_servers=2",
+        "--config.replay=prioritized",
+        "--config.min_replay_size=500",
+    ],
+}
+ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]  # of the launcher
+SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
+
+
+class Failure(Exception):
+    """A run did not take a fault as it should."""
+
+
+def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> float:
+    """Seconds until `condition()` was true.
+
+    Raises:
+      Failure: it was not within `seconds`.
+    """
+    start = time.monotonic()
+    while not condition():
+        if time.monotonic() - start > seconds:
+            raise Failure(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.1)
+    return time.monotonic() - start
+
+
+@dataclasses.dataclass
+class Run:
+    """A run under `processes`, started and ended any number of times."""
+
+    name: str
+    logdir: pathlib.Path
+    newest: int = 0  # checkpoint seen so far, in updates
+    slowest: float = 0.0  # recovery so far, in seconds
+    launcher: subprocess.Popen = dataclasses.field(init=False)
+
+    def start(self) -> None:
+        steps = [] if FLAGS.finish else ["--max_env_steps=1000000000"]
+        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], *steps, "--placement=processes"]
+        command += [f"--seed={FLAGS.seed}", f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        with open(self.logdir / "launcher.log", "ab") as log:
+            self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def processes(self) -> dict[str, int]:
+        """The live role processes, name -> process id."""
+        found = {}
+        for entry in pathlib.Path("/proc").iterdir():
+            try:
+                arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
+                alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+            except (OSError, ValueError, IndexError):
+                continue
+            if alive and "launchers.role" in arguments and f"--logdir={self.logdir}" in arguments:
+                given = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
+                found[f"{given['role']}_{given['task']}"] = int(entry.name)
+        return found
+
+    def rows(self, role: str) -> int:
+        return len(metrics.read(self.logdir / f"{role}.csv"))
+
+    @property
+    def over(self) -> bool:
+        return self.launcher.poll() is not None
+
+    def wait_for_rows(self, roles: list[str], seconds: float) -> None:
+        """Returns once each of `roles` has written two more rows, or the run is done."""
+        before = {role: self.rows(role) for role in roles}
+
+        def more() -> bool:
+            if self.launcher.poll():
+                raise Failure(f"the launcher ended with exit code {self.launcher.returncode}")
+            return self.over or all(self.rows(role) >= count + 2 for role, count in before.items())
+
+        self.slowest = max(self.slowest, wait_for(f"rows of {', '.join(roles)}", more, seconds))
+
+    def check_checkpoints(self) -> None:
+        saved = [int(path.name.split("_")[-1]) for path in (self.logdir / "checkpoints").glob("learner_steps_*[0-9]")]
+        if saved and max(saved) < self.newest:
+            raise Failure(f"the checkpoint of update {self.newest} is gone: the newest is of {max(saved)}")
+        self.newest = max([self.newest, *saved])
+
+    def fault(self, rng: random.Random) -> str:
+        """Does something to one process or two; in words, what."""
+        time.sleep(rng.uniform(0.0, 8.0))  # so that some are hit while they start
+        wait_for("a role's process", lambda: bool(self.processes()) or self.over, 120.0)
+        alive = self.processes()
+        victims = rng.sample(sorted(alive), min(len(alive), rng.choice([1, 1, 2])))
+        number = rng.choice(SIGNALS)
+        for victim in victims:
+            _send(alive[victim], number)
+        if number == signal.SIGSTOP:
+            time.sleep(FLAGS.stop_seconds)
+            for victim in victims:
+                _send(alive[victim], signal.SIGCONT)
+        writing = [victim for victim in victims if victim.startswith("actor")]
+        self.wait_for_rows(["learner", *writing], FLAGS.patience)
+        self.check_checkpoints()
+        return f"{number.name} of {' and '.join(victims)}"
+
+    def end(self, number: signal.Signals | None) -> None:
+        """Has the launcher end by a signal, or waits for its own end; then looks at what it leaves."""
+        if number:
+            self.launcher.send_signal(number)
+        wait_for("the launcher's end", lambda: self.over, FLAGS.patience if number else 3600.0)
+        if self.launcher.returncode != (-number if number == signal.SIGKILL else 0):
+            raise Failure(f"the launcher ended with exit code {self.launcher.returncode}")
+        wait_for("the last process to be gone", lambda: not self.processes(), FLAGS.patience)
+        self.check_checkpoints()
+        command = [str(ROOT / "scripts" / "evaluate"), f"--logdir={self.logdir}", "--episodes=5"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise Failure(f"evaluate ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+
+    def score(self) -> str:
+        last = metrics.latest(self.logdir, "evaluator")
+        return f"{last['return_mean']:.1f} at {last['env_steps']:,.0f} env steps" if last else "none"
+
+
+def _send(process: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, number)
+
+
+def harass(run: Run, kills: int, rng: random.Random) -> list[str]:
+    """Does `kills` faults to a run; what went wrong."""
+    failures, done = [], 0
+    while True:
+        run.start()
+        own_end = False
+        try:
+            wait_for("the first rows", lambda: run.rows("learner") > 0 or run.over, 180.0)
+            for _ in range(min(PER_LAUNCH, kills - done)):
+                done += 1
+                print(f"{run.name} {done}/{kills}: {run.fault(rng)}; slowest so far {run.slowest:.0f} s", flush=True)
+            own_end = run.over or (FLAGS.finish and done >= kills)
+            number = None if own_end else rng.choice(ENDS)
+            run.end(number)
+            print(f"{run.name}: ended {f'by {number.name}' if number else 'by itself'}", flush=True)
+        except Failure as failure:
+            failures.append(str(failure))
+            print(f"{run.name} {done}/{kills}: FAILED: {failure} ({run.logdir})", flush=True)
+            run.launcher.kill()
+            for process in run.processes().values():
+                _send(process, signal.SIGKILL)
+            wait_for("the killed run's end", lambda: not run.processes(), 60.0)
+        if own_end or (done >= kills and not FLAGS.finish):
+            return failures
+
+
+def main(_: list[str]) -> None:
+    unknown = set(FLAGS.runs) - set(RUNS)
+    if unknown or FLAGS.kills < 0:
+        print(f"error: --runs is of {', '.join(RUNS)}, and --kills 0 or more", file=sys.stderr)
+        sys.exit(2)
+    folder = pathlib.Path(FLAGS.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
+    failures = []
+    for index, name in enumerate(FLAGS.runs):
+        run = Run(name, folder / name)
+        share = len(range(index, FLAGS.kills, len(FLAGS.runs)))
+        failures += harass(run, share, random.Random(f"{FLAGS.seed} {name}"))
+        print(f"{name}: {share} faults; recovery took {run.slowest:.0f} s at most; score {run.score()}", flush=True)
+    print(f"{FLAGS.kills} faults, {len(failures)} failures" + (f"; look in {folder}" if failures else ""))
+    if not failures and not FLAGS.logdir:
+        shutil.rmtree(folder)
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,113 @@
+"""Links between machines that are cut: a server gives a connection up, and its client hears nothing of that."""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from agents.agent import TableSpec, WholeEpisodes
+from replay import server
+from replay.client import connect
+from replay.reverb_carrier import ReverbQueue
+from replay.structures import Structure
+from tests.launchers.command_line import wait_for
+
+
+class Link:
+    """A way to a server's port, through a port of its own, that can be cut without a word to the clients."""
+
+    def __init__(self, port: int):
+        self._to, self._live = port, True
+        self._connections: list[Connection] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                connection = Connection(client, socket.create_connection(("127.0.0.1", self._to)))
+                self._connections.append(connection)
+
+    def cut(self) -> None:
+        for connection in self._connections:
+            connection.cut()
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+class Connection:
+    """One of a client through a link. Cut, it is as TCP is where the server's end has timed out: the client's end looks
+    sound until it sends something, which is answered by a reset."""
+
+    def __init__(self, client: socket.socket, server: socket.socket):
+        self._client, self._server, self._cut = client, server, False
+        threading.Thread(target=self._pump, args=(client, server), daemon=True).start()
+        threading.Thread(target=self._pump, args=(server, client), daemon=True).start()
+
+    def _pump(self, source: socket.socket, to: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if self._cut:
+                    break
+                to.sendall(data)
+        if not self._cut:
+            self._client.close()
+            self._server.close()
+        elif source is self._client:
+            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._client.close()
+
+    def cut(self) -> None:
+        self._cut = True
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def link() -> Iterator[tuple[Link, server.reverb.Client]]:
+    """A link to a server with a queue for one item, and a client of it on this side."""
+    table = server.build_table(
+        TableSpec("queue", "queue", WholeEpisodes(1), max_size=1), Structure([np.zeros(2, np.float32)])
+    )
+    serving = server.serve([table], None, None)
+    link = Link(serving.port)
+    yield link, serving.localhost_client()
+    link.close()
+    serving.stop()
+
+
+def writing(client: server.reverb.Client, written: list[int]) -> Callable[[], None]:
+    """What puts items into the queue for ever, each once there is room."""
+    queue = ReverbQueue(client, "queue")
+
+    def write():
+        while True:
+            queue.put([np.full(2, len(written), np.float32)])
+            written.append(len(written))
+
+    return write
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_a_writer_that_waits_goes_on_after_the_link_was_cut(link, cuts):
+    """It waits for room, and has nothing to send, when its connection goes."""
+    link, local = link
+    written: list[int] = []
+    client = connect(f"localhost:{link.port}", heartbeat=0.5)
+    threading.Thread(target=writing(client, written), daemon=True).start()
+    for _ in range(cuts):
+        before = len(written)
+        wait_for("a full queue", lambda: local.server_info()["queue"].current_size == 1, 30)
+        link.cut()
+        for _ in range(3):
+            list(local.sample("queue", 1, emit_timesteps=False))
+            further = len(written)
+            wait_for("the writer to go on", lambda further=further: len(written) > further, 60)
+        assert len(written) >= before + 3
