@@ -18,6 +18,7 @@ from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import presets, settings
 from launchers.configs import agent_module, make_config
+from launchers.kinds import spec_of
 from launchers.settings import UsageError
 from replay import channels, gradients, structures
 from replay.rings import Ring
@@ -101,9 +102,10 @@ class Run(settings.Settings):
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment(self.seed_of("spec"), len(self.tasks))
-        environment.close()
-        return environment.spec
+        try:
+            return spec_of(self.env, self.env_kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def cuts_at(self, spec: EnvironmentSpec) -> int | None:
         """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""
@@ -231,7 +233,7 @@ def make(
     module = agent_module(agent)
     given = {name: value for name, value in overrides.items() if value is not None}
     settled = dataclasses.asdict(settings.resolve(agent, env, given, used))
-    config = presets.find(agent, env).config | config_overrides
+    config = presets.find(agent, env, settled["env_kwargs"]).config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settled["max_env_steps"])
     return Run(config=make_config(module, config), **settled)
