@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from agents.agent import (
@@ -156,7 +157,7 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
     categorical = config.critic == "categorical"
     policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
     critic = ActionCritic(config.num_atoms if categorical else 3 * config.num_components, config.hidden_sizes)
-    atoms = jnp.linspace(config.v_min, config.v_max, config.num_atoms)
+    atoms = np.linspace(config.v_min, config.v_max, config.num_atoms, dtype=np.float32)
 
     def mixture(outputs) -> Gaussians:
         return gaussians(outputs, config.v_min, config.v_max)

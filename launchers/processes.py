@@ -1,6 +1,7 @@
 """Placement `processes`: each role a process of its own, started, watched, restarted and ended here.
 
-The launcher computes nothing: it may be killed without harm to what was saved, and its children end with it. They are
+The launcher computes nothing, and starts no accelerator: on a GPU that would take the memory of the learner beside it.
+It may be killed without harm to what was saved, and its children end with it. They are
 forked from one process that has imported already what roles need (the standard library's forkserver), so that one that
 died is back in seconds.
 """

@@ -66,11 +66,13 @@ def role() -> int:
         raise UsageError(
             "a run with --carrier=local has all its roles in one process: give scripts/train --carrier=reverb"
         )
+    import jax
+
+    if values.role == "replay" or (values.role != "learner" and run.actor_backend == "cpu"):
+        jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
     if asked:
         populations.check(run)
         run.check_fit()
-    import jax
-
     from launchers import ports, program, roles, threads
     from launchers.program import Role
     from launchers.shutdown import stop_on_signals
@@ -87,13 +89,11 @@ def role() -> int:
         run.check_fit(servers=1)
     elif values.replay.count(",") + 1 != run.num_replay_servers:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
-    if asked:
-        populations.save(run, logdir)
     stop = stop_on_signals()
     if process.kind != "learner":
         give_way()
-    if process.kind == "replay" or (process.kind != "learner" and run.actor_backend == "cpu"):
-        jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
+    if asked:
+        populations.save(run, logdir)
     if process.kind == "learner" and values.num_learners > 1:
         jax.distributed.initialize(values.coordinator, values.num_learners, process.task)
     works: dict[Role, Any]

@@ -11,11 +11,15 @@ from launchers.settings import Settings, Sitting
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
+    import jax
+
     from launchers import population as populations
     from launchers import ports, settings, sittings
     from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
+    if run.placement == "processes":
+        jax.config.update("jax_platforms", "cpu")  # of this process alone: accelerators are its roles'
     if run.carrier == "local":
         leave_out_tensorflow()
     settings.check_port(flags.FLAGS.port, run)
