@@ -264,6 +264,7 @@ class Agent(NamedTuple):
 
 
 LARGEST = 2**31 - 1  # of a Config's whole numbers: what devices count with
+LEAST, MOST = 1.2e-38, 3.4e38  # of its numbers, but for 0: devices have float32
 MOST_ENV_STEPS = 10**15  # but environment steps are counted on the host, as far as a run may go
 
 
@@ -278,8 +279,8 @@ def check_ranges(
     """Raises ValueError, naming the field, unless each field of `config` holds what its type says, and the `counts` are
     1 or more, the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1].
 
-    By its type a number is finite and no bool, a whole number is not beyond what can be counted, the elements of
-    tuple[int, ...] are sizes, 1 or more, and a Literal is one of its choices.
+    By its type a number is finite, as a device can hold it, and no bool, a whole number is not beyond what can be
+    counted, the elements of tuple[int, ...] are sizes, 1 or more, and a Literal is one of its choices.
     """
     for name, kind in typing.get_type_hints(type(config)).items():
         _check_type(name, kind, getattr(config, name))
@@ -299,14 +300,14 @@ def _check_type(name: str, kind: Any, value: Any) -> None:
         wanted, holds = f"one of {', '.join(map(str, arguments))}", value in arguments
     elif typing.get_origin(kind) is tuple:
         whole = arguments[0] is int
-        wanted = f"a tuple of {'whole numbers from 1' if whole else 'finite numbers'}"
+        wanted = f"a tuple of {'whole numbers from 1' if whole else f'finite numbers up to {MOST:.0e}'}"
         holds = isinstance(value, tuple) and all(
             _is_number(arguments[0], item) and (not whole or 1 <= item <= most) for item in value
         )
     elif kind is int:
         wanted, holds = f"a whole number up to {most}", _is_number(int, value) and abs(value) <= most
     elif kind is float:
-        wanted, holds = "a finite number", _is_number(float, value)
+        wanted, holds = f"a finite number, 0 or from {LEAST:.0e} to {MOST:.0e}", _is_number(float, value)
     else:
         wanted, holds = f"a {kind.__name__}", isinstance(value, kind)
     if not holds:
@@ -314,9 +315,11 @@ def _check_type(name: str, kind: Any, value: Any) -> None:
 
 
 def _is_number(kind: type, value: Any) -> bool:
-    if kind is float and isinstance(value, float | np.floating):
-        return math.isfinite(value)
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if isinstance(value, int | np.integer):
+        return not isinstance(value, bool) and (kind is int or abs(int(value)) <= MOST)
+    if kind is int or not isinstance(value, float | np.floating):
+        return False
+    return math.isfinite(value) and (value == 0 or LEAST <= abs(float(value)) <= MOST)
 
 
 def check_replay_sizes(config: Any) -> None:

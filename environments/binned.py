@@ -10,18 +10,22 @@ import numpy as np
 
 from agents.agent import BoundedActions, FactoredActions
 from environments.environment import Environment
+from environments.spaces import MOST_CHOICES
 
 
 def parse(name: str) -> tuple[int, str]:
     """`binned:N:NAME` -> N and NAME.
 
     Raises:
-      ValueError: N is not odd or below 3, or there is no NAME.
+      ValueError: N is not odd, below 3 or too large, or there is no NAME.
     """
     number, _, inner = name.removeprefix("binned:").partition(":")
     # Odd: else no value is the centre, where torques are 0.
-    if not number.isdecimal() or int(number) < 3 or int(number) % 2 == 0 or not inner:
-        raise ValueError(f"{name!r} is not binned:N:NAME with an odd N, 3 or more, as in binned:5:Pendulum-v1")
+    whole = number.isdecimal() and len(number) <= len(str(MOST_CHOICES))
+    if not whole or not 3 <= int(number) <= MOST_CHOICES or int(number) % 2 == 0 or not inner:
+        raise ValueError(
+            f"{name!r} is not binned:N:NAME with an odd N from 3 to {MOST_CHOICES}, as in binned:5:Pendulum-v1"
+        )
     return int(number), inner
 
 

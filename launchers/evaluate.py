@@ -9,17 +9,14 @@ from launchers.settings import UsageError, setting
 
 @dataclasses.dataclass
 class Evaluation:
+    logdir: pathlib.Path = setting(None, "the run's folder")
     episodes: int = setting(100, "episodes to play, of each member of a stacked population")
 
 
-flags.define(Evaluation)
-
-
+@flags.command(Evaluation)
 def evaluate() -> int:
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
-    if flags.any_given():
-        raise UsageError("the run is LOGDIR/config.json: give --logdir and --episodes alone")
     # Only now, when the command line is understood: JAX.
     import jax
     import numpy as np
@@ -29,7 +26,7 @@ def evaluate() -> int:
     from runtime import leave_out_tensorflow
 
     leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
-    logdir = pathlib.Path(flags.FLAGS.logdir).expanduser()
+    logdir = flags.FLAGS.logdir
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
     run = runs.replace(run, eval_episodes=episodes)

@@ -1,10 +1,12 @@
-"""The command line: a flag for each setting of a run. `--config.FIELD=VALUE` sets any field of the agent's Config.
+"""The command line: a flag for each setting that a command declares. `--config.FIELD=VALUE` sets any field of the
+agent's Config.
 
 What can be known to be wrong from the command line alone is found before JAX is imported.
 """
 
 import ast
 import contextlib
+import io
 import os
 import pathlib
 import sys
@@ -13,35 +15,72 @@ import time
 import traceback
 import typing
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from absl import flags, logging
 
 from environments.environment import EnvironmentFailure
 from launchers import configs, settings
-from launchers.settings import Setting, Settings, Sitting, UsageError
+from launchers.settings import Setting, Settings, UsageError
 
 if TYPE_CHECKING:
     from launchers.run import Run
 
-FLAGS = flags.FLAGS
-PARSERS: dict[type, Callable[[], flags.ArgumentParser]] = {
-    int: flags.IntegerParser,
-    float: flags.FloatParser,
-    str: flags.ArgumentParser,
-    bool: flags.BooleanParser,
+MOST_LETTERS = 2000  # of what an error says
+FLAGS = flags.FlagValues()  # what the command line that was parsed last says; none but a command's own flags are in it
+flags.FLAGS.mark_as_parsed()  # libraries' flags, which no command takes
+
+
+class _Parser(flags.ArgumentParser):
+    """Another parser, whose errors say what it takes."""
+
+    def __init__(self, read: Callable[[Any], Any], noun: str):
+        self._read, self._noun = read, noun
+
+    def parse(self, argument: Any) -> Any:
+        try:
+            return self._read(argument)
+        except UsageError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"give {self._noun}") from error
+
+
+PARSERS: dict[type, flags.ArgumentParser] = {
+    int: _Parser(flags.IntegerParser().parse, "a whole number, written out"),
+    float: _Parser(flags.FloatParser().parse, "a number"),
+    bool: _Parser(flags.BooleanParser().parse, "true or false"),
+    str: flags.ArgumentParser(),
+    pathlib.Path: _Parser(lambda path: path if isinstance(path, pathlib.Path) else settings.local_path(path), "a path"),
 }
-_declared: dict[str, Setting] = {}
 
 
-def define(declaring: type) -> None:
-    """Makes a flag of each setting that a dataclass declares. Its values are checked by the declaration; of a setting
-    of a run the flag is None where it is not given, so that a preset can say it."""
-    for name, declared in settings.declarations(declaring).items():
-        _declared[name] = declared
-        preset = declaring is Settings and name not in ("agent", "env")
-        default = None if preset else declared.default
-        flags.DEFINE(PARSERS[declared.kind](), name, default, _help(declared), serializer=flags.ArgumentSerializer())
+class _Takes(NamedTuple):
+    """What a command line of a command may say."""
+
+    declared: dict[str, Setting] = {}  # a flag for each
+    of_run: bool = False  # whether these are a run's: its agent decides which flags --config.FIELD there are
+    arguments: str = ""  # what it may name beside them, for --help; "": nothing
+
+
+_takes: dict[Callable[..., int], _Takes] = {}
+
+
+def command(*declaring: type, arguments: str = "") -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Decorates a command: it takes a flag for each of the settings that these dataclasses declare, and where
+    `arguments` says what else it may be told, it is called with that. It returns its exit code."""
+
+    def decorate(function: Callable[..., int]) -> Callable[..., int]:
+        declared = {name: each for of in declaring for name, each in settings.declarations(of).items()}
+        _takes[function] = _Takes(declared, Settings in declaring, arguments)
+        return function
+
+    return decorate
+
+
+def _define(name: str, kind: Any, default: Any) -> None:
+    flag = flags.Flag(PARSERS[kind], flags.ArgumentSerializer(), name, default, "", boolean=kind is bool)
+    flags.DEFINE_flag(flag, FLAGS)
 
 
 def _help(declared: Setting) -> str:
@@ -49,13 +88,9 @@ def _help(declared: Setting) -> str:
     sentences = [
         declared.help[:1].upper() + declared.help[1:],
         f"One of {', '.join(declared.choices)}" if declared.choices else "",
-        "" if default in (None, "") else f"Default {default}",
+        "" if default in (None, "", False) else f"Default {default}",
     ]
     return ". ".join(filter(None, sentences)) + "."
-
-
-define(Settings)
-define(Sitting)
 
 
 class _TupleParser(flags.ArgumentParser):
@@ -73,52 +108,52 @@ class _TupleParser(flags.ArgumentParser):
         return "tuple"
 
 
-def parse(argv: list[str]) -> None:
-    """Parses the command line, `--config.FIELD` flags of the chosen agent included.
+def parse(command: Callable[..., int], argv: list[str]) -> list[str]:
+    """Reads the command line of a command into FLAGS, in place of what an earlier one said; returns what it names
+    beside flags.
+
+    Of a setting of a run the flag is None where it is not given, so that a preset can say it.
 
     Raises:
       UsageError: an unknown flag or agent, or a value that its flag does not take.
     """
-    _start_afresh()
+    global FLAGS
+    FLAGS = flags.FlagValues()
+    takes = _takes.get(command, _Takes())
+    for name, declared in takes.declared.items():
+        silent = name in settings.DECLARED and name not in ("agent", "env")
+        _define(name, declared.kind, None if silent else declared.default)
     # The agent decides which fields there are, so it is parsed first, alone; a flag file or --noflag still works.
-    try:
-        rest = FLAGS(argv, known_only=True)
-    except flags.Error as error:
-        raise UsageError(_one_line(error)) from error
-    types = configs.fields(FLAGS.agent)
+    rest = _parse(argv, known_only=True)
+    types = configs.fields(FLAGS.agent) if takes.of_run else {}
     for argument in rest[1:]:
+        if not argument.startswith("-") and takes.arguments:
+            continue
         name = argument.lstrip("-").split("=")[0].removeprefix("noconfig.").removeprefix("config.")
-        if not argument.startswith(("--config.", "--noconfig.")):
-            known = [n for n in FLAGS if not n.startswith("config.")]
-            raise UsageError(
-                f"unknown argument {argument!r}{settings.nearest(name, known, listing=False)}; --help lists the flags"
-            )
+        if not takes.of_run or not argument.startswith(("--config.", "--noconfig.")):
+            near = settings.nearest(name, (f"--{known}" for known in takes.declared), listing=not takes.of_run)
+            raise UsageError(f"unknown argument {argument!r}{near}; --help lists the flags")
         if name not in types:
             raise UsageError(f"unknown config field {name!r}{settings.nearest(name, types)}")
     for name, kind in types.items():
         origin = typing.get_origin(kind)
-        if kind is bool:
-            flags.DEFINE_boolean(f"config.{name}", None, "")
+        if origin is tuple:
+            flags.DEFINE(_TupleParser(), f"config.{name}", None, "", FLAGS, flags.ArgumentSerializer())
         else:
-            parser = _TupleParser() if origin is tuple else PARSERS[str if origin else kind]()
-            flags.DEFINE(parser, f"config.{name}", None, "", serializer=flags.ArgumentSerializer())
-    try:
-        FLAGS(rest)
-    except (flags.Error, ValueError, TypeError) as error:
-        raise UsageError(_one_line(error)) from error
+            _define(f"config.{name}", str if origin else kind, None)
+    arguments = _parse(rest)[1:]
     configs.check_types(types, _given_config())
-    for name, declared in _declared.items():
+    for name, declared in takes.declared.items():
         if FLAGS[name].present:
             settings.check_value(name, FLAGS[name].value, declared)
+    return arguments
 
 
-def _start_afresh() -> None:
-    """Forgets what an earlier command line said, in the same process, and the fields of its agent."""
-    for name in list(FLAGS):
-        if name.startswith("config."):
-            delattr(FLAGS, name)
-        elif FLAGS[name].present:
-            FLAGS[name].unparse()
+def _parse(argv: list[str], known_only: bool = False) -> list[str]:
+    try:
+        return FLAGS(argv, known_only)
+    except (flags.Error, ValueError, TypeError) as error:
+        raise UsageError(_one_line(error)) from error
 
 
 def any_given() -> bool:
@@ -150,21 +185,21 @@ def _given_config() -> dict[str, Any]:
 def logdir_from_flags() -> pathlib.Path:
     """--logdir, or a new one under runs/."""
     if FLAGS.logdir:
-        return pathlib.Path(FLAGS.logdir).expanduser()
+        return FLAGS.logdir
     env = FLAGS.env.replace(":", "-").replace("/", "-").replace(",", "+")
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
 
 
-def attempt(command: Callable[[], int], argv: list[str]) -> int:
+def attempt(command: Callable[..., int], argv: list[str]) -> int:
     """Parses the command line and runs `command`; the exit code. What the person can mend is one line and code 2."""
     logging.set_verbosity(logging.WARNING)
     try:
-        parse(argv)
-        return command()
+        return command(*parse(command, argv))
     # What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is
     # not finite.
     except (UsageError, EnvironmentFailure, OSError, FloatingPointError) as error:
@@ -177,14 +212,13 @@ def attempt(command: Callable[[], int], argv: list[str]) -> int:
         return 1
 
 
-def main(command: Callable[[], int]) -> NoReturn:
+def main(command: Callable[..., int]) -> NoReturn:
     """The process of a command: what `attempt` does, or --help."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name need not be what the terminal can write
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        lines = {f"--{name}": _help(declared) for name, declared in _declared.items()}
-        lines |= {"--config.FIELD": "A field of the agent's Config.", "--flagfile": "A file of flags, one a line."}
-        print(f"{sys.modules['__main__'].__doc__}\n")
-        for name, line in lines.items():
-            print(textwrap.fill(f"{name}: {line}", 100, initial_indent="  ", subsequent_indent="      "))
+        print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}")
         sys.exit(0)
     code = attempt(command, sys.argv)
     for stream in (sys.stdout, sys.stderr):
@@ -192,3 +226,14 @@ def main(command: Callable[[], int]) -> NoReturn:
             stream.flush()
     # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.
     os._exit(code)
+
+
+def _usage(takes: _Takes) -> str:
+    lines = {"arguments": takes.arguments} if takes.arguments else {}
+    lines |= {f"--{name}": _help(declared) for name, declared in takes.declared.items()}
+    lines |= {"--config.FIELD": "A field of the agent's Config."} if takes.of_run else {}
+    lines |= {"--flagfile": "A file of flags, one a line."}
+    return "\n".join(
+        textwrap.fill(f"{name}: {line}", 100, initial_indent="  ", subsequent_indent="      ")
+        for name, line in lines.items()
+    )

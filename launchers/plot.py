@@ -1,35 +1,47 @@
 """Draws learning curves: `scripts/plot --out=curves.png runs/a runs/b ...`; of a population `--lineages` draws its
 members' scores and hyperparameters."""
 
+import dataclasses
 import pathlib
-import sys
 
-from absl import app, flags
-
-from launchers import settings
-
-flags.DEFINE_string("out", "curves.png", "The picture to write.")
-flags.DEFINE_enum("x", "env_steps", ["env_steps", "learner_steps", "wall_seconds"], "The x axis.")
-flags.DEFINE_bool("lineages", False, "Of one population: its members' scores and hyperparameters instead.")
+from launchers import flags, settings
+from launchers.settings import UsageError, setting
 
 
-def main(argv: list[str]) -> None:
-    logdirs = [pathlib.Path(name) for name in argv[1:]]
-    missing = [str(logdir) for logdir in logdirs if not (logdir / "config.json").exists()]
-    if missing or not logdirs:
-        print(f"error: no run in {', '.join(missing) or 'no folder named'}: give the --logdir of runs", file=sys.stderr)
-        sys.exit(2)
+@dataclasses.dataclass
+class Picture:
+    out: pathlib.Path = setting(pathlib.Path("curves.png"), "the picture to write, whose ending is its type")
+    x: str = setting("env_steps", "the x axis", choices=("env_steps", "learner_steps", "wall_seconds"))
+    lineages: bool = setting(False, "of one population: its members' scores and hyperparameters instead")
+
+
+@flags.command(Picture, arguments="the folders of runs")
+def plot(*names: str) -> int:
+    asked, logdirs = flags.FLAGS, []
+    if not names:
+        raise UsageError("plot needs the folders of runs, each a --logdir of scripts/train's")
+    for name in names:
+        try:
+            logdirs.append(settings.local_path(name))
+        except UsageError as error:
+            raise UsageError(f"{name!r}: {error}") from error
+        settings.saved(logdirs[-1])
+    if asked.lineages and len(logdirs) > 1:
+        raise UsageError("--lineages takes the folder of one population")
     from runtime import plot  # only now: it brings JAX and Matplotlib
 
-    if flags.FLAGS.lineages:
-        if len(logdirs) > 1 or not plot.draw_lineages(logdirs[0], pathlib.Path(flags.FLAGS.out)):
-            print("error: --lineages takes the --logdir of one population", file=sys.stderr)
-            sys.exit(2)
-    elif not plot.draw(logdirs, pathlib.Path(flags.FLAGS.out), settings.decisive, flags.FLAGS.x):
-        print("error: none of these runs has two evaluations yet", file=sys.stderr)
-        sys.exit(2)
-    print(flags.FLAGS.out)
+    try:
+        plot.check_picture(asked.out)
+        if asked.lineages:
+            if not plot.draw_lineages(logdirs[0], asked.out):
+                raise UsageError(f"--lineages: {logdirs[0]} has no lineages yet, or is no population's")
+        elif not plot.draw(logdirs, asked.out, settings.decisive, asked.x):
+            raise UsageError("none of these runs has two evaluations yet")
+    except ValueError as error:  # of a file that is not as Shoal writes it
+        raise UsageError(str(error)) from error
+    print(asked.out)
+    return 0
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.main(plot)

@@ -60,6 +60,13 @@ def check(run: Run) -> None:
         raise UsageError(f"--population={run.population} needs --tune, the hyperparameters that it tunes: {TUNE}")
     if run.score_episodes < 2 and run.exploit == "t_test":
         raise UsageError("--exploit=t_test needs --score_episodes of 2 or more")
+    if run.population_mode == "vmap" and run.travels == "gradients":
+        raise UsageError("--population_mode=vmap stacks learners of experience: leave out --travels=gradients")
+    if run.population_mode == "separate" and run.placement == "serial":
+        raise UsageError(
+            "--placement=serial has one learner: give --population_mode=vmap, which stacks the members in it, or "
+            "--placement=threads"
+        )
     hypers = state_structs(run.make_agent(run.spec())).hypers._fields
     for name, range_ in ranges.items():
         if name not in hypers:
@@ -69,13 +76,6 @@ def check(run: Run) -> None:
             )
         for value in (range_.low, range_.high):
             _with_values(run, {name: value})
-    if run.population_mode == "vmap" and run.travels == "gradients":
-        raise UsageError("--population_mode=vmap stacks learners of experience: leave out --travels=gradients")
-    if run.population_mode == "separate" and run.placement == "serial":
-        raise UsageError(
-            "--placement=serial has one learner: give --population_mode=vmap, which stacks the members in it, or "
-            "--placement=threads"
-        )
 
 
 def _with_values(run: Run, values: Mapping[str, float]) -> Run:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import pathlib
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launchers import flags
-from launchers.settings import UsageError, setting
+from launchers.settings import MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
     from launchers.program import Role
@@ -37,12 +37,10 @@ class Place:
     replay: str = setting(None, "the replay servers: host:port, or several with commas between")
     connect_seconds: float = setting(120.0, "how long to wait for the replay server", least=0)
     coordinator: str = setting(None, "several learner hosts: host:port of the first (jax.distributed)")
-    num_learners: int = setting(1, "several learner hosts: how many; --task tells them apart")
+    num_learners: int = setting(1, "several learner hosts: how many; --task tells them apart", most=MANY)
 
 
-flags.define(Place)
-
-
+@flags.command(Settings, Sitting, Place)
 def role() -> int:
     values = flags.FLAGS
     if not values.role:
@@ -51,9 +49,11 @@ def role() -> int:
         raise UsageError("a role needs --logdir, the folder of its run")
     if values.role != "replay" and not values.replay:
         raise UsageError(f"--role={values.role} needs --replay=host:port, the address of the replay server")
-    logdir = pathlib.Path(values.logdir).expanduser()
+    logdir = values.logdir
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
+    for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
+        _check_addresses(flag, addresses.split(",") if addresses else [])
     saved = (logdir / "config.json").exists() and not flags.any_given()
     # --actors_per_process says which actors are --task's, wherever they run.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
@@ -67,9 +67,8 @@ def role() -> int:
             "a run with --carrier=local has all its roles in one process: give scripts/train --carrier=reverb"
         )
     if asked:
-        run.check_fit()
         populations.check(run)
-        populations.save(run, logdir)
+        run.check_fit()
     import jax
 
     from launchers import ports, program, roles, threads
@@ -86,6 +85,10 @@ def role() -> int:
     if process.kind == "replay":
         ports.check_port(values.port)
         run.check_fit(servers=1)
+    elif values.replay.count(",") + 1 != run.num_replay_servers:
+        raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
+    if asked:
+        populations.save(run, logdir)
     stop = stop_on_signals()
     if process.kind != "learner":
         give_way()
@@ -108,6 +111,14 @@ def role() -> int:
     return stop.exit_code  # 0 is for work that is done
 
 
+def _check_addresses(flag: str, addresses: Sequence[str]) -> None:
+    """Raises UsageError unless each is host:port."""
+    for address in addresses:
+        host, _, port = address.rpartition(":")
+        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+            raise UsageError(f"--{flag}: {address!r} is no address, which is host:port, as localhost:8000 is")
+
+
 def _missing(process: Role, processes: Sequence[Role]) -> str:
     """Why a run has no such process."""
     members = {each.member for each in processes if each.kind == process.kind}
@@ -121,10 +132,8 @@ def _missing(process: Role, processes: Sequence[Role]) -> str:
     return f"--task={process.task}: the run has {tasks} processes with --role={process.kind}, numbered from 0"
 
 
-def _carrier(run: Run, addresses: list[str], seconds: float) -> ReverbCarrier:
+def _carrier(run: Run, addresses: Sequence[str], seconds: float) -> ReverbCarrier:
     """Connected to the replay servers, within so many seconds."""
-    if len(addresses) != run.num_replay_servers:
-        raise UsageError(f"--replay names {len(addresses)} servers: the run has {run.num_replay_servers}")
     from replay.client import connect
     from replay.reverb_carrier import ReverbCarrier
 

@@ -19,7 +19,7 @@ from agents.parts.vectorized import vectorize
 from launchers import presets, settings
 from launchers.configs import agent_module, make_config
 from launchers.settings import UsageError
-from replay import channels, gradients
+from replay import channels, gradients, structures
 from replay.rings import Ring
 
 
@@ -127,6 +127,7 @@ class Run(settings.Settings):
         if self.travels == "gradients":
             agent = agent._replace(table=agent.table.items.table)  # type: ignore[union-attr]
         table, way = agent.table, channels.way(agent.table)
+        self._check_sizes(agent, spec)
         if table.kind == "queue":
             return spec
         if self.carrier == "local" or self.travels == "gradients":
@@ -134,7 +135,11 @@ class Run(settings.Settings):
             return spec
         steps = way.counter(table)[1]  # to an item
         items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
-        self._check_room(items * way.item_bytes(agent, spec), f"{items:,} {type(table.items).__name__.lower()}")
+        self._check_room(
+            items * way.item_bytes(agent, spec),
+            f"a replay of {items:,} {type(table.items).__name__.lower()}",
+            "--config.replay_size",
+        )
         return spec
 
     def check_hosts(self, num_learners: int) -> None:
@@ -149,6 +154,17 @@ class Run(settings.Settings):
             if one_host:
                 raise UsageError(f"--num_learners={num_learners}: {why}")
 
+    def _check_sizes(self, agent: Agent, spec: EnvironmentSpec) -> None:
+        """Raises UsageError unless this machine has room for the agent's state, and for what an update takes."""
+        state = structures.nbytes(structures.state_structs(agent))
+        self._check_room(state, "the agent's state", "--config.hidden_sizes")
+        structure = channels.item_structure(agent, spec, self.stacked * self.envs_per_actor)
+        queue = agent.table.kind == "queue"
+        in_item = channels.way(agent.table).sequences_per_item(structure) if queue else 1
+        items = -(-agent.batch_size * self.updates_per_dispatch // in_item)
+        wanted = "--envs_per_actor or --config.unroll_length" if queue else "--config.batch_size"
+        self._check_room(items * structures.nbytes(structure.leaves), "what an update learns from", wanted)
+
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
         """Likewise, of a replay on the learner's devices, or the workers'."""
         by_workers = self.travels == "gradients"
@@ -161,15 +177,16 @@ class Run(settings.Settings):
             raise UsageError(str(error)) from error
         stats = None if by_workers else jax.local_devices()[0].memory_stats()  # of an accelerator
         room = stats["bytes_limit"] if stats and "bytes_limit" in stats else None
-        self._check_room(ring.nbytes, f"{ring.num_actors * ring.length * ring.share:,} rows on each device", room)
+        rows = ring.num_actors * ring.length * ring.share
+        self._check_room(ring.nbytes, f"a replay of {rows:,} rows on each device", "--config.replay_size", room)
 
-    def _check_room(self, size: int, what: str, room: int | None = None) -> None:
+    def _check_room(self, size: int, what: str, wanted: str, room: int | None = None) -> None:
         """Raises UsageError unless `size` bytes fit in `room`, or in this machine's memory."""
         there = room or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if size > there:
             raise UsageError(
-                f"a replay of {what} takes about {size / 1e9:.1f} GB and this {'device' if room else 'machine'} has "
-                f"{there / 1e9:.1f} GB: give a smaller --config.replay_size"
+                f"{what} takes about {size / 1e9:.1f} GB and this {'device' if room else 'machine'} has "
+                f"{there / 1e9:.1f} GB: give a smaller {wanted}"
             )
 
     @property
@@ -260,17 +277,12 @@ def load(logdir: pathlib.Path) -> Run:
     Raises:
       UsageError: there is none, or it is not one of this version's.
     """
-    path = logdir / "config.json"
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
+    path, values = logdir / "config.json", settings.saved(logdir)
     try:
         config = make_config(agent_module(values["agent"]), values.pop("config"))
-        # An older version did not know of all settings: what is missing is as its default.
-        run = Run(config=config, **settings.complete(values))
+        run = Run(config=config, **values)
         settings.check(run)
-    except (KeyError, TypeError, AttributeError) as error:
+    except TypeError as error:
         raise UsageError(f"{path} was written by another version: {error}") from error
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import json
 import math
+import pathlib
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from launchers import presets
 
 COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
 MANY = 2**20  # of what takes a thread, a process or an environment each
+LAST_PORT = 2**16 - 1
 STEPS = 10**15  # of environment steps, which are counted in 64 bits
 
 
@@ -60,7 +62,7 @@ class Setting(NamedTuple):
     """One declaration."""
 
     help: str
-    kind: type  # int, float or str
+    kind: type  # int, float, str, bool or pathlib.Path
     default: Any  # a value, a Share, PRESET, or None: there is none
     least: float | None  # of a number
     most: float | None
@@ -99,7 +101,7 @@ def declarations(of: type) -> dict[str, Setting]:
     for field in dataclasses.fields(of):
         if declared := field.metadata.get("declared"):
             kind = kinds[field.name]
-            limits = {"least": None, "most": None} if kind is str else {}
+            limits = {} if kind in (int, float) else {"least": None, "most": None}
             found[field.name] = Setting(**{"kind": kind} | declared | limits)
     return found
 
@@ -208,7 +210,7 @@ class Settings:
         0,
         "members that learn side by side and from each other; 0: an ordinary run",
         least=0,
-        most=MANY,
+        most=4096,
         see="docs/pbt.md#usage",
     )
     tune: str = setting(
@@ -252,11 +254,11 @@ class Settings:
 class Sitting:
     """What is said of one sitting of a run, and is no part of it."""
 
-    logdir: str = setting(
+    logdir: pathlib.Path = setting(
         None, "where the run lives; an existing one is resumed", free=True, default_words="runs/AGENT-ENV-TIME"
     )
     port: int = setting(
-        0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=65_535, free=True
+        0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=LAST_PORT, free=True
     )
 
 
@@ -291,6 +293,33 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     return settings
 
 
+def saved(logdir: pathlib.Path) -> dict[str, Any]:
+    """The run of LOGDIR/config.json as data: each setting by name, and under `config` the fields of its Config as they
+    are there. An older version did not know of all settings: what is missing is as its default.
+
+    Raises:
+      UsageError: there is none, or it holds something that no run has.
+    """
+    path = logdir / "config.json"
+    try:
+        values = json.loads(path.read_text())
+        json.dumps(values)  # what is nested too deeply to be written again is none of ours
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
+    if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
+        raise UsageError(f"{path} was written by another version: it holds no run and its config")
+    try:
+        for name in DECLARED.keys() & values.keys():
+            check_value(name, values[name], DECLARED[name])
+        for name in {"agent", "env"} - values.keys():
+            raise KeyError(name)
+        return complete(values)
+    except KeyError as error:
+        raise UsageError(f"{path} was written by another version: it lacks {error}") from error
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values` by name, and the defaults of the settings that they leave out.
 
@@ -316,11 +345,24 @@ def check(settings: Settings) -> None:
             "--placement=processes needs --carrier=reverb, which joins processes (and Python 3.11); give "
             "--placement=threads"
         )
+    environments = max(1, settings.population) * settings.num_actors * settings.envs_per_actor
+    if environments > MANY:
+        raise UsageError(
+            f"--num_actors={settings.num_actors} and --envs_per_actor={settings.envs_per_actor} are {environments:,} "
+            f"environments{' in all members' if settings.population else ''}, of {MANY:,} at most"
+        )
     keywords(settings.env_kwargs)
     count = len(settings.tasks)
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:
             raise UsageError(f"--{name}={getattr(settings, name)} must be a multiple of the {count} tasks of --env")
+
+
+def check_port(port: int, settings: Settings) -> None:
+    """Raises UsageError if there are not enough ports from `port` on for the run's replay servers."""
+    last = port + settings.num_replay_servers - 1
+    if settings.carrier == "reverb" and last > LAST_PORT:
+        raise UsageError(f"--port={port} of {settings.num_replay_servers} servers: {last} is beyond {LAST_PORT}")
 
 
 def keywords(env_kwargs: str) -> dict[str, Any]:
@@ -343,6 +385,12 @@ def keywords(env_kwargs: str) -> dict[str, Any]:
 
 def check_value(name: str, value: Any, declared: Setting) -> None:
     """Raises UsageError unless the declaration of --`name` allows `value`."""
+    if declared.kind in (bool, pathlib.Path):
+        if not isinstance(value, declared.kind):
+            raise UsageError(
+                f"--{name} must be {'true or false' if declared.kind is bool else 'a path'}, not {value!r}"
+            )
+        return
     if declared.kind is str:
         if not isinstance(value, str):
             raise UsageError(f"--{name} must be text, not {value!r}")
@@ -357,6 +405,22 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
         raise UsageError(f"--{name} must be {declared.least} or more, not {value}")
     if declared.most is not None and value > declared.most:
         raise UsageError(f"--{name} must be {declared.most} or less, not {value}")
+
+
+def local_path(text: str) -> pathlib.Path:
+    """The path that a person names.
+
+    Raises:
+      UsageError: it is none of this machine's.
+    """
+    if not text or "\0" in text:
+        raise UsageError("no path")
+    if "://" in text:
+        raise UsageError("only paths of this machine work: copy or mount what lies elsewhere")
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"there is no user {text.split('/')[0].removeprefix('~')!r} here") from error
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -4,8 +4,10 @@ import contextlib
 import importlib
 
 from launchers import flags
+from launchers.settings import Settings, Sitting
 
 
+@flags.command(Settings, Sitting)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
@@ -16,9 +18,10 @@ def train() -> int:
 
     if run.carrier == "local":
         leave_out_tensorflow()
+    settings.check_port(flags.FLAGS.port, run)
     ports.check_port(flags.FLAGS.port)
-    spec = run.check_fit(run.num_replay_servers)  # before anything is written
     populations.check(run)
+    spec = run.check_fit(run.num_replay_servers)  # before anything is written
     populations.save(run, logdir)
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)

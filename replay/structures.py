@@ -26,6 +26,11 @@ class Structure:
         return self.treedef.unflatten(columns)
 
 
+def nbytes(structs: Any) -> int:
+    """Bytes of the arrays that have these shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(structs))
+
+
 def state_structs(agent: Agent) -> Any:
     """The shapes of an agent's state."""
     return jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0))

@@ -1,10 +1,12 @@
 """Learning curves as pictures."""
 
+import io
 import itertools
 import json
+import math
 import pathlib
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import matplotlib
@@ -14,6 +16,19 @@ from runtime import metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+from matplotlib.figure import Figure
+
+matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+MANY = 2**20  # members; a larger number is none's
+
+
+def check_picture(out: pathlib.Path) -> None:
+    """Raises ValueError unless a picture can be `out`, by its ending and its folder."""
+    types = sorted(Figure().canvas.get_supported_filetypes().keys() - {"pgf"})  # which would need LaTeX
+    if out.suffix.lower().removeprefix(".") not in types:
+        raise ValueError(f"{out} does not end as a picture does, in .{', .'.join(types)}")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
 
 
 def draw(
@@ -22,23 +37,26 @@ def draw(
     decisive: Callable[[dict[str, Any]], dict[str, Any]],
     x: str = "env_steps",
 ) -> bool:
-    """Draws the evaluations of `logdirs` to the PNG `out`; false, and no picture, where none has two of them.
+    """Draws the evaluations of `logdirs` to the picture `out`; false, and none, where none has two of them.
 
     Runs that have the same in `decisive`, what of a config.json decides what is learnt, make one curve, as far as the
     shortest of them: their mean, and the range from the lowest to the highest. A single run's range is a standard
     deviation of its episodes to either side.
+
+    Raises:
+      ValueError: an evaluator.csv of other columns.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
     for logdir in logdirs:
-        rows = metrics.read(logdir / "evaluator.csv")
-        if len(rows) < 2:
+        curve = _curve(logdir / "evaluator.csv", x)
+        if len(curve) < 2:
             continue
         run = json.loads((logdir / "config.json").read_text())
         flat = decisive(run)
         group = json.dumps(flat, sort_keys=True)
         settings[group] = flat
-        groups.setdefault(group, []).append(np.array([(row[x], row["return_mean"], row["return_std"]) for row in rows]))
+        groups.setdefault(group, []).append(curve)
     if not groups:
         return False
     figure, axes = pyplot.subplots(layout="constrained")
@@ -59,9 +77,43 @@ def draw(
     lines = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
     figure.set_size_inches(7, 3.9 + 0.17 * lines)  # room for the legend that is not the curves'
     figure.legend(loc="outside upper center", fontsize="small")
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
+    _write(figure, out)
     return True
+
+
+def _curve(path: pathlib.Path, x: str) -> np.ndarray:
+    """The evaluations of an evaluator.csv, [n, 3]: `x`, which only grows, and the returns' mean and standard deviation.
+
+    Where `x` goes back, as after a start from an older checkpoint, what came later takes the place of what it was by
+    then. What is not finite is left out.
+    """
+    points: list[tuple[float, ...]] = []
+    columns = (x, "return_mean", "return_std")
+    for row in metrics.read(path):
+        _check_columns(path, row, columns)
+        point = tuple(row[column] for column in columns)
+        if not all(map(math.isfinite, point)):
+            continue
+        while points and points[-1][0] >= point[0]:
+            points.pop()
+        points.append(point)
+    return np.array(points).reshape(-1, 3)
+
+
+def _check_columns(path: pathlib.Path, row: dict[str, float], columns: Iterable[str]) -> None:
+    for column in columns:
+        if column not in row:
+            raise ValueError(f"{path} has no column {column}")
+
+
+def _write(figure: Figure, out: pathlib.Path) -> None:
+    """Writes a picture once it is whole, and forgets it."""
+    picture = io.BytesIO()
+    try:
+        figure.savefig(picture, dpi=120, format=out.suffix.lower().removeprefix("."))
+    finally:
+        pyplot.close(figure)
+    out.write_bytes(picture.getvalue())
 
 
 def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
@@ -71,41 +123,55 @@ def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
     A colour is a line of descent: it is that of the member whose first state the state at that time comes from.
     """
     turns = sorted(
-        (row for path in logdir.glob("lineage_*.csv") for row in metrics.read(path)),
+        (row for path in logdir.glob("lineage_*.csv") for row in _turns(path)),
         key=lambda row: (row["env_steps"], row["member"]),
     )
     if not turns:
         return False
-    members = int(max(row["member"] for row in turns)) + 1
     columns = list(turns[0])
     hypers = columns[columns.index("score") + 1 :]
     figure, panels = pyplot.subplots(
         len(hypers) + 1, 1, sharex=True, squeeze=False, figsize=(7, 2.6 * (len(hypers) + 1)), layout="constrained"
     )
-    founders, colours = list(range(members)), pyplot.get_cmap("tab20")
+    founders: dict[int, int] = {}  # of those members whose state is no longer their own first one's
+    colours = pyplot.get_cmap("tab20")
     before: dict[int, dict[str, float]] = {}
     for _, together in itertools.groupby(turns, key=lambda row: row["env_steps"]):
-        rows, parents = list(together), list(founders)
+        rows, parents = list(together), dict(founders)
         for row in rows:
-            founders[int(row["member"])] = parents[int(row["donor"])]
+            founders[int(row["member"])] = parents.get(int(row["donor"]), int(row["donor"]))
         for row in rows:
             member, donor = int(row["member"]), int(row["donor"])
             for panel, name in zip(panels[:, 0], ["score", *hypers], strict=True):
                 start = before.get(donor if name != "score" else member)
                 if start is not None:
-                    ends = [[start["env_steps"], row["env_steps"]], [start[name], row[name]]]
+                    ends = [
+                        [start["env_steps"], row["env_steps"]],
+                        [start.get(name, math.nan), row.get(name, math.nan)],
+                    ]
                     panel.plot(*ends, color=colours(founders[member] % 20), linewidth=1.2, marker=".", markersize=3)
         before |= {int(row["member"]): row for row in rows}
     for panel, name in zip(panels[:, 0], ["score", *hypers], strict=True):
         panel.set_ylabel(name.replace("_", " "))
         panel.grid(alpha=0.3)
-        values = [row[name] for row in turns if row[name] > 0]
+        values = [row[name] for row in turns if 0 < row.get(name, 0) < math.inf]
         if name != "score" and len(values) == len(turns) and max(values) > 20 * min(values):
             panel.set_yscale("log")
     panels[-1, 0].set_xlabel("env steps of each member")
-    figure.savefig(out, dpi=120)
-    pyplot.close(figure)
+    _write(figure, out)
     return True
+
+
+def _turns(path: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of a lineage's CSV that name a member and whose state it took, at a number of steps."""
+    rows = metrics.read(path)
+    for row in rows:
+        _check_columns(path, row, ("env_steps", "member", "donor", "score"))
+    return [
+        row
+        for row in rows
+        if math.isfinite(row["env_steps"]) and all(row[who] in range(MANY) for who in ("member", "donor"))
+    ]
 
 
 def _label(settings: dict[str, dict[str, Any]], group: str, seeds: int) -> str:

@@ -43,7 +43,7 @@ from launchers import flags, program, roles
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run
-from launchers.settings import UsageError, setting
+from launchers.settings import Settings, UsageError, setting
 from launchers.threads import RoleThread
 from replay.rows import Row
 from runtime import devices, leave_out_tensorflow
@@ -52,11 +52,11 @@ from runtime.scheduling import give_way
 
 @dataclasses.dataclass
 class Timing:
-    seconds: float = setting(5.0, "how long each stage runs in each round; the whole runs four times as long", least=0)
+    seconds: float = setting(
+        5.0, "how long each stage runs in each round; the whole runs four times as long", least=0.1
+    )
     repeats: int = setting(3, "rounds")
 
-
-flags.define(Timing)
 
 LONGEST = 256  # rows of any item
 LEAST_ITEMS = 1_000  # that a replay holds before the whole is timed
@@ -350,6 +350,7 @@ def bench_population(run: Run) -> None:
     print(json.dumps({"agent": run.agent, "env": run.env, "members": run.population, "stacked_over_separate": ratio}))
 
 
+@flags.command(Settings, Timing)
 def bench() -> int:
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)  # the time ends it
     if run.carrier == "local":

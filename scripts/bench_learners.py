@@ -30,15 +30,13 @@ from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import setting
 from runtime import devices, leave_out_tensorflow
-from scripts.bench import Bench
+from scripts.bench import Bench, Timing
 
 
 @dataclasses.dataclass
 class Choice:
     only: str = setting("", "the rows whose name has this in it; none given, all")
 
-
-flags.define(Choice)
 
 ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: agent, environment, settings, config
     **{
@@ -162,6 +160,7 @@ def bench_acting(backend: str) -> dict[str, Any]:
     return {"ms": round(1e3 * seconds, 3), "env_steps_per_second": round(bench.envs / seconds)}
 
 
+@flags.command(Choice, Timing)
 def bench() -> int:
     leave_out_tensorflow()
     device = jax.devices()[0]

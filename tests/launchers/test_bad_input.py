@@ -5,10 +5,11 @@ import socket
 
 import pytest
 
-from launchers import evaluate, flags, role, train
+from launchers import evaluate, flags, plot, role, train
+from launchers import run as runs
 from tests.launchers import command_line
 
-COMMANDS = {"train": train.train, "evaluate": evaluate.evaluate, "role": role.role}
+COMMANDS = {"train": train.train, "evaluate": evaluate.evaluate, "role": role.role, "plot": plot.plot}
 DDPG = ("--agent=ddpg", "--env=Pendulum-v1")
 
 # name -> (launcher, arguments, what the line must contain)
@@ -78,6 +79,25 @@ MISTAKES = {
     ),
     "range without an end": ("train", ["--population=2", "--tune=learning_rate:log:1e-4:inf"], ["--tune", "finite"]),
     "port": ("train", ["--port=70000"], ["--port", "65535"]),
+    "ports": (
+        "train",
+        [*DDPG, "--port=65535", "--num_replay_servers=2", "--num_actors=2", "--config.batch_size=2"],
+        ["--port=65535", "65536", "65535"],
+    ),
+    "environments in all": ("train", ["--envs_per_actor=65536", "--num_actors=17"], ["1,114,112", "1,048,576"]),
+    "place of nobody's": ("train", ["--logdir=~nouser/x"], ["--logdir=~nouser/x", "no user 'nouser'"]),
+    "place elsewhere": ("train", ["--logdir=gs://bucket/run"], ["--logdir=gs://bucket/run", "this machine"]),
+    "no place": ("train", ["--logdir="], ["--logdir"]),
+    "flag of a library": ("train", ["--verbosity=1"], ["--verbosity=1", "--help"]),
+    "field that no device holds": ("train", ["--config.learning_rate=1e-300"], ["config.learning_rate", "1e-38"]),
+    "no curve": ("plot", [], ["folders of runs"]),
+    "kind of picture": ("plot", ["--out=curve.txt", "RUN"], ["curve.txt", ".png"]),
+    "place of a picture": ("plot", ["--out=no/folder/curve.png", "RUN"], ["no/folder"]),
+    "picture elsewhere": ("plot", ["--out=s3://bucket/x.png", "RUN"], ["--out=s3://bucket/x.png", "this machine"]),
+    "no run to plot": ("plot", ["/nonexistent"], ["/nonexistent"]),
+    "run elsewhere to plot": ("plot", ["gs://bucket/run"], ["gs://bucket/run", "this machine"]),
+    "axis": ("plot", ["--x=days", "RUN"], ["--x", "env_steps, learner_steps, wall_seconds"]),
+    "no address of a server": ("role", ["--logdir=/tmp/x", "--role=actor", "--replay=zzz"], ["'zzz'", "host:port"]),
     "support": ("train", ["--agent=d4pg", "--env=Pendulum-v1", "--config.v_min=5"], ["v_min=5", "v_max"]),
     "replay in series": ("train", [*DDPG, "--placement=serial"], ["serial", "threads"]),
     "idle replay servers": ("train", [*DDPG, "--num_replay_servers=2"], ["num_replay_servers=2", "num_actors=1"]),
@@ -90,7 +110,11 @@ MISTAKES = {
     "network": ("train", ["--config.torso=nature"], ["nature", "torso=mlp"]),
     "logdir that cannot be": ("train", ["--logdir=/dev/null/run"], ["/dev/null/run"]),
     "no run to evaluate": ("evaluate", ["--logdir=/nonexistent"], ["/nonexistent"]),
-    "another run to evaluate": ("evaluate", ["--logdir=/tmp/x", "--agent=ppo"], ["--logdir", "--episodes"]),
+    "another run to evaluate": (
+        "evaluate",
+        ["--logdir=/tmp/x", "--agent=ppo"],
+        ["--agent=ppo", "--logdir", "--episodes"],
+    ),
     "no episodes": ("evaluate", ["--logdir=/tmp/x", "--episodes=0"], ["--episodes", "1 or more"]),
     "no time": ("role", ["--logdir=/tmp/x", "--role=actor", "--connect_seconds=nan"], ["--connect_seconds", "finite"]),
     "no role": ("role", ["--logdir=/tmp/x", "--role=teacher"], ["teacher", "replay, learner, evaluator, actor"]),
@@ -111,7 +135,10 @@ def expect_one_line(code: int, output: str, parts: list[str]) -> None:
 def test_mistake_is_one_line_and_leaves_nothing(mistake, tmp_path, capfd):
     launcher, arguments, parts = MISTAKES[mistake]
     logdir = tmp_path / "logdir"
-    if not any(a.startswith("--logdir") for a in arguments):
+    if "RUN" in arguments:
+        runs.save(runs.make("impala", "CartPole-v1", {}, {}), tmp_path / "saved")
+        arguments = [str(tmp_path / "saved") if a == "RUN" else a for a in arguments]
+    if launcher != "plot" and not any(a.startswith("--logdir") for a in arguments):
         arguments = [*arguments, f"--logdir={logdir}"]
     code = flags.attempt(COMMANDS[launcher], [launcher, *arguments])
     expect_one_line(code, "".join(capfd.readouterr()), parts)

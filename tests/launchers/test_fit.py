@@ -37,6 +37,7 @@ class Fixed:
         agent = agent_of(window, max_size)
         monkeypatch.setattr(run, "agent_module", lambda name: self)
         monkeypatch.setattr(run.Run, "spec", lambda self: FRAMES)
+        monkeypatch.setattr(run.Run, "_check_sizes", lambda *_: None)  # this agent's functions are none
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(gigabytes * 1e9)}.get)
         self.make = lambda config, spec: agent
 
@@ -96,6 +97,23 @@ def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
         run.Run, "spec", lambda self: FRAMES.__class__((84, 84), FRAMES.observation_dtype, FRAMES.actions)
     )
     fixed.run.check_fit(1)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (
+            {"hidden_sizes": (2**31 - 1,)},
+            "the agent's state takes about .* GB .*: give a smaller --config.hidden_sizes",
+        ),
+        ({"unroll_length": 2**31 - 1}, "what an update learns from takes about .* GB .* --config.unroll_length"),
+    ],
+)
+def test_what_no_machine_has_room_for_is_refused(config, words):
+    run.make("impala", "CartPole-v1", {}, {}).check_fit()
+    with pytest.raises(run.UsageError, match=words) as error:
+        run.make("impala", "CartPole-v1", {}, config).check_fit()
+    assert "\n" not in str(error.value)
 
 
 def test_whole_episodes_need_no_turns_and_no_even_parts():

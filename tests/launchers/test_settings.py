@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from agents import pbt
-from launchers import evaluate, flags, role, settings
+from launchers import evaluate, flags, plot, role, settings
 from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
 from scripts import readme
@@ -17,10 +17,11 @@ from tests.launchers import command_line
 
 ALL = {
     name: declared
-    for declaring in (settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation)
+    for declaring in (settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation, plot.Picture)
     for name, declared in settings.declarations(declaring).items()
 }
-NUMBERS = [name for name, declared in ALL.items() if declared.kind is not str]
+NUMBERS = [name for name, declared in ALL.items() if declared.kind in (int, float)]
+TEXTS = sorted(name for name, declared in ALL.items() if declared.kind is str)
 # Where each of the conditions holds.
 HOLDING = {
     settings.POPULATION: {"population": 4},
@@ -41,6 +42,11 @@ def other_than(name: str) -> object:
     return "else" if declared.kind is str else 7
 
 
+@flags.command(settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation)
+def nothing() -> int:
+    return 0
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_finite_no_bool_and_within_its_limits(name):
     declared = ALL[name]
@@ -57,7 +63,7 @@ def test_a_number_is_finite_no_bool_and_within_its_limits(name):
         settings.check_value(name, value, declared)
 
 
-@pytest.mark.parametrize("name", sorted(set(ALL) - set(NUMBERS)))
+@pytest.mark.parametrize("name", TEXTS)
 def test_a_text_is_one_of_its_choices(name):
     declared = ALL[name]
     for value in (1, None, math.nan):
@@ -73,16 +79,16 @@ def test_a_text_is_one_of_its_choices(name):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_the_command_line_takes_no_other_numbers(name, capsys):
     for value in ("nan", "inf", "-1", "-inf", "True", "1e400", str(10**20)):
-        assert flags.attempt(lambda: 0, ["train", f"--{name}={value}"]) == 2, value
+        assert flags.attempt(nothing, ["train", f"--{name}={value}"]) == 2, value
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and name in line
-    assert flags.attempt(lambda: 0, ["train", f"--{name}={ALL[name].least}"]) == 0
+    assert flags.attempt(nothing, ["train", f"--{name}={ALL[name].least}"]) == 0
 
 
 def test_no_flag_of_an_earlier_command_line_is_left():
-    flags.parse(["train", "--agent=ppo", "--config.epochs=2", "--seed=3"])
+    flags.parse(nothing, ["train", "--agent=ppo", "--config.epochs=2", "--seed=3"])
     assert flags.any_given() and flags.run_from_flags().config.epochs == 2
-    flags.parse(["train"])
+    flags.parse(nothing, ["train"])
     assert not flags.any_given() and flags.run_from_flags().agent == "impala"
 
 

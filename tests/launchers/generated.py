@@ -1,0 +1,218 @@
+"""Command lines by the thousand, the same of a seed: every flag that a command declares and every field of a Config.
+
+What there is to be said comes from the declarations, so that a new flag is tried as soon as it is declared.
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from launchers import configs, evaluate, plot, role, settings
+from launchers import run as runs
+from launchers.settings import Setting, Settings, Sitting
+from scripts import bench, bench_learners
+from tests.launchers import odd_values as odd
+from tests.launchers.odd_values import FOLDER
+
+DECLARING: dict[str, tuple[type, ...]] = {
+    "train": (Settings, Sitting),
+    "role": (Settings, Sitting, role.Place),
+    "evaluate": (evaluate.Evaluation,),
+    "plot": (plot.Picture,),
+    "bench": (Settings, bench.Timing),
+    "bench_learners": (bench_learners.Choice, bench.Timing),
+}
+SHARES = {"train": 10, "role": 5, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
+
+
+@dataclasses.dataclass
+class Line:
+    """A command line, and the files that it finds."""
+
+    command: str
+    arguments: list[str]
+    files: dict[str, bytes]  # by path below the line's own folder; it replaces FOLDER in an argument
+    parted: int = -1  # which argument --name=value is given as two, --name and value; -1: none
+
+    def words(self, folder: pathlib.Path) -> list[str]:
+        """The arguments as a person gives them."""
+        given = [argument.replace(FOLDER, str(folder)) for argument in self.arguments]
+        parts = [x.split("=", 1) if index == self.parted else [x] for index, x in enumerate(given)]
+        return [word for part in parts for word in part]
+
+
+def lines(seed: int, count: int) -> Iterator[Line]:
+    """`count` of them."""
+    draw = random.Random(seed)
+    commands = [name for name, share in SHARES.items() for _ in range(share)]
+    for _ in range(count):
+        command = draw.choice(commands)
+        line = {"plot": _plot, "evaluate": _evaluate, "role": _role}.get(command, _of_run)(draw, command)
+        if draw.random() < 0.1 and line.arguments:
+            line.parted = draw.randrange(len(line.arguments))
+        yield line
+
+
+def declared(command: str) -> dict[str, Setting]:
+    return {name: each for of in DECLARING[command] for name, each in settings.declarations(of).items()}
+
+
+def _value(draw: random.Random, name: str, of: Setting) -> str:
+    """Some text for a flag."""
+    pools: list[Sequence[str]]
+    if name in ("agent", "env"):
+        pools = [odd.ENVS if name == "env" else (*sorted(configs.AGENTS), *odd.ODD_AGENTS)]
+    elif of.kind in (pathlib.Path, bool):
+        pools = [odd.PATHS if of.kind is pathlib.Path else odd.BOOLS]
+    elif of.kind is str:
+        pools = [of.choices] * 4 if of.choices else [odd.TEXTS, odd.RANGES if name == "tune" else odd.ADDRESSES]
+    else:
+        number: Any = of.kind
+        edges = [number(of.least) - 1, number(of.least), number(of.least) + 1, number(of.most), number(of.most) + 1]
+        pools = [odd.NUMBERS, [str(edge) for edge in edges], ["1", "2", "4", "8"]]
+    return draw.choice(draw.choice([*pools, *([odd.TEXTS] if draw.random() < 0.1 else [])]))
+
+
+def _field(draw: random.Random, agent: str) -> str:
+    """A flag --config.FIELD."""
+    name, kind = draw.choice(sorted(configs.fields(agent).items()))
+    if kind is bool:
+        return draw.choice((f"--config.{name}", f"--noconfig.{name}", f"--config.{name}={draw.choice(odd.BOOLS)}"))
+    origin = typing.get_origin(kind)
+    pool: Any = odd.TUPLES if origin is tuple else odd.NUMBERS
+    if origin is typing.Literal:
+        pool = [*map(str, typing.get_args(kind)), *map(str, typing.get_args(kind)), *odd.TEXTS[:4]]
+    return f"--config.{name}={draw.choice(pool)}"
+
+
+def _flags(draw: random.Random, command: str, agent: str, count: int) -> list[str]:
+    """So many flags of a command, and now and then one that is none."""
+    of, said = declared(command), []
+    for _ in range(count):
+        if "agent" in of and draw.random() < 0.35:
+            said.append(_field(draw, agent))
+            continue
+        name = draw.choice(sorted(of))
+        flag = f"--{name}={_value(draw, name, of[name])}"
+        said.append(_mangled(draw, flag) if draw.random() < 0.06 else flag)
+    return said
+
+
+def _mangled(draw: random.Random, flag: str) -> str:
+    """What is hardly a flag."""
+    name, _, value = flag.partition("=")
+    cut = draw.randrange(len(name))
+    typed = (name, f"-{flag}", flag[1:], f"{name[:cut]}{name[cut + 1 :]}={value}", f"--no{name[2:]}", flag.upper())
+    ends = (f"{name}=", f"--config.{name[2:]}={value}", value, "--", "-", "--=", "--config.=1", "--noconfig.")
+    of_absl = (f"--verbosity={value}", f"--undefok={name[2:]}", "--log_dir=/tmp", "--helpfull=1", "--flagfile=/no/file")
+    return draw.choice((*typed, *ends, *of_absl, f"--flagfile={FOLDER}/file", f"--flagfile={FOLDER}"))
+
+
+def _of_run(draw: random.Random, command: str) -> Line:
+    """Of a command that is given a run, or of one that needs none."""
+    files = {"file": b"--seed=3\n"}
+    if "agent" not in declared(command):
+        return Line(command, _flags(draw, command, "", draw.choice((0, 1, 2))), files)
+    agent, arguments = "impala", []
+    if draw.random() < 0.85:
+        agent = draw.choice(sorted(configs.AGENTS))
+        arguments = [f"--agent={agent}", f"--env={_fitting(draw, agent)}"]
+    arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < 0.35 else ()
+    arguments += _flags(draw, command, agent, draw.choice((0, 1, 1, 2, 2, 3, 5)))
+    if "logdir" in declared(command) and draw.random() < 0.8:
+        arguments.append(f"--logdir={FOLDER}/new")
+    return Line(command, arguments, files)
+
+
+def _fitting(draw: random.Random, agent: str) -> str:
+    """An environment, most often one whose actions the agent takes."""
+    if draw.random() < 0.35:
+        return draw.choice(odd.ENVS)
+    continuous = agent in ("ddpg", "d4pg", "dpg", "apex_dpg")
+    return draw.choice(("Pendulum-v1", "HalfCheetah-v4") if continuous else ("CartPole-v1", "Catch-v0", "Acrobot-v1"))
+
+
+def _saved(draw: random.Random) -> dict[str, bytes]:
+    """A run's config.json, often damaged."""
+    agent, how = draw.choice(("a2c", "impala", "ppo", "dqn", "reinforce", "q_learning")), draw.random()
+    if how < 0.12:
+        return {"config.json": draw.choice(odd.FILES)}
+    members = {"population": 2, "population_mode": "vmap", "tune": "learning_rate:log:1e-4:1e-2"}
+    stacked = agent in ("a2c", "impala") and draw.random() < 0.2
+    values = runs.make(agent, "CartPole-v1", members if stacked else {}, {}).to_json()
+    for _ in range(draw.choice((1, 1, 2)) if how < 0.6 else 0):
+        of = values["config"] if draw.random() < 0.4 and isinstance(values["config"], dict) else values
+        name = draw.choice([*sorted(of), "unheard_of", "config"])
+        of[name] = draw.choice(odd.JSON)
+        if draw.random() < 0.2 and name != "config":
+            del of[name]
+    text = json.dumps(values).encode()
+    return {"config.json": text[: draw.randrange(len(text))] if draw.random() < 0.05 else text}
+
+
+def _evaluate(draw: random.Random, command: str) -> Line:
+    arguments = [f"--logdir={FOLDER}"] if draw.random() < 0.9 else []
+    return Line(command, arguments + _flags(draw, command, "", draw.choice((0, 0, 1, 1, 2))), _saved(draw))
+
+
+def _role(draw: random.Random, command: str) -> Line:
+    kind = draw.choice((*role.KINDS, *role.KINDS, *role.KINDS, "", "teacher"))
+    plain = [f"--role={kind}", f"--logdir={FOLDER}", "--replay=localhost:1"]
+    arguments = [flag for flag in plain if draw.random() < 0.95]
+    arguments += _flags(draw, command, "impala", draw.choice((0, 0, 1, 1, 2, 3)))
+    of = declared(command)
+    for name in ("task", "member", "num_learners", "coordinator", "connect_seconds"):
+        if draw.random() < 0.15:
+            arguments.append(f"--{name}={_value(draw, name, of[name])}")
+    return Line(command, arguments, _saved(draw) if draw.random() < 0.7 else {})
+
+
+def _plot(draw: random.Random, command: str) -> Line:
+    files: dict[str, bytes] = {"file": b""}
+    names = []
+    for index in range(draw.choice((0, 1, 1, 1, 1, 1, 2, 2, 3))):
+        folder = f"run{index}"
+        names.append(f"{FOLDER}/{folder}" if draw.random() < 0.93 else draw.choice((*odd.PATHS, *odd.TEXTS[:8])))
+        config = json.dumps(runs.make("a2c", "CartPole-v1", {"seed": index}, {}).to_json()).encode()
+        files[f"{folder}/config.json"] = config if draw.random() < 0.85 else _saved(draw)["config.json"]
+        files[f"{folder}/evaluator.csv"] = _evaluations(draw)
+        if draw.random() < 0.3:
+            files[f"{folder}/lineage_0.csv"] = _lineage(draw)
+    arguments = [f"--out={FOLDER}/{draw.choice((*odd.PICTURES[:3] * 6, *odd.PICTURES))}"] if draw.random() < 0.9 else []
+    arguments += ["--lineages"] if draw.random() < 0.2 else []
+    arguments += [f"--x={draw.choice(('env_steps', 'wall_seconds', 'learner_steps'))}"] if draw.random() < 0.3 else []
+    return Line(command, arguments + (_flags(draw, command, "", 1) if draw.random() < 0.15 else []) + names, files)
+
+
+def _evaluations(draw: random.Random) -> bytes:
+    """An evaluator.csv, as it should be or not."""
+    header = odd.COLUMNS if draw.random() < 0.85 else draw.choice(odd.OTHER_COLUMNS)
+    step, rows = 0, []
+    for _ in range(draw.choice((0, 1, 2, 3, 10))):
+        step += draw.choice((10, 10, 100, 0, -30))
+        rows.append([step, step, step / 7, 5, draw.gauss(0, 10), draw.random()])
+    return _table(draw, header, rows)
+
+
+def _lineage(draw: random.Random) -> bytes:
+    """A lineage's CSV, as it should be or not."""
+    header = draw.choice(("env_steps,member,donor,score,learning_rate",) * 4 + ("env_steps,member", "score", "x,y"))
+    turns = range(draw.choice((0, 1, 3)))
+    return _table(draw, header, [[100 * n, m, draw.randrange(3), 1.5, 1e-3] for n in turns for m in range(3)])
+
+
+def _table(draw: random.Random, header: str, rows: list[list[Any]]) -> bytes:
+    sound = draw.random() < 0.5
+    lines = [header]
+    for row in rows:
+        cells = [str(value) for value in row][: header.count(",") + 1]
+        if not sound and draw.random() < 0.5:
+            cells[draw.randrange(len(cells))] = draw.choice(odd.CELLS)
+        lines.append(",".join(cells + [draw.choice(odd.CELLS)] * (draw.random() < 0.05)))
+    text = "\n".join([*lines, *([""] if draw.random() < 0.9 else [])]).encode()
+    noise = bytes(draw.randrange(256) for _ in range(200))
+    return noise if draw.random() < 0.05 else text + (noise if draw.random() < 0.05 else b"")

@@ -1,0 +1,243 @@
+"""Thousands of command lines, and none that ends in a traceback or starts nonsense.
+
+A line is refused or accepted. Refused, it has exit code 2 and one line on stderr that starts with `error:`, and has
+left nothing: no logdir that was not there, no picture. Accepted, it came to the point where work would have begun, and
+what would have been done makes sense:
+
+- train, role, bench: every setting of the run is what the line says of it, read by Python's own `int` and `float`; is
+  finite and within its declared range; and the run that is saved comes back as the same run, and is that of the same
+  line once more.
+- role: what would be played are roles of that run, of the kind and the task that the line names.
+- evaluate: the run is its logdir's, and it plays at least as many episodes as the line asks for, as many of each task.
+- plot: there is a picture, whole, of the kind that its name says.
+
+By default a few hundred lines, other ones of each hundred; SHOAL_TEST_COMMANDS=2000 has so many.
+"""
+
+import ast
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import sys
+import threading
+import typing
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import runtime
+from agents.agent import Version
+from launchers import evaluate, flags, plot, processes, program, role, serial, settings, shutdown, threads, train
+from launchers import run as runs
+from runtime import checkpoint, evaluator, scheduling
+from scripts import bench, bench_learners
+from tests.launchers import generated, odd_values
+from tests.launchers.generated import FOLDER, Line
+
+COMMANDS = {
+    "train": train.train,
+    "role": role.role,
+    "evaluate": evaluate.evaluate,
+    "plot": plot.plot,
+    "bench": bench.bench,
+    "bench_learners": bench_learners.bench,
+}
+CHUNK = 100
+CHUNKS = max(1, int(os.environ.get("SHOAL_TEST_COMMANDS", "300")) // CHUNK)
+FIRST_BYTES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
+
+
+class Begun(BaseException):
+    """Work would have begun; with what it would have been done."""
+
+
+def begin(*given: Any, **named: Any) -> Any:
+    raise Begun(*given)
+
+
+class Restored:
+    """A checkpoint of zeros."""
+
+    def __init__(self, directory: pathlib.Path, agent: Any, *_: Any, **__: Any):
+        self._agent = agent
+
+    def restore(self) -> Any:
+        state = jax.eval_shape(self._agent.init, jax.eval_shape(jax.random.key, 0))
+        return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state), Version(3, 456)
+
+
+class BegunBench:
+    def __init__(self, run: runs.Run, *_: Any):
+        run.make_agent(run.spec())
+        raise Begun(run)
+
+
+@pytest.fixture
+def nothing_begins(monkeypatch, tmp_path):
+    """Where work would begin, Begun is raised instead."""
+    for placement in (threads, serial, processes):
+        monkeypatch.setattr(placement, "train", begin)
+    monkeypatch.setattr(threads, "play", begin)
+    monkeypatch.setattr(evaluator, "play", begin)
+    monkeypatch.setattr(bench, "Bench", BegunBench)
+    monkeypatch.setattr(bench_learners, "ceilings", begin)
+    monkeypatch.setattr(role, "_carrier", lambda run, addresses, seconds: addresses)
+    monkeypatch.setattr(checkpoint, "Checkpointer", Restored)
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
+    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(scheduling, "give_way", lambda: None)
+    monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    odd_values.write_modules(modules)
+    monkeypatch.syspath_prepend(modules)
+    monkeypatch.chdir(modules)
+
+
+def attempt(line: Line, folder: pathlib.Path) -> tuple[int | None, Any, str]:
+    """The exit code, or None where work would have begun; with what; and what stands on stderr."""
+    folder.mkdir()
+    for name, content in line.files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    (folder / "loop").symlink_to("loop")
+    os.chdir(folder)  # a line without --logdir or --out leaves its own here
+    command, errors, out = COMMANDS[line.command], io.StringIO(), sys.stdout
+    seen, sys.stderr, sys.stdout = sys.stderr, errors, io.StringIO()
+    try:
+        return flags.attempt(command, [line.command, *line.words(folder)]), None, errors.getvalue()
+    except Begun as begun:
+        return None, begun.args, errors.getvalue()
+    except BaseException as error:  # which no command lets out
+        return 1, None, f"{errors.getvalue()} {type(error).__name__}: {error}"
+    finally:
+        sys.stderr, sys.stdout = seen, out
+
+
+def files_in(folder: pathlib.Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def judge(line: Line, folder: pathlib.Path) -> bool:
+    """Whether the line was accepted; an AssertionError says what is wrong with either."""
+    code, given, errors = attempt(line, folder)
+    if code == 2:
+        assert "Traceback" not in errors, errors
+        said = [text for text in errors.splitlines() if text.startswith("error: ")]
+        assert len(said) == 1 and len(said[0]) > len("error: 12345"), errors
+        assert errors.splitlines()[-1] == said[0], errors
+        there = {"loop"} | {part for name in line.files for part in (name, *map(str, pathlib.Path(name).parents))}
+        assert files_in(folder) <= there, f"refused, and left {files_in(folder) - there}: {errors}"
+        return False
+    assert code in (None, 0), errors
+    assert "error" not in errors, errors
+    judges = {"train": judge_train, "role": judge_role, "evaluate": judge_evaluate, "plot": judge_plot}
+    if line.command in judges:
+        judges[line.command](line, folder, given)
+    return True
+
+
+def said(line: Line, folder: pathlib.Path) -> dict[str, str]:
+    """What the line says of each flag, at last: --name=value, or --name of a bool."""
+    texts = {}
+    for argument in line.arguments:
+        name, equals, value = argument.replace(FOLDER, str(folder)).lstrip("-").partition("=")
+        if argument.startswith("--flagfile"):
+            texts |= {"seed": "3"} if argument.endswith("/file") else {}
+        elif not equals:
+            texts[name.removeprefix("no") if name.startswith("noconfig.") else name] = str(
+                not name.startswith("noconfig.")
+            )
+        else:
+            texts[name] = value
+    return texts
+
+
+def meant(text: str, kind: Any) -> Any:
+    """What a flag's text says, read without Shoal."""
+    if kind is bool:
+        return text.lower() in ("true", "t", "1")
+    if kind is int:
+        return int(text, 0) if text.strip()[:2] == "0x" else int(text)
+    if typing.get_origin(kind) is tuple:
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text.split(",")
+        element = typing.get_args(kind)[0]
+        return tuple(map(element, value if isinstance(value, tuple | list) else (value,)))
+    return float(text) if kind is float else text
+
+
+def judge_run(line: Line, folder: pathlib.Path, run: runs.Run) -> None:
+    """A run that makes sense, and is what the line says."""
+    for name, declared in settings.DECLARED.items():
+        settings.check_value(name, getattr(run, name), declared)
+    settings.check(run)
+    for value in jax.tree.leaves(run.to_json()):
+        assert not isinstance(value, float) or math.isfinite(value), run
+    types = typing.get_type_hints(type(run.config))
+    for name, text in said(line, folder).items():
+        if name in settings.DECLARED:
+            assert getattr(run, name) == meant(text, settings.DECLARED[name].kind), name
+        elif name.startswith("config."):
+            name = name.removeprefix("config.")
+            assert getattr(run.config, name) == meant(text, types[name]), name
+    assert type(run.config)(**dataclasses.asdict(run.config)) == run.config
+    elsewhere = folder / "elsewhere"
+    runs.save(run, elsewhere)
+    assert runs.load(elsewhere) == run
+    runs.save(run, elsewhere)
+
+
+def judge_train(line: Line, folder: pathlib.Path, given: Any) -> None:
+    run, logdir, port = given
+    judge_run(line, folder, run)
+    assert runs.load(logdir) == run
+    assert 0 <= port <= 65_536 - run.num_replay_servers and port == int(said(line, folder).get("port", "0"), 0)
+    named = said(line, folder).get("logdir")
+    assert named is None or logdir == pathlib.Path(named)
+
+
+def judge_role(line: Line, folder: pathlib.Path, given: Any) -> None:
+    works = given[0]
+    told = said(line, folder)
+    run = runs.load(pathlib.Path(told["logdir"]))
+    judge_run(line, folder, run)
+    known = program.processes_of(run, int(told.get("num_learners", "1"), 0))
+    task, member = int(told.get("task", "0"), 0), told.get("member")
+    assert [*works] == known.get(program.Role(told["role"], task, None if member is None else int(member, 0))) or (
+        told["role"] == "replay" and [*works] == [program.Role("replay", task)]
+    )
+
+
+def judge_evaluate(line: Line, folder: pathlib.Path, given: Any) -> None:
+    told = said(line, folder)
+    run = runs.load(pathlib.Path(told["logdir"]))
+    json.dumps(run.to_json(), allow_nan=False)
+    agent, _, environment, *_, episodes = given
+    wanted = int(told.get("episodes", "100"), 0) * run.stacked
+    assert wanted <= episodes < wanted + len(run.tasks) * run.stacked and episodes % environment.num_envs == 0
+
+
+def judge_plot(line: Line, folder: pathlib.Path, given: Any) -> None:
+    out = folder / said(line, folder).get("out", "curves.png")
+    start = FIRST_BYTES.get(out.suffix.lower(), b"")
+    assert out.stat().st_size > 1000 and out.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_no_line_ends_in_a_traceback_or_starts_nonsense(chunk, nothing_begins, tmp_path):
+    accepted, wrong = 0, []
+    for index, line in enumerate(generated.lines(chunk, CHUNK)):
+        try:
+            accepted += judge(line, tmp_path / f"line{index}")
+        except Exception as error:
+            wrong.append(f"{chunk}:{index} {line.command} {line.arguments}\n  {type(error).__name__}: {error}")
+    assert not wrong, "\n".join([f"{len(wrong)} of {CHUNK} lines:", *wrong])
+    assert CHUNK // 10 < accepted < CHUNK * 9 // 10, "the lines say little where nearly all of them fare alike"
