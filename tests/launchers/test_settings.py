@@ -23,6 +23,7 @@ ALL = {
 NUMBERS = [name for name, declared in ALL.items() if declared.kind is not str]
 # Where each of the conditions holds.
 HOLDING = {
+    settings.GYMNASIUM: {"env": "gymnasium:CartPole-v1"},
     settings.POPULATION: {"population": 4},
     settings.GRADIENTS: {"travels": "gradients"},
     settings.PROCESSES: {"placement": "processes"},
