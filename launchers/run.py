@@ -84,8 +84,11 @@ class Run(settings.Settings):
                 "writes to one server, and the learner would wait for those without"
             )
 
-    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
-        """The run's environments, so many in one object; an `evaluation`'s episodes all end."""
+    def make_environment(
+        self, seed: int, num_envs: int, *, evaluation: bool = False, vectorization: str | None = None
+    ) -> Any:
+        """The run's environments, so many in one object; an `evaluation`'s episodes all end. `vectorization`: another
+        than the run's."""
         max_steps = self.eval_max_steps if evaluation else None
         try:
             return environments.make(
@@ -95,14 +98,14 @@ class Run(settings.Settings):
                 evaluation=evaluation,
                 max_steps=max_steps,
                 keywords=settings.keywords(self.env_kwargs),
-                vectorization="sync" if role == "spec" else self.gymnasium_vectorization,
+                vectorization=vectorization or self.gymnasium_vectorization,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment(self.seed_of("spec"), len(self.tasks))
+        environment = self.make_environment(self.seed_of("spec"), len(self.tasks), vectorization="sync")
         environment.close()
         return environment.spec
 
