@@ -132,6 +132,12 @@ class EnvironmentSpec:
     max_episode_steps: int | None = None  # actions after which an episode is truncated; None: not known
     num_tasks: int = 1  # of N tasks in one batch of environments, environment i has task i mod N
 
+    @property
+    def frame_sides(self) -> tuple[int, ...]:
+        """Height and width of an observation that is a frame; () of one that is none."""
+        frames = self.observation_dtype == np.uint8 and len(self.observation_shape) in (2, 3)
+        return self.observation_shape[:2] if frames else ()
+
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:

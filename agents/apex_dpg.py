@@ -17,6 +17,7 @@ from agents import d4pg
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
 from agents.parts import prioritized
 from agents.parts.exploration import bounded_actions, ranks_or_zeros
+from agents.parts.features import refuse_frames
 from agents.parts.networks import PolicyAndCritic
 
 
@@ -89,8 +90,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions.
+      ValueError: discrete or unbounded actions, or frames.
     """
+    refuse_frames("apex_dpg", spec)
     bounded_actions("apex_dpg", spec)
     agent = d4pg.make(learner(config), spec)
     f = d4pg.functions(learner(config), spec)

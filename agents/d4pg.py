@@ -40,6 +40,7 @@ from agents.parts.distributions import (
     gaussians_mean,
 )
 from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.features import refuse_frames
 from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
@@ -149,7 +150,7 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
     """What learning and priorities are made of.
 
     Raises:
-      ValueError: discrete or unbounded actions.
+      ValueError: discrete or unbounded actions, or frames.
     """
     bounds = bounded_actions("d4pg", spec)
     categorical = config.critic == "categorical"
@@ -192,8 +193,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions.
+      ValueError: discrete or unbounded actions, or frames.
     """
+    refuse_frames("d4pg", spec)
     bounds = bounded_actions("d4pg", spec)
     f = functions(config, spec)
     noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)

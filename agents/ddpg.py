@@ -32,6 +32,7 @@ from agents.agent import (
 )
 from agents.parts import normalizer, prioritized
 from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.features import refuse_frames
 from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
 from agents.parts.optimization import descend, initial_hypers, make_optimizer
 
@@ -115,8 +116,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions.
+      ValueError: discrete or unbounded actions, or frames.
     """
+    refuse_frames("ddpg", spec)
     bounds = bounded_actions("ddpg", spec)
     policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
     critic = ActionCritic(1, config.hidden_sizes)

@@ -165,6 +165,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     action_low, action_high = spec.actions.low.reshape(-1), spec.actions.high.reshape(-1)
     if not np.isfinite(action_high - action_low).all():
         raise ValueError("dpg needs actions with finite bounds; this environment's have none")
+    features.refuse_frames("dpg", spec)
     basis = features.of_observations(config, spec)
     squash, num_actions = config.squash, len(action_low)
     centre, half = (action_high + action_low) / 2, (action_high - action_low) / 2

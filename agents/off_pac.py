@@ -141,6 +141,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: continuous actions, or bounds or features that do not fit the observation.
     """
     num_actions = discrete_actions("off_pac", spec)
+    features.refuse_frames("off_pac", spec)
     basis = features.of_observations(config, spec)
 
     def init(key: jax.Array) -> State:

@@ -13,6 +13,7 @@ policy that made them may be some updates old.
 """
 
 import dataclasses
+import math
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
-from agents.parts import features
+from agents.parts import networks
 from agents.parts.exploration import (
     discrete_actions,
     epsilon_greedy,
@@ -30,7 +31,7 @@ from agents.parts.exploration import (
     linear_epsilon,
     ranks_or_zeros,
 )
-from agents.parts.networks import QNetwork
+from agents.parts.networks import QNetwork, check_frames
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
 
 
@@ -40,7 +41,9 @@ class Config:
 
     form: Literal["q_learning", "sarsa", "expected_sarsa", "n_step_q"] = "q_learning"
 
-    hidden_sizes: tuple[int, ...] = ()  # (): linear in what is seen, and so a table where that is one-hot
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
+    frame_stack: int = 1  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = ()  # the mlp's; (): linear in what is seen, and so a table where that is one-hot
     activation: Literal["tanh", "relu"] = "relu"
 
     discount: float = 0.99  # gamma
@@ -64,7 +67,7 @@ class Config:
     def __post_init__(self):
         check_ranges(
             self,
-            counts=("unroll_length", "batch_size", "queue_batches"),
+            counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
             not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
@@ -101,6 +104,7 @@ class Memory(NamedTuple):
     """What acting carries from step to step."""
 
     rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
 
 
 def td_errors(
@@ -167,29 +171,37 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or frames.
+      ValueError: continuous actions, or observations that the torso cannot see.
     """
-    num_actions = discrete_actions("q_learning", spec)
-    seen = features.vector("q_learning", spec, instead="dqn")
-    network = QNetwork("mlp", num_actions, config.hidden_sizes, config.activation)
+    num_actions, shape, dtype = discrete_actions("q_learning", spec), spec.observation_shape, spec.observation_dtype
+    check_frames(config.torso, config.frame_stack, shape)
+    network = QNetwork(config.torso, num_actions, config.hidden_sizes, config.activation)
+    linear = config.torso == "mlp" and not config.hidden_sizes
     optimizer = make_optimizer(
         config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm
     )
     finals, target_period = config.epsilon_finals, config.target_period
 
-    def q(params, observation) -> chex.Array:
+    def see(observation, first, memory: Memory) -> tuple[chex.Array, Memory]:
+        """Rows [T, B, ...] as `q` takes them, and the memory after them."""
+        if config.frame_stack == 1:
+            return networks.see(config.torso, observation, first, None)[0], memory
+        seen, frames = networks.see(config.torso, observation, first, memory.frames)
+        return seen, memory._replace(frames=frames)
+
+    def q(params, seen) -> chex.Array:
         """Q(s, .), [T, B, A]."""
-        x = seen.phi(observation)
-        if not config.hidden_sizes:  # without a bias, which all states would share: with one-hot x it is a table
-            return x @ params
-        values: Any = network.apply(params, x, jnp.zeros(x.shape[:2], bool), ())
+        if linear:  # without a bias, which all states would share: with one-hot x it is a table
+            return seen.reshape(*seen.shape[:2], -1) / jnp.float32(255 if spec.frame_sides else 1) @ params
+        values: Any = network.apply(params, seen, jnp.zeros(seen.shape[:2], bool), ())
         return values[0]
 
     def init(key: jax.Array) -> State:
-        x = jnp.zeros((1, 1, seen.size))
-        params: Any = jnp.zeros((x.shape[-1], num_actions))
-        if config.hidden_sizes:
-            params = network.init(key, x, jnp.zeros((1, 1), bool), ())
+        first = jnp.ones((1, 1), bool)
+        seen, _ = see(jnp.zeros((1, 1, *shape), dtype), first, memory(1))
+        params: Any = jnp.zeros((math.prod(seen.shape[2:]), num_actions))
+        if not linear:
+            params = network.init(key, seen, first, ())
         hypers = initial_hypers(Hypers, config)
         if finals:
             hypers = hypers._replace(epsilon_final=jnp.asarray(finals, jnp.float32))
@@ -202,28 +214,36 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
-        return Memory(ranks_or_zeros(num_envs, ranks))
+        frames = networks.no_frames(num_envs, config.frame_stack, shape, dtype)
+        return Memory(ranks_or_zeros(num_envs, ranks), frames)
+
+    def values_of(params: Policy, timestep: TimeStep, memory: Memory) -> tuple[chex.Array, Memory]:
+        seen, memory = see(timestep.observation[None], timestep.first[None], memory)
+        return q(params.params, seen)[0], memory
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         epsilon = params.epsilon
         if finals:
             epsilon = epsilon[jnp.minimum(memory.rank * len(finals), len(finals) - 1).astype(jnp.int32)]
-        return epsilon_greedy(key, q(params.params, timestep.observation[None])[0], epsilon), {}, memory
+        values, memory = values_of(params, timestep, memory)
+        return epsilon_greedy(key, values, epsilon), {}, memory
 
     def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
-        return greedy(q(params.params, timestep.observation[None])[0]), {}, memory
+        values, memory = values_of(params, timestep, memory)
+        return greedy(values), {}, memory
 
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
         del key
         steps, hypers, live = sample.steps, state.hypers, sample.steps.live
         number = jnp.maximum(pmean(live.sum()), 1e-6)
         rewards, discounts = steps.reward[:-1], hypers.discount * steps.discount[:-1]
+        seen, _ = see(steps.observation, steps.first, sample.memory)
 
         def loss(params):
             """Half the squared error, summed over this device's live rows, over their number on the mean device."""
-            values = q(params, steps.observation)
-            targets = q(state.target_params, steps.observation) if target_period else values
+            values = q(params, seen)
+            targets = q(state.target_params, seen) if target_period else values
             if config.form == "n_step_q":
                 errors = n_step_errors(values, steps.action, rewards, discounts, live, targets)
             else:

@@ -6,7 +6,7 @@ from typing import Any
 
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
-__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make"]
+__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make", "suite"]
 
 
 def make(
@@ -108,3 +108,16 @@ def _make(
         max_steps=max_steps,
         keywords=keywords,
     )
+
+
+def suite(name: str) -> str:
+    """The suite of EnvPool's that an environment `name` is of, or that it is made of; "": none."""
+    if name.startswith("binned:"):
+        from environments import binned
+
+        return suite(binned.parse(name)[1])
+    if name.startswith("gymnasium:") or name == "Counting-v0":
+        return ""
+    from environments import envpool
+
+    return envpool.suite("CartPole-v1" if name == "MaskedCartPole-v1" else name)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import envpool
+import envpool.registration
 import gymnasium
 import numpy as np
 
@@ -62,6 +63,11 @@ def is_vizdoom(name: str) -> bool:
     return "wad_path" in default_config(name)
 
 
+def suite(name: str) -> str:
+    """EnvPool's own name of the suite that a task is of, as "atari", "mujoco.dmc" or "classic_control"."""
+    return envpool.registration.registry.specs[name][0].removeprefix("envpool.")
+
+
 def default_config(name: str) -> dict[str, Any]:
     """EnvPool's settings of a task.
 
@@ -114,7 +120,7 @@ class EnvPoolEnvironment(Environment):
             self._pool: Any = envpool.make(
                 name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
             )
-        observation_space, action_space = self._pool.observation_space, self._pool.action_space
+            observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._raw_reward, self._terminated = ("info:reward", "info:terminated") if atari else ("reward", "")
         self._squeeze = options.get("stack_num") == 1
         of_grid = functools.partial(minigrid.observations, name) if name.startswith("MiniGrid-") else None

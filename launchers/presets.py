@@ -1,21 +1,60 @@
-"""What a run is set to where its command line is silent: one entry per agent and kind of environment.
+"""What a run is set to where its command line is silent: of each agent, for tasks by name and for kinds of environment.
 
-The first entry whose pattern (shell style) matches the environment's name is taken; `run` holds fields of Run,
-`config` fields of the agent's Config.
+A task that an agent was tuned for has a preset by its name, with `gymnasium:` before it or without. Any other
+environment has the first of a kind that it is of: kinds go by what an environment shows, what it takes and its suite.
 """
 
 import fnmatch
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from environments import tasks
+from launchers import kinds
+from launchers.kinds import Kind
 
 
 class Preset(NamedTuple):
-    pattern: str
-    run: dict[str, Any]
-    config: dict[str, Any]
+    of: str | Callable[[Kind], bool]  # a task by name, or several by a pattern (shell style); or a kind
+    run: dict[str, Any]  # fields of Run
+    config: dict[str, Any]  # fields of the agent's Config
 
 
+def any_kind(kind: Kind) -> bool:
+    return True
+
+
+def atari(kind: Kind) -> bool:
+    return kind.suite == "atari"
+
+
+def frames(kind: Kind) -> bool:
+    return kind.side > 0
+
+
+def continuous(kind: Kind) -> bool:
+    """Of continuous control, also where its actions are binned."""
+    return kind.actions == "continuous" or kind.suite.startswith("mujoco.")
+
+
+def dm_control(kind: Kind) -> bool:
+    """Whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)]."""
+    return kind.suite == "mujoco.dmc"
+
+
+def minigrid(kind: Kind) -> bool:
+    return kind.suite == "minigrid"
+
+
+def few_to_many(kind: Kind) -> bool:
+    """Whose factored actions have a few among them that are enough to begin with."""
+    return kind.small
+
+
+def several(kind: Kind) -> bool:
+    return kind.num_tasks > 1
+
+
+FITTING = "the largest of nature, shallow and mlp that frames of this size fit"  # a torso, found by `find`
 ADAM = {"optimizer": "adam", "epsilon": 1e-5}
 SMALL = {"torso": "mlp", "frame_stack": 1}
 SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
@@ -46,18 +85,22 @@ LARGE_RUN = CONTROL_RUN | {
 }
 APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
-# Domains of dm_control, whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)].
-DM_CONTROL = (
-    *("Acrobot", "BallInCup", "Cartpole", "Cheetah", "Finger", "Fish", "Hopper", "Humanoid", "Manipulator"),
-    *("Pendulum", "PointMass", "Reacher", "Swimmer", "Walker"),
-)
+
+def of_frames(run: dict[str, Any], config: dict[str, Any], gaussian: dict[str, Any] | None = None) -> list[Preset]:
+    """Of an agent with convolutions: those of all frames that are not Atari's; `gaussian`: what the policy's continuous
+    actions change."""
+    config = config | {"torso": FITTING, "frame_stack": 4}
+    either = [Preset(frames, run, config)]
+    return (
+        either if gaussian is None else [Preset(lambda k: frames(k) and continuous(k), run, config | gaussian), *either]
+    )
 
 
-def dm_control(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
-    """The presets of a distributional critic's agent, CartpoleSwingup's shorter than the others'."""
-    config = config | {"v_min": 0.0, "v_max": 100.0}
-    short = Preset("CartpoleSwingup*-v1", run | {"max_env_steps": 300_000}, config)
-    return [short, *(Preset(f"{domain}?*-v1", run, config) for domain in DM_CONTROL)]
+def distributional(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
+    """Of an agent with a distributional critic, Pendulum apart; CartpoleSwingup's are shorter."""
+    bounded = config | {"v_min": 0.0, "v_max": 100.0}
+    short = Preset("CartpoleSwingup*-v1", run | {"max_env_steps": 300_000}, bounded)
+    return [short, Preset(dm_control, run, bounded), Preset(any_kind, run, config)]
 
 
 # ViZDoom's tasks, and what brings their returns to about 1 to 20.
@@ -124,6 +167,8 @@ ATARI_DQN_RUN = DQN_RUN | {
     "eval_period": 250_000,
     "updates_per_dispatch": 1,  # on a CPU a convolution's gradient inside a scan takes 40 times as long
 }
+FRAMES_DQN_RUN = ATARI_DQN_RUN | {"max_env_steps": 10_000_000}
+FRAMES_DQN = {"replay_size": 100_000, "min_replay_size": 5_000}  # frames may be large, and many channels
 SMALL_R2D2 = SMALL | {
     "hidden_sizes": (128,),
     "lstm_size": 64,
@@ -161,8 +206,8 @@ SMALL_Q = {
 }
 
 
-def dqn(atari: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **config: Any) -> list[Preset]:
-    """DQN's presets, with one of its improvements: ours on small tasks; on Atari the papers', `atari` on top."""
+def dqn(papers: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **config: Any) -> list[Preset]:
+    """DQN's presets, with one of its improvements: ours on small tasks; on frames the papers', `papers` on top."""
     small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
     catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
@@ -172,15 +217,19 @@ def dqn(atari: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **co
             small | CARTPOLE_DQN | config,
         ),
         Preset("Catch-v0", CATCH_RUN, catch | config),
-        Preset("*-v5", ATARI_DQN_RUN, config | (atari or {})),
-        Preset("*", DQN_RUN, small | {"learning_rate": 5e-4} | config),
+        Preset(atari, ATARI_DQN_RUN, config | (papers or {})),
+        *of_frames(FRAMES_DQN_RUN, FRAMES_DQN | config | (papers or {})),
+        Preset(any_kind, DQN_RUN, small | {"learning_rate": 5e-4} | config),
     ]
 
 
 def q_learning(**config: Any) -> list[Preset]:
     """Online and without replay."""
     config = {"learning_rate": 1e-3, "epsilon_final": 0.05, "epsilon_steps": 5_000} | config
-    return [Preset("*", SMALL_RUN, SMALL_Q | config)]
+    return [
+        *of_frames(SMALL_RUN | {"max_env_steps": 10_000_000}, SMALL_Q | config),
+        Preset(any_kind, SMALL_RUN, SMALL_Q | config),
+    ]
 
 
 # Online: the environments of one actor are the batch.
@@ -194,14 +243,15 @@ SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w
 
 
 def actor_critic(**config: Any) -> list[Preset]:
-    return [Preset("*", ONLINE_RUN, SMALL_ACTOR_CRITIC | config)]
+    return [Preset(any_kind, ONLINE_RUN, SMALL_ACTOR_CRITIC | config)]
 
 
 def reinforce(**config: Any) -> list[Preset]:
-    return [Preset("*", EPISODES_RUN, SMALL_REINFORCE | config)]
+    return [Preset(any_kind, EPISODES_RUN, SMALL_REINFORCE | config)]
 
 
 SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
+GAUSSIAN = {"entropy_cost": 1e-4, "sigma_initial": 0.6}  # of continuous actions
 # Many small updates.
 PENDULUM_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 8}
 PENDULUM = {
@@ -228,20 +278,17 @@ CONTINUOUS_A2C = SMALL_A2C | {
 def a2c() -> list[Preset]:
     """Discrete actions, Atari by the paper, continuous actions, and what is left."""
     masked = {"reward_scale": 0.1, "lstm_size": 64, "unroll_length": 10}
-    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
+    sighted = {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
         Preset("MaskedCartPole-v1", A2C_RUN, SMALL_A2C | masked),
         Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
-        Preset(
-            "*-v5",
-            {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10},
-            {},
-        ),
         *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM | {"learning_rate": 1e-3}),
-        *(Preset(pattern, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C) for pattern in continuous),
-        Preset("*", A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
+        Preset(atari, sighted, {}),
+        *of_frames(sighted, {}, GAUSSIAN),
+        Preset(continuous, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C),
+        Preset(any_kind, A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
     ]
 
 
@@ -253,6 +300,7 @@ WORKERS_RUN = {
     "envs_per_actor": 1,
     "eval_episodes": 20,
 }
+GORILA_RUN = {"max_staleness": 100}
 SMALL_ASYNC_Q = {
     "hidden_sizes": (128, 128),
     "activation": "tanh",
@@ -269,15 +317,42 @@ SMALL_ASYNC_Q = {
 }
 
 
+# Mnih et al. 2016, section 5.1 and the supplement's section 8; rates and periods are in updates of one worker's steps.
+ATARI_ASYNC_Q = {
+    "torso": "shallow",
+    "frame_stack": 4,
+    "optimizer": "rmsprop",
+    "optimizer_epsilon": 0.1,
+    "learning_rate": 7e-4,
+    "batch_size": 1,
+    "unroll_length": 5,
+    "target_period": 2_000,  # 40,000 frames
+    "max_gradient_norm": 40.0,
+    "epsilon_initial": 1.0,
+    "epsilon_finals": (0.1, 0.01, 0.5),
+    "epsilon_steps": 200_000,  # four million frames
+}
+
+
 def async_q(**config: Any) -> list[Preset]:
     """Asynchronous Q-learning: a gradient of one environment alone is too noisy for Adam."""
-    return [Preset("*", WORKERS_RUN | {"max_env_steps": 400_000, "envs_per_actor": 4}, SMALL_ASYNC_Q | config)]
+    sighted = WORKERS_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
+    form = {"form": config["form"]} if "form" in config else {}
+    return [
+        Preset(atari, sighted, ATARI_ASYNC_Q | form),
+        *of_frames(sighted, ATARI_ASYNC_Q | form | {"hidden_sizes": (128, 128)}),
+        Preset(any_kind, WORKERS_RUN | {"max_env_steps": 400_000, "envs_per_actor": 4}, SMALL_ASYNC_Q | config),
+    ]
 
 
 def a3c() -> list[Preset]:
-    """A2C's, a worker for each of a few environments."""
+    """A2C's, a worker for each of a few environments; shorter where networks are small."""
     alone = {"batch_size": 1, "learning_rate": 5e-4}
-    return [Preset(preset.pattern, preset.run | WORKERS_RUN, preset.config | alone) for preset in a2c()]
+
+    def steps(preset: Preset) -> dict[str, Any]:
+        return {} if preset.config.get("torso") == "mlp" else {"max_env_steps": preset.run["max_env_steps"]}
+
+    return [Preset(preset.of, preset.run | WORKERS_RUN | steps(preset), preset.config | alone) for preset in a2c()]
 
 
 PPO_RUN = {"num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
@@ -313,8 +388,8 @@ CONTINUOUS_PPO = SMALL | {
 
 def ppo() -> list[Preset]:
     """Small tasks with discrete actions, Atari by the paper, continuous actions."""
-    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
     pendulum = {"discount": 0.9, "learning_rate": 1e-3, "minibatches": 16}
+    sighted = PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     return [
         Preset(
             "CartPole-v1",
@@ -322,14 +397,15 @@ def ppo() -> list[Preset]:
             SMALL_PPO | {"separate_value": True, "learning_rate": 2e-3},
         ),
         Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 200_000}, CONTINUOUS_PPO | pendulum),
-        Preset("*-v5", PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}, {}),
         Preset(
             "Hopper-v4",
             PPO_RUN | {"max_env_steps": 1_000_000},
             CONTINUOUS_PPO | {"sigma_initial": 1.0, "discount": 0.99, "lambda_": 0.95},
         ),
-        *(Preset(pattern, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO) for pattern in continuous),
-        Preset("*", PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
+        Preset(atari, sighted, {}),
+        *of_frames(sighted, {}, GAUSSIAN),
+        Preset(continuous, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO),
+        Preset(any_kind, PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
     ]
 
 
@@ -340,12 +416,14 @@ CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observa
 
 def trpo() -> list[Preset]:
     """CartPole, continuous actions, and what is left."""
-    continuous = ("*-v4", *(f"{domain}?*-v1" for domain in DM_CONTROL))
+    sighted = TRPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
         Preset("Pendulum-v1", TRPO_RUN | {"max_env_steps": 300_000}, CONTINUOUS_TRPO | {"discount": 0.95}),
-        *(Preset(pattern, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO) for pattern in continuous),
-        Preset("*", TRPO_RUN, {}),
+        Preset(atari, sighted, {"torso": "shallow", "frame_stack": 4}),
+        *of_frames(sighted, {}, {"sigma_initial": 0.6}),
+        Preset(continuous, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO),
+        Preset(any_kind, TRPO_RUN, {}),
     ]
 
 
@@ -362,31 +440,36 @@ def mix_match() -> list[Preset]:
         "unroll_length": 10,
     }
     small_actions = SMALL | PENDULUM | {"curriculum": "actions", "entropy_cost": 1e-3}
+    sighted = small_architectures | {"lstm_size": 256, "learning_rate": 5e-4, "unroll_length": 20, "batch_size": 8}
     return [
-        Preset(
-            "MiniGrid-*,*",
-            SMALL_RUN | {"max_env_steps": 500_000},
-            MIX_MATCH | {"curriculum": "tasks", "batch_size": 8, "learning_rate": 1e-3},
-        ),
-        Preset("*,*", SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
-        Preset(
-            "MiniGrid-*",
-            SMALL_RUN | {"max_env_steps": 1_000_000},
-            MIX_MATCH | {"curriculum": "architectures", "lstm_size": 128},
-        ),
         Preset("binned:*:Pendulum-v1", PENDULUM_RUN | {"max_env_steps": 200_000}, small_actions),
-        Preset("binned:*", SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
         *vizdoom(
             VIZDOOM_RUN,
             {"curriculum": "actions", "torso": "shallow", "batch_size": 8, "lambda_": 0.95, "epsilon": 1e-5},
         ),
         Preset("*CartPole-v1", SMALL_RUN, small_architectures | {"reward_scale": 0.1}),
         Preset("Catch-v0", SMALL_RUN, small_architectures | {"entropy_cost": 0.02}),
-        Preset("*", SMALL_RUN, small_architectures),
+        Preset(
+            lambda k: several(k) and minigrid(k),
+            SMALL_RUN | {"max_env_steps": 500_000},
+            MIX_MATCH | {"curriculum": "tasks", "batch_size": 8, "learning_rate": 1e-3},
+        ),
+        *of_frames(VIZDOOM_RUN, sighted, GAUSSIAN),
+        Preset(several, SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
+        Preset(
+            minigrid,
+            SMALL_RUN | {"max_env_steps": 1_000_000},
+            MIX_MATCH | {"curriculum": "architectures", "lstm_size": 128},
+        ),
+        Preset(few_to_many, SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
+        Preset(continuous, SMALL_RUN, small_architectures | GAUSSIAN),
+        Preset(any_kind, SMALL_RUN, small_architectures),
     ]
 
 
-PRESETS = {
+SHALLOW_IMPALA = {"torso": "shallow", "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5}
+
+PRESETS: dict[str, list[Preset]] = {
     "mix_match": mix_match(),
     "ppo": ppo(),
     "a3c": a3c(),
@@ -400,14 +483,14 @@ PRESETS = {
             # Of episodes of 200 steps with single random actions, none reaches the goal.
             SMALL_OFF_PAC | {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07), "repeat": 0.9},
         ),
-        Preset("*", OFF_PAC_RUN, SMALL_OFF_PAC),
+        Preset(any_kind, OFF_PAC_RUN, SMALL_OFF_PAC),
     ],
     "reinforce": reinforce(),
     "reinforce_baseline": reinforce(baseline=True),
     "all_actions": [
         # The policy slower than what it follows: else it settles before the action values mean anything.
         Preset(
-            "*",
+            any_kind,
             EPISODES_RUN | {"max_env_steps": 400_000},
             SMALL_REINFORCE | {"form": "all_actions", "alpha_theta": 5e-4, "alpha_w": 3e-2},
         ),
@@ -418,23 +501,28 @@ PRESETS = {
     "prioritized_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, replay="prioritized"),
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
-        Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
-        Preset("*", DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 2.5e-4}),
+        Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),
+        *of_frames(FRAMES_DQN_RUN | {"num_actors": 4}, FRAMES_DQN),
+        Preset(any_kind, DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 2.5e-4}),
     ],
     "r2d2": [
-        Preset("*-v5", ATARI_DQN_RUN | {"num_actors": 4}, {}),
         Preset("MiniGrid-Memory*", DQN_RUN | {"max_env_steps": 640_000, "envs_per_actor": 32}, MEMORY_R2D2),
-        Preset("*", DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
+        Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),
+        *of_frames(FRAMES_DQN_RUN | {"num_actors": 4}, {"replay_size": 2_000, "min_replay_size": 100}),
+        Preset(any_kind, DQN_RUN | {"envs_per_actor": 16}, SMALL_R2D2),
     ],
     "async_n_step_q": async_q(form="n_step_q"),
     "async_q": async_q(target_period=10),
     "async_sarsa": async_q(form="sarsa"),
     "gorila": [
+        # What a worker keeps is its own, of four.
+        Preset(atari, WORKERS_RUN | GORILA_RUN | {"max_env_steps": 50_000_000}, {"replay_size": 200_000}),
+        *of_frames(WORKERS_RUN | GORILA_RUN | {"max_env_steps": 10_000_000}, FRAMES_DQN | {"replay_size": 25_000}),
         Preset(
-            "*",
-            WORKERS_RUN | {"max_env_steps": 250_000, "num_actors": 2, "envs_per_actor": 4, "max_staleness": 100},
+            any_kind,
+            WORKERS_RUN | GORILA_RUN | {"max_env_steps": 250_000, "num_actors": 2, "envs_per_actor": 4},
             SMALL_DQN | SMALL_SCHEDULE | CARTPOLE_DQN,
-        )
+        ),
     ],
     "trpo": trpo(),
     "q_learning": q_learning(),
@@ -443,15 +531,14 @@ PRESETS = {
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL),
         # The paper's learning rates: with equal ones CheetahRun's policy runs into the ends of tanh, and stays there.
         Preset(
-            "*",
+            any_kind,
             LARGE_RUN,
             LARGE_CONTROL | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-3, "noise_scale": 0.3},
         ),
     ],
     "d4pg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
-        *dm_control(LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
-        Preset("*", LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
+        *distributional(LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "dpg": [
         Preset(
@@ -470,7 +557,7 @@ PRESETS = {
                 "noise_correlation": 0.95,
             },
         ),
-        Preset("*", DPG_RUN, {}),
+        Preset(any_kind, DPG_RUN, {}),
     ],
     "apex_dpg": [
         Preset(
@@ -478,8 +565,7 @@ PRESETS = {
             SMALL_CONTROL_RUN | {"num_actors": 4},
             SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0},
         ),
-        *dm_control(APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
-        Preset("*", APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
+        *distributional(APEX_RUN, LARGE_CONTROL | SOFT_TARGETS),
     ],
     "impala": [
         Preset(
@@ -498,28 +584,41 @@ PRESETS = {
             "Catch-v0", SMALL_RUN, SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 10, "entropy_cost": 0.02}
         ),
         Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
+        *vizdoom(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 8}),
+        Preset(atari, VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 4}),
+        *of_frames(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 4}, GAUSSIAN),
         Preset(
-            "*-v5",  # Atari
-            {
-                "max_env_steps": 2_500_000,
-                "num_actors": 2,
-                "envs_per_actor": 8,
-                "eval_episodes": 10,
-                "publish_period": 4,
-            },
-            {"torso": "shallow", "batch_size": 4, "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5},
+            continuous,
+            SMALL_RUN | {"max_env_steps": 1_000_000},
+            SMALL | ADAM | GAUSSIAN | {"learning_rate": 1e-3, "reward_scale": 0.1},
         ),
-        *vizdoom(
-            VIZDOOM_RUN, {"torso": "shallow", "batch_size": 8, "lambda_": 0.95, "learning_rate": 7e-4, "epsilon": 1e-5}
-        ),
-        Preset("*", SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
+        Preset(any_kind, SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
     ],
 }
 
 
-def find(agent: str, env: str) -> Preset:
-    """The preset of an agent in an environment. Where that is several tasks it is the first task's, unless a pattern
-    has a comma: that is for lists."""
-    presets = [*PRESETS.get(agent, []), Preset("*", SMALL_RUN, {})]
-    first = tasks.names(env)[0]
-    return next(p for p in presets if fnmatch.fnmatchcase(env if "," in p.pattern else first, p.pattern))
+def of(agent: str) -> list[Preset]:
+    """An agent's presets; what its runs travel by is the same in all of them."""
+    return [*PRESETS.get(agent, []), Preset(any_kind, SMALL_RUN, {})]
+
+
+def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
+    """The preset of an agent in an environment: that of the task's name, of several tasks the first one's, unless the
+    agent has one for `several`; else that of the environment's kind, and only then the environment is looked at.
+
+    Raises:
+      ValueError: there is no such environment.
+    """
+    presets, (first, *others) = of(agent), tasks.names(env)
+    if not others or all(preset.of != several for preset in presets):
+        for preset in presets:
+            if isinstance(preset.of, str) and fnmatch.fnmatchcase(first.removeprefix("gymnasium:"), preset.of):
+                return preset
+    kind = kinds.kind_of(env, env_kwargs)
+    preset = next(each for each in presets if not isinstance(each.of, str) and each.of(kind))
+    if preset.config.get("torso") != FITTING:
+        return preset
+    from agents.parts.networks import LEAST_SIDES  # here: it brings JAX
+
+    torso = next((name for name in ("nature", "shallow") if LEAST_SIDES[name] <= kind.side), "mlp")
+    return preset._replace(config=preset.config | {"torso": torso})

@@ -18,6 +18,7 @@ from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import presets, settings
 from launchers.configs import agent_module, make_config
+from launchers.kinds import spec_of
 from launchers.settings import UsageError
 from replay import channels, gradients, structures
 from replay.rings import Ring
@@ -84,11 +85,8 @@ class Run(settings.Settings):
                 "writes to one server, and the learner would wait for those without"
             )
 
-    def make_environment(
-        self, seed: int, num_envs: int, *, evaluation: bool = False, vectorization: str | None = None
-    ) -> Any:
-        """The run's environments, so many in one object; an `evaluation`'s episodes all end. `vectorization`: another
-        than the run's."""
+    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
+        """The run's environments, so many in one object; an `evaluation`'s episodes all end."""
         max_steps = self.eval_max_steps if evaluation else None
         try:
             return environments.make(
@@ -98,16 +96,17 @@ class Run(settings.Settings):
                 evaluation=evaluation,
                 max_steps=max_steps,
                 keywords=settings.keywords(self.env_kwargs),
-                vectorization=vectorization or self.gymnasium_vectorization,
+                vectorization=self.gymnasium_vectorization,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
-        environment = self.make_environment(self.seed_of("spec"), len(self.tasks), vectorization="sync")
-        environment.close()
-        return environment.spec
+        try:
+            return spec_of(self.env, self.env_kwargs)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     def cuts_at(self, spec: EnvironmentSpec) -> int | None:
         """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""
@@ -237,7 +236,7 @@ def make(
     module = agent_module(agent)
     given = {name: value for name, value in overrides.items() if value is not None}
     settled = dataclasses.asdict(settings.resolve(agent, env, given, used))
-    config = presets.find(agent, env).config | config_overrides
+    config = presets.find(agent, env, settled["env_kwargs"]).config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settled["max_env_steps"])
     return Run(config=make_config(module, config), **settled)

@@ -286,21 +286,32 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     Raises:
       UsageError: a value that its declaration does not allow, or one that says nothing of such a run.
     """
-    values = {"agent": agent, "env": env} | presets.find(agent, env).run | dict(given)
-    for name, value in values.items():
+    said = {"agent": agent, "env": env} | dict(given)
+    for name, value in said.items():
         check_value(name, value, DECLARED[name])
+    env_kwargs = said.get("env_kwargs", "")
+    keywords(env_kwargs)
+    plain = {name: each.default for name, each in DECLARED.items() if each.only is None}
+    _refuse_idle(given, plain | presets.of(agent)[0].run | said, used)  # before there is an environment to be looked at
+    try:
+        values = said | presets.find(agent, env, env_kwargs).run | said
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if "eval_episodes" not in given:  # as many of each task
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
     if given.get("env_kwargs"):  # written alike, however they were spaced and ordered
         values["env_kwargs"] = json.dumps(keywords(values["env_kwargs"]), sort_keys=True)
     settings = Settings(**complete(values))
     check(settings)
-    known = dataclasses.asdict(settings)
+    return settings
+
+
+def _refuse_idle(given: Mapping[str, Any], known: Mapping[str, Any], used: Collection[str]) -> None:
+    """Raises UsageError if what is `given`, but for what is `used`, says nothing of a run that is as is `known`."""
     for name in given:
         only = DECLARED[name].only
         if only and name not in used and not only.holds(known):
             raise UsageError(f"--{name} is for {only.where}, or leave --{name} out")
-    return settings
 
 
 def saved(logdir: pathlib.Path) -> dict[str, Any]:

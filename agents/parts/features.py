@@ -99,18 +99,21 @@ def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
     return basis._replace(phi=lambda observation: basis.phi(scale(observation, low, high)))
 
 
-def vector(agent: str, spec: EnvironmentSpec, instead: str = "impala") -> Features:
+def refuse_frames(agent: str, spec: EnvironmentSpec) -> None:
+    """Raises ValueError, which names the `agent`, if observations are frames."""
+    if spec.frame_sides:
+        raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use impala")
+
+
+def vector(agent: str, spec: EnvironmentSpec) -> Features:
     """The observation itself, [B, *shape] flattened; the number of a state comes one-hot from the environment, so that
     what is linear in it is a table.
 
-    Errors name the `agent`, and the one to use `instead` where observations are frames.
-
     Raises:
-      ValueError: frames.
+      ValueError: frames, as `refuse_frames` does.
     """
+    refuse_frames(agent, spec)
     shape = spec.observation_shape
-    if spec.observation_dtype == np.uint8:
-        raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use {instead}")
     size = math.prod(shape)
 
     def phi(observation: Any) -> chex.Array:

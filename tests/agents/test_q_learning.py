@@ -1,5 +1,7 @@
 """Q-learning and Sarsa against Sutton and Barto 2018 (chapter 6), restated as plainly as can be."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -392,8 +394,40 @@ def test_what_does_not_fit_is_refused():
         q_learning.make(
             q_learning.Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds))
         )
-    with pytest.raises(ValueError, match=r"frames; use dqn$"):
-        q_learning.make(q_learning.Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
+    with pytest.raises(ValueError, match=r"torso=shallow leaves nothing of frames of 12x12, .* use torso="):
+        config = q_learning.Config(torso="shallow")
+        q_learning.make(config, EnvironmentSpec((12, 12), np.dtype(np.uint8), DiscreteActions(A)))
+
+
+def test_frames_are_stacked_alike_by_acting_and_by_learning():
+    """An agent that stacks two frames does what one does whose environment has stacked them."""
+    T, B, side = 5, 2, 20
+    rng = np.random.default_rng(0)
+    frames = rng.integers(256, size=(T + 1, B, side, side)).astype(np.uint8)
+    steps = random_steps(3, T, B)
+    first = steps.first.copy()
+    first[0], first[3, 1] = True, True
+    before = np.where(first[1:, :, None, None], frames[1:], frames[:-1])
+    stacked = np.stack([np.concatenate([frames[:1], before]), frames], axis=-1)
+    config = q_learning.Config(torso="shallow", frame_stack=2, form="n_step_q", target_period=3, epsilon_final=0.0)
+    dtype, actions = np.dtype(np.uint8), DiscreteActions(A)
+    one = q_learning.make(config, EnvironmentSpec((side, side), dtype, actions))
+    other = q_learning.make(
+        dataclasses.replace(config, frame_stack=1), EnvironmentSpec((side, side, 2), dtype, actions)
+    )
+    state, memory = one.init(jax.random.key(0)), one.memory(B, None)
+    (a, of_one), (b, of_other) = (
+        agent.gradient(state, jax.random.key(0), Sample(steps._replace(observation=seen, first=first), memory))
+        for agent, seen in ((one, frames), (other, stacked))
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), a, b)
+    np.testing.assert_allclose(of_one.metrics["value"], of_other.metrics["value"], rtol=1e-5)
+    kept = other.memory(B, None)
+    for t in range(T + 1):
+        row = TimeStep(frames[t], None, None, first[t], None)
+        mine, _, memory = one.act(one.policy(state), jax.random.key(t), row, memory)
+        theirs, _, kept = other.act(other.policy(state), jax.random.key(t), row._replace(observation=stacked[t]), kept)
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(

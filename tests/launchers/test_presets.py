@@ -2,7 +2,9 @@
 
 import pytest
 
-from launchers import presets, run, settings
+from agents.parts.networks import LEAST_SIDES
+from launchers import configs, kinds, presets, run, settings
+from launchers.kinds import Kind
 
 # The epsilons of a run, by its agent and environment: of exploration, of clipping, and what an optimiser adds to its
 # denominator. On Atari they are the papers'.
@@ -63,7 +65,7 @@ def test_the_learning_rate_of_most_agents_falls():
     [
         ("MiniGrid-MemoryS7-v0", "architectures"),
         ("MiniGrid-LavaGapS5-v0,MiniGrid-LavaGapS6-v0", "tasks"),
-        ("Catch-v0,Catch-v1", "tasks"),
+        ("CartPole-v1,gymnasium:CartPole-v1", "tasks"),
         ("binned:5:Pendulum-v1", "actions"),
         ("DeadlyCorridor-v1", "actions"),
         ("MaskedCartPole-v1", "architectures"),
@@ -80,13 +82,117 @@ def test_a_list_has_its_first_tasks_preset_where_none_is_for_lists():
 @pytest.mark.parametrize("agent", sorted(presets.PRESETS))
 def test_all_presets_are_of_fields_that_there_are(agent):
     for preset in presets.PRESETS[agent]:
-        config = run.agent_module(agent).Config(**preset.config)
+        config = preset.config | ({"torso": "nature"} if preset.config.get("torso") == presets.FITTING else {})
+        config = run.agent_module(agent).Config(**config)
         values = {"agent": agent, "env": "CartPole-v1"} | preset.run
         settings.check(run.Run(**settings.complete(values), config=config))
 
 
+KINDS = [
+    Kind(suite, side, actions, actions == "factored", num_tasks)
+    for suite in ("", "atari", "mujoco.dmc", "mujoco.gym", "minigrid")
+    for side in (0, 84)
+    for actions in ("discrete", "factored", "continuous")
+    for num_tasks in (1, 2)
+]
+
+
 @pytest.mark.parametrize("agent", sorted(presets.PRESETS))
-def test_each_preset_is_that_of_some_environment(agent):
+def test_each_preset_is_that_of_some_environment(agent, monkeypatch):
+    own = [preset for preset in presets.PRESETS[agent] if isinstance(preset.of, str)]
+    for preset in own:
+        assert presets.find(agent, preset.of.replace("*", "X")) == preset, preset.of
+        if ":" not in preset.of:
+            assert presets.find(agent, f"gymnasium:{preset.of.replace('*', 'X')}") == preset, preset.of
+    found = []
+    for kind in KINDS:
+        monkeypatch.setattr(kinds, "kind_of", lambda *_, kind=kind: kind)
+        found.append(presets.find(agent, "X,Y" if kind.num_tasks > 1 else "X"))
+    fitting = [f._replace(config=f.config | {"torso": presets.FITTING}) for f in found]
     for preset in presets.PRESETS[agent]:
-        env = preset.pattern.replace("?", "X").replace("*", "X")
-        assert presets.find(agent, env) == preset, preset.pattern
+        assert preset in (*own, *found, *fitting), preset
+
+
+@pytest.mark.parametrize("agent", sorted(presets.PRESETS))
+def test_what_says_whether_a_flag_says_something_is_alike_in_all_presets_of_an_agent(agent):
+    """So that a flag that does not is refused before there is an environment to be looked at."""
+    first, *others = presets.of(agent)[:-1]
+    for name in ("travels", "population", "carrier", "placement"):
+        assert all(preset.run.get(name) == first.run.get(name) for preset in others)
+
+
+@pytest.mark.parametrize(
+    ("side", "torso"), [(84, "nature"), (36, "nature"), (35, "shallow"), (20, "shallow"), (19, "mlp")]
+)
+def test_frames_get_the_largest_torso_that_they_fit(side, torso, monkeypatch):
+    monkeypatch.setattr(kinds, "kind_of", lambda *_: Kind("", side, "discrete", False, 1))
+    assert LEAST_SIDES["nature"] == 36 and LEAST_SIDES["shallow"] == 20
+    for agent in SEEING:
+        assert presets.find(agent, "X").config["torso"] == torso
+
+
+def test_only_what_goes_by_kind_looks_at_the_environment(monkeypatch):
+    monkeypatch.setattr(kinds, "kind_of", None)
+    assert presets.find("impala", "gymnasium:Pendulum-v1") == presets.find("impala", "Pendulum-v1")
+    with pytest.raises(TypeError):
+        presets.find("impala", "gymnasium:my_module:Pendulum-v1")
+
+
+# Environments of every kind: what their actions are, and how large their frames.
+ENVIRONMENTS = {
+    "Pong-v5": ("discrete", 84),
+    "gymnasium:tests.launchers.plain_environments:Grey84-v0": ("discrete", 84),
+    "gymnasium:tests.launchers.plain_environments:Colour24-v0": ("factored", 24),
+    "gymnasium:tests.launchers.plain_environments:Colour36-v0": ("continuous", 36),
+    "gymnasium:tests.launchers.plain_environments:Grey12-v0": ("discrete", 12),
+    "gymnasium:tests.launchers.plain_environments:Factored-v0": ("factored", 0),
+    "gymnasium:tests.launchers.plain_environments:Continuous-v0": ("continuous", 0),
+    "Acrobot-v1": ("discrete", 0),
+    "gymnasium:FrozenLake-v1": ("discrete", 0),
+    "MiniGrid-Empty-5x5-v0": ("discrete", 0),
+    "CartPole-v1,gymnasium:CartPole-v1": ("discrete", 0),
+    "Ant-v5": ("continuous", 0),
+    "CheetahRun-v1": ("continuous", 0),
+    "binned:3:CheetahRun-v1": ("factored", 0),
+}
+SEEING = sorted(agent for agent in presets.PRESETS if "torso" in configs.fields(agent))
+CONTINUOUS = {"ddpg", "d4pg", "dpg", "apex_dpg"}
+EITHER = {"a2c", "a3c", "impala", "mix_match", "ppo", "trpo"}
+# What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
+ASKING = {
+    "dpg": "observation_low",
+    "off_pac": "observation_low",
+    "reinforce": "max_episode_steps",
+    "reinforce_baseline": "max_episode_steps",
+    "all_actions": "max_episode_steps",
+}
+
+
+def fits(agent: str, actions: str, side: int) -> bool:
+    taken = {"continuous"} if agent in CONTINUOUS else {"discrete"}
+    return actions in ({"discrete", "factored", "continuous"} if agent in EITHER else taken) and (
+        not side or agent in SEEING
+    )
+
+
+@pytest.mark.parametrize("agent", sorted(presets.PRESETS))
+def test_each_agent_in_an_environment_of_each_kind_fits_or_is_refused(agent):
+    for env, (actions, side) in ENVIRONMENTS.items():
+        try:
+            made = run.make(agent, env, {}, {})
+            made.check_fit(made.num_replay_servers)
+        except settings.UsageError as error:
+            assert "\n" not in str(error), error
+            asked = any(words in str(error) for words in (ASKING.get(agent, "smaller --config"), "multiple of the 2"))
+            assert asked or not fits(agent, actions, side), f"{agent} in {env}: {error}"
+            continue
+        assert fits(agent, actions, side), f"{agent} learns {env}"
+        config = made.config
+        if agent in SEEING:
+            least = LEAST_SIDES.get(config.torso, 0)
+            assert least <= side and (config.torso == "mlp") == (side < LEAST_SIDES["shallow"]), f"{agent} in {env}"
+            assert (config.frame_stack > 1) == (side > 0), f"{agent} in {env}"
+        if side:
+            assert made.max_env_steps >= 2_500_000, f"{agent} stops learning {env} after {made.max_env_steps}"
+        if actions == "continuous" and "entropy_cost" in configs.fields(agent):
+            assert config.entropy_cost <= 1e-3, f"{agent} has {env}'s actions at random"
