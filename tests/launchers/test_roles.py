@@ -1241,7 +1241,7 @@ def _plain(given: Any) -> Any:
         (("--role=actor", "--replay=a:1"), "--replay names 1 servers: the run has 2"),
         (("--role=actor", "--replay="), "--role=actor needs --replay=host:port"),
         (("--task=0",), "--role is one of replay, learner, evaluator, actor"),
-        (("--role=actor", "--logdir="), "a role needs --logdir"),
+        (("--role=actor", "--logdir="), "--logdir=: no path"),
     ],
 )
 def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):
