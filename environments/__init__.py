@@ -18,6 +18,7 @@ def make(
     num_threads: int = 0,
     max_steps: int | None = None,
     keywords: Mapping[str, Any] | None = None,
+    vectorization: str = "sync",
 ) -> Environment:
     """`num_envs` environments called `name`.
 
@@ -31,12 +32,13 @@ def make(
       num_threads: EnvPool's threads; 0 is one a core.
       max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
       keywords: of `gymnasium.make`, or of EnvPool's task; of several tasks, of each.
+      vectorization: of Gymnasium's environments; sync: one after another, async: each in a process of its own.
 
     Raises:
       ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
         EnvironmentFailure), in one line.
     """
-    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps, keywords or {})
+    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps, keywords or {}, vectorization)
     environment.name = name
     return environment
 
@@ -49,9 +51,15 @@ def _make(
     num_threads: int,
     max_steps: int | None,
     keywords: Mapping[str, Any],
+    vectorization: str,
 ) -> Environment:
     make_inner = functools.partial(
-        _make, evaluation=evaluation, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+        _make,
+        evaluation=evaluation,
+        num_threads=num_threads,
+        max_steps=max_steps,
+        keywords=keywords,
+        vectorization=vectorization,
     )
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
@@ -72,7 +80,9 @@ def _make(
         from environments.gymnasium import GymnasiumEnvironment
 
         inner = name.removeprefix("gymnasium:")
-        return GymnasiumEnvironment(inner, num_envs, seed, max_steps=max_steps, keywords=keywords)
+        return GymnasiumEnvironment(
+            inner, num_envs, seed, max_steps=max_steps, keywords=keywords, vectorization=vectorization
+        )
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
 

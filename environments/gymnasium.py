@@ -4,6 +4,7 @@ import contextlib
 import functools
 import threading
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ _loading = threading.Lock()
 class GymnasiumEnvironment(Environment):
     """`name` is Gymnasium's own: `ID`, or `module:ID` to import a module that registers it first.
 
-    Vectorised in this process, with Gymnasium's next-step autoreset, which is the contract of Environment.
+    Vectorised by Gymnasium, with its next-step autoreset, which is the contract of Environment: one after another in
+    this process, or each in a process of its own.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class GymnasiumEnvironment(Environment):
         *,
         max_steps: int | None = None,
         keywords: Mapping[str, Any] | None = None,
+        vectorization: str = "sync",
     ):
-        """`keywords` are those of gymnasium.make.
+        """`keywords` are those of gymnasium.make; `vectorization` is "sync" or "async".
 
         Raises:
           ValueError: a space that nothing can be made of, or a keyword that is decided here.
@@ -45,15 +48,24 @@ class GymnasiumEnvironment(Environment):
         for key in OURS & keywords.keys():
             raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
         limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
-        with making(f"gymnasium:{name}"), _contained():
+        options: dict[str, Any] = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
+        with making(f"gymnasium:{name}"), _contained(), contextlib.ExitStack() as starting:
+            if vectorization == "async":
+                from environments import workers
+
+                starting.enter_context(workers.starting())
+                options |= workers.OPTIONS
             self._vector = gymnasium.make_vec(
                 name,
                 num_envs=num_envs,
-                vectorization_mode="sync",
-                vector_kwargs={"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP},
-                wrappers=[*limit, _Told],
+                vectorization_mode=vectorization,
+                vector_kwargs=options,
+                wrappers=[*limit, Told],
                 **keywords,
             )
+        # At the latest when the interpreter ends.
+        end: Any = workers.end if vectorization == "async" else gymnasium.vector.VectorEnv.close
+        self._close = weakref.finalize(self, end, self._vector)
         self._seed = seed
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
@@ -68,7 +80,10 @@ class GymnasiumEnvironment(Environment):
         return self._show(observation, infos)
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        observation, reward, terminated, truncated, infos = self._vector.step(self._actions.take(action))
+        try:
+            observation, reward, terminated, truncated, infos = self._vector.step(self._actions.take(action))
+        except (EOFError, ConnectionError) as error:
+            raise EnvironmentFailure("the process of one of its environments was killed") from error
         reward = np.asarray(reward, np.float32)
         return self._show(observation, infos), reward, reward, terminated, truncated
 
@@ -78,10 +93,10 @@ class GymnasiumEnvironment(Environment):
         return self._observations.show(observation)
 
     def close(self) -> None:
-        self._vector.close()
+        self._close()
 
 
-class _Told(gymnasium.Wrapper):
+class Told(gymnasium.Wrapper):
     """An environment that never raises: what it raised is all that its info ever says. So it is told alike wherever
     the environment runs, a person's SystemExit too."""
 

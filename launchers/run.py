@@ -96,6 +96,7 @@ class Run(settings.Settings):
                 evaluation=evaluation,
                 max_steps=max_steps,
                 keywords=settings.keywords(self.env_kwargs),
+                vectorization=self.gymnasium_vectorization,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -209,9 +210,11 @@ class Run(settings.Settings):
 
     @property
     def eval_envs(self) -> int:
-        """Environments of an evaluation: the most, up to 100, that share its episodes evenly, and the tasks."""
+        """Environments of an evaluation: the most, up to 100, that share its episodes evenly, and the tasks. Where each
+        is a process, up to as many as an actor has."""
         count = len(self.tasks)
-        return max(n for n in range(count, max(100, count) + 1, count) if self.eval_episodes % n == 0)
+        most = self.envs_per_actor if self.gymnasium_vectorization == "async" else 100
+        return max(n for n in range(count, max(most, count) + 1, count) if self.eval_episodes % n == 0)
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

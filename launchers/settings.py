@@ -39,6 +39,7 @@ POPULATION = Only(
 )
 GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
 REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
+GYMNASIUM = Only("Gymnasium's environments: give --env=gymnasium:ID", lambda run: "gymnasium:" in run["env"])
 PROCESSES = Only("actors in processes: give --placement=processes", lambda run: run["placement"] == "processes")
 
 
@@ -117,6 +118,15 @@ class Settings:
         see="#environments",
     )
     env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
+    gymnasium_vectorization: str = setting(
+        "sync",
+        "Gymnasium's environments step one after another, or (async) each in a process of its own",
+        choices=("sync", "async"),
+        free=True,
+        learnt=False,
+        only=GYMNASIUM,
+        see="docs/environments.md#processes",
+    )
     seed: int = setting(
         0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
     )

@@ -108,13 +108,13 @@ def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
 
 
 def _columns(path: pathlib.Path) -> list[str] | None:
-    """The columns of a role's CSV: its first whole line that names `env_steps`. None: it has no such line."""
+    """The columns of a role's CSV: its first whole line that names steps of any kind. None: it has none."""
     if not path.exists():
         return None
     with open(path, "rb") as file:
         for line in file:
             names = line.decode(errors="replace").strip().split(",")
-            if "env_steps" in names and line.endswith(b"\n"):
+            if any(name.endswith("steps") for name in names) and line.endswith(b"\n"):
                 return names
     return None
 

@@ -4,6 +4,7 @@ Sound again where the variable SHOAL_TEST_SOUND is set.
 """
 
 import functools
+import multiprocessing
 import os
 import warnings
 
@@ -67,7 +68,7 @@ LENGTH = 10  # of an episode
 def ways(place: str) -> list[str]:
     """How an environment can break there."""
     values = (
-        [] if place == "constructor" else [*OBSERVATIONS] if "eset" in place else [*OBSERVATIONS, *REWARDS, *RESULTS]
+        [] if "constructor" in place else [*OBSERVATIONS] if "eset" in place else [*OBSERVATIONS, *REWARDS, *RESULTS]
     )
     return [*ERRORS, "warning", *values]
 
@@ -79,6 +80,8 @@ class Shaky(gymnasium.Env):
     def __init__(self, place, way):
         self._place, self._way, self._resets = place, way, 0
         self._broken("constructor")
+        if multiprocessing.parent_process():
+            self._broken("constructorElsewhere")
 
     def _broken(self, place):
         """Whether it breaks here by a value; else raises, where it does."""
@@ -107,6 +110,6 @@ class Shaky(gymnasium.Env):
         return tuple(result)
 
 
-for _place in PLACES:
+for _place in ("constructorElsewhere", *PLACES):  # that of another process, which a run need not have
     for _way in ways(_place):
         gymnasium.register(f"{_place}-{_way}-v0", functools.partial(Shaky, _place, _way))

@@ -226,9 +226,9 @@ def test_binned_actions_are_evenly_spaced_values_of_each_number():
     ("name", "message"),
     [
         ("binned:4:Pendulum-v1", r"^'binned:4:Pendulum-v1' is not binned:N:NAME with an odd N"),
-        ("binned:1:Pendulum-v1", "odd N, 3 or more"),
-        ("binned:many:Pendulum-v1", "odd N, 3 or more"),
-        ("binned:5", "odd N, 3 or more"),
+        ("binned:1:Pendulum-v1", "odd N from 3 to 4096"),
+        ("binned:many:Pendulum-v1", "odd N from 3 to 4096"),
+        ("binned:5", "odd N from 3 to 4096"),
         ("binned:5:CartPole-v1", r"^binned:N:NAME needs an environment with continuous actions; use NAME alone$"),
         ("binned:5:Pendulun-v1", "did you mean Pendulum-v1"),
     ],

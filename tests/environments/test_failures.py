@@ -13,10 +13,10 @@ from environments import spaces
 from tests.environments import shaky
 
 
-def expect_failure(name: str, where: str, steps: int = 0, num_envs: int = 3) -> str:
+def expect_failure(name: str, where: str, steps: int = 0, num_envs: int = 3, **options) -> str:
     """The line with which making, resetting and `steps` steps of the environment end; those before are sound."""
     with pytest.raises(environments.EnvironmentFailure) as failure:
-        environment = environments.make(name, num_envs, seed=0)
+        environment = environments.make(name, num_envs, seed=0, **options)
         timesteps = [environment.reset()]
         for _ in range(steps):
             timesteps.append(environment.step(np.zeros(num_envs, np.int32)))

@@ -42,6 +42,11 @@ MISTAKES = {
     "keywords without names": ("train", ["--env_kwargs=[1]"], ["--env_kwargs=[1]", "JSON"]),
     "keyword of EnvPool": ("train", ['--env_kwargs={"k": 1}'], ["'k'", "max_episode_steps"]),
     "keyword of Gymnasium": ("train", ["--env=gymnasium:CartPole-v1", '--env_kwargs={"k": 1}'], ["argument 'k'"]),
+    "processes of EnvPool": (
+        "train",
+        ["--gymnasium_vectorization=async"],
+        ["--gymnasium_vectorization", "gymnasium:ID"],
+    ),
     "bins": ("train", ["--env=binned:4:Pendulum-v1"], ["binned:4:Pendulum-v1", "odd"]),
     "window longer than an episode": ("train", ["--agent=dqn", "--config.n_step=501"], ["n_step=501", "500"]),
     "overlap": ("train", ["--agent=r2d2", "--env=Catch-v0", "--config.overlap=12"], ["overlap=12", "sequence_length"]),

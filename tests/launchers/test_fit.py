@@ -116,6 +116,12 @@ def test_what_no_machine_has_room_for_is_refused(config, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(("vectorization", "count"), [("sync", 100), ("async", 8)])
+def test_an_evaluation_has_no_more_processes_than_an_actor(vectorization, count):
+    changes = {"gymnasium_vectorization": vectorization, "eval_episodes": 200, "envs_per_actor": 9}
+    assert run.make("impala", "gymnasium:CartPole-v1", changes, {}).eval_envs == count
+
+
 def test_whole_episodes_need_no_turns_and_no_even_parts():
     """They are items of their own, however many environments an actor has."""
     run.make("reinforce", "CartPole-v1", {"envs_per_actor": 3}, {}).check_fit()

@@ -502,6 +502,34 @@ def test_learning_goes_on_from_what_was_saved(name, fakes, tmp_path):
     assert carrier.channel[0].saved == ("an old replay" if name == "uniform" else None)
 
 
+@pytest.mark.parametrize(("there", "warned"), [(0, True), (6, True), (7, False), (8, False)])
+def test_a_replay_that_lost_what_was_saved_is_missed(there, warned, fakes, tmp_path, monkeypatch, caplog):
+    FakeCheckpointer.saved = {"checkpoints": ("an old state", Version(4, 90))}
+    parts, carrier = Parts(make("uniform"), tmp_path), Carrier("the rings")
+    monkeypatch.setattr(carrier.one, "count", lambda: there)
+    roles.open_learning(parts, carrier, lambda: False)
+    assert (f"the replay has {there} of the 7 items that were saved" in caplog.text) == warned
+
+
+def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypatch):
+    aside = []
+
+    class Broken(FakeCheckpointer):
+        def restore(self):
+            if self.directory.name == "replay":
+                raise runtime.checkpoint.Damaged("no checkpoint can be read")
+            return super().restore()
+
+        def set_aside(self):
+            aside.append((self.directory.name, self.owner))
+
+    monkeypatch.setattr(roles, "Checkpointer", Broken)
+    FakeCheckpointer.saved = {"checkpoints": ("an old state", Version(4, 90))}
+    parts, carrier = Parts(make("uniform"), tmp_path), Carrier("the rings")
+    learning, _, _ = roles.open_learning(parts, carrier, lambda: False)
+    assert carrier.channel[0].saved is None and aside == [("replay", True)] and learning.version == Version(4, 90)
+
+
 class Saving(FakeCheckpointer):
     """Each save of the run, in its order."""
 
@@ -1213,7 +1241,7 @@ def _plain(given: Any) -> Any:
         (("--role=actor", "--replay=a:1"), "--replay names 1 servers: the run has 2"),
         (("--role=actor", "--replay="), "--role=actor needs --replay=host:port"),
         (("--task=0",), "--role is one of replay, learner, evaluator, actor"),
-        (("--role=actor", "--logdir="), "a role needs --logdir"),
+        (("--role=actor", "--logdir="), "--logdir=: no path"),
     ],
 )
 def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):

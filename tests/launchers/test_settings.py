@@ -24,6 +24,7 @@ NUMBERS = [name for name, declared in ALL.items() if declared.kind in (int, floa
 TEXTS = sorted(name for name, declared in ALL.items() if declared.kind is str)
 # Where each of the conditions holds.
 HOLDING = {
+    settings.GYMNASIUM: {"env": "gymnasium:CartPole-v1"},
     settings.POPULATION: {"population": 4},
     settings.GRADIENTS: {"travels": "gradients"},
     settings.PROCESSES: {"placement": "processes"},

@@ -102,8 +102,8 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
         def close(self):
             closed.append(self)
 
-    def make_environment(evaluation: int):
-        made.append((evaluation, Closing(2)))
+    def make_environment(version: Version):
+        made.append((version, Closing(2)))
         return made[-1][1]
 
     learner = Learner(env_steps)
@@ -114,7 +114,7 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
     rows, episodes = zip(*(each for each in said if not isinstance(each, evaluator.Progress)), strict=True)
     assert [row["env_steps"] for row in rows] == expected
     assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
-    assert [evaluation for evaluation, _ in made] == list(range(len(expected))), "each has its own seed"
+    assert [version.env_steps for version, _ in made] == expected, "each has its own seed, in a resumed run too"
     assert closed == [environment for _, environment in made]
     returns = [return_of(i, n) for i in range(2) for n in range(2)]
     assert returns == [1.0, 36.0, 3.0, 50.0], "whose deviation is not their variance"
