@@ -23,7 +23,7 @@ import runtime.checkpoint
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedback, Version
 from environments import tasks
 from environments.environment import Episodes
-from launchers import evaluate, flags, processes, program, role, roles, serial, shutdown, threads, train
+from launchers import evaluate, flags, kinds, processes, program, role, roles, serial, shutdown, threads, train
 from launchers import population as populations
 from launchers import run as runs
 from launchers.ports import free_port
@@ -236,6 +236,22 @@ def environment_of(asked):
         asked.closed += 1
 
     return SimpleNamespace(spec=spec, num_envs=asked.num_envs, close=close)
+
+
+@pytest.fixture(autouse=True)
+def held(monkeypatch):
+    """The ports that were held for a run, which are not really."""
+    ports: list[int] = []
+    monkeypatch.setattr(roles.ports, "hold_port", ports.append)
+    return ports
+
+
+@pytest.fixture(autouse=True)
+def nothing_remembered():
+    """What environments look like is asked anew: a fake's spec is no other test's."""
+    kinds.spec_of.cache_clear()
+    yield
+    kinds.spec_of.cache_clear()
 
 
 @pytest.fixture
@@ -819,10 +835,11 @@ def server(monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "servers"), [("prioritized", 2), ("uniform", 1), ("queue", 1)])
-def test_servers_share_the_replay(name, servers, fakes, server, tmp_path):
+def test_servers_share_the_replay(name, servers, fakes, server, tmp_path, held):
     parts = Parts(settings_of(name, carrier="reverb", num_replay_servers=servers), tmp_path)
     for task in range(servers):
         roles.serve([parts], tmp_path, task, 8000 + task)
+        assert held[-1] == 8000 + task
     assert [(s.port, s.checkpoint_path) for s in server.serve] == [
         (8000 + task, None if name == "queue" else tmp_path / f"replay_{task}") for task in range(servers)
     ]
