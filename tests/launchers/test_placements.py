@@ -88,7 +88,11 @@ def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
 
 def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--checkpoint_seconds=1")
-    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launcher would not hear it either
+    try:
+        training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     try:
         command_line.wait_for(
             "learning and a checkpoint",
