@@ -194,7 +194,9 @@ def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
 
 def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, None]:
     """What a role does, other than serving a replay."""
-    with sittings.hold(parts.logdir, f"{role.kind}_{role.task}") as sitting:
+    # The hosts of one learner play its one role together.
+    place = jax.process_index() if role.kind == "learner" else role.task
+    with sittings.hold(parts.logdir, f"{role.kind}_{place}") as sitting:
         if role.kind == "actor":
             yield from act(parts, carrier, role.task, sitting, stop)
         else:
@@ -221,12 +223,13 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
     What is random comes from the run's seed, the task and the sitting: how many processes were this actor before.
     """
     run = parts.run
-    environment = run.make_environment(run.seed_of("actor", task, sitting), parts.num_envs)
+    seed = run.seed_of("actor", task, sitting)
+    environment = run.make_environment(seed, parts.num_envs)
     variables = parts.variables(carrier)
     variables.wait()
     places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
     ranks = places / max(1, run.num_actors * parts.num_envs - 1)
-    key = jax.random.key(run.seed_of("actor", task, sitting))
+    key = jax.random.key(seed)
     writer = parts.channel(carrier).writer(task, parts.priority, stop.is_set)
     rest = (writer, key, parts.device, stop.is_set, ranks)
     if parts.gradients:
