@@ -33,8 +33,10 @@ from agents.agent import (
 )
 from agents.parts import prioritized
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, linear_epsilon
-from agents.parts.networks import QNetwork, channels_last, check_frames, no_frames, stack_channels, stack_frames
+from agents.parts.networks import QNetwork
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
+from agents.parts.stacking import channels_last, no_frames, stack_channels, stack_frames
+from agents.parts.torsos import check_frames
 
 
 @dataclasses.dataclass(frozen=True)

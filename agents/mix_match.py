@@ -43,10 +43,11 @@ from agents.agent import (
 from agents.impala import vtrace
 from agents.parts.advantages import explained_variance
 from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
-from agents.parts.networks import LSTM, ActorCritic, LSTMState, make_torso
+from agents.parts.networks import LSTM, ActorCritic, LSTMState
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policies import Policy
 from agents.parts.policy_network import functions
+from agents.parts.torsos import make_torso
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
-from agents.parts import networks
+from agents.parts import stacking
 from agents.parts.exploration import (
     discrete_actions,
     epsilon_greedy,
@@ -31,8 +31,9 @@ from agents.parts.exploration import (
     linear_epsilon,
     ranks_or_zeros,
 )
-from agents.parts.networks import QNetwork, check_frames
+from agents.parts.networks import QNetwork
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
+from agents.parts.torsos import check_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +186,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def see(observation, first, memory: Memory) -> tuple[chex.Array, Memory]:
         """Rows [T, B, ...] as `q` takes them, and the memory after them."""
         if config.frame_stack == 1:
-            return networks.see(config.torso, observation, first, None)[0], memory
-        seen, frames = networks.see(config.torso, observation, first, memory.frames)
+            return stacking.see(config.torso, observation, first, None)[0], memory
+        seen, frames = stacking.see(config.torso, observation, first, memory.frames)
         return seen, memory._replace(frames=frames)
 
     def q(params, seen) -> chex.Array:
@@ -214,7 +215,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
-        frames = networks.no_frames(num_envs, config.frame_stack, shape, dtype)
+        frames = stacking.no_frames(num_envs, config.frame_stack, shape, dtype)
         return Memory(ranks_or_zeros(num_envs, ranks), frames)
 
     def values_of(params: Policy, timestep: TimeStep, memory: Memory) -> tuple[chex.Array, Memory]:

@@ -31,10 +31,11 @@ from agents.agent import (
     pmean,
     replay_table,
 )
-from agents.parts import networks, prioritized
+from agents.parts import prioritized, stacking
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, ranks_or_zeros
-from agents.parts.networks import QNetwork, check_frames
+from agents.parts.networks import QNetwork
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
+from agents.parts.torsos import check_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,11 +210,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Memory(
             rank=ranks_or_zeros(num_envs, ranks),
             previous_action=jnp.zeros(num_envs, jnp.int32),
-            frames=networks.no_frames(num_envs, stack, shape, spec.observation_dtype),
+            frames=stacking.no_frames(num_envs, stack, shape, spec.observation_dtype),
             lstm=network.initial_state(num_envs),
         )
 
-    see = functools.partial(networks.see, config.torso)
+    see = functools.partial(stacking.see, config.torso)
 
     def inputs(first, previous_action, previous_reward):
         """The last action and reward for the LSTM, [T, B, A + 1]; zeros where an episode opens."""

@@ -121,7 +121,7 @@ def parse(command: Callable[..., int], argv: list[str]) -> list[str]:
     FLAGS = flags.FlagValues()
     takes = _takes.get(command, _Takes())
     for name, declared in takes.declared.items():
-        silent = name in settings.DECLARED and name not in ("agent", "env")
+        silent = takes.of_run and name in settings.DECLARED and name not in ("agent", "env")
         _define(name, declared.kind, None if silent else declared.default)
     # The agent decides which fields there are, so it is parsed first, alone; a flag file or --noflag still works.
     rest = _parse(argv, known_only=True)

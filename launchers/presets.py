@@ -618,7 +618,7 @@ def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
     preset = next(each for each in presets if not isinstance(each.of, str) and each.of(kind))
     if preset.config.get("torso") != FITTING:
         return preset
-    from agents.parts.networks import LEAST_SIDES  # here: it brings JAX
+    from agents.parts.torsos import LEAST_SIDES  # here: it brings JAX
 
     torso = next((name for name in ("nature", "shallow") if LEAST_SIDES[name] <= kind.side), "mlp")
     return preset._replace(config=preset.config | {"torso": torso})

@@ -1,9 +1,8 @@
 """Placement `processes`: each role a process of its own, started, watched, restarted and ended here.
 
 The launcher computes nothing, and starts no accelerator: on a GPU that would take the memory of the learner beside it.
-It may be killed without harm to what was saved, and its children end with it. They are
-forked from one process that has imported already what roles need (the standard library's forkserver), so that one that
-died is back in seconds.
+It may be killed without harm to what was saved, and its children end with it. They are forked from one process that has
+imported already what roles need (the standard library's forkserver), so that one that died is back in seconds.
 """
 
 import contextlib
@@ -86,16 +85,14 @@ class RoleProcess:
 
     def _tell_warnings(self) -> None:
         """Says what the role has warned of since the last look: nobody reads its log while all goes well."""
-        with contextlib.suppress(OSError):
-            if self.log.stat().st_size > self._told:
-                with open(self.log, "rb") as file:
-                    file.seek(self._told)
-                    for line in file:
-                        if not line.endswith(b"\n"):
-                            break
-                        self._told += len(line)
-                        if found := WARNING.match(line.decode(errors="replace").rstrip()):
-                            self._say(f"{self.name}: {found[1]}")
+        with contextlib.suppress(OSError), open(self.log, "rb") as file:
+            file.seek(self._told)
+            for line in file:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._told += len(line)
+                if found := WARNING.match(line.decode(errors="replace").rstrip()):
+                    self._say(f"{self.name}: {found[1]}")
 
     def _bury(self, code: int) -> None:
         if code == 2:

@@ -73,5 +73,5 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     learning.close()
     for work in played.values():
         work.close()
-    for failure in failures:
-        raise failure
+    if failures:
+        raise failures[0]

@@ -29,7 +29,7 @@ class Recorder:
         self._columns = _columns(self._path)
         self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
         if not _ends_a_line(self._path):
-            self._file.write("\n")
+            self._file.write("\n")  # else the first row would be the rest of what a killed process left
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
@@ -132,4 +132,6 @@ def _parse(names: list[str] | None, lines: Iterable[bytes]) -> list[dict[str, fl
 
 def _ends_a_line(path: pathlib.Path) -> bool:
     """Whether a file is empty, or ends with a whole line."""
-    return not path.stat().st_size or path.read_bytes().endswith(b"\n")
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+        return file.read() in (b"", b"\n")

@@ -18,24 +18,29 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from absl import app, flags
-
+from launchers import flags
+from launchers.settings import UsageError, setting
 from runtime import metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-FLAGS = flags.FLAGS
-flags.DEFINE_integer("kills", 20, "How many faults, of all runs together.")
-flags.DEFINE_integer("seed", 0, "What the faults and the runs come from.")
-flags.DEFINE_list("runs", ["queue", "replay"], "Which of the runs: queue, replay.")
-flags.DEFINE_float("stop_seconds", 60.0, "How long a process is stopped (SIGSTOP).")
-flags.DEFINE_float("patience", 30.0, "Seconds in which a run must have recovered.")
-flags.DEFINE_bool("finish", False, "After the faults, go on to the run's end and say what score it reached.")
-flags.DEFINE_string("logdir", None, "Where the runs are kept. Default a temporary folder, removed if all went well.")
+
+
+@dataclasses.dataclass
+class Chaos:
+    kills: int = setting(20, "how many faults, of all runs together", least=0)
+    seed: int = setting(0, "what the faults and the runs come from", least=0)
+    runs: str = setting("queue,replay", "which of the runs, with commas between")
+    stop_seconds: float = setting(60.0, "how long a process is stopped (SIGSTOP)", least=0)
+    patience: float = setting(30.0, "seconds in which a run must have recovered", least=0)
+    finish: bool = setting(False, "after the faults, go on to the run's end and say what score it reached")
+    logdir: pathlib.Path = setting(
+        None, "where the runs are kept", default_words="a temporary folder, removed if all went well"
+    )
+
 
 PER_LAUNCH = 6  # faults from one start of the launcher to its end: it allows a process ten restarts
 RUNS = {
@@ -72,6 +77,18 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> float:
     return time.monotonic() - start
 
 
+def processes_of(logdir: pathlib.Path) -> Iterator[tuple[dict[str, str], int]]:
+    """Of each live role process of a run its flags, name -> value, and its id."""
+    for entry in pathlib.Path("/proc").iterdir():
+        try:
+            arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
+            alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        except (OSError, ValueError, IndexError):
+            continue
+        if alive and "launchers.role" in arguments and f"--logdir={logdir}" in arguments:
+            yield dict(each.lstrip("-").split("=", 1) for each in arguments if "=" in each), int(entry.name)
+
+
 @dataclasses.dataclass
 class Run:
     """A run under `processes`, started and ended any number of times."""
@@ -83,26 +100,16 @@ class Run:
     launcher: subprocess.Popen = dataclasses.field(init=False)
 
     def start(self) -> None:
-        steps = [] if FLAGS.finish else ["--max_env_steps=1000000000"]
+        steps = [] if flags.FLAGS.finish else ["--max_env_steps=1000000000"]
         command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], *steps, "--placement=processes"]
-        command += [f"--seed={FLAGS.seed}", f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
+        command += [f"--seed={flags.FLAGS.seed}", f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
         self.logdir.mkdir(parents=True, exist_ok=True)
         with open(self.logdir / "launcher.log", "ab") as log:
             self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
 
     def processes(self) -> dict[str, int]:
         """The live role processes, name -> process id."""
-        found = {}
-        for entry in pathlib.Path("/proc").iterdir():
-            try:
-                arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
-                alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-            except (OSError, ValueError, IndexError):
-                continue
-            if alive and "launchers.role" in arguments and f"--logdir={self.logdir}" in arguments:
-                given = dict(argument.lstrip("-").split("=", 1) for argument in arguments if "=" in argument)
-                found[f"{given['role']}_{given['task']}"] = int(entry.name)
-        return found
+        return {f"{given['role']}_{given['task']}": process for given, process in processes_of(self.logdir)}
 
     def rows(self, role: str) -> int:
         return len(metrics.read(self.logdir / f"{role}.csv"))
@@ -138,11 +145,11 @@ class Run:
         for victim in victims:
             _send(alive[victim], number)
         if number == signal.SIGSTOP:
-            time.sleep(FLAGS.stop_seconds)
+            time.sleep(flags.FLAGS.stop_seconds)
             for victim in victims:
                 _send(alive[victim], signal.SIGCONT)
         writing = [victim for victim in victims if victim.startswith("actor")]
-        self.wait_for_rows(["learner", *writing], FLAGS.patience)
+        self.wait_for_rows(["learner", *writing], flags.FLAGS.patience)
         self.check_checkpoints()
         return f"{number.name} of {' and '.join(victims)}"
 
@@ -150,10 +157,10 @@ class Run:
         """Has the launcher end by a signal, or waits for its own end; then looks at what it leaves."""
         if number:
             self.launcher.send_signal(number)
-        wait_for("the launcher's end", lambda: self.over, FLAGS.patience if number else 3600.0)
+        wait_for("the launcher's end", lambda: self.over, flags.FLAGS.patience if number else 3600.0)
         if self.launcher.returncode != (-number if number == signal.SIGKILL else 0):
             raise Failure(f"the launcher ended with exit code {self.launcher.returncode}")
-        wait_for("the last process to be gone", lambda: not self.processes(), FLAGS.patience)
+        wait_for("the last process to be gone", lambda: not self.processes(), flags.FLAGS.patience)
         self.check_checkpoints()
         command = [str(ROOT / "scripts" / "evaluate"), f"--logdir={self.logdir}", "--episodes=5"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -181,7 +188,7 @@ def harass(run: Run, kills: int, rng: random.Random) -> list[str]:
             for _ in range(min(PER_LAUNCH, kills - done)):
                 done += 1
                 print(f"{run.name} {done}/{kills}: {run.fault(rng)}; slowest so far {run.slowest:.0f} s", flush=True)
-            own_end = run.over or (FLAGS.finish and done >= kills)
+            own_end = run.over or (flags.FLAGS.finish and done >= kills)
             number = None if own_end else rng.choice(ENDS)
             run.end(number)
             print(f"{run.name}: ended {f'by {number.name}' if number else 'by itself'}", flush=True)
@@ -192,28 +199,29 @@ def harass(run: Run, kills: int, rng: random.Random) -> list[str]:
             for process in run.processes().values():
                 _send(process, signal.SIGKILL)
             wait_for("the killed run's end", lambda: not run.processes(), 60.0)
-        if own_end or (done >= kills and not FLAGS.finish):
+        if own_end or (done >= kills and not flags.FLAGS.finish):
             return failures
 
 
-def main(_: list[str]) -> None:
-    unknown = set(FLAGS.runs) - set(RUNS)
-    if unknown or FLAGS.kills < 0:
-        print(f"error: --runs is of {', '.join(RUNS)}, and --kills 0 or more", file=sys.stderr)
-        sys.exit(2)
-    folder = pathlib.Path(FLAGS.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
+@flags.command(Chaos)
+def chaos() -> int:
+    asked = flags.FLAGS
+    names = asked.runs.split(",")
+    if unknown := set(names) - set(RUNS):
+        raise UsageError(f"--runs={asked.runs}: {unknown.pop()!r} is none of {', '.join(RUNS)}")
+    folder = pathlib.Path(asked.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
     failures = []
-    for index, name in enumerate(FLAGS.runs):
+    for index, name in enumerate(names):
         run = Run(name, folder / name)
-        share = len(range(index, FLAGS.kills, len(FLAGS.runs)))
-        failures += harass(run, share, random.Random(f"{FLAGS.seed} {name}"))
+        share = len(range(index, asked.kills, len(names)))
+        failures += harass(run, share, random.Random(f"{asked.seed} {name}"))
         print(f"{name}: {share} faults; recovery took {run.slowest:.0f} s at most; score {run.score()}", flush=True)
-    print(f"{FLAGS.kills} faults, {len(failures)} failures" + (f"; look in {folder}" if failures else ""))
-    if not failures and not FLAGS.logdir:
+    print(f"{asked.kills} faults, {len(failures)} failures" + (f"; look in {folder}" if failures else ""))
+    if not failures and not asked.logdir:
         shutil.rmtree(folder)
-    sys.exit(bool(failures))
+    return int(bool(failures))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    flags.main(chaos)

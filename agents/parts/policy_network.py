@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from agents.agent import EnvironmentSpec, TimeStep
-from agents.parts import networks
-from agents.parts.networks import ActorCritic, LSTMState, check_frames
+from agents.parts import stacking
+from agents.parts.networks import ActorCritic, LSTMState
 from agents.parts.policies import Policy, make_policy
+from agents.parts.torsos import check_frames
 
 
 class Memory(NamedTuple):
@@ -69,11 +70,11 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
 
     def memory(num_envs: int, ranks: Any) -> Memory:
         del ranks
-        frames = networks.no_frames(num_envs, stack, shape, spec.observation_dtype)
+        frames = stacking.no_frames(num_envs, stack, shape, spec.observation_dtype)
         return Memory(frames, network.initial_state(num_envs))
 
     def see(observation, first, memory: Memory):
-        return networks.see(config.torso, observation, first, memory.frames)
+        return stacking.see(config.torso, observation, first, memory.frames)
 
     def init(key: jax.Array) -> Any:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)

@@ -7,7 +7,7 @@ import pytest
 
 from agents import dqn
 from agents.agent import DiscreteActions, EnvironmentSpec, TimeStep, Transition
-from agents.parts import networks
+from agents.parts import networks, stacking, torsos
 
 
 def plain_conv(params, x, stride):
@@ -23,7 +23,7 @@ def plain_conv(params, x, stride):
 def test_conv_equals_lax(shape, size, stride):
     keys = jax.random.split(jax.random.key(0), 4)
     x = jax.random.normal(keys[0], shape)
-    conv = networks.Conv(16, size, stride)
+    conv = torsos.Conv(16, size, stride)
     params = conv.init(keys[1], x)["params"]
     assert params["kernel"].shape == (size, size, shape[-1], 16)
     params["bias"] = jax.random.normal(keys[2], params["bias"].shape)
@@ -57,7 +57,7 @@ def test_stack_frames(stack, chance, split):
     first[0] = True
     previous = rng.integers(0, 256, (5, stack - 1, 3, 2), dtype=np.uint8)  # of other episodes: must not be seen
     expected = naive_stacks(frames, first, stack)
-    stack_frames = jax.jit(networks.stack_frames)
+    stack_frames = jax.jit(stacking.stack_frames)
     whole, newest = stack_frames(previous, frames, first)
     assert whole.dtype == newest.dtype == jnp.uint8
     np.testing.assert_array_equal(whole, expected)
@@ -71,7 +71,7 @@ def test_stack_frames(stack, chance, split):
 @pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
 def test_pixels_are_centred(torso):
     """Without biases a torso grows as what it sees does, in proportion: here as the distance from the middle grey."""
-    network = networks.make_torso(torso, (), "relu", jnp.float32)
+    network = torsos.make_torso(torso, (), "relu", jnp.float32)
     seen = lambda grey: jnp.full((1, 36, 36, 1), grey, jnp.uint8)
     params = jax.jit(network.init)(jax.random.key(0), seen(0))
     features = {grey: network.apply(params, seen(grey)) for grey in (0, 51, 204, 255)}
@@ -79,7 +79,7 @@ def test_pixels_are_centred(torso):
     # 51 is 1/5, 204 is 4/5: 0.3 from the middle, where the ends are at 0.5.
     np.testing.assert_allclose(features[51], 0.6 * features[0], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(features[204], 0.6 * features[255], rtol=1e-3, atol=1e-5)
-    assert networks.centre_pixels(np.array([0, 51, 255], np.uint8), jnp.float32).tolist() == pytest.approx(
+    assert torsos.centre_pixels(np.array([0, 51, 255], np.uint8), jnp.float32).tolist() == pytest.approx(
         [-0.5, -0.3, 0.5]
     )
 
@@ -246,9 +246,9 @@ def test_bfloat16_is_close():
 
 @pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
 def test_the_smallest_frame_that_is_let_in_leaves_something_and_one_less_does_not(torso):
-    least = networks.LEAST_SIDES[torso]
-    networks.check_frames(torso, 1, (least, least + 9))
-    network = networks.make_torso(torso, (), "relu", jnp.float32)
+    least = torsos.LEAST_SIDES[torso]
+    torsos.check_frames(torso, 1, (least, least + 9))
+    network = torsos.make_torso(torso, (), "relu", jnp.float32)
     frames = jax.random.randint(jax.random.key(0), (2, least, least, 1), 0, 256).astype(jnp.uint8)
     params = network.init(jax.random.key(1), frames)
     assert all(x.size for x in jax.tree.leaves(params))
@@ -256,16 +256,16 @@ def test_the_smallest_frame_that_is_let_in_leaves_something_and_one_less_does_no
     assert np.any(np.asarray(one) != np.asarray(other)), "it sees"
     if least > 1:
         with pytest.raises(ValueError, match=rf"torso={torso} leaves nothing of frames of {least - 1}x99.*use torso="):
-            networks.check_frames(torso, 4, (least - 1, 99, 3))
+            torsos.check_frames(torso, 4, (least - 1, 99, 3))
 
 
 def test_what_is_no_frame_has_no_convolutions_and_no_stack():
     for shape in ((), (4,), (2, 3, 4, 5)):
-        networks.check_frames("mlp", 1, shape)
+        torsos.check_frames("mlp", 1, shape)
         with pytest.raises(ValueError, match=r"use torso=mlp$"):
-            networks.check_frames("residual", 1, shape)
+            torsos.check_frames("residual", 1, shape)
         with pytest.raises(ValueError, match=r"use frame_stack=1$"):
-            networks.check_frames("mlp", 2, shape)
+            torsos.check_frames("mlp", 2, shape)
 
 
 @pytest.mark.parametrize("torso", ["mlp", "residual"])
@@ -274,16 +274,16 @@ def test_frames_with_channels_are_stacked_as_each_channel_is_alone(torso):
     frames = rng.integers(0, 256, (T, B, 6, 7, C)).astype(np.uint8)
     first = rng.random((T, B)) < 0.3
     previous = rng.integers(0, 256, (B, S - 1, 6, 7, C)).astype(np.uint8)
-    seen, left = networks.see(torso, frames, first, previous)
+    seen, left = stacking.see(torso, frames, first, previous)
     assert seen.shape == (T, B, 6, 7, C * S) and left.shape == previous.shape
     for channel in range(C):
-        alone, alone_left = networks.see(torso, frames[..., channel], first, previous[..., channel])
+        alone, alone_left = stacking.see(torso, frames[..., channel], first, previous[..., channel])
         np.testing.assert_array_equal(seen.reshape(T, B, 6, 7, C, S)[..., channel, :], alone)
         np.testing.assert_array_equal(left[..., channel], alone_left)
-    unstacked, none = networks.see("residual", frames, first, None)
+    unstacked, none = stacking.see("residual", frames, first, None)
     assert none is None
     np.testing.assert_array_equal(unstacked, frames)
-    grey, _ = networks.see("residual", frames[..., 0], first, None)
+    grey, _ = stacking.see("residual", frames[..., 0], first, None)
     np.testing.assert_array_equal(grey, frames[..., :1])
 
 

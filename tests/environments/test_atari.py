@@ -7,7 +7,7 @@ import pytest
 
 import environments
 from agents.agent import DiscreteActions
-from agents.parts.networks import stack_frames
+from agents.parts.stacking import stack_frames
 
 # Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action for 4 of the game's
 # frames, up to 30 no-ops first. As in the paper's evaluations, and unlike its training, a lost life ends nothing; no

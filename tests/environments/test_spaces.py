@@ -9,7 +9,7 @@ from gymnasium.vector.utils import create_empty_array, iterate
 
 import environments
 from agents.agent import BoundedActions, DiscreteActions, FactoredActions
-from agents.parts.networks import MLPTorso
+from agents.parts.torsos import MLPTorso
 from environments import spaces
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from scripts import chaos
 from tests import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,13 +81,6 @@ def free_port() -> int:
 def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:
     """The live role processes of a run: role -> process ids."""
     found: dict[str, list[int]] = {}
-    for entry in pathlib.Path("/proc").iterdir():
-        try:
-            arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
-            alive = (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-        except (OSError, ValueError, IndexError):
-            continue
-        if alive and "launchers.role" in arguments and f"--logdir={logdir}" in arguments:
-            role = next(a.removeprefix("--role=") for a in arguments if a.startswith("--role="))
-            found.setdefault(role, []).append(int(entry.name))
+    for given, process in chaos.processes_of(logdir):
+        found.setdefault(given["role"], []).append(process)
     return found

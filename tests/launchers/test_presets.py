@@ -2,7 +2,7 @@
 
 import pytest
 
-from agents.parts.networks import LEAST_SIDES
+from agents.parts.torsos import LEAST_SIDES
 from launchers import configs, kinds, presets, run, settings
 from launchers.kinds import Kind
 
