@@ -93,7 +93,7 @@ def test_local_blocks_are_the_queues(serve):
     local, writer = LocalBlocks(structure), BlockWriter(ReverbQueue(client, "queue"), structure)
     mine = []
     for row, step in enumerate(stream(2, 20)):
-        told = Row(step, q_learning.Memory(np.full(2, row, np.float32)), Version(row, 0))
+        told = Row(step, q_learning.Memory(np.full(2, row, np.float32), None), Version(row, 0))
         complete = local.append(told)
         assert complete == within(WAIT, "a row to be written", writer.append, told)
         assert not list(local.samples()) if not complete else True

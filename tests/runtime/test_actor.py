@@ -109,9 +109,12 @@ def test_stopped_is_asked_before_every_pull():
     assert fakes.calls.count(("pull",)) == 2
 
 
+FRAMES = EnvironmentSpec((2, 3), np.dtype(np.uint8), DiscreteActions(3))
+
+
 def recurrent_agent():
     config = impala.Config(torso="mlp", hidden_sizes=(4,), frame_stack=3, lstm_size=4)
-    return impala.make(config, EnvironmentSpec((2, 3), np.dtype(np.uint8), DiscreteActions(3)))
+    return impala.make(config, FRAMES)
 
 
 class Frames(CountingEnvironment):
@@ -119,6 +122,7 @@ class Frames(CountingEnvironment):
 
     def __init__(self, num_envs: int, compiled: list | None = None):
         super().__init__(num_envs)
+        self.spec = FRAMES
         self.compiled, self.compiled_before_step = [] if compiled is None else compiled, []
 
     def _observe(self):
