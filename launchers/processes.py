@@ -7,6 +7,7 @@ imported already what roles need (the standard library's forkserver), so that on
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
@@ -17,7 +18,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import setproctitle
 
@@ -26,6 +27,8 @@ from launchers.ports import free_port
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
+
+Connection = multiprocessing.connection.Connection
 
 MAX_RESTARTS = 10  # of one process; then the run ends
 HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
@@ -44,9 +47,25 @@ _forks = multiprocessing.get_context("forkserver")
 class RoleProcess:
     """A process of a run, and its history of restarts. It starts when it is first looked at."""
 
-    def __init__(self, name: str, arguments: list[str], logdir: pathlib.Path, say: Callable[[str], None]):
-        """`arguments` are those of scripts/role; `say` is told of deaths."""
+    def __init__(
+        self,
+        name: str,
+        arguments: list[str],
+        logdir: pathlib.Path,
+        say: Callable[[str], None],
+        held: Connection | None = None,
+        awaited: Sequence[Connection] = (),
+    ):
+        """
+        Args:
+          name, logdir: of the role and its run.
+          arguments: those of scripts/role.
+          say: is told of deaths.
+          held: an end of a pipe that tells others, by staying open, that a process of this kind is left.
+          awaited: other ends of the pipes of those who need this role: it outlives them if the launcher dies.
+        """
         self.name, self._arguments, self._say = name, arguments, say
+        self._ends = held, awaited
         self.log = logdir / "logs" / f"{name}.log"
         self.log.parent.mkdir(exist_ok=True)
         self._told = self.log.stat().st_size if self.log.exists() else 0  # how much of it was looked through
@@ -55,7 +74,7 @@ class RoleProcess:
 
     def _start(self) -> None:
         self._started = time.monotonic()
-        self._process = _forks.Process(target=_play, args=(self._arguments, self.log), name=self.name)
+        self._process = _forks.Process(target=_play, args=(self._arguments, self.log, *self._ends), name=self.name)
         self._process.start()
 
     def _exit_code(self) -> int | None:
@@ -144,25 +163,33 @@ def _how(code: int) -> str:
     return f"was ended by {signals[code]}" if code in signals else f"ended with exit code {code}"
 
 
-def _play(arguments: list[str], log: pathlib.Path) -> None:
-    """The life of a process: as if scripts/role had been called with these arguments."""
+def _play(
+    arguments: list[str], log: pathlib.Path, held: Connection | None = None, awaited: Sequence[Connection] = ()
+) -> None:
+    """The life of a process: as if scripts/role had been called with these arguments. `held` stays open meanwhile."""
     with open(log, "ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     os.setsid()  # Ctrl-C reaches the launcher alone, which ends the roles in order
     signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # no terminal is here to close; see _end_with_launcher
     sys.argv = ["launchers.role", *arguments]
     setproctitle.setproctitle(" ".join(sys.argv))  # for ps
-    threading.Thread(target=_end_with_launcher, daemon=True).start()
+    threading.Thread(target=_end_with_launcher, args=(held, awaited), daemon=True).start()
     flags.main(role.role)
 
 
-def _end_with_launcher() -> None:
-    """Asks this process to end when the launcher has ended, however that did."""
+def _end_with_launcher(held: Connection | None, awaited: Sequence[Connection]) -> None:
+    """Ends this process if the launcher has ended, however that did, once those who need it have: the learner saves
+    while the replay servers still are there. SIGHUP asks, which harms nobody who was asked by SIGTERM before."""
     launcher = multiprocessing.parent_process()
     assert launcher
     launcher.join()
-    os.kill(os.getpid(), signal.SIGTERM)
+    for pipe in awaited:
+        pipe.poll(GRACE_SECONDS)  # until no process holds its other end any more
+    os.kill(os.getpid(), signal.SIGHUP)
+    time.sleep(GRACE_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 UNHEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # by the process from which roles are forked
@@ -188,10 +215,13 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     _start_forkserver()
     with Display(run, logdir) as display:
         running = {}
+        pipes = {kind: _forks.Pipe(duplex=False) for kind in program.KINDS}
         for process in program.processes_of(run):
             arguments = [f"--role={process.kind}", f"--task={process.task}", f"--logdir={logdir.absolute()}"]
             served = process.kind == "replay"
             arguments.append(f"--port={ports[process.task]}" if served else f"--replay={replay}")
             arguments += [] if process.member is None else [f"--member={process.member}"]
-            running[process] = RoleProcess(process.name, arguments, logdir, display.say)
+            awaited = [pipes[kind][0] for kind in program.KINDS[process.kind].after]
+            held = pipes[process.kind][1]
+            running[process] = RoleProcess(process.name, arguments, logdir, display.say, held, awaited)
         program.conduct(running, stop, display.refresh)

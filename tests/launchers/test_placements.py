@@ -224,13 +224,26 @@ def test_a_replay_is_resumed_with_what_it_held(tmp_path):
     assert code == 2 and "replay_0" in output and "Traceback" not in output, output
 
 
-def test_children_end_when_the_launcher_is_killed(tmp_path):
-    arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes")
-    training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
-    command_line.wait_for("four roles", lambda: len(command_line.processes_of(tmp_path)) == 4)
+def test_children_end_when_the_launcher_is_killed_in_order_and_the_learner_saves(tmp_path):
+    arguments = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--placement=processes")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000", "--checkpoint_seconds=1000")
+    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
     training.kill()
     training.wait()
+
+    def learner_ended() -> bool:
+        left = command_line.processes_of(tmp_path)
+        assert "learner" not in left or len(left["replay"]) == 2, "the learner has still to save what they hold"
+        return "learner" not in left
+
+    assert not learner_ended()
+    command_line.wait_for("the learner's end", learner_ended)
     command_line.wait_for("every child to end", lambda: not command_line.processes_of(tmp_path))
+    run = runs.load(tmp_path)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", run.make_agent(run.spec()))
+    _, saved = checkpointer.restore()
+    assert saved.learner_steps >= metrics.latest(tmp_path, "learner")["learner_steps"]
+    assert checkpointer.counts["replay"] > 0
 
 
 def test_roles_by_hand_with_two_learner_hosts(tmp_path):

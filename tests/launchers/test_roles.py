@@ -904,7 +904,7 @@ def child(monkeypatch, tmp_path):
     process = processes.RoleProcess("actor_0", ["--role=actor", "--task=0"], tmp_path, said.append)
     assert not started and not process.ended()
     log = tmp_path / "logs" / "actor_0.log"
-    assert started == [(processes._play, (["--role=actor", "--task=0"], log), "actor_0")]
+    assert started == [(processes._play, (["--role=actor", "--task=0"], log, None, ()), "actor_0")]
     return process, codes, clock, started, said
 
 
@@ -1010,7 +1010,7 @@ def test_who_dies_too_often_ends_the_run(child):
     assert len(started) == 11
 
 
-def live(logdir: pathlib.Path, role: str) -> None:
+def live(logdir: pathlib.Path, role: str, *_: object) -> None:
     """What a forked process does here instead of a role: it says who it is, and ends when it is asked to, or never."""
     (logdir / f"{role}.pid").write_text(str(os.getpid()))
     if role == "deaf":
@@ -1052,7 +1052,7 @@ class Child:
     made: list["Child"] = []
     order: list[str] = []  # of ends
 
-    def __init__(self, name, arguments, logdir, say):
+    def __init__(self, name, arguments, logdir, say, held, awaited):
         self.name, self.arguments, self.logdir, self.looks = name, arguments, logdir, 0
         Child.made.append(self)
 
