@@ -95,14 +95,15 @@ class Run:
 
     name: str
     logdir: pathlib.Path
+    arguments: list[str]  # beside those of RUNS
+    patience: float  # seconds in which it must have recovered
     newest: int = 0  # checkpoint seen so far, in updates
     slowest: float = 0.0  # recovery so far, in seconds
     launcher: subprocess.Popen = dataclasses.field(init=False)
 
     def start(self) -> None:
-        steps = [] if flags.FLAGS.finish else ["--max_env_steps=1000000000"]
-        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], *steps, "--placement=processes"]
-        command += [f"--seed={flags.FLAGS.seed}", f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
+        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], "--placement=processes", *self.arguments]
+        command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
         self.logdir.mkdir(parents=True, exist_ok=True)
         with open(self.logdir / "launcher.log", "ab") as log:
             self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
@@ -135,7 +136,7 @@ class Run:
             raise Failure(f"the checkpoint of update {self.newest} is gone: the newest is of {max(saved)}")
         self.newest = max([self.newest, *saved])
 
-    def fault(self, rng: random.Random) -> str:
+    def fault(self, rng: random.Random, stop_seconds: float) -> str:
         """Does something to one process or two; in words, what."""
         time.sleep(rng.uniform(0.0, 8.0))  # so that some are hit while they start
         wait_for("a role's process", lambda: bool(self.processes()) or self.over, 120.0)
@@ -145,11 +146,11 @@ class Run:
         for victim in victims:
             _send(alive[victim], number)
         if number == signal.SIGSTOP:
-            time.sleep(flags.FLAGS.stop_seconds)
+            time.sleep(stop_seconds)
             for victim in victims:
                 _send(alive[victim], signal.SIGCONT)
         writing = [victim for victim in victims if victim.startswith("actor")]
-        self.wait_for_rows(["learner", *writing], flags.FLAGS.patience)
+        self.wait_for_rows(["learner", *writing], self.patience)
         self.check_checkpoints()
         return f"{number.name} of {' and '.join(victims)}"
 
@@ -157,15 +158,22 @@ class Run:
         """Has the launcher end by a signal, or waits for its own end; then looks at what it leaves."""
         if number:
             self.launcher.send_signal(number)
-        wait_for("the launcher's end", lambda: self.over, flags.FLAGS.patience if number else 3600.0)
+        wait_for("the launcher's end", lambda: self.over, self.patience if number else 3600.0)
         if self.launcher.returncode != (-number if number == signal.SIGKILL else 0):
             raise Failure(f"the launcher ended with exit code {self.launcher.returncode}")
-        wait_for("the last process to be gone", lambda: not self.processes(), flags.FLAGS.patience)
+        wait_for("the last process to be gone", lambda: not self.processes(), self.patience)
         self.check_checkpoints()
         command = [str(ROOT / "scripts" / "evaluate"), f"--logdir={self.logdir}", "--episodes=5"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise Failure(f"evaluate ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+
+    def kill(self) -> None:
+        """Ends all that is left of it."""
+        self.launcher.kill()
+        for process in self.processes().values():
+            _send(process, signal.SIGKILL)
+        wait_for("the killed run's end", lambda: not self.processes(), 60.0)
 
     def score(self) -> str:
         last = metrics.latest(self.logdir, "evaluator")
@@ -177,8 +185,20 @@ def _send(process: int, number: signal.Signals) -> None:
         os.kill(process, number)
 
 
-def harass(run: Run, kills: int, rng: random.Random) -> list[str]:
-    """Does `kills` faults to a run; what went wrong."""
+def named(runs: str) -> list[str]:
+    """The names of RUNS in a flag.
+
+    Raises:
+      UsageError: there is none of a name.
+    """
+    names = runs.split(",")
+    if unknown := set(names) - set(RUNS):
+        raise UsageError(f"--runs={runs}: {unknown.pop()!r} is none of {', '.join(RUNS)}")
+    return names
+
+
+def harass(run: Run, kills: int, finish: bool, stop_seconds: float, rng: random.Random) -> list[str]:
+    """Does `kills` faults to a run, which may then `finish`; what went wrong."""
     failures, done = [], 0
     while True:
         run.start()
@@ -187,35 +207,33 @@ def harass(run: Run, kills: int, rng: random.Random) -> list[str]:
             wait_for("the first rows", lambda: run.rows("learner") > 0 or run.over, 180.0)
             for _ in range(min(PER_LAUNCH, kills - done)):
                 done += 1
-                print(f"{run.name} {done}/{kills}: {run.fault(rng)}; slowest so far {run.slowest:.0f} s", flush=True)
-            own_end = run.over or (flags.FLAGS.finish and done >= kills)
+                words = run.fault(rng, stop_seconds)
+                print(f"{run.name} {done}/{kills}: {words}; slowest so far {run.slowest:.0f} s", flush=True)
+            own_end = run.over or (finish and done >= kills)
             number = None if own_end else rng.choice(ENDS)
             run.end(number)
             print(f"{run.name}: ended {f'by {number.name}' if number else 'by itself'}", flush=True)
         except Failure as failure:
             failures.append(str(failure))
             print(f"{run.name} {done}/{kills}: FAILED: {failure} ({run.logdir})", flush=True)
-            run.launcher.kill()
-            for process in run.processes().values():
-                _send(process, signal.SIGKILL)
-            wait_for("the killed run's end", lambda: not run.processes(), 60.0)
-        if own_end or (done >= kills and not flags.FLAGS.finish):
+            run.kill()
+        if own_end or (done >= kills and not finish):
             return failures
 
 
 @flags.command(Chaos)
 def chaos() -> int:
     asked = flags.FLAGS
-    names = asked.runs.split(",")
-    if unknown := set(names) - set(RUNS):
-        raise UsageError(f"--runs={asked.runs}: {unknown.pop()!r} is none of {', '.join(RUNS)}")
+    names = named(asked.runs)
+    arguments = [f"--seed={asked.seed}", *([] if asked.finish else ["--max_env_steps=1000000000"])]
     folder = pathlib.Path(asked.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
     failures = []
     for index, name in enumerate(names):
-        run = Run(name, folder / name)
+        run = Run(name, folder / name, arguments, asked.patience)
         share = len(range(index, asked.kills, len(names)))
-        failures += harass(run, share, random.Random(f"{asked.seed} {name}"))
+        rng = random.Random(f"{asked.seed} {name}")
+        failures += harass(run, share, asked.finish, asked.stop_seconds, rng)
         print(f"{name}: {share} faults; recovery took {run.slowest:.0f} s at most; score {run.score()}", flush=True)
     print(f"{asked.kills} faults, {len(failures)} failures" + (f"; look in {folder}" if failures else ""))
     if not failures and not asked.logdir:

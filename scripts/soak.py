@@ -1,0 +1,114 @@
+"""Watches what the processes of real runs hold: memory, threads, file descriptors.
+
+  scripts/soak --minutes=60 --runs=queue,replay   # both at once
+
+Each process is looked at every 15 seconds; LOGDIR/soak.csv gets a row: minutes since the start, process, resident
+memory in MB, threads, descriptors. At the end each process's level and its growth in an hour are said, by a straight
+line through all but the first sixth of the time, in which it imports, compiles and fills its buffers.
+"""
+
+import csv
+import dataclasses
+import pathlib
+import signal
+import tempfile
+import time
+from collections import defaultdict
+
+import numpy as np
+import rich.progress
+
+from launchers import flags
+from launchers.settings import setting
+from scripts.chaos import Run, named
+
+PERIOD_SECONDS = 15.0
+WARM_UP = 1 / 6  # of the time
+COLUMNS = ("minutes", "process", "mb", "threads", "descriptors")
+
+
+@dataclasses.dataclass
+class Soak:
+    minutes: float = setting(60.0, "how long the runs go", least=1)
+    runs: str = setting("queue,replay", "which of the runs, with commas between")
+    seed: int = setting(0, "of the runs", least=0)
+    logdir: pathlib.Path = setting(None, "where the runs are kept", default_words="a temporary folder")
+
+
+def holds(process: int) -> tuple[float, int, int]:
+    """Resident memory in MB, threads and file descriptors of a process.
+
+    Raises:
+      OSError: it has ended.
+    """
+    entry = pathlib.Path(f"/proc/{process}")
+    status = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
+    return int(status["VmRSS"].split()[0]) / 1024, int(status["Threads"]), len(list((entry / "fd").iterdir()))
+
+
+def growth(minutes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
+    """(mean level, growth in an hour) of `values` [N] over time [N], by a straight line."""
+    slope = np.polyfit(minutes / 60, values, 1)[0] if len(set(minutes)) > 1 else 0.0
+    return float(np.mean(values)), float(slope)
+
+
+def summarize(rows: list[tuple[float, str, float, int, int]], first: float) -> list[str]:
+    """A line for each process that was there from minute `first` on: what it holds, and how that grows."""
+    by_process = defaultdict(list)
+    for minutes, process, *values in rows:
+        if minutes >= first:
+            by_process[process].append((minutes, *values))
+    lines = []
+    for process, seen in sorted(by_process.items()):
+        minutes, *columns = np.asarray(seen, float).T
+        words = []
+        for name, values in zip(COLUMNS[2:], columns, strict=True):
+            level, slope = growth(minutes, values)
+            words.append(f"{level:.1f} {name} ({slope:+.1f} in an hour)")
+        lines.append(f"{process}: {', '.join(words)}")
+    return lines
+
+
+@flags.command(Soak)
+def soak() -> int:
+    asked = flags.FLAGS
+    folder = pathlib.Path(asked.logdir or tempfile.mkdtemp(prefix="shoal_soak_")).absolute()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    arguments = [f"--seed={asked.seed}", "--max_env_steps=1000000000"]
+    runs = [Run(name, folder / name, arguments, patience=60.0) for name in named(asked.runs)]
+    rows: list[tuple[float, str, float, int, int]] = []
+    for run in runs:
+        run.start()
+    start = time.monotonic()
+    try:
+        with open(folder / "soak.csv", "w", newline="") as file, rich.progress.Progress() as progress:
+            writer = csv.writer(file)
+            writer.writerow(COLUMNS)
+            bar = progress.add_task("minutes", total=asked.minutes)
+            while (minutes := (time.monotonic() - start) / 60) < asked.minutes:
+                for run in runs:
+                    if run.over:
+                        print(f"{run.name} ended with exit code {run.launcher.returncode}: see {run.logdir}")
+                        return 1
+                    for name, process in run.processes().items():
+                        try:
+                            rows.append((minutes, f"{run.name} {name}", *holds(process)))
+                        except OSError:  # it has just ended
+                            continue
+                        writer.writerow([f"{minutes:.2f}", *rows[-1][1:]])
+                file.flush()
+                progress.update(bar, completed=minutes)
+                time.sleep(PERIOD_SECONDS)
+        for run in runs:
+            print(f"{run.name}: {run.rows('learner')} rows of its learner; score {run.score()}")
+            run.end(signal.SIGTERM)
+    finally:
+        for run in runs:
+            run.kill()
+    print("\n".join(summarize(rows, asked.minutes * WARM_UP)))
+    print(f"rows: {folder / 'soak.csv'}")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(soak)
