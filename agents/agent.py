@@ -141,10 +141,16 @@ class EnvironmentSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Items of `length` rows of a batch of environments, across episodes, and the row after them, which only bootstraps
-    and opens the next item."""
+    """Items of `length` rows of a batch of environments, across episodes, and the observation after them, which only
+    bootstraps: an item is complete when o_T arrives, and o_T is acted on with the parameters of the next item.
+
+    Row T is o_T and its `first`; its other fields are 0. With `next_action` it is a whole row, for Sarsa's a_T: the
+    same parameters act on it that acted before, and the next item opens with it.
+    """
 
     length: int  # T: an item's arrays are [T+1, B, ...]
+    next_action: bool = False
+    one_version: bool = False  # a batch is of one version's blocks: what is left of older ones is dropped
 
 
 @dataclasses.dataclass(frozen=True)

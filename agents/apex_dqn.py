@@ -41,7 +41,7 @@ class Config:
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     learning_rate: float = 2.5e-4 / 4
-    optimizer_epsilon: float = 1.5e-7
+    optimizer_epsilon: float = 1.5e-7  # the paper's, which does not say whether it sums or averages
     rmsprop_decay: float = 0.95
     max_gradient_norm: float = 40.0
 

@@ -252,7 +252,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(weights, state.hypers, state.step + 1), Feedback(metrics)
 
     if config.form == "sarsa":
-        table = queue_table(config, Blocks(config.unroll_length))
+        table = queue_table(config, Blocks(config.unroll_length, next_action=True))
     else:
         table = TableSpec(
             "transitions",

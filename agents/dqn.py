@@ -41,7 +41,11 @@ from agents.parts.torsos import check_frames
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The 2015 paper's Atari settings (extended data table 1) by default; the prioritised paper's for its replay."""
+    """The 2015 paper's Atari settings (extended data table 1) by default; the prioritised paper's for its replay.
+
+    The paper's code sums the gradient over the minibatch; here it is averaged. RMSProp's step is the same for both
+    where the epsilon of the mean is that of the sum over batch_size squared. A clipped error needs no such change.
+    """
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
     frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
@@ -55,11 +59,11 @@ class Config:
     n_step: int = 1
     discount: float = 0.99  # gamma
     batch_size: int = 32
-    target_period: int = 10_000  # C, updates from one copy of the parameters to the next
+    target_period: int = 2_500  # updates from one copy of the parameters to the next: C, 10,000 actions in the code
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop: centred
     learning_rate: float = 2.5e-4
-    optimizer_epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
+    optimizer_epsilon: float = 0.01 / 32**2  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.95  # of the gradient's and of its square's average
     max_gradient_norm: float = 0.0  # 0: not clipped
 

@@ -261,7 +261,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         observation = sample.steps.observation[:-1].reshape(-1, *spec.observation_shape)
         observations, returns = normalizer.update(state.observations, observation), state.returns
         if config.normalize_rewards:
-            returns = normalizer.update(returns, sample.steps.extras["discounted_return"][1:].reshape(-1))
+            returns = normalizer.update(returns, sample.steps.extras["discounted_return"][:-1].reshape(-1))
         state = State(params, opt_state, observations, returns, state.hypers, state.step + 1)
         return state, Feedback(metrics)
 

@@ -279,7 +279,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        table=queue_table(config, Blocks(config.unroll_length)),
+        table=queue_table(config, Blocks(config.unroll_length, next_action=config.form == "sarsa")),
         batch_size=config.batch_size,
         gradient=gradient,
         apply=apply,

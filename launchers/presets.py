@@ -197,6 +197,9 @@ MEMORY_R2D2 = SMALL_R2D2 | {
     "replay_size": 20_000,
     "min_replay_size": 500,
 }
+DUELING = {"learning_rate": 6.25e-5, "max_gradient_norm": 10.0 / 32}  # of the mean; the paper's code clips the sum
+# A quarter of DQN's steps, all of whose terms the paper's code scales: the epsilon inside the root by a sixteenth.
+PRIORITIZED = {"learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2}
 SMALL_Q = {
     "hidden_sizes": (128,),
     "optimizer": "adam",
@@ -318,16 +321,17 @@ SMALL_ASYNC_Q = {
 
 
 # Mnih et al. 2016, section 5.1 and the supplement's section 8; rates and periods are in updates of one worker's steps.
+# The paper sums the gradient over a worker's T = 5 steps, here it is averaged: the epsilon and the clip are of the mean.
 ATARI_ASYNC_Q = {
     "torso": "shallow",
     "frame_stack": 4,
     "optimizer": "rmsprop",
-    "optimizer_epsilon": 0.1,
+    "optimizer_epsilon": 0.1 / 5**2,
     "learning_rate": 7e-4,
     "batch_size": 1,
     "unroll_length": 5,
     "target_period": 2_000,  # 40,000 frames
-    "max_gradient_norm": 40.0,
+    "max_gradient_norm": 40.0 / 5,
     "epsilon_initial": 1.0,
     "epsilon_finals": (0.1, 0.01, 0.5),
     "epsilon_steps": 200_000,  # four million frames
@@ -497,8 +501,8 @@ PRESETS: dict[str, list[Preset]] = {
     ],
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
-    "dueling_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, dueling=True, max_gradient_norm=10.0),
-    "prioritized_dqn": dqn({"learning_rate": 6.25e-5}, 400_000, double=True, replay="prioritized"),
+    "dueling_dqn": dqn(DUELING, 400_000, double=True, dueling=True, max_gradient_norm=10.0),
+    "prioritized_dqn": dqn(PRIORITIZED, 400_000, double=True, replay="prioritized"),
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),

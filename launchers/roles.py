@@ -24,6 +24,7 @@ from replay import channels, local, structures
 from replay.blocks import count_for_each
 from replay.local_carrier import LocalCarrier
 from replay.rows import Batch, Variables
+from replay.synchrony import NextVersion
 from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
 from runtime.checkpoint import Checkpointer, Damaged
@@ -130,7 +131,7 @@ class Parts:
         """What worker `task` keeps to itself, in one of its sittings."""
         run, own = self.run, self.own.table
         if own.kind == "queue":
-            return local.LocalBlocks(self.own_items)
+            return local.LocalBlocks(self.own_items, own.items.next_action)  # type: ignore[union-attr]
         mesh = devices.make_mesh(run.mapper, [self.device])
         batch, seed = self.table.items.batch_size, run.seed_of("replay", task, sitting)  # type: ignore[union-attr]
         return local.LocalReplay(
@@ -227,6 +228,8 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
     environment = run.make_environment(seed, parts.num_envs)
     variables = parts.variables(carrier)
     variables.wait()
+    in_step = run.synchronous and run.placement != "serial"  # where roles take turns, they are in step by that
+    source = NextVersion(variables, stop.is_set) if in_step else variables
     places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
     ranks = places / max(1, run.num_actors * parts.num_envs - 1)
     key = jax.random.key(seed)
@@ -236,7 +239,7 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
         experience = parts.experience(task, sitting)
         turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
-        turns = actor.run(parts.agent, parts.act, environment, variables, *rest)
+        turns = actor.run(parts.agent, parts.act, environment, source, *rest)
     recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
     reported = parts.peers.returns(carrier, f"actor_{task}")
     start, start_steps = time.perf_counter(), 0

@@ -13,7 +13,7 @@ import numpy as np
 
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
-from agents.agent import Agent, EnvironmentSpec
+from agents.agent import Agent, Blocks, EnvironmentSpec
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import presets, settings
@@ -41,6 +41,9 @@ class Run(settings.Settings):
             travelling = by_gradients(agent) if self.travels == "gradients" else agent
             if self.stacked > 1:
                 travelling = vectorize(agent, self.stacked, spec.num_tasks)
+            if self.synchronous and isinstance(travelling.table.items, Blocks):
+                items = dataclasses.replace(travelling.table.items, one_version=True)
+                travelling = travelling._replace(table=dataclasses.replace(travelling.table, items=items))
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._check_fit(agent, spec)
@@ -54,6 +57,8 @@ class Run(settings.Settings):
             channels.way(agent.table).refuse(agent, self, spec)
         except ValueError as error:
             raise UsageError(str(error)) from error
+        if self.synchronous:
+            self._check_synchronous(agent)
         if agent.table.kind != "queue" and self.travels != "gradients":
             self._check_replay(agent)
             return
@@ -61,6 +66,19 @@ class Run(settings.Settings):
         for name in ("num_replay_servers", "updates_per_dispatch"):
             if getattr(self, name) > 1:
                 raise UsageError(f"--{name}={getattr(self, name)}: {why} leave it at 1")
+
+    def _check_synchronous(self, agent: Agent) -> None:
+        """Raises UsageError if actors cannot wait for the update on what they wrote."""
+        if not isinstance(agent.table.items, Blocks) or self.travels == "gradients":
+            why = "gradients travel" if self.travels == "gradients" else f"{self.agent}'s experience does not in blocks"
+            raise UsageError(f"--synchronous is for agents that learn once from blocks of their actors' rows: {why}")
+        if self.num_actors * self.envs_per_actor != agent.batch_size:
+            raise UsageError(
+                f"--synchronous: all actors' environments make one batch, so --num_actors={self.num_actors} times "
+                f"--envs_per_actor={self.envs_per_actor} must be config.batch_size={agent.batch_size}"
+            )
+        if self.publish_period != 1:
+            raise UsageError(f"--synchronous publishes each update: leave out --publish_period={self.publish_period}")
 
     def _check_replay(self, agent: Agent) -> None:
         if self.placement == "serial" and self.carrier == "reverb":
@@ -152,6 +170,7 @@ class Run(settings.Settings):
             ("an agent with a replay has one learner host", agent.table.kind != "queue"),
             ("an agent with eligibility traces has one learner host", agent.in_order),
             ("a population's learners have one host each", self.population > 0),
+            ("actors in step with their learner have one host of it", self.synchronous),
             ("where gradients travel there is one learner host", self.travels == "gradients"),
         ):
             if one_host:

@@ -187,6 +187,11 @@ class Settings:
         learnt=False,
     )
     publish_period: int = setting(1, "updates from one publication of the parameters to the next")
+    synchronous: bool = setting(
+        False,
+        "actors wait for the update on what they wrote: every batch is by the newest parameters",
+        see="docs/ppo.md#in-step",
+    )
     num_replay_servers: int = setting(
         1, "servers that share the replay", most=MANY, only=REVERB, see="docs/replay.md#several-servers"
     )

@@ -1,4 +1,4 @@
-"""Blocks: T rows of a batch of environments and the one after them, as one item, learnt from once.
+"""Blocks: T rows of a batch of environments and the observation after them, as one item, learnt from once.
 
 Measured per environment step with 84x84 frames, 32 environments and T of 20: 4 microseconds of CPU, a tenth of sending
 a column, a row and an environment at a time.
@@ -60,46 +60,58 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
 
 
 class BlockBuilder:
-    """Collects rows of a batch of environments to [T+1, B] blocks; a block's last row opens the next."""
+    """Collects rows of a batch of environments to [T+1, B] blocks."""
 
-    def __init__(self, structure: Structure):
-        """`structure`: of the Blocks."""
+    def __init__(self, structure: Structure, next_action: bool = False):
+        """
+        Args:
+          structure: of the Blocks.
+          next_action: row T is a whole row, which opens the next block too; else it has what answered row T - 1.
+        """
         self._block: Block = structure.unflatten(structure.leaves)
-        self._steps = Structure(self._block.steps)
+        self._steps, self._next_action = Structure(self._block.steps), next_action
+        self._length = self._block.steps.first.shape[0] - 1
         self._columns: list[np.ndarray] = []
         self._row = 0
-
-    def _start(self) -> None:
-        """Arrays of its own for each block: the last one's may be on their way."""
-        self._columns, self._row = [np.empty(leaf.shape, leaf.dtype) for leaf in self._steps.leaves], 0
 
     def append(self, row: Row) -> Block | None:
         """Adds a row; the block that it completes, whose arrays are its own. The memory and the version are kept of the
         row that opens it."""
-        if not self._columns:
-            self._start()
-            self._opening = row
-        elif self._row == len(self._columns[0]):
-            last = self._columns
-            self._start()
-            for column, old in zip(self._columns, last, strict=True):
-                column[0] = old[-1]
-            self._row = 1
-        for column, value in zip(self._columns, self._steps.flatten(row.step), strict=True):
+        if self._columns:
+            self._fill(row.step)
+        else:
+            self._open(row)
+        return None if self._row < self._length + self._next_action else self._complete(row)
+
+    def _open(self, row: Row) -> None:
+        """Arrays of its own for each block: the last one's may be on their way."""
+        self._columns = [np.zeros(leaf.shape, leaf.dtype) for leaf in self._steps.leaves]
+        self._row, self._opening = 0, row
+        self._fill(row.step)
+
+    def _fill(self, step: Step) -> None:
+        for column, value in zip(self._columns, self._steps.flatten(step), strict=True):
             column[self._row] = value
         self._row += 1
-        if self._row < len(self._columns[0]):
-            return None
-        opening, self._opening = self._opening, row
-        return Block(self._steps.unflatten(self._columns), opening.memory, np.int64(opening.version.learner_steps))
+
+    def _complete(self, row: Row) -> Block:
+        steps: Step = self._steps.unflatten(self._columns)
+        opening = self._opening
+        if self._next_action:
+            self._open(row)
+        else:
+            assert row.answer is not None
+            steps.observation[-1], steps.first[-1] = row.answer.observation, row.answer.first
+            self._columns = []
+        return Block(steps, opening.memory, np.int64(opening.version.learner_steps))
 
 
 class BlockWriter:
-    """Writes one item per block: T+1 rows of a whole batch, the last of which opens the next block."""
+    """Writes one item per block of a whole batch."""
 
-    def __init__(self, queue: Queue, structure: Structure):
-        """`structure`: of the Blocks."""
-        self._queue, self._structure, self._builder = queue, structure, BlockBuilder(structure)
+    def __init__(self, queue: Queue, structure: Structure, next_action: bool = False):
+        """`structure`, `next_action`: as a BlockBuilder's."""
+        self._queue, self._structure, self._builder = queue, structure, BlockBuilder(structure, next_action)
 
     def append(self, row: Row) -> bool:
         """As of any Writer; true if the row completed a block, which is then in the queue."""
@@ -114,8 +126,7 @@ class BlockWriter:
 
 
 def writer(queue: Queue, table: TableSpec, structure: Structure) -> BlockWriter:
-    del table
-    return BlockWriter(queue, structure)
+    return BlockWriter(queue, structure, table.items.next_action)  # type: ignore[union-attr]
 
 
 def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
@@ -124,10 +135,9 @@ def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: in
     Blocks of fewer environments are put side by side; blocks of more are split into several batches. Blocks are asked
     for when they are needed and not before: prefetching would only make them older.
     """
-    del table
     num_envs = sequences_per_item(structure)
     while True:
-        blocks: list[Block] = [structure.unflatten(item) for item in queue.take(max(1, batch_size // num_envs))]
+        blocks = _take(queue, max(1, batch_size // num_envs), structure, table.items.one_version)  # type: ignore[union-attr]
         learner_steps = np.array([block.learner_steps for block in blocks])
         if len(blocks) > 1:
             sample = Sample(
@@ -143,6 +153,19 @@ def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: in
                 jax.tree.map(lambda x, part=part: x[part], blocks[0].memory),
             )
             yield batch_of(sample, learner_steps)
+
+
+def _take(queue: Queue, count: int, structure: Structure, one_version: bool) -> list[Block]:
+    """The next `count` blocks. With `one_version` all are of one, and what came before another version did is dropped:
+    one that is left, as by an actor that was restarted, would make every later batch older."""
+    blocks: list[Block] = []
+    while len(blocks) < count:
+        for item in queue.take(1 if one_version else count):
+            block = structure.unflatten(item)
+            if one_version and blocks and block.learner_steps != blocks[0].learner_steps:
+                blocks = []
+            blocks.append(block)
+    return blocks
 
 
 def batch_of(sample: Sample, learner_steps: np.ndarray | None) -> Batch:

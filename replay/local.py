@@ -27,8 +27,9 @@ class LocalBlocks:
 
     on_policy = True
 
-    def __init__(self, structure: Structure):
-        self._builder = BlockBuilder(structure)
+    def __init__(self, structure: Structure, next_action: bool = False):
+        """`structure`, `next_action`: as a BlockBuilder's."""
+        self._builder = BlockBuilder(structure, next_action)
         self._block: Block | None = None
 
     def append(self, row: Row) -> bool:

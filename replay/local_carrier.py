@@ -29,17 +29,22 @@ class LocalVariables:
         """`view`: of what was pushed, what is pulled."""
         self._view, self._changed = view, threading.Condition()
         self._newest: tuple[Version, Any] | None = None
+        self._pushes = 0
         self._pulled: tuple[Version, Any] | None = None
 
     def push(self, version: Version, params: Any) -> None:
         with self._changed:
-            self._newest = version, params
+            self._newest, self._pushes = (version, params), self._pushes + 1
             self._pulled = None
             self._changed.notify_all()
 
     def filled(self) -> bool:
         """Whether anything was ever pushed."""
         return self._newest is not None
+
+    def pushes(self) -> int:
+        """Another number than before if there is something new to pull."""
+        return self._pushes
 
     def wait(self, timeout: float = 300.0) -> None:
         """Returns once something was pushed.

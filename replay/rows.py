@@ -5,7 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from agents.agent import Memory, Params, Step, Version
+from agents.agent import Memory, Params, Step, TimeStep, Version
 
 PULL_ITEMS = 32  # transitions from one pull of parameters to the next
 # Likewise for the larger networks of frames and memories, whose pulls take longer: 400 as in Ape-X and R2D2.
@@ -19,6 +19,7 @@ class Row(NamedTuple):
     memory: Memory  # [B, ...] before the row's action
     version: Version  # of the parameters that chose the action
     params: Params = None  # those parameters
+    answer: TimeStep | None = None  # what the environments said next
 
 
 class Writer(Protocol):
@@ -35,18 +36,26 @@ class Writer(Protocol):
         """Ends the stream; items that are not complete are dropped."""
 
 
-class Variables(Protocol):
-    """A variable container: parameters on their way from a learner to whoever acts."""
-
-    def push(self, version: Version, params: Any) -> None:
-        """Publishes `params`, instead of those before."""
+class Source(Protocol):
+    """Where an actor has its parameters from."""
 
     def pull(self) -> tuple[Version, Any]:
         """The newest; waits for the first."""
         ...
 
+
+class Variables(Source, Protocol):
+    """A variable container: parameters on their way from a learner to whoever acts."""
+
+    def push(self, version: Version, params: Any) -> None:
+        """Publishes `params`, instead of those before."""
+
     def filled(self) -> bool:
         """Whether anything was ever pushed."""
+        ...
+
+    def pushes(self) -> int:
+        """Another number than before if there may be something new to pull; it costs less than a pull."""
         ...
 
     def wait(self, timeout: float = 300.0) -> None:

@@ -41,10 +41,11 @@ class VariableContainer:
             raise ValueError("the replay server holds another agent's parameters: it belongs to another config")
         self._writer: Any = None
         self._pushed: tuple[Version, Any] | None = None
+        self._pushes = 0
 
     def push(self, version: Version, params: Any) -> None:
         """Publishes `params` (a pytree of arrays) and returns when the table holds them."""
-        self._pushed = Version(*map(int, version)), params
+        self._pushed, self._pushes = (Version(*map(int, version)), params), self._pushes + 1
         if self._writer is None:  # opened late: most containers only pull
             self._writer = self._client.trajectory_writer(num_keep_alive_refs=1)
         version = Version(*(np.int64(count) for count in version))
@@ -55,6 +56,19 @@ class VariableContainer:
     def filled(self) -> bool:
         """Whether anything was ever pushed."""
         return self._pushed is not None or self._client.server_info(timeout=60)[self._name].current_size > 0
+
+    def pushes(self) -> int:
+        """Another number than before if there may be something new to pull; it costs less than a pull."""
+        if self._pushed is not None:
+            return self._pushes
+        from reverb import errors  # here, for the container's users are imported where there is no Reverb
+
+        try:
+            info = self._client.server_info(timeout=60)[self._name]
+        except (errors.ReverbError, RuntimeError):  # the server is away
+            return -1
+        completed: int = info.rate_limiter_info.insert_stats.completed
+        return completed
 
     def wait(self, timeout: float = 300.0) -> None:
         """Returns once something was pushed.

@@ -10,7 +10,7 @@ import numpy as np
 
 from agents.agent import Agent, Sample, Step
 from environments.environment import Environment, Episodes
-from replay.rows import Row, Variables, Writer
+from replay.rows import Row, Source, Writer
 
 
 def compile_on(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +78,7 @@ def run(
     agent: Agent,
     act: Callable[..., Any],
     environment: Environment,
-    variables: Variables,
+    variables: Source,
     writer: Writer,
     key: jax.Array,
     device: jax.Device,
@@ -110,7 +110,7 @@ def run(
                 timestep.observation, action, next_timestep.reward, next_timestep.discount, timestep.first, extras
             )
             before = time.perf_counter()
-            sent = writer.append(Row(step, memory, version, params))
+            sent = writer.append(Row(step, memory, version, params, next_timestep))
             waited += time.perf_counter() - before
             env_steps += environment.num_envs - int(np.count_nonzero(next_timestep.first))
             timestep, memory, count = next_timestep, next_memory, count + 1

@@ -30,6 +30,8 @@ def table() -> str:
 
 
 def _values(declared: Setting) -> str:
+    if declared.kind is bool:
+        return "`true`, `false`"
     if declared.choices:
         return ", ".join(f"`{choice}`" for choice in declared.choices)
     return "" if declared.least is None else f"from {declared.least}"
@@ -40,6 +42,8 @@ def _default(declared: Setting) -> str:
         return f"`{declared.default_words}`"
     if isinstance(declared.default, Share) or declared.default == "preset":
         return str(declared.default)
+    if declared.kind is bool:
+        return f"`{str(declared.default).lower()}`"
     return (
         f"`{declared.default:g}`" if declared.kind is not str else f"`{declared.default}`" if declared.default else ""
     )

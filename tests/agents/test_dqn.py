@@ -252,6 +252,28 @@ def test_rmsprop_is_centred_and_has_its_epsilon_inside_the_root():
         assert_trees_close(state.params, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("papers_epsilon", [0.01, 0.01 / 4**2])
+def test_a_step_is_that_of_the_published_code_which_sums_over_the_minibatch(papers_epsilon):
+    """The defaults' epsilon is 0.01 of the sum over 32, and of the mean over other numbers what that comes to."""
+    assert dqn.Config().optimizer_epsilon == 0.01 / dqn.Config().batch_size**2
+    batch = random_sample(0).steps.reward.shape[0]
+    decay, rate = 0.95, 2.5e-4
+    options = {"optimizer": "rmsprop", "rmsprop_decay": decay, "learning_rate": rate}
+    agent, adam = make(**options, optimizer_epsilon=papers_epsilon / batch**2), make()
+    state = randomized(agent.init(jax.random.key(0)))
+    n = g = jax.tree.map(np.zeros_like, float64(state.params))
+    for seed in range(3):
+        probe = adam.init(jax.random.key(0))._replace(params=state.params, target_params=state.target_params)
+        mean = gradient_of(jax.jit(adam.update)(probe, jax.random.key(0), random_sample(seed))[0].opt_state)
+        total = jax.tree.map(lambda x: batch * x, mean)
+        n = jax.tree.map(lambda n, x: decay * n + (1 - decay) * x**2, n, total)
+        g = jax.tree.map(lambda g, x: decay * g + (1 - decay) * x, g, total)
+        step = jax.tree.map(lambda x, n, g: rate * x / np.sqrt(n - g**2 + papers_epsilon), total, n, g)
+        before = float64(state.params)
+        state, _ = jax.jit(agent.update)(state, jax.random.key(0), random_sample(seed))
+        assert_trees_close(jax.tree.map(np.subtract, before, float64(state.params)), step, rtol=1e-2, atol=1e-6)
+
+
 def test_gradients_norm_is_clipped():
     free, clipped = make(), make(max_gradient_norm=1e-3)
     state = randomized(free.init(jax.random.key(0)))

@@ -12,9 +12,13 @@ EPSILONS = {
     ("dqn", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_final": 0.05, "epsilon_steps": 5_000},
     ("dqn", "Catch-v0"): {"epsilon_final": 0.05, "epsilon_steps": 2_500, "optimizer_epsilon": 1e-8},
     ("dqn", "Acrobot-v1"): {"epsilon_final": 0.05, "epsilon_steps": 5_000, "optimizer_epsilon": 1e-8},
-    # Mnih et al. 2015: over the first million frames, an update for each four; 0.01 squared gradients.
+    # Mnih et al. 2015: over the first million actions, an update for each four; 0.01 of squares of sums over 32.
     ("dqn", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.1, "epsilon_steps": 250_000,
-                         "optimizer_epsilon": 0.01},
+                         "optimizer_epsilon": 0.01 / 1024},
+    # Schaul et al. 2016: a quarter of all that makes a step.
+    ("prioritized_dqn", "Pong-v5"): {"optimizer_epsilon": 0.01 / 1024 / 16},
+    # Mnih et al. 2016: of squares of sums over five steps.
+    ("async_n_step_q", "Pong-v5"): {"optimizer_epsilon": 0.1 / 25},
     # Horgan et al. 2018 and Kapturowski et al. 2019.
     ("apex_dqn", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "optimizer_epsilon": 1.5e-7},
     ("r2d2", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "adam_epsilon": 1e-3},

@@ -73,7 +73,7 @@ class Path:
         self.actors = []
         for index in range(num_actors):
             environment = CountingEnvironment(num_envs, first_environment=index * num_envs)
-            writer = BlockWriter(ReverbQueue(self.client, self.table.name), self.structure)
+            writer = BlockWriter(ReverbQueue(self.client, self.table.name), self.structure, window.next_action)
             loop = actor.run(self.agent, act, environment, self.variables, writer, jax.random.key(0), device)
             self.actors.append(loop)
 
@@ -95,24 +95,28 @@ class Path:
 
 def version_of(row: int, window: Blocks) -> int:
     """The version that acts in a row, where one is pushed after each block: pulls come once a block is sent."""
-    return 0 if row <= window.length else 1 + (row - window.length - 1) // window.length
+    return max(0, row - window.next_action) // window.length
 
 
 def check_rows(steps, column: int, environment: int, rows: range, window: Blocks) -> None:
-    """Column `column` of a batch holds exactly `rows` of `environment`."""
+    """Column `column` of a batch holds exactly `rows` of `environment`; of the last, what is known before it is acted
+    on, unless that belongs to the block."""
     told = first_rows(environment, rows.stop + 1)
     expected = {
-        "observation": [told[row].observation for row in rows],
         "action": [row % 5 for row in rows],
         # What belongs to a_t arrives with o_{t+1}.
         "reward": [told[row + 1].reward for row in rows],
         "discount": [told[row + 1].discount for row in rows],
-        "first": [told[row].first for row in rows],
+        "row": list(rows),
+        "version": [version_of(row, window) for row in rows],
     }
+    if not window.next_action:
+        expected = {field: [*values[:-1], 0] for field, values in expected.items()}
+    expected["observation"] = [told[row].observation for row in rows]
+    expected["first"] = [told[row].first for row in rows]
     for field, value in expected.items():
-        np.testing.assert_array_equal(getattr(steps, field)[:, column], value, field)
-    np.testing.assert_array_equal(steps.extras["row"][:, column], rows)
-    np.testing.assert_array_equal(steps.extras["version"][:, column], [version_of(row, window) for row in rows])
+        found = steps.extras[field] if field in steps.extras else getattr(steps, field)
+        np.testing.assert_array_equal(found[:, column], value, field)
 
 
 def transitions(environments: range, rows: range) -> int:
@@ -120,10 +124,11 @@ def transitions(environments: range, rows: range) -> int:
     return sum(not first_rows(e, rows.stop)[row + 1].first for e in environments for row in rows[:-1])
 
 
+@pytest.mark.parametrize("next_action", [False, True])
 @pytest.mark.parametrize("length", [5, 1, 12])
-def test_every_row_of_every_block_is_where_it_belongs(serve_here, length):
+def test_every_row_of_every_block_is_where_it_belongs(serve_here, length, next_action):
     num_envs, count = 3, 6
-    window = Blocks(length)
+    window = Blocks(length, next_action)
     path = Path(serve_here, window, num_envs)
     for block in range(count):
         path.write()
@@ -195,6 +200,31 @@ class Given:
         return [self.items.pop(0) for _ in range(count)]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_batch_of_one_version_leaves_out_what_is_left_of_others(seed):
+    """Actors are restarted, and the learner goes back to its checkpoint: versions repeat, fall and rise."""
+    rng = np.random.default_rng(seed)
+    blocks_each = int(rng.integers(1, 4))
+    agent = counting_agent(Blocks(1, one_version=True), max_size=100)
+    structure = blocks.structure(agent, CountingEnvironment(2).spec, 2)
+    empty = structure.unflatten([np.zeros(x.shape, x.dtype) for x in structure.leaves])
+    versions = [int(v) for v in rng.integers(0, 3, 40)] + [7] * blocks_each
+    items = [
+        structure.flatten(blocks.Block(empty.steps, RowMemory(np.full(2, index, np.int32)), np.int64(version)))
+        for index, version in enumerate(versions)
+    ]
+    expected, held = [], []
+    for index, version in enumerate(versions):
+        held = [other for other in held if versions[other] == version] + [index]
+        if len(held) == blocks_each:
+            expected, held = [*expected, held], []
+    batches = blocks.batches(Given(items), agent.table, structure, 2 * blocks_each)
+    for indices in expected:
+        batch = next(batches)
+        np.testing.assert_array_equal(batch.sample.memory.rows, np.repeat(indices, 2))
+        np.testing.assert_array_equal(batch.learner_steps, [versions[index] for index in indices])
+
+
 @pytest.mark.parametrize("batch_size", [2, 6, 12])
 def test_each_environment_brings_its_own_memory(batch_size):
     """Counting memories are alike in all environments of a row: here each is another."""
@@ -221,7 +251,7 @@ class FullQueue:
     def __init__(self, serve, max_blocks: int):
         self.path = Path(serve, Blocks(1), num_envs=1, max_blocks=max_blocks)
         queue = ReverbQueue(self.path.client, self.path.table.name, self._stopped)
-        writer = BlockWriter(queue, self.path.structure)
+        writer = BlockWriter(queue, self.path.structure, next_action=True)
         self.writer, self.stop, self.sent = writer, threading.Event(), 0
         self.asked_while_sending: dict[int, int] = {}  # block -> how often `stopped` was asked
         self.thread = threading.Thread(target=self._append, daemon=True)

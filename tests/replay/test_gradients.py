@@ -1,11 +1,13 @@
 """Gradients through real Reverb servers, and the experience that their workers keep."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
 
 from agents import dqn, q_learning
-from agents.agent import Blocks, Gradient, TableSpec, Transitions, Version
+from agents.agent import Blocks, Gradient, TableSpec, TimeStep, Transitions, Version
 from agents.parts.gradients import by_gradients
 from environments.counting import CountingEnvironment
 from replay import blocks, gradients, server
@@ -92,8 +94,11 @@ def test_local_blocks_are_the_queues(serve):
     client = serve(server.build_table(table, structure, 1))
     local, writer = LocalBlocks(structure), BlockWriter(ReverbQueue(client, "queue"), structure)
     mine = []
-    for row, step in enumerate(stream(2, 20)):
-        told = Row(step, q_learning.Memory(np.full(2, row, np.float32), None), Version(row, 0))
+    steps = list(stream(2, 20))
+    for row, (step, after) in enumerate(itertools.pairwise(steps)):
+        memory = q_learning.Memory(np.full(2, row, np.float32), None)
+        answer = TimeStep(after.observation, step.reward, step.discount, after.first, after.first)
+        told = Row(step, memory, Version(row, 0), answer=answer)
         complete = local.append(told)
         assert complete == within(WAIT, "a row to be written", writer.append, told)
         assert not list(local.samples()) if not complete else True

@@ -1,0 +1,34 @@
+"""Agents in step with their actors: what they learn from was acted by the parameters that they update."""
+
+import pytest
+
+from runtime import metrics
+from tests.launchers import command_line
+
+TWO_ACTORS = ("--num_actors=2", "--envs_per_actor=4", "--config.batch_size=8")
+# Of PPO one minibatch, for which its ratios and its divergence are measured.
+ONE_MINIBATCH = ("--config.epochs=1", "--config.minibatches=1")
+
+
+@pytest.mark.parametrize(
+    ("agent", "flags"),
+    [
+        ("trpo", ("--placement=serial", "--carrier=local")),
+        ("trpo", ("--placement=threads", "--carrier=reverb", "--synchronous")),
+        ("ppo", ("--placement=processes", "--synchronous", *TWO_ACTORS, *ONE_MINIBATCH)),
+        ("ppo", ("--placement=serial", *TWO_ACTORS, *ONE_MINIBATCH)),
+        ("a2c", ("--placement=threads", "--carrier=local", "--synchronous", *TWO_ACTORS)),
+    ],
+)
+def test_ratios_are_1_and_nothing_is_old(agent, flags, tmp_path):
+    arguments = (f"--agent={agent}", "--env=CartPole-v1", f"--logdir={tmp_path}", "--config.unroll_length=20", *flags)
+    # Learning rates so large that an action of older parameters would show.
+    code, output = command_line.run("train", *arguments, "--max_env_steps=6000", "--eval_episodes=1")
+    assert code == 0, output
+    rows = metrics.read(tmp_path / "learner.csv")
+    assert rows[-1]["learner_steps"] > 10
+    for row in rows:
+        assert row["lag"] == 0.0, row
+        assert row.get("ratio_deviation", 0.0) < 1e-5, row  # TRPO's, before its step
+        if agent == "ppo":
+            assert abs(row["kl"]) < 1e-6, row
