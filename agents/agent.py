@@ -270,6 +270,8 @@ class Agent(NamedTuple):
     # (state, key, sample) -> (gradient, Feedback); reads no `state.opt_state`, which workers do not have.
     gradient: Callable[[State, jax.Array, Sample], tuple[Any, Feedback]] | None = None
     apply: Callable[[State, Any], State] | None = None  # (state, gradient) -> the next state
+    # (memory, action) -> the memory after an act whose action was replaced by this one; None: it holds no actions.
+    acted: Callable[[Memory, Any], Memory] | None = None
     # Updates carry something of each environment (an eligibility trace) from one sample to the next: a run has one
     # actor, whose environments are the batch.
     in_order: bool = False

@@ -316,4 +316,5 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         table=replay_table(config, items, "prioritized"),
         batch_size=config.batch_size,
         priority=priority,
+        acted=lambda memory, action: memory._replace(previous_action=action),
     )

@@ -1,12 +1,25 @@
 """Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
 
-import functools
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from environments import tasks
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
 __all__ = ["Environment", "EnvironmentFailure", "Episodes", "make", "suite"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """What holds of all the environments behind one name; `make` explains them."""
+
+    evaluation: bool
+    num_threads: int
+    max_steps: int | None
+    keywords: Mapping[str, Any]
+    vectorization: str
+    atari_protocol: str
 
 
 def make(
@@ -19,6 +32,8 @@ def make(
     max_steps: int | None = None,
     keywords: Mapping[str, Any] | None = None,
     vectorization: str = "sync",
+    atari_protocol: str = "nature",
+    reward_clip: str = "auto",
 ) -> Environment:
     """`num_envs` environments called `name`.
 
@@ -28,43 +43,34 @@ def make(
       num_envs: how many, stepped together.
         `A,B,C` is several tasks at once: environment i has the task i mod 3.
       seed: fixes every episode; give each actor its own.
-      evaluation: whether rewards stay as they are; in training, Atari's are clipped to [-1, 1].
+      evaluation: whether a whole game is one episode; in training, a lost life may end one of Atari's.
       num_threads: EnvPool's threads; 0 is one a core.
       max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
       keywords: of `gymnasium.make`, or of EnvPool's task; of several tasks, of each.
       vectorization: of Gymnasium's environments; sync: one after another, async: each in a process of its own.
+      atari_protocol: how Atari is played: one of environments.envpool.PROTOCOLS.
+      reward_clip: what agents see of rewards: one of environments.environment.REWARD_CLIPS, or "auto": "unit", to
+        [-1, 1], of Atari's, and else "none".
 
     Raises:
       ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
         EnvironmentFailure), in one line.
     """
-    environment = _make(name, num_envs, seed, evaluation, num_threads, max_steps, keywords or {}, vectorization)
+    options = _Options(evaluation, num_threads, max_steps, keywords or {}, vectorization, atari_protocol)
+    environment = _make(name, num_envs, seed, options)
     environment.name = name
+    if reward_clip == "auto":
+        reward_clip = "unit" if suite(tasks.names(name)[0]) == "atari" else "none"
+    environment.reward_clip = reward_clip
     return environment
 
 
-def _make(
-    name: str,
-    num_envs: int,
-    seed: int,
-    evaluation: bool,
-    num_threads: int,
-    max_steps: int | None,
-    keywords: Mapping[str, Any],
-    vectorization: str,
-) -> Environment:
-    make_inner = functools.partial(
-        _make,
-        evaluation=evaluation,
-        num_threads=num_threads,
-        max_steps=max_steps,
-        keywords=keywords,
-        vectorization=vectorization,
-    )
+def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment:
+    def make_inner(name: str, num_envs: int, seed: int) -> Environment:
+        return _make(name, num_envs, seed, options)
+
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
-        from environments import tasks
-
         return tasks.Tasks(tasks.names(name), num_envs, seed, make_inner)
     if name.startswith("binned:"):
         from environments import binned
@@ -81,7 +87,12 @@ def _make(
 
         inner = name.removeprefix("gymnasium:")
         return GymnasiumEnvironment(
-            inner, num_envs, seed, max_steps=max_steps, keywords=keywords, vectorization=vectorization
+            inner,
+            num_envs,
+            seed,
+            max_steps=options.max_steps,
+            keywords=options.keywords,
+            vectorization=options.vectorization,
         )
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
@@ -97,16 +108,22 @@ def _make(
         from environments import vizdoom
 
         return vizdoom.VizdoomEnvironment(
-            name, num_envs, seed, num_threads=num_threads, max_steps=max_steps, keywords=keywords
+            name,
+            num_envs,
+            seed,
+            num_threads=options.num_threads,
+            max_steps=options.max_steps,
+            keywords=options.keywords,
         )
     return envpool.EnvPoolEnvironment(
         name,
         num_envs,
         seed,
-        clip_rewards=not evaluation,
-        num_threads=num_threads,
-        max_steps=max_steps,
-        keywords=keywords,
+        evaluation=options.evaluation,
+        protocol=options.atari_protocol,
+        num_threads=options.num_threads,
+        max_steps=options.max_steps,
+        keywords=options.keywords,
     )
 
 

@@ -42,4 +42,4 @@ class CountingEnvironment(Environment):
         over = self._step_index == np.array([episode_length(*i) for i in ids])
         terminal = np.array([terminates(*i) for i in ids])
         reward = (10 * self._episode + self._step_index).astype(np.float32)
-        return self._observe(), reward, reward, over & terminal, over & ~terminal
+        return self._observe(), reward, over & terminal, over & ~terminal, over

@@ -5,7 +5,7 @@ import contextlib
 import math
 import pathlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,8 +15,23 @@ from agents.agent import EnvironmentSpec, TimeStep
 MOST_LETTERS = 300  # of what an error says
 
 
+def _soft_asymmetric(reward: np.ndarray) -> np.ndarray:
+    """Losses count less than gains (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561, figure D.1)."""
+    squeezed = np.tanh(reward)
+    return np.float32(0.3) * np.minimum(squeezed, 0) + np.float32(5.0) * np.maximum(squeezed, 0)
+
+
+# What becomes of the rewards that agents see, by name; float32 [B] -> float32 [B].
+REWARD_CLIPS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+    "none": None,
+    "unit": lambda reward: np.clip(reward, -1.0, 1.0),
+    "soft_asymmetric": _soft_asymmetric,
+}
+
+
 class Episodes(NamedTuple):
-    """Episodes that ended, in the order in which they did: undiscounted, unclipped returns and lengths in actions."""
+    """Episodes that ended, in the order in which they did: undiscounted, unclipped returns and lengths in actions.
+    Where a lost life ends an episode it is the whole game that counts."""
 
     environments: list[int]
     returns: list[float]
@@ -58,11 +73,16 @@ class Environment(abc.ABC):
     after it is the next episode's first, with reward 0. A subclass produces raw steps in `_reset` and `_step`; the
     bookkeeping of first, last, discount and returns is here, once; and so is the door through which nothing comes that
     is not finite or of another shape than the spec's.
+
+    Agents see rewards as `reward_clip` makes them, in training and in evaluations alike: an LSTM may be fed them.
+    Returns are of the rewards as they are.
     """
 
     spec: EnvironmentSpec
     num_envs: int
-    name = "without a name"  # by which `environments.make` made it
+    # `environments.make` sets these two.
+    name = "without a name"
+    reward_clip = "none"  # one of REWARD_CLIPS
 
     def reset(self) -> TimeStep:
         """Starts (only once, before the first step) and returns the episodes' first TimeStep.
@@ -76,6 +96,8 @@ class Environment(abc.ABC):
         self._lengths = np.zeros(batch, np.int64)
         self._episodes = Episodes([], [], [])
         self._last = np.zeros(batch, bool)
+        self._over = np.ones(batch, bool)  # whether the next episode that opens begins a score, too
+        self._clip = REWARD_CLIPS[self.reward_clip]
         reward = np.zeros(batch, np.float32)
         try:
             observation = self._reset()
@@ -94,7 +116,7 @@ class Environment(abc.ABC):
         opening = np.count_nonzero(first)  # a quarter of the time of `any`
         self._steps += 1
         try:
-            observation, reward, raw_reward, terminated, truncated = self._step(np.asarray(action), first)
+            observation, reward, terminated, truncated, over = self._step(np.asarray(action), first)
             if opening:
                 reward = np.where(first, np.float32(0.0), reward)
             self._check(observation, reward)
@@ -104,17 +126,21 @@ class Environment(abc.ABC):
             ) from error
         last = (terminated | truncated) & ~first
         discount = np.ones(self.num_envs, np.float32)
-        self._returns += raw_reward
+        self._returns += reward
         self._lengths += 1
         if opening:
-            self._returns[first] = 0.0
-            self._lengths[first] = 0
+            self._lengths[first] -= 1  # nobody acted
+            self._returns[first & self._over] = 0.0
+            self._lengths[first & self._over] = 0
         if np.count_nonzero(last):
             discount[terminated & last] = 0.0
-            self._episodes.environments.extend(np.flatnonzero(last).tolist())
-            self._episodes.returns.extend(self._returns[last].tolist())
-            self._episodes.lengths.extend(self._lengths[last].tolist())
-        self._last = last
+            ended = over & last
+            self._episodes.environments.extend(np.flatnonzero(ended).tolist())
+            self._episodes.returns.extend(self._returns[ended].tolist())
+            self._episodes.lengths.extend(self._lengths[ended].tolist())
+        self._last, self._over = last, over
+        if self._clip:
+            reward = self._clip(reward)
         return TimeStep(observation, reward, discount, first, last)
 
     def _check(self, observation: np.ndarray, reward: np.ndarray) -> None:
@@ -144,7 +170,8 @@ class Environment(abc.ABC):
 
     @abc.abstractmethod
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, Any, Any, Any, Any]:
-        """(observation, reward, unclipped reward, terminated, truncated), each [B, ...].
+        """(observation, reward, terminated, truncated, over), each [B, ...]. `over`: the game is, whose return is kept:
+        for most it is where the episode ends; a lost life may end an episode and no game.
 
         Where `resets` is true the action is ignored, the observation opens a new episode and the rest is ignored.
         """

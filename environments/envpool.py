@@ -19,11 +19,10 @@ from environments.environment import Environment, making
 # At every make, about bounds that float32 rounds.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
 
-# The standard Atari protocol (Mnih et al. 2015) with two stated choices: the minimal action set, and no sticky
-# actions (no-op starts are the source of randomness). Nobody presses fire for the agent, as EnvPool by itself would.
-# Frames come one by one: agents stack them, so that a stored step holds one. Episodes end at game over, not at a lost
-# life.
-ATARI = {
+# How Atari is played, by --atari_protocol, in EnvPool's words. Of both: 84x84 grey levels, of the last two of four
+# frames the brighter pixels, half an hour at most, and nobody presses fire for the agent, as EnvPool by itself would.
+# Frames come one by one: agents stack them, so that a stored step holds one.
+NATURE = {  # Mnih et al. 2015: up to 30 no-ops are what is random; in training a lost life is an end
     "img_height": 84,
     "img_width": 84,
     "gray_scale": True,
@@ -31,9 +30,16 @@ ATARI = {
     "noop_max": 30,
     "use_fire_reset": False,
     "stack_num": 1,
-    "episodic_life": False,
+    "episodic_life": True,
     "full_action_space": False,
     "repeat_action_probability": 0.0,
+}
+PROTOCOLS = {
+    "nature": NATURE,
+    # Machado et al. 2018, https://arxiv.org/abs/1709.06009: sticky actions are what is random (EnvPool makes one no-op
+    # at least), all 18 actions, and only the game's end is one.
+    "machado": NATURE
+    | {"noop_max": 1, "episodic_life": False, "full_action_space": True, "repeat_action_probability": 0.25},
 }
 # EnvPool's settings that are no person's to give: they follow from the run, or agents count on them.
 OURS = {
@@ -85,9 +91,8 @@ def default_config(name: str) -> dict[str, Any]:
 class EnvPoolEnvironment(Environment):
     """A synchronous pool: every environment steps, in the order of its index.
 
-    EnvPool resets on the next step by itself, which is the contract of Environment. Only Atari's rewards are ever
-    clipped, by EnvPool's own `reward_clip`, which keeps the raw one in `info`. Arrays go to the pool and come from it
-    without EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
+    EnvPool resets on the next step by itself, which is the contract of Environment. Arrays go to the pool and come from
+    it without EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
     """
 
     def __init__(
@@ -96,22 +101,25 @@ class EnvPoolEnvironment(Environment):
         num_envs: int,
         seed: int,
         *,
-        clip_rewards: bool = False,
+        evaluation: bool = False,
+        protocol: str = "nature",
         num_threads: int = 0,
         max_steps: int | None = None,
         options: dict[str, Any] | None = None,
         keywords: Mapping[str, Any] | None = None,
     ):
-        """`options` are EnvPool's, of the task, with a person's `keywords` instead of some; with a `stack_num` of 1
-        among them, observations are single frames.
+        """`options` are EnvPool's, of the task, or of Atari those of the `protocol`, with a person's `keywords` instead
+        of some; with a `stack_num` of 1 among them, observations are single frames. In an `evaluation` a lost life is
+        no end.
 
         Raises:
           ValueError: a keyword that the task does not have, or that is decided here.
         """
         self.num_envs = num_envs
         atari = is_atari(name)
-        options = dict(ATARI, reward_clip=clip_rewards) if atari else options or {}
-        options = options | _checked(name, keywords or {})
+        options = (PROTOCOLS[protocol] if atari else options or {}) | _checked(name, keywords or {})
+        if atari and evaluation:
+            options["episodic_life"] = False
         if max_steps is not None:
             own = options.get("max_episode_steps", default_config(name)["max_episode_steps"])
             options["max_episode_steps"] = min(own, max_steps)
@@ -121,7 +129,7 @@ class EnvPoolEnvironment(Environment):
                 name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
             )
             observation_space, action_space = self._pool.observation_space, self._pool.action_space
-        self._raw_reward, self._terminated = ("info:reward", "info:terminated") if atari else ("reward", "")
+        self._game_over = "info:terminated" if atari else ""
         self._squeeze = options.get("stack_num") == 1
         of_grid = functools.partial(minigrid.observations, name) if name.startswith("MiniGrid-") else None
         shown, chosen = (of_grid or spaces.observations)(observation_space), self._actions(action_space)
@@ -154,12 +162,13 @@ class EnvPoolEnvironment(Environment):
         action = np.array(action, self._action_dtype, order="C")  # a copy: JAX's arrays are read-only
         self._pool._send([self._indices, self._indices, action])  # environment, its player, action
         observation, state = self._receive()
-        done, truncated = state["done"], state["trunc"]
-        terminated = done & ~truncated
-        if self._terminated:  # at the time limit too, which the other tasks do not tell
-            terminated |= done & (state[self._terminated] != 0)
+        over, truncated = state["done"], state["trunc"]
+        terminated = over & ~truncated
+        if self._game_over:  # at the time limit too, which the other tasks do not tell; but not at a lost life
+            game_over = over & (state[self._game_over] != 0)
+            terminated, over = terminated | game_over, truncated | game_over
         reward = state["reward"].astype(np.float32, copy=False)
-        return observation, reward, state[self._raw_reward], terminated, truncated, state
+        return observation, reward, terminated, truncated, over, state
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
         return self._exchange(self._take(action))[:-1]

@@ -85,7 +85,7 @@ class GymnasiumEnvironment(Environment):
         except (EOFError, ConnectionError) as error:
             raise EnvironmentFailure("the process of one of its environments was killed") from error
         reward = np.asarray(reward, np.float32)
-        return self._show(observation, infos), reward, reward, terminated, truncated
+        return self._show(observation, infos), reward, terminated, truncated, terminated | truncated
 
     def _show(self, observation: Any, infos: dict[str, Any]) -> np.ndarray:
         if FAILURE in infos:

@@ -207,10 +207,10 @@ class VizdoomEnvironment(EnvPoolEnvironment):
         )
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        observation, _, changes, terminated, truncated, state = self._exchange(self._take(action))
+        observation, changes, *ends, state = self._exchange(self._take(action))
         if self._scenario.changes is None:
-            return observation, changes, changes, terminated, truncated
+            return observation, changes, *ends
         self._measure = self._scenario.measure(np.where(resets, 0.0, self._measure), state, changes)
         ended = np.where(self._scenario.succeeded(self._measure), self._scenario.success, self._dying)
-        reward = (changes + self._living + np.where(terminated, ended, 0.0)).astype(np.float32)
-        return observation, reward, reward, terminated, truncated
+        reward = (changes + self._living + np.where(ends[0], ended, 0.0)).astype(np.float32)
+        return observation, reward, *ends

@@ -11,6 +11,8 @@ from launchers.settings import UsageError, setting
 class Evaluation:
     logdir: pathlib.Path = setting(None, "the run's folder")
     episodes: int = setting(100, "episodes to play, of each member of a stacked population")
+    eval_policy: str = setting(None, "greedy or sampled", choices=("greedy", "sampled"), default_words="the run's")
+    eval_epsilon: float = setting(None, "how likely a random action is", least=0, most=1, default_words="the run's")
 
 
 @flags.command(Evaluation)
@@ -29,7 +31,9 @@ def evaluate() -> int:
     logdir = flags.FLAGS.logdir
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
-    run = runs.replace(run, eval_episodes=episodes)
+    said = {name: getattr(flags.FLAGS, name) for name in ("eval_policy", "eval_epsilon")}
+    given = {name: value for name, value in said.items() if value is not None}
+    run = runs.replace(run, eval_episodes=episodes, **given)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
     from launchers import roles, terminal
@@ -48,7 +52,7 @@ def evaluate() -> int:
     params = jax.device_put(parts.agent.policy(state), parts.device)
     key = jax.random.key(seed)
     of_all = run.stacked * episodes
-    playing = evaluator.play(parts.agent, parts.act_greedily, environment, params, key, of_all)
+    playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
     played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
     environment.close()  # its games, if it has any, are processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():

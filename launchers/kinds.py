@@ -20,17 +20,18 @@ class Kind(NamedTuple):
 
 
 @functools.cache
-def spec_of(env: str, env_kwargs: str) -> EnvironmentSpec:
+def spec_of(env: str, env_kwargs: str, atari_protocol: str = "nature") -> EnvironmentSpec:
     """What one of the environments called `env` looks like; made once in a process to be looked at.
 
     Args:
-      env, env_kwargs: as a run's settings have them.
+      env, env_kwargs, atari_protocol: as a run's settings have them.
 
     Raises:
       ValueError: there is no such environment.
     """
     count = len(tasks.names(env))
-    environment = environments.make(env, count, 0, keywords=json.loads(env_kwargs or "{}"))
+    keywords = json.loads(env_kwargs or "{}")
+    environment = environments.make(env, count, 0, keywords=keywords, atari_protocol=atari_protocol)
     environment.close()
     return environment.spec
 

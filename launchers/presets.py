@@ -321,7 +321,7 @@ SMALL_ASYNC_Q = {
 
 
 # Mnih et al. 2016, section 5.1 and the supplement's section 8; rates and periods are in updates of one worker's steps.
-# The paper sums the gradient over a worker's T = 5 steps, here it is averaged: the epsilon and the clip are of the mean.
+# The paper sums the gradient over a worker's T = 5 steps, here it is averaged: epsilon and clip are of the mean.
 ATARI_ASYNC_Q = {
     "torso": "shallow",
     "frame_stack": 4,

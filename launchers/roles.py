@@ -57,7 +57,8 @@ class Parts:
             self.own_items = channels.item_structure(self.own, self.spec, self.num_envs)
         self.params = structures.params_structure(self.agent)
         self.act = actor.compile_act(self.agent.act, self.device)
-        self.act_greedily = actor.compile_act(self.agent.act_greedily, self.device)
+        policy = evaluator.policy(self.agent, self.spec.actions, run.eval_policy == "sampled", run.eval_epsilon)
+        self.act_in_evaluations = actor.compile_act(policy, self.device)
 
     @functools.cached_property
     def mesh(self) -> devices.Mesh:
@@ -498,7 +499,7 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     due()  # an evaluation of less than a second needs no word
     for said in evaluator.run(
         parts.agent,
-        parts.act_greedily,
+        parts.act_in_evaluations,
         lambda version: run.make_environment(
             run.seed_of("evaluator", version.learner_steps), run.stacked * run.eval_envs, evaluation=True
         ),

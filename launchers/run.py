@@ -13,7 +13,7 @@ import numpy as np
 
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
-from agents.agent import Agent, Blocks, EnvironmentSpec
+from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import presets, settings
@@ -59,6 +59,10 @@ class Run(settings.Settings):
             raise UsageError(str(error)) from error
         if self.synchronous:
             self._check_synchronous(agent)
+        if self.eval_epsilon and isinstance(spec.actions, BoundedActions):
+            raise UsageError(
+                f"--eval_epsilon={self.eval_epsilon} is for discrete actions; this environment's are continuous"
+            )
         if agent.table.kind != "queue" and self.travels != "gradients":
             self._check_replay(agent)
             return
@@ -115,6 +119,8 @@ class Run(settings.Settings):
                 max_steps=max_steps,
                 keywords=settings.keywords(self.env_kwargs),
                 vectorization=self.gymnasium_vectorization,
+                atari_protocol=self.atari_protocol,
+                reward_clip=self.reward_clip,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -122,7 +128,7 @@ class Run(settings.Settings):
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
         try:
-            return spec_of(self.env, self.env_kwargs)
+            return spec_of(self.env, self.env_kwargs, self.atari_protocol)
         except ValueError as error:
             raise UsageError(str(error)) from error
 

@@ -14,7 +14,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from environments import tasks
+from environments import suite, tasks
 from launchers import presets
 
 COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
@@ -118,6 +118,18 @@ class Settings:
         see="#environments",
     )
     env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
+    atari_protocol: str = setting(
+        "nature",
+        "how Atari is played: as by Mnih et al. 2015, or as by Machado et al. 2018",
+        choices=("nature", "machado"),
+        see="docs/environments.md#atari",
+    )
+    reward_clip: str = setting(
+        "auto",
+        "what agents see of rewards; auto: unit, [-1, 1], on Atari, and else all",
+        choices=("auto", "none", "unit", "soft_asymmetric"),
+        see="docs/environments.md#rewards",
+    )
     gymnasium_vectorization: str = setting(
         "sync",
         "Gymnasium's environments step one after another, or (async) each in a process of its own",
@@ -157,6 +169,23 @@ class Settings:
     eval_max_steps: int = setting(
         27_000,
         "steps after which an evaluation's episode is cut, if the environment has not ended it",
+        free=True,
+        learnt=False,
+        see="#evaluating",
+    )
+    eval_policy: str = setting(
+        "greedy",
+        "how evaluations act: greedily, or sampled, as in training",
+        choices=("greedy", "sampled"),
+        free=True,
+        learnt=False,
+        see="#evaluating",
+    )
+    eval_epsilon: float = setting(
+        0.0,
+        "with what probability an evaluation's action is any of the discrete ones instead",
+        least=0,
+        most=1,
         free=True,
         learnt=False,
         see="#evaluating",
@@ -302,6 +331,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
         values = said | presets.find(agent, env, env_kwargs).run | said
     except ValueError as error:
         raise UsageError(str(error)) from error
+    if "atari_protocol" in given and suite(tasks.names(env)[0]) != "atari":
+        raise UsageError(f"--atari_protocol is for Atari, as --env=Pong-v5 is; for {env} leave it out")
     if "eval_episodes" not in given:  # as many of each task
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
     if given.get("env_kwargs"):  # written alike, however they were spaced and ordered

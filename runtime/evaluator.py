@@ -1,15 +1,35 @@
-"""The evaluator: plays whole episodes with the newest parameters, without exploration."""
+"""The evaluator: plays whole episodes with the newest parameters."""
 
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import Agent, Params, Version
+from agents.agent import Agent, DiscreteActions, Params, TimeStep, Version
 from environments.environment import Environment, Episodes
 from replay.rows import Variables
+
+
+def policy(agent: Agent, actions: Any, sampled: bool = False, epsilon: float = 0.0) -> Callable[..., Any]:
+    """How evaluations act, as `agent.act` does: greedily, or `sampled` as in training; with probability `epsilon` any
+    action instead, all alike, where the environment's `actions` are discrete or factored."""
+    act = agent.act if sampled else agent.act_greedily
+    if not epsilon:
+        return act
+    choices = actions.num_actions if isinstance(actions, DiscreteActions) else np.asarray(actions.sizes)
+
+    def act_or_err(params: Params, key: jax.Array, timestep: TimeStep, memory: Any) -> tuple[Any, Any, Any]:
+        own_key, whether_key, which_key = jax.random.split(key, 3)
+        action, extras, memory = act(params, own_key, timestep, memory)
+        err = jax.random.bernoulli(whether_key, epsilon, action.shape[:1])
+        other = jax.random.randint(which_key, action.shape, 0, choices, action.dtype)
+        action = jnp.where(err.reshape(-1, *[1] * (action.ndim - 1)), other, action)
+        return action, extras, agent.acted(memory, action) if agent.acted else memory
+
+    return act_or_err
 
 
 class Progress(NamedTuple):

@@ -255,7 +255,7 @@ def test_rmsprop_is_centred_and_has_its_epsilon_inside_the_root():
 @pytest.mark.parametrize("papers_epsilon", [0.01, 0.01 / 4**2])
 def test_a_step_is_that_of_the_published_code_which_sums_over_the_minibatch(papers_epsilon):
     """The defaults' epsilon is 0.01 of the sum over 32, and of the mean over other numbers what that comes to."""
-    assert dqn.Config().optimizer_epsilon == 0.01 / dqn.Config().batch_size**2
+    assert dqn.Config().optimizer_epsilon == 0.01 / dqn.Config().batch_size ** 2
     batch = random_sample(0).steps.reward.shape[0]
     decay, rate = 0.95, 2.5e-4
     options = {"optimizer": "rmsprop", "rmsprop_decay": decay, "learning_rate": rate}

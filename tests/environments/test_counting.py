@@ -70,9 +70,8 @@ def test_finished_keeps_episodes_until_asked_and_tells_them_once():
 def test_what_a_backend_says_on_a_reset_is_ignored():
     class Noisy(CountingEnvironment):
         def _step(self, action, resets):
-            observation, reward, raw, terminated, truncated = super()._step(action, resets)
-            raw = np.where(resets, 99.0, raw)
-            return observation, np.where(resets, 99.0, reward), raw, terminated | resets, truncated | resets
+            observation, reward, *ends = super()._step(action, resets)
+            return observation, np.where(resets, 99.0, reward), *(each | resets for each in ends)
 
     noisy, quiet = Noisy(NUM_ENVS), CountingEnvironment(NUM_ENVS)
     noisy.reset(), quiet.reset()
