@@ -5,8 +5,7 @@ Mnih et al. 2013, https://arxiv.org/abs/1312.5602, and 2015, https://doi.org/10.
 https://arxiv.org/abs/1511.06581. `replay="prioritized"`: Schaul et al. 2016, https://arxiv.org/abs/1511.05952.
 
 Deviations: many environments are played at once, by parameters that may be some updates old; epsilon falls with
-updates, not with frames; n-step targets may take the place of one-step ones; evaluations are greedy; Atari's training
-episodes do not end at a lost life.
+updates, not with frames; n-step targets may take the place of one-step ones.
 """
 
 import dataclasses

@@ -2,10 +2,9 @@
 
 Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
 
-Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); Atari's training episodes
-do not end at a lost life; lambda is Remark 2's and is 1 in the paper's experiments; continuous actions, which the paper
-has none of, have a Gaussian policy. Rows whose action the environment threw away (they close an episode) are no
-transitions: they neither learn nor let anything across.
+Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); lambda is Remark 2's and is
+1 in the paper's experiments; continuous actions, which the paper has none of, have a Gaussian policy. Rows whose action
+the environment threw away (they close an episode) are no transitions: they neither learn nor let anything across.
 """
 
 import dataclasses

@@ -5,8 +5,8 @@ Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX; sections be
 Deviations: an actor's initial priorities come of the values that it noted as it acted, for the target network's too.
 The loss is the sum over a sequence's transitions and the mean over the batch, which the paper leaves open; importance
 weights are divided by the batch's largest; the gradient's norm is clipped as in Ape-X (Horgan et al. 2018,
-https://arxiv.org/abs/1803.00933). Atari's rewards come clipped from the environment. The oldest sequences are evicted
-first.
+https://arxiv.org/abs/1803.00933). Atari's rewards come clipped, but with `--reward_clip=none`. The oldest sequences
+are evicted first.
 """
 
 import dataclasses

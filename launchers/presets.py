@@ -59,6 +59,8 @@ ADAM = {"optimizer": "adam", "epsilon": 1e-5}
 SMALL = {"torso": "mlp", "frame_stack": 1}
 SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
 
+SAMPLED = {"eval_policy": "sampled"}  # as papers of policies evaluate on Atari
+
 CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
 # Several updates in one go: on their own these take less time than asking for them.
 SMALL_CONTROL_RUN = CONTROL_RUN | {"updates_per_dispatch": 8}
@@ -209,8 +211,11 @@ SMALL_Q = {
 }
 
 
-def dqn(papers: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **config: Any) -> list[Preset]:
-    """DQN's presets, with one of its improvements: ours on small tasks; on frames the papers', `papers` on top."""
+def dqn(
+    papers: dict[str, Any] | None = None, cartpole_steps: int = 250_000, eval_epsilon: float = 0.05, **config: Any
+) -> list[Preset]:
+    """DQN's presets, with one of its improvements: ours on small tasks; on frames the papers', `papers` on top, and on
+    Atari the papers' `eval_epsilon`."""
     small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
     catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
@@ -220,7 +225,7 @@ def dqn(papers: dict[str, Any] | None = None, cartpole_steps: int = 250_000, **c
             small | CARTPOLE_DQN | config,
         ),
         Preset("Catch-v0", CATCH_RUN, catch | config),
-        Preset(atari, ATARI_DQN_RUN, config | (papers or {})),
+        Preset(atari, ATARI_DQN_RUN | {"eval_epsilon": eval_epsilon}, config | (papers or {})),
         *of_frames(FRAMES_DQN_RUN, FRAMES_DQN | config | (papers or {})),
         Preset(any_kind, DQN_RUN, small | {"learning_rate": 5e-4} | config),
     ]
@@ -288,7 +293,7 @@ def a2c() -> list[Preset]:
         Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
         *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM | {"learning_rate": 1e-3}),
-        Preset(atari, sighted, {}),
+        Preset(atari, sighted | SAMPLED, {}),
         *of_frames(sighted, {}, GAUSSIAN),
         Preset(continuous, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C),
         Preset(any_kind, A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
@@ -406,7 +411,7 @@ def ppo() -> list[Preset]:
             PPO_RUN | {"max_env_steps": 1_000_000},
             CONTINUOUS_PPO | {"sigma_initial": 1.0, "discount": 0.99, "lambda_": 0.95},
         ),
-        Preset(atari, sighted, {}),
+        Preset(atari, sighted | SAMPLED, {}),
         *of_frames(sighted, {}, GAUSSIAN),
         Preset(continuous, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO),
         Preset(any_kind, PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
@@ -424,7 +429,7 @@ def trpo() -> list[Preset]:
     return [
         Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
         Preset("Pendulum-v1", TRPO_RUN | {"max_env_steps": 300_000}, CONTINUOUS_TRPO | {"discount": 0.95}),
-        Preset(atari, sighted, {"torso": "shallow", "frame_stack": 4}),
+        Preset(atari, sighted | SAMPLED, {"torso": "shallow", "frame_stack": 4}),
         *of_frames(sighted, {}, {"sigma_initial": 0.6}),
         Preset(continuous, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO),
         Preset(any_kind, TRPO_RUN, {}),
@@ -501,8 +506,8 @@ PRESETS: dict[str, list[Preset]] = {
     ],
     "dqn": dqn(),
     "double_dqn": dqn(double=True),
-    "dueling_dqn": dqn(DUELING, 400_000, double=True, dueling=True, max_gradient_norm=10.0),
-    "prioritized_dqn": dqn(PRIORITIZED, 400_000, double=True, replay="prioritized"),
+    "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
+    "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
         Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),
@@ -520,7 +525,11 @@ PRESETS: dict[str, list[Preset]] = {
     "async_sarsa": async_q(form="sarsa"),
     "gorila": [
         # What a worker keeps is its own, of four.
-        Preset(atari, WORKERS_RUN | GORILA_RUN | {"max_env_steps": 50_000_000}, {"replay_size": 200_000}),
+        Preset(
+            atari,
+            WORKERS_RUN | GORILA_RUN | {"max_env_steps": 50_000_000, "eval_epsilon": 0.05},
+            {"replay_size": 200_000},
+        ),
         *of_frames(WORKERS_RUN | GORILA_RUN | {"max_env_steps": 10_000_000}, FRAMES_DQN | {"replay_size": 25_000}),
         Preset(
             any_kind,
@@ -589,7 +598,7 @@ PRESETS: dict[str, list[Preset]] = {
         ),
         Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
         *vizdoom(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 8}),
-        Preset(atari, VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 4}),
+        Preset(atari, VIZDOOM_RUN | SAMPLED, SHALLOW_IMPALA | {"batch_size": 4}),
         *of_frames(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 4}, GAUSSIAN),
         Preset(
             continuous,

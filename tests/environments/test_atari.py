@@ -10,31 +10,76 @@ from agents.agent import DiscreteActions
 from agents.parts.stacking import stack_frames
 
 # Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action for 4 of the game's
-# frames, up to 30 no-ops first. As in the paper's evaluations, and unlike its training, a lost life ends nothing; no
-# action is sticky; half an hour, 27,000 actions, is the longest.
-PUBLISHED = {
+# frames, up to 30 no-ops first; a lost life is an end in training; no action is sticky; half an hour, 27,000 actions, is
+# the longest.
+NATURE = {
     "img_height": 84,
     "img_width": 84,
     "gray_scale": True,
     "frame_skip": 4,
     "noop_max": 30,
     "use_fire_reset": False,
-    "episodic_life": False,
+    "episodic_life": True,
     "zero_discount_on_life_loss": False,
     "full_action_space": False,
     "repeat_action_probability": 0.0,
     "max_episode_steps": 27_000,
 }
+# Machado et al. 2018 (10.1613/jair.5699), section 4: actions that stick, all of them, and no end but the game's.
+MACHADO = NATURE | {
+    "noop_max": 1,
+    "episodic_life": False,
+    "full_action_space": True,
+    "repeat_action_probability": 0.25,
+}
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_the_protocol_is_the_published_one(evaluation):
-    environment = environments.make("Breakout-v5", 1, seed=0, evaluation=evaluation)
+@pytest.mark.parametrize(("protocol", "published"), [("nature", NATURE), ("machado", MACHADO)])
+def test_the_protocols_are_the_published_ones(protocol, published, evaluation):
+    environment = environments.make("Breakout-v5", 1, seed=0, evaluation=evaluation, atari_protocol=protocol)
     config = environment._pool.spec.config._asdict()
     environment.close()
-    assert {name: config[name] for name in PUBLISHED} == PUBLISHED
-    assert config["reward_clip"] == (not evaluation) and config["stack_num"] == 1
+    expected = published | ({"episodic_life": False} if evaluation else {})
+    assert {name: config[name] for name in expected} == expected
+    assert not config["reward_clip"] and config["stack_num"] == 1
     assert environment.spec.max_episode_steps == 27_000
+    assert environment.spec.actions == DiscreteActions(18 if protocol == "machado" else 4)
+
+
+def frames(steps: int, **options) -> np.ndarray:
+    """Of Pong, where the paddle is told up and down by turns of ten, [steps, 84, 84]."""
+    environment = environments.make("Pong-v5", 1, seed=4, **options)
+    environment.reset()
+    actions = [2 if step // 10 % 2 else 3 for step in range(steps)]
+    seen = np.concatenate([environment.step(np.full(1, action, np.int32)).observation for action in actions])
+    environment.close()
+    return seen
+
+
+def test_sticky_actions_are_late_sometimes_and_differ_by_the_seed_alone():
+    sure, sticky = frames(120), [frames(120, atari_protocol="machado") for _ in range(2)]
+    np.testing.assert_array_equal(sticky[0], sticky[1])
+    np.testing.assert_array_equal(sure, frames(120, keywords={"repeat_action_probability": 0.0}))
+    assert (sure != frames(120, keywords={"repeat_action_probability": 0.25})).any()
+    always = frames(120, keywords={"repeat_action_probability": 1.0})  # the first action, nothing, for ever
+    environment = environments.make("Pong-v5", 1, seed=4)
+    environment.reset()
+    nothing = np.concatenate([environment.step(np.zeros(1, np.int32)).observation for _ in range(120)])
+    environment.close()
+    np.testing.assert_array_equal(always, nothing)
+
+
+@pytest.mark.parametrize("most", [1, 5, 30])
+def test_no_ops_are_counted(most):
+    """Each is a frame of the emulator's, whose memory is another after each."""
+    memories = set()
+    for seed in range(12):
+        environment = environments.make("Pong-v5", 1, seed=seed, keywords={"noop_max": most})
+        environment._pool._reset(environment._indices)
+        memories.add(environment._receive()[1]["info:ram"].tobytes())
+        environment.close()
+    assert len(memories) == 1 if most == 1 else 1 < len(memories) <= most
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
@@ -54,32 +99,72 @@ def test_pong_shows_single_frames_of_bytes(evaluation):
     assert {-1.0, 0.0} <= set(np.unique(rewards)) <= {-1.0, 0.0, 1.0}, "a random player loses points, one at a time"
 
 
-def test_rewards_are_clipped_in_training_and_raw_in_evaluation():
-    """Ms. Pac-Man, for its points come by the ten and its random episodes end soon. Returns are always raw."""
-    training, evaluation = (
-        environments.make("MsPacman-v5", 2, seed=1, evaluation=evaluation) for evaluation in (False, True)
-    )
-    clipped, raw = [training.reset().reward], [evaluation.reset().reward]
+def test_agents_see_rewards_as_they_are_to_and_returns_are_raw():
+    """Ms. Pac-Man, whose points come by the ten and whose lives are short. Alike in training and evaluation."""
+    made = {
+        (clip, evaluation): environments.make("MsPacman-v5", 2, seed=1, evaluation=evaluation, reward_clip=clip)
+        for clip in ("auto", "none", "unit", "soft_asymmetric")
+        for evaluation in (False, True)
+    }
+    rewards = {which: [environment.reset().reward] for which, environment in made.items()}
     rng, returns = np.random.default_rng(0), np.zeros(2)
     for _ in range(900):
-        action = rng.integers(training.spec.actions.num_actions, size=2)
-        a, b = training.step(action), evaluation.step(action)
-        np.testing.assert_array_equal(a.observation, b.observation)
-        clipped.append(a.reward)
-        raw.append(b.reward)
-        returns = np.where(b.first, 0, returns + b.reward)
-        if b.last.any():
-            episodes = training.finished()
-            assert episodes == evaluation.finished()
-            assert episodes.returns == returns[b.last].tolist()
-            assert (a.discount[a.last] == 0).all(), "game over is terminal"
+        action = rng.integers(9, size=2)
+        timesteps = {which: environment.step(action) for which, environment in made.items()}
+        for which, timestep in timesteps.items():
+            np.testing.assert_array_equal(timestep.observation, timesteps["auto", True].observation)
+            rewards[which].append(timestep.reward)
+        raw = timesteps["none", True]
+        returns = np.where(raw.first, 0, returns + raw.reward)
+        # In training the first lost life is an end, which is no game's.
+        if timesteps["none", False].last.any():
+            assert (timesteps["none", False].discount[timesteps["none", False].last] == 0).all()
             break
     else:
-        pytest.fail("no episode of 900 random steps ended")
-    training.close()
-    evaluation.close()
-    assert np.max(raw) >= 10
-    np.testing.assert_array_equal(clipped, np.clip(raw, -1, 1))
+        pytest.fail("no life was lost in 900 random steps")
+    for environment in made.values():
+        assert environment.finished() == ([], [], [])
+        np.testing.assert_array_equal(environment._returns, returns)
+        environment.close()
+    raw = np.stack(rewards["none", True])
+    assert raw.max() >= 10 and raw.dtype == np.float32
+    expected = {
+        "none": raw,
+        "unit": np.clip(raw, -1, 1),
+        "auto": np.clip(raw, -1, 1),
+        "soft_asymmetric": 0.3 * np.minimum(np.tanh(raw), 0) + 5.0 * np.maximum(np.tanh(raw), 0),
+    }
+    for (clip, _), seen in rewards.items():
+        np.testing.assert_allclose(np.stack(seen), expected[clip], rtol=1e-6)
+        assert np.stack(seen).dtype == np.float32
+
+
+def test_a_lost_life_ends_an_episode_in_training_and_the_games_score_goes_on():
+    """Breakout, five lives, against EnvPool's own count of them and of the game's points."""
+    ours = environments.make("Breakout-v5", 1, seed=0)
+    theirs = envpool.make("Breakout-v5", env_type="gymnasium", num_envs=1, seed=0, **NATURE, stack_num=1)
+    ours.reset()
+    theirs.reset()
+    rng, lives, points, actions, ends, games = np.random.default_rng(0), 5, 0.0, 0, 0, []
+    first = False
+    for step in range(2000):
+        action = np.array([1 if step % 8 == 0 else rng.integers(4)], np.int32)  # fire: the ball comes back
+        timestep, (_, reward, _, _, info) = ours.step(action), theirs.step(action)
+        assert timestep.first[0] == first
+        points, actions = points + reward[0], actions + (not first)
+        lost = not first and info["lives"][0] < lives
+        assert timestep.last[0] == lost and timestep.discount[0] == 1 - lost
+        ends += lost
+        first, lives = bool(lost), int(info["lives"][0]) or 5
+        if lost and info["lives"][0] == 0:
+            games.append((points, actions))
+            points, actions = 0.0, 0
+            if len(games) == 2:
+                break
+    episodes = ours.finished()
+    ours.close()
+    assert ends == 10 and list(zip(episodes.returns, episodes.lengths, strict=True)) == games
+    assert max(points for points, _ in games) > 0
 
 
 def test_a_game_that_is_over_at_the_time_limit_is_over():
@@ -105,7 +190,7 @@ def test_stacked_single_frames_equal_envpools_own_stack():
     """At the initial reset, within episodes and across the starts of episodes, on Pong, in chunks as a learner has."""
     num_envs, chunk = 2, 50
     single = environments.make("Pong-v5", num_envs, seed=5)
-    options = PUBLISHED | {"stack_num": 4, "reward_clip": True}
+    options = NATURE | {"stack_num": 4, "reward_clip": True}
     stacked = envpool.make("Pong-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
     stack = jax.jit(stack_frames)
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)

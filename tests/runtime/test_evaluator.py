@@ -1,10 +1,13 @@
 """The evaluator: which episodes count, and when it evaluates."""
 
+from typing import NamedTuple
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents.agent import Agent, Version
+from agents.agent import Agent, DiscreteActions, FactoredActions, TimeStep, Version
 from environments.counting import CountingEnvironment, episode_length
 from environments.environment import Episodes
 from runtime import evaluator
@@ -130,3 +133,48 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
 def test_what_was_cut_is_counted(cuts_at, cut):
     played = Episodes([0] * 5, [0.0] * 5, [1, 2, 3, 4, 5])
     assert evaluator.count_cut(played, cuts_at) == cut
+
+
+class Exploring(NamedTuple):
+    """An agent's memory that holds its last action, as R2D2's does."""
+
+    action: jax.Array
+
+
+def exploring_agent(shape: tuple[int, ...]) -> Agent:
+    """Its greedy action is 0 and its sampled one 1; it remembers what it did."""
+
+    def acting(value):
+        def act(params, key, timestep, memory):
+            action = jnp.full((len(timestep.first), *shape), value, jnp.int32)
+            return action, {}, Exploring(action)
+
+        return act
+
+    fields = dict.fromkeys(Agent._fields, None) | {"act": acting(1), "act_greedily": acting(0)}
+    return Agent(**fields | {"acted": lambda memory, action: memory._replace(action=action)})
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("epsilon", [0.0, 0.05, 0.5, 1.0])
+@pytest.mark.parametrize("actions", [DiscreteActions(6), FactoredActions((6, 2))])
+def test_evaluations_are_greedy_or_sampled_and_err_as_often_as_asked(actions, epsilon, sampled):
+    shape = () if isinstance(actions, DiscreteActions) else actions.shape
+    act = jax.jit(evaluator.policy(exploring_agent(shape), actions, sampled, epsilon))
+    count = 40_000
+    timestep = TimeStep(None, None, None, np.zeros(count, bool), None)
+    action, _, memory = act(None, jax.random.key(0), timestep, Exploring(jnp.zeros((count, *shape), jnp.int32)))
+    np.testing.assert_array_equal(memory.action, action)
+    assert action.dtype == jnp.int32
+    usual = int(sampled)
+    sizes = [6] if shape == () else actions.sizes
+    for factor, size in enumerate(sizes):
+        chosen = np.asarray(action) if shape == () else np.asarray(action)[:, factor]
+        often = np.bincount(chosen, minlength=size) / count
+        expected = np.full(size, epsilon / size) + (1 - epsilon) * (np.arange(size) == usual)
+        np.testing.assert_allclose(often, expected, atol=0.01)
+    if shape:  # all of an action is random, or nothing of it
+        erred = (np.asarray(action) != usual).mean(axis=0)
+        both = (np.asarray(action) != usual).all(axis=1).mean()
+        np.testing.assert_allclose(both, epsilon * 5 / 6 / 2, atol=0.01)
+        np.testing.assert_allclose(erred, epsilon * np.array([5 / 6, 1 / 2]), atol=0.01)
