@@ -31,6 +31,7 @@ class Config:
     activation: Literal["tanh", "relu"] = "relu"
     dtype: Literal["float32", "bfloat16"] = "float32"
     dueling: bool = True
+    head_size: int = 512
 
     double: bool = True
     loss: Literal["huber", "squared"] = "squared"

@@ -52,6 +52,7 @@ class Config:
     activation: Literal["tanh", "relu"] = "relu"  # the mlp's
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
     dueling: bool = False  # values and advantages apart
+    head_size: int = 0  # a layer of each stream's own, in the place of a convolutional torso's dense one; 0: none
 
     double: bool = False  # the target's action is the online network's
     loss: Literal["huber", "squared"] = "huber"  # huber: the error is clipped to [-1, 1]
@@ -85,7 +86,7 @@ class Config:
             counts=("frame_stack", "n_step", "batch_size", "replay_size", "min_replay_size", "target_period"),
             positive=("learning_rate", "optimizer_epsilon"),
             not_negative=(
-                *("max_gradient_norm", "epsilon_steps", "samples_per_insert"),
+                *("head_size", "max_gradient_norm", "epsilon_steps", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "rmsprop_decay", "epsilon_initial", "epsilon_final", "importance_exponent"),
@@ -148,6 +149,7 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
         dueling=config.dueling,
+        head_size=config.head_size,
         dtype=jnp.dtype(config.dtype),
     )
 

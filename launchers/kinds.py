@@ -20,7 +20,7 @@ class Kind(NamedTuple):
 
 
 @functools.cache
-def spec_of(env: str, env_kwargs: str, atari_protocol: str = "nature") -> EnvironmentSpec:
+def spec_of(env: str, env_kwargs: str, atari_protocol: str) -> EnvironmentSpec:
     """What one of the environments called `env` looks like; made once in a process to be looked at.
 
     Args:
@@ -38,7 +38,7 @@ def spec_of(env: str, env_kwargs: str, atari_protocol: str = "nature") -> Enviro
 
 def kind_of(env: str, env_kwargs: str) -> Kind:
     """Raises as `spec_of` does."""
-    spec = spec_of(env, env_kwargs)
+    spec = spec_of(env, env_kwargs, "nature")  # of another it is the same kind
     actions = spec.actions
     return Kind(
         environments.suite(tasks.names(env)[0]),

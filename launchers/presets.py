@@ -159,6 +159,7 @@ SMALL_DQN = SMALL | {
     "replay_size": 300_000,  # all of it: what led here is not forgotten
     "min_replay_size": 1_000,
 }
+SMALL_APEX = {"loss": "huber", "learning_rate": 2.5e-4, "head_size": 0}
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
@@ -199,7 +200,8 @@ MEMORY_R2D2 = SMALL_R2D2 | {
     "replay_size": 20_000,
     "min_replay_size": 500,
 }
-DUELING = {"learning_rate": 6.25e-5, "max_gradient_norm": 10.0 / 32}  # of the mean; the paper's code clips the sum
+# The norm is the mean's; the paper's code clips the sum's, at 10.
+DUELING = {"learning_rate": 6.25e-5, "max_gradient_norm": 10.0 / 32, "head_size": 512}
 # A quarter of DQN's steps, all of whose terms the paper's code scales: the epsilon inside the root by a sixteenth.
 PRIORITIZED = {"learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2}
 SMALL_Q = {
@@ -509,10 +511,10 @@ PRESETS: dict[str, list[Preset]] = {
     "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),
     "apex_dqn": [
-        Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber"}),
+        Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber", "head_size": 0}),
         Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),
         *of_frames(FRAMES_DQN_RUN | {"num_actors": 4}, FRAMES_DQN),
-        Preset(any_kind, DQN_RUN | {"num_actors": 2}, SMALL_DQN | {"loss": "huber", "learning_rate": 2.5e-4}),
+        Preset(any_kind, DQN_RUN | {"num_actors": 2}, SMALL_DQN | SMALL_APEX),
     ],
     "r2d2": [
         Preset("MiniGrid-Memory*", DQN_RUN | {"max_env_steps": 640_000, "envs_per_actor": 32}, MEMORY_R2D2),

@@ -19,8 +19,10 @@ def unsuitable(agent: str, needed: str, spec: EnvironmentSpec) -> ValueError:
     actions = spec.actions
     if isinstance(actions, FactoredActions):
         have = "factored; use a2c, impala, ppo or trpo"
+    elif isinstance(actions, DiscreteActions):
+        have = "discrete; use dqn, r2d2, a2c, impala, ppo or trpo"
     else:
-        have = "discrete" if isinstance(actions, DiscreteActions) else "continuous"
+        have = "continuous; use ddpg, d4pg, a2c, impala, ppo or trpo"
     return ValueError(f"{agent} needs {needed} actions; this environment's are {have}")
 
 

@@ -110,6 +110,8 @@ class QNetwork(nn.Module):
 
     Dueling: Q = V + A - mean of A over actions (Wang et al. 2016, https://arxiv.org/abs/1511.06581, eq. 9). The two
     streams part at the torso's or LSTM's output, each with a dense layer of `head_size` before its last (0: without).
+    That layer takes the place of a convolutional torso's own, unless an LSTM is between: so the streams part at the
+    convolutions, as in figure 1 there, and a plain network with `head_size` is one of the same size.
     """
 
     torso: str
@@ -141,7 +143,10 @@ class QNetwork(nn.Module):
           float32 [T, B, A], the new state.
         """
         rows, batch = observation.shape[:2]
-        torso: Any = make_torso(self.torso, self.hidden_sizes, self.activation, self.dtype)
+        convolutions_only = bool(self.head_size) and not self.lstm_size
+        torso: Any = make_torso(
+            self.torso, self.hidden_sizes, self.activation, self.dtype, convolutions_only=convolutions_only
+        )
         x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
         if not isinstance(inputs, tuple):
             x = jnp.concatenate([x, inputs.astype(x.dtype)], axis=-1)

@@ -109,7 +109,7 @@ class ConvTorso(nn.Module):
     """Strided convolutions and a dense layer: uint8 [N, H, W, S] -> [N, hidden_size]."""
 
     convolutions: Sequence[tuple[int, int, int]]  # (features, size, stride) of each
-    hidden_size: int
+    hidden_size: int  # 0: without the dense layer
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -118,17 +118,19 @@ class ConvTorso(nn.Module):
         for features, size, stride in self.convolutions:
             x = nn.relu(Conv(features, size, stride, dtype=self.dtype)(x))
         x = x.reshape(x.shape[0], -1)
+        if not self.hidden_size:
+            return x
         return nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
 
 
-def ShallowTorso(dtype: Any = jnp.float32) -> ConvTorso:
+def ShallowTorso(dtype: Any = jnp.float32, hidden_size: int = 256) -> ConvTorso:
     """A3C's network and IMPALA's shallow one (Mnih et al. 2016, section 5.1; Espeholt et al. 2018, fig. 3, left)."""
-    return ConvTorso(SHALLOW, 256, dtype)
+    return ConvTorso(SHALLOW, hidden_size, dtype)
 
 
-def NatureTorso(dtype: Any = jnp.float32) -> ConvTorso:
+def NatureTorso(dtype: Any = jnp.float32, hidden_size: int = 512) -> ConvTorso:
     """DQN's network (Mnih et al. 2015, 10.1038/nature14236), three times the shallow one's arithmetic."""
-    return ConvTorso(NATURE, 512, dtype)
+    return ConvTorso(NATURE, hidden_size, dtype)
 
 
 class ResidualTorso(nn.Module):
@@ -138,6 +140,7 @@ class ResidualTorso(nn.Module):
     """
 
     dtype: Any = jnp.float32
+    hidden_size: int = 256  # 0: without the dense layer
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
@@ -150,10 +153,17 @@ class ResidualTorso(nn.Module):
             for _ in range(2):
                 x = x + conv(features, nn.relu(conv(features, nn.relu(x))))
         x = nn.relu(x).reshape(x.shape[0], -1)
-        return nn.relu(nn.Dense(256, dtype=self.dtype)(x))
+        if not self.hidden_size:
+            return x
+        return nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype)(x))
 
 
-def make_torso(name: str, hidden_sizes: Sequence[int], activation: str, dtype: Any) -> nn.Module:
-    """The torso 'mlp' (whose sizes and activation the others do not ask for), 'shallow', 'nature' or 'residual'."""
+def make_torso(
+    name: str, hidden_sizes: Sequence[int], activation: str, dtype: Any, *, convolutions_only: bool = False
+) -> nn.Module:
+    """The torso 'mlp' (whose sizes and activation the others do not ask for), 'shallow', 'nature' or 'residual'; these
+    perhaps without their dense layer."""
+    if name == "mlp":
+        return MLPTorso(hidden_sizes, activation, dtype)
     torsos: dict[str, Any] = {"shallow": ShallowTorso, "nature": NatureTorso, "residual": ResidualTorso}
-    return MLPTorso(hidden_sizes, activation, dtype) if name == "mlp" else torsos[name](dtype)
+    return torsos[name](dtype, **({"hidden_size": 0} if convolutions_only else {}))

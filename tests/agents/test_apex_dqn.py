@@ -126,6 +126,7 @@ def test_update_is_dqns():
     apex = make(n_step=3)
     fields = {"dueling": True, "double": True, "loss": "squared", "replay": "prioritized", "n_step": 3}
     numbers = {"importance_exponent": 0.4, "importance_steps": 0, "max_gradient_norm": 40.0, "batch_size": 512}
+    fields["head_size"] = 512
     paper = {"learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 1.5e-7, "rmsprop_decay": 0.95, "target_period": 2500}
     sizes = {"replay_size": 2_000_000, "samples_per_insert": 0.8}
     epsilons = {"epsilon_initial": 0.4, "epsilon_final": 0.4, "epsilon_steps": 0}

@@ -204,6 +204,25 @@ def test_streams_may_have_a_layer_of_their_own():
     np.testing.assert_allclose(q, value + advantages - advantages.mean(-1, keepdims=True), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("dueling", [False, True])
+@pytest.mark.parametrize(("torso", "convolved"), [("shallow", 3 * 3 * 32), ("nature", 64), ("residual", 5 * 5 * 32)])
+def test_streams_layers_take_the_place_of_the_torsos(torso, convolved, dueling):
+    """Wang et al. 2016, figure 1. With an LSTM between, the torso keeps its own."""
+    observation, first = jnp.ones((1, 2, 36, 36, 4), jnp.uint8), jnp.zeros((1, 2), bool)
+    kernels = {}
+    for lstm_size in (0, 3):
+        network = networks.QNetwork(torso, 5, head_size=7, dueling=dueling, lstm_size=lstm_size)
+        params = jax.eval_shape(network.init, jax.random.key(0), observation, first, network.initial_state(2))
+        shapes = jax.tree_util.tree_flatten_with_path(params["params"])[0]
+        kernels[lstm_size] = {jax.tree_util.keystr(path): leaf.shape for path, leaf in shapes}
+    streams = ["advantage", "value"] if dueling else ["advantage"]
+    for name in streams:
+        assert kernels[0][f"['{name}_hidden']['kernel']"] == (convolved, 7)
+        assert kernels[3][f"['{name}_hidden']['kernel']"] == (3, 7)
+        assert kernels[0][f"['{name}']['kernel']"] == (7, 5 if name == "advantage" else 1)
+    assert not any("Dense" in path for path in kernels[0]) and any("Dense" in path for path in kernels[3])
+
+
 def test_plain_values_are_the_heads():
     network, params, observation, first, state, _ = q_example()
     q, after = network.apply(params, observation, first, state)

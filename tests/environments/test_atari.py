@@ -10,8 +10,8 @@ from agents.agent import DiscreteActions
 from agents.parts.stacking import stack_frames
 
 # Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action for 4 of the game's
-# frames, up to 30 no-ops first; a lost life is an end in training; no action is sticky; half an hour, 27,000 actions, is
-# the longest.
+# frames, up to 30 no-ops first; a lost life is an end in training; no action is sticky; the longest game is half an
+# hour, 27,000 actions.
 NATURE = {
     "img_height": 84,
     "img_width": 84,

@@ -665,14 +665,15 @@ def test_of_several_hosts_the_first_alone_publishes_records_and_saves(fakes, sav
 
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize("done", [0, 150])
-def test_the_evaluator_plays_greedily_for_raw_rewards(name, done, fakes, tmp_path):
+def test_the_evaluator_plays_greedily(name, done, fakes, tmp_path):
     FakeRecorder.last = {"env_steps": float(done)} if done else None
     run = make(name)
     parts, carrier, stop = Parts(run, tmp_path), Carrier(), threading.Event()
     list(roles.evaluate(parts, carrier, stop))
     (call,) = fakes.evaluators
-    assert call.agent is parts.agent and call.act is parts.act_greedily
-    assert parts.act_greedily.act is parts.agent.act_greedily and parts.act_greedily.device is parts.device
+    assert call.agent is parts.agent and call.act is parts.act_in_evaluations
+    assert parts.act_in_evaluations.act is parts.agent.act_greedily
+    assert parts.act_in_evaluations.device is parts.device
     assert parts.agent.act_greedily is not parts.agent.act
     assert call.variables is carrier.of["variables"] and call.variables.calls == ["wait"]
     assert same(call.key, jax.random.key(run.seed_of("evaluator")))
@@ -690,6 +691,27 @@ def test_the_evaluator_plays_greedily_for_raw_rewards(name, done, fakes, tmp_pat
     assert call.stopped()
     assert [(r.logdir, r.role, r.made.closed) for r in fakes.recorders] == [(tmp_path, "evaluator", True)]
     assert [r.container.name for r in fakes.returns] == (["evaluator"] if name == "stacked" else [])
+
+
+@pytest.mark.parametrize("policy", ["greedy", "sampled"])
+@pytest.mark.parametrize("epsilon", [0.0, 0.05])
+def test_evaluations_act_as_the_run_says_and_the_command_may_say_otherwise(
+    policy, epsilon, fakes, tmp_path, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(evaluator, "policy", lambda *given: asked.append(given))
+    run = make("queue", eval_policy=policy, eval_epsilon=epsilon)
+    parts = Parts(run, tmp_path)
+    assert asked == [(parts.agent, parts.spec.actions, policy == "sampled", epsilon)]
+    state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), jax.eval_shape(parts.agent.init, jax.random.key(0)))
+    FakeCheckpointer.saved = {"checkpoints": (state, Version(3, 456))}
+    for said, expected in (
+        ((), (policy == "sampled", epsilon)),
+        (("--eval_policy=sampled", "--eval_epsilon=0.25"), (True, 0.25)),
+        (("--eval_policy=greedy", "--eval_epsilon=0"), (False, 0.0)),
+    ):
+        assert evaluated(monkeypatch, tmp_path, run, capsys, *said)[0] == 0
+        assert asked[-1][2:] == expected
 
 
 @pytest.mark.parametrize(("cap", "longest"), [(27_000, 100), (100, 100), (40, 40)])

@@ -40,7 +40,9 @@ def other_than(name: str) -> object:
     declared = DECLARED[name]
     if declared.choices:
         return next(choice for choice in declared.choices if choice != declared.default)
-    return "else" if declared.kind is str else 7
+    if declared.kind is bool:
+        return not declared.default
+    return "else" if declared.kind is str else min(7, declared.most)
 
 
 @flags.command(settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation)
