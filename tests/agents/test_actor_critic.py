@@ -333,7 +333,9 @@ def test_an_update_is_traced_once():
 
 def test_what_does_not_fit_is_refused():
     bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^actor_critic needs discrete actions; this environment's are continuous; use .*$"):
+    with pytest.raises(
+        ValueError, match=r"^actor_critic needs discrete actions; this environment's are continuous; use "
+    ):
         actor_critic.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
     with pytest.raises(ValueError, match=r"actor_critic has no convolutions .* frames; use impala$"):
         actor_critic.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))

@@ -511,7 +511,7 @@ def test_updates_normalise_every_observation(module):
 def test_discrete_actions_are_refused(module):
     spec = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(4))
     name = module.__name__.split(".")[-1]
-    with pytest.raises(ValueError, match=f"^{name} needs continuous actions; this environment's are discrete; use .*$"):
+    with pytest.raises(ValueError, match=f"^{name} needs continuous actions; this environment's are discrete; use "):
         module.make(module.Config(), spec)
 
 

@@ -462,7 +462,7 @@ def test_table(replay):
 @AGENTS
 def test_what_does_not_fit_is_refused(module):
     name, one = module.__name__.split(".")[-1], np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=f"^{name} needs discrete actions; this environment's are continuous; use .*$"):
+    with pytest.raises(ValueError, match=f"^{name} needs discrete actions; this environment's are continuous; use "):
         module.make(module.Config(), dataclasses.replace(SPEC, actions=BoundedActions(-one, one)))
     with pytest.raises(ValueError, match=r"torso=nature needs frames .* use torso=mlp"):
         module.make(module.Config(frame_stack=1), SPEC)

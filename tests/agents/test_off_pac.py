@@ -304,7 +304,7 @@ def test_table():
 
 def test_what_does_not_fit_is_refused():
     bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^off_pac needs discrete actions; this environment's are continuous; use .*$"):
+    with pytest.raises(ValueError, match=r"^off_pac needs discrete actions; this environment's are continuous; use "):
         off_pac.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
     with pytest.raises(ValueError, match=r"hold 0 bounds each; this environment's observations are \(2,\)$"):
         off_pac.make(Config(), SPEC)

@@ -390,7 +390,9 @@ def test_an_update_is_traced_once():
 
 def test_what_does_not_fit_is_refused():
     bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^q_learning needs discrete actions; this environment's are continuous; use .*$"):
+    with pytest.raises(
+        ValueError, match=r"^q_learning needs discrete actions; this environment's are continuous; use "
+    ):
         q_learning.make(
             q_learning.Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds))
         )

@@ -377,7 +377,7 @@ def test_the_longest_episode_is_the_environments_or_told():
 
 def test_what_does_not_fit_is_refused():
     bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^reinforce needs discrete actions; this environment's are continuous; use .*$"):
+    with pytest.raises(ValueError, match=r"^reinforce needs discrete actions; this environment's are continuous; use "):
         reinforce.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
     with pytest.raises(ValueError, match=r"reinforce has no convolutions .* frames; use impala$"):
         reinforce.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
