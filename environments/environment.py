@@ -16,7 +16,7 @@ MOST_LETTERS = 300  # of what an error says
 
 
 def _soft_asymmetric(reward: np.ndarray) -> np.ndarray:
-    """Losses count less than gains (Espeholt et al. 2018, https://arxiv.org/abs/1802.01561, figure D.1)."""
+    """Losses count less than gains: DMLab's rewards in Espeholt et al. 2018, https://arxiv.org/abs/1802.01561."""
     squeezed = np.tanh(reward)
     return np.float32(0.3) * np.minimum(squeezed, 0) + np.float32(5.0) * np.maximum(squeezed, 0)
 

@@ -74,8 +74,10 @@ class Run(settings.Settings):
     def _check_synchronous(self, agent: Agent) -> None:
         """Raises UsageError if actors cannot wait for the update on what they wrote."""
         if not isinstance(agent.table.items, Blocks) or self.travels == "gradients":
-            why = "gradients travel" if self.travels == "gradients" else f"{self.agent}'s experience does not in blocks"
-            raise UsageError(f"--synchronous is for agents that learn once from blocks of their actors' rows: {why}")
+            why = "here gradients travel" if self.travels == "gradients" else f"{self.agent} does not"
+            raise UsageError(
+                f"--synchronous is for agents that learn from blocks of their actors' rows, as a2c, ppo, trpo do: {why}"
+            )
         if self.num_actors * self.envs_per_actor != agent.batch_size:
             raise UsageError(
                 f"--synchronous: all actors' environments make one batch, so --num_actors={self.num_actors} times "

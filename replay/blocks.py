@@ -85,7 +85,7 @@ class BlockBuilder:
 
     def _open(self, row: Row) -> None:
         """Arrays of its own for each block: the last one's may be on their way."""
-        self._columns = [np.zeros(leaf.shape, leaf.dtype) for leaf in self._steps.leaves]
+        self._columns = [np.empty(leaf.shape, leaf.dtype) for leaf in self._steps.leaves]
         self._row, self._opening = 0, row
         self._fill(row.step)
 
@@ -101,6 +101,8 @@ class BlockBuilder:
             self._open(row)
         else:
             assert row.answer is not None
+            for column in self._columns:
+                column[-1] = 0
             steps.observation[-1], steps.first[-1] = row.answer.observation, row.answer.first
             self._columns = []
         return Block(steps, opening.memory, np.int64(opening.version.learner_steps))

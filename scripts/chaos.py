@@ -159,7 +159,7 @@ class Run:
         starting = self.rows("learner") <= self.rows_before
         self.wait_for_rows(["learner", *writing], self.patience, self.start_up if starting else 0.0)
         self.check_checkpoints()
-        return f"{number.name} of {' and '.join(victims)}"
+        return f"{number.name} of {' and '.join(victims) or 'nobody: the run is done'}"
 
     def end(self, number: signal.Signals | None) -> None:
         """Has the launcher end by a signal, or waits for its own end; then looks at what it leaves."""
