@@ -121,7 +121,11 @@ MISTAKES = {
         ["--agent=ppo", "--logdir", "--episodes"],
     ),
     "replays in step": ("train", ["--agent=dqn", "--synchronous"], ["--synchronous is for", "dqn does not"]),
-    "episodes in step": ("train", ["--agent=reinforce", "--synchronous"], ["--synchronous is for", "reinforce does not"]),
+    "episodes in step": (
+        "train",
+        ["--agent=reinforce", "--synchronous"],
+        ["--synchronous is for", "reinforce does not"],
+    ),
     "gradients in step": ("train", ["--agent=a3c", "--synchronous"], ["--synchronous is for", "gradients travel"]),
     "half a batch in step": (
         "train",
