@@ -211,7 +211,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         _, values, _ = f.heads(state.params, seen, steps.first, lstm)
         live, rewards = steps.live, steps.reward[:-1]
         if config.normalize_rewards:
-            rewards /= jnp.sqrt(state.returns.variance + 1e-8)
+            rewards = jnp.clip(rewards / jnp.sqrt(state.returns.variance + 1e-8), -normalizer.LIMIT, normalizer.LIMIT)
         advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
         rows = Rows(
             jax.tree.map(lambda x: x[:-1], seen),

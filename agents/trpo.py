@@ -234,6 +234,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return policy.to_environment(policy.mode(outputs)), {}, memory
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        # Conjugate gradients multiply rounding: an accelerator's shorter products would lead them astray.
+        with jax.default_matmul_precision("float32"):
+            return precise_update(state, key, sample)
+
+    def precise_update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         steps, hypers = sample.steps, state.hypers
         all_seen, _ = f.see(scaled(state.normalizer, steps.observation), steps.first, sample.memory)
         old_outputs, values, _ = f.heads(state.params, all_seen, steps.first, ())

@@ -253,6 +253,24 @@ def test_returns_are_summed_as_they_come_and_scale_rewards_from_the_next_update_
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got.params, expected.params)
 
 
+def test_rewards_far_beyond_the_deviation_are_clipped():
+    gamma, options = 0.9, PLAIN | {"epochs": 1, "minibatches": 1}
+    agent = ppo.make(ppo.Config(**options, normalize_rewards=True, discount=gamma), DISCRETE)
+    plain = ppo.make(ppo.Config(**options, discount=gamma), DISCRETE)
+    state = agent.init(jax.random.key(0))
+    sample = played(agent, state, 4)
+    reward = np.array(sample.steps.reward)
+    reward[1, 0], reward[3, 2] = 30.0, -50.0
+    state = state._replace(returns=state.returns._replace(variance=jnp.float32(4.0)))
+    got, _ = jax.jit(agent.update)(
+        state, jax.random.key(0), sample._replace(steps=sample.steps._replace(reward=reward))
+    )
+    by_hand = sample._replace(steps=sample.steps._replace(reward=np.clip(reward / 2.0, -10.0, 10.0)))
+    assert by_hand.steps.reward.max() == 10 and by_hand.steps.reward.min() == -10
+    expected, _ = jax.jit(plain.update)(state._replace(returns=()), jax.random.key(0), by_hand)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got.params, expected.params)
+
+
 def test_observations_are_seen_as_actors_saw_them_and_statistics_follow():
     options = PLAIN | {"epochs": 1, "minibatches": 1, "normalize_observations": True}
     agent = ppo.make(ppo.Config(**options), DISCRETE)

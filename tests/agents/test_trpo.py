@@ -413,6 +413,42 @@ def test_rows_whose_action_was_thrown_away_teach_nothing():
     np.testing.assert_array_equal(of(), of(observation=7.0))  # it terminated: not even its value counts
 
 
+def products(jaxpr) -> list:
+    """The precision of each product in a jaxpr, and in those within it."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+            found.append(equation.params["precision"])
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                found += products(getattr(inner, "jaxpr", inner))
+    return found
+
+
+@pytest.mark.parametrize("torso", ["mlp", "shallow"])
+def test_all_products_of_an_update_are_of_float32(torso):
+    """An accelerator's default is less, which conjugate gradients do not forgive."""
+    shape, dtype, stack = ((D,), np.float32, 1) if torso == "mlp" else ((20, 20), np.uint8, 2)
+    spec = EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A))
+    agent = trpo.make(config(torso=torso, frame_stack=stack, hidden_sizes=(5,)), spec)
+    state = jax.eval_shape(agent.init, jax.random.key(0))
+    rows = lambda *of: jax.ShapeDtypeStruct((7, 4, *of), np.float32)
+    step = Step(
+        jax.ShapeDtypeStruct((7, 4, *shape), dtype),
+        jax.ShapeDtypeStruct((7, 4), np.int32),
+        rows(),
+        rows(),
+        jax.ShapeDtypeStruct((7, 4), bool),
+        {"log_prob": rows()},
+    )
+    sample = Sample(step, jax.eval_shape(lambda: agent.memory(4, None)))
+    found = products(jax.make_jaxpr(agent.update)(state, jax.random.key(0), sample).jaxpr)
+    highest = jax.lax.Precision.HIGHEST
+    assert len(found) > 10 and set(found) == {(highest, highest)}
+
+
 def test_a_batch_of_dead_rows_alone_teaches_nothing():
     agent = trpo.make(config(unroll_length=1, batch_size=2), DISCRETE)
     state = agent.init(jax.random.key(0))
