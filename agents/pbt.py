@@ -83,10 +83,10 @@ def t_test(key: jax.Array, returns: chex.Array) -> chex.Array:
     score = scores(returns)
     other = _opponents(key, len(score))
     count = jnp.sum(~jnp.isnan(returns), axis=1)
-    # Of the mean: the sample's variance over its size.
-    variance = jnp.nanvar(returns, axis=1) / jnp.maximum(count - 1, 1)
-    total = variance + variance[other]
-    degrees = total**2 / ((variance**2 + variance[other] ** 2) / jnp.maximum(count.min() - 1, 1) + 1e-30)
+    free = jnp.maximum(count - 1, 1)
+    variance = jnp.nanvar(returns, axis=1) / free  # of the mean: the sample's over its size
+    total, square = variance + variance[other], variance**2 / free
+    degrees = total**2 / (square + square[other] + 1e-30)
     t = (score[other] - score) / jnp.sqrt(total + 1e-30)
     # P(T > t) of Student's distribution, t > 0, by the regularised incomplete beta function.
     p = 0.5 * jax.scipy.special.betainc(0.5 * degrees, 0.5, degrees / (degrees + t**2))
