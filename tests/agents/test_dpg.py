@@ -420,7 +420,7 @@ def test_tables():
     assert (table.max_size, table.min_size, table.samples_per_insert) == (500, 20, 4.0)
     agent = dpg.make(config(form="sarsa", unroll_length=5, batch_size=3, queue_batches=2), SPEC)
     table = agent.table
-    assert (table.items, table.kind, table.max_size) == (Blocks(5), "queue", 6)
+    assert (table.items, table.kind, table.max_size) == (Blocks(5, next_action=True), "queue", 6)
     assert agent.batch_size == 3
 
 
@@ -448,7 +448,7 @@ def test_bad_configs_are_refused(options, field):
     [
         (
             dataclasses.replace(SPEC, actions=DiscreteActions(2)),
-            "dpg needs continuous actions; this environment's are discrete",
+            "dpg needs continuous actions; this environment's are discrete; use .*",
         ),
         (
             dataclasses.replace(SPEC, actions=BoundedActions(-np.full(1, np.inf), np.full(1, np.inf))),

@@ -26,7 +26,7 @@ from agents.parts.networks import QNetwork
 A = 3
 SPEC = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A))
 FRAMES = EnvironmentSpec((20, 24), np.dtype(np.uint8), DiscreteActions(A))
-SMALL = {"torso": "mlp", "frame_stack": 1, "hidden_sizes": (7,), "min_replay_size": 10}
+SMALL = {"torso": "mlp", "frame_stack": 1, "hidden_sizes": (7,), "head_size": 0, "min_replay_size": 10}
 AGENTS = pytest.mark.parametrize("module", [dqn, apex_dqn], ids=lambda m: m.__name__.split(".")[-1])
 ADAM_B1 = 0.9
 

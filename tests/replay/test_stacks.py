@@ -8,7 +8,7 @@ import pytest
 
 import environments
 from agents.agent import Sample, Stacks, Step, TableSpec, Transition, Version
-from environments.envpool import ATARI
+from environments.envpool import NATURE
 from replay import server
 from replay.channels import way
 from replay.client import connect
@@ -130,10 +130,10 @@ def test_actors_pull_after_so_many_items(serve):
 
 def test_stacks_of_atari_equal_envpools_own(serve):
     """From the first reset, within episodes and across the start of others, through the table. Breakout, for its random
-    episodes are short."""
+    games are short; a lost life, after which EnvPool's stack would go on and ours begins anew, is no end here."""
     num_envs, stack = 2, 4
-    ours = environments.make("Breakout-v5", num_envs, seed=5)
-    options = ATARI | {"stack_num": stack, "reward_clip": True}
+    ours = environments.make("Breakout-v5", num_envs, seed=5, evaluation=True)
+    options = NATURE | {"stack_num": stack, "reward_clip": True, "episodic_life": False}
     theirs = envpool.make("Breakout-v5", env_type="gymnasium", num_envs=num_envs, seed=5, **options)
     written = Written(serve, Stacks(2, 1.0, stack), (84, 84))
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
