@@ -1,0 +1,59 @@
+"""The commands that harass and watch real runs, in short."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from scripts import chaos, soak
+from tests.launchers import command_line
+
+
+@pytest.mark.timeout(600)
+def test_a_run_takes_faults_and_leaves_nothing(tmp_path):
+    """Two faults, then the launcher's end; a machine that is busy is given time."""
+    pytest.importorskip("reverb")
+    command = [sys.executable, "scripts/chaos.py", "--kills=2", "--runs=queue", "--stop_seconds=1", "--patience=120"]
+    done = subprocess.run(
+        [*command, f"--logdir={tmp_path}"],
+        cwd=command_line.ROOT,
+        env=command_line.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=550,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 faults, 0 failures" in done.stdout and "queue 2/2: " in done.stdout
+    assert not list(chaos.processes_of(tmp_path / "queue"))
+
+
+def test_what_a_process_holds_is_seen():
+    megabytes, threads, descriptors = soak.holds(os.getpid())
+    ballast = np.ones(2**25)  # 256 MB
+    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(7)]
+    stop = threading.Event()
+    waiting = [threading.Thread(target=stop.wait) for _ in range(3)]
+    for each in waiting:
+        each.start()
+    more = soak.holds(os.getpid())
+    stop.set()
+    for descriptor in files:
+        os.close(descriptor)
+    for each in waiting:
+        each.join()
+    assert 200 < more[0] - megabytes < 300 and ballast.size
+    assert (more[1] - threads, more[2] - descriptors) == (3, 7)
+
+
+def test_levels_and_growth_are_those_of_a_line_after_the_start():
+    rows = [(float(m), "queue learner_0", 100.0 if m < 10 else 400.0 + m / 2, 20, 30) for m in range(61)]
+    rows += [(30.0, "queue actor_0", 50.0, 4, 5)]  # seen once: it grows by nothing
+    actor, learner = soak.summarize(rows, first=10.0)
+    assert actor == (
+        "queue actor_0: 50.0 mb (+0.0 in an hour), 4.0 threads (+0.0 in an hour), 5.0 descriptors (+0.0 in an hour)"
+    )
+    assert learner.startswith("queue learner_0: 417.5 mb (+30.0 in an hour), 20.0 threads (")
+    assert abs(soak.growth(np.arange(10.0), np.full(10, 3.0))[1]) < 1e-9
