@@ -70,11 +70,11 @@ def test_sticky_actions_are_late_sometimes_and_differ_by_the_seed_alone():
     np.testing.assert_array_equal(always, nothing)
 
 
-@pytest.mark.parametrize("most", [1, 5, 30])
+@pytest.mark.parametrize("most", [1, 30])
 def test_no_ops_are_counted(most):
     """Each is a frame of the emulator's, whose memory is another after each."""
     memories = set()
-    for seed in range(12):
+    for seed in range(6):
         environment = environments.make("Pong-v5", 1, seed=seed, keywords={"noop_max": most})
         environment._pool._reset(environment._indices)
         memories.add(environment._receive()[1]["info:ram"].tobytes())
