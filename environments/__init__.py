@@ -1,6 +1,7 @@
 """Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,9 +67,7 @@ def make(
 
 
 def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment:
-    def make_inner(name: str, num_envs: int, seed: int) -> Environment:
-        return _make(name, num_envs, seed, options)
-
+    make_inner = functools.partial(_make, options=options)
     # Imported here: a run loads the one backend that it uses.
     if "," in name:
         return tasks.Tasks(tasks.names(name), num_envs, seed, make_inner)

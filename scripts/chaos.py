@@ -43,6 +43,7 @@ class Chaos:
     )
 
 
+ENDLESS = "--max_env_steps=1000000000"
 PER_LAUNCH = 6  # faults from one start of the launcher to its end: it allows a process ten restarts
 RUNS = {
     "queue": ["--agent=impala", "--env=CartPole-v1", "--num_actors=2", "--actors_per_process=1"],
@@ -192,6 +193,12 @@ def _send(process: int, number: signal.Signals) -> None:
         os.kill(process, number)
 
 
+def folder_for_runs(logdir: pathlib.Path | None, name: str) -> pathlib.Path:
+    """Where the runs of the command `name` are kept, which then may be started."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
+    return pathlib.Path(logdir or tempfile.mkdtemp(prefix=f"shoal_{name}_")).absolute()
+
+
 def named(runs: str) -> list[str]:
     """The names of RUNS in a flag.
 
@@ -233,10 +240,8 @@ def harass(run: Run, kills: int, finish: bool, stop_seconds: float, rng: random.
 def chaos() -> int:
     asked = flags.FLAGS
     names = named(asked.runs)
-    arguments = [f"--seed={asked.seed}", *([] if asked.finish else ["--max_env_steps=1000000000"])]
-    folder = pathlib.Path(asked.logdir or tempfile.mkdtemp(prefix="shoal_chaos_")).absolute()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
-    failures = []
+    arguments = [f"--seed={asked.seed}", *([] if asked.finish else [ENDLESS])]
+    folder, failures = folder_for_runs(asked.logdir, "chaos"), []
     for index, name in enumerate(names):
         run = Run(name, folder / name, arguments, asked.patience)
         share = len(range(index, asked.kills, len(names)))

@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import pathlib
 import signal
-import tempfile
 import time
 from collections import defaultdict
 
@@ -20,7 +19,7 @@ import rich.progress
 
 from launchers import flags
 from launchers.settings import setting
-from scripts.chaos import Run, named
+from scripts.chaos import ENDLESS, Run, folder_for_runs, named
 
 PERIOD_SECONDS = 15.0
 WARM_UP = 1 / 6  # of the time
@@ -72,9 +71,7 @@ def summarize(rows: list[tuple[float, str, float, int, int]], first: float) -> l
 @flags.command(Soak)
 def soak() -> int:
     asked = flags.FLAGS
-    folder = pathlib.Path(asked.logdir or tempfile.mkdtemp(prefix="shoal_soak_")).absolute()
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    arguments = [f"--seed={asked.seed}", "--max_env_steps=1000000000"]
+    folder, arguments = folder_for_runs(asked.logdir, "soak"), [f"--seed={asked.seed}", ENDLESS]
     runs = [Run(name, folder / name, arguments, patience=60.0) for name in named(asked.runs)]
     rows: list[tuple[float, str, float, int, int]] = []
     for run in runs:
