@@ -1,9 +1,7 @@
 """The commands that harass and watch real runs, in short."""
 
-import os
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
@@ -30,22 +28,36 @@ def test_a_run_takes_faults_and_leaves_nothing(tmp_path):
     assert not list(chaos.processes_of(tmp_path / "queue"))
 
 
+HOLDING = """
+import os, sys, threading
+files, stop, ballast = [], threading.Event(), b""
+for line in sys.stdin:
+    if line == "more\\n":
+        ballast = bytearray(os.urandom(2**20) * 256)
+        files = [os.open(os.devnull, os.O_RDONLY) for _ in range(7)]
+        for _ in range(3):
+            threading.Thread(target=stop.wait, daemon=True).start()
+    print("ready", flush=True)
+"""
+
+
 def test_what_a_process_holds_is_seen():
-    megabytes, threads, descriptors = soak.holds(os.getpid())
-    ballast = np.ones(2**25)  # 256 MB
-    files = [os.open(os.devnull, os.O_RDONLY) for _ in range(7)]
-    stop = threading.Event()
-    waiting = [threading.Thread(target=stop.wait) for _ in range(3)]
-    for each in waiting:
-        each.start()
-    more = soak.holds(os.getpid())
-    stop.set()
-    for descriptor in files:
-        os.close(descriptor)
-    for each in waiting:
-        each.join()
-    assert 200 < more[0] - megabytes < 300 and ballast.size
-    assert (more[1] - threads, more[2] - descriptors) == (3, 7)
+    """In a process of its own: in this one, threads of other tests come and go."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+
+        def held(command: str) -> tuple[float, int, int]:
+            process.stdin.write(command + "\n")
+            process.stdin.flush()
+            assert process.stdout.readline() == "ready\n"
+            return soak.holds(process.pid)
+
+        few, more = held("few"), held("more")
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+    assert 200 < more[0] - few[0] < 300
+    assert (more[1] - few[1], more[2] - few[2]) == (3, 7)
 
 
 def test_levels_and_growth_are_those_of_a_line_after_the_start():
