@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policy_network import Memory, functions
@@ -42,6 +43,7 @@ class Config:
     batch_size: int = 16  # environments in one update
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
     lambda_: float = 1.0  # of GAE; 1: n-step returns
     normalize_advantages: bool = False  # to mean 0 and variance 1 over the batch
     baseline_cost: float = 0.5
@@ -52,7 +54,7 @@ class Config:
     epsilon: float = 0.1  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.99  # alpha
     max_gradient_norm: float = 40.0  # of the gradient summed over time
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -79,8 +81,17 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     params: Any  # theta and theta_v
     opt_state: optax.OptState
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+
+
+class Gradient(NamedTuple):
+    """What `apply` takes of a sample."""
+
+    params: Any
+    returns: Any  # the sample's statistics, or ()
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
@@ -96,23 +107,26 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
+        hypers = initial_hypers(Hypers, config)
+        returns = reward_scale.init(config)
+        return State(params, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
         raw = policy.sample(key, outputs)
-        return policy.to_environment(raw), policy.keep(raw), memory
+        return policy.to_environment(raw), f.keep(raw, memory), memory
 
     def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         outputs, memory = f.outputs(params, timestep, memory)
         return policy.to_environment(policy.mode(outputs)), {}, memory
 
-    def loss(params, hypers: Hypers, sample: Sample):
-        steps = sample.steps
+    def loss(params, state: State, sample: Sample):
+        steps, hypers = sample.steps, state.hypers
         outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
         pi, actions, V, live = outputs[:-1], policy.kept(steps)[:-1], values[:-1], steps.live
-        rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
+        rewards = config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1])
+        discounts = hypers.discount * steps.discount[:-1]
         advantages = jax.lax.stop_gradient(gae(values, rewards, discounts, live, hypers.lambda_))
         R = advantages + jax.lax.stop_gradient(V)
         if config.normalize_advantages:
@@ -134,16 +148,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         # The paper's worker sums over time; workers, here environments, are averaged.
         return total * config.unroll_length, metrics
 
-    def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Any, Feedback]:
+    def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Gradient, Feedback]:
         del key
-        g, metrics = jax.grad(loss, has_aux=True)(state.params, state.hypers, sample)
+        g, metrics = jax.grad(loss, has_aux=True)(state.params, state, sample)
         metrics |= {"gradient_norm": optax.tree.norm(pmean(g)), "learning_rate": learning_rate_of(config, state)}
-        return g, Feedback(metrics)
+        return Gradient(g, reward_scale.seen(config, sample.steps)), Feedback(metrics)
 
-    def apply(state: State, gradient: Any) -> State:
+    def apply(state: State, gradient: Gradient) -> State:
         eta = learning_rate_of(config, state)
-        params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, eta)
-        return State(params, opt_state, state.hypers, state.step + 1)
+        params, opt_state = descend(optimizer, gradient.params, state.opt_state, state.params, eta)
+        returns = normalizer.join(state.returns, gradient.returns)
+        return state._replace(params=params, opt_state=opt_state, returns=returns, step=state.step + 1)
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         g, feedback = pmean(gradient(state, key, sample))

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 AXIS = "devices"
 
 Params = Any  # a pytree of arrays: what actors pull
-State = Any  # an agent's own NamedTuple: params, optimiser state, hypers, step count
+# An agent's own NamedTuple: params, optimiser state, hypers, step count. The learner sets its `env_steps`, if it has
+# them, before each update, for what changes as a run goes on.
+State = Any
 Memory = Any  # a pytree of [B, ...] arrays carried from one action to the next
 Extras = dict[str, Any]  # name -> [B, ...]: what the update needs from acting
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policy_network import Memory, functions
@@ -39,6 +40,7 @@ class Config:
     batch_size: int = 32  # B, sequences in one update
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
     rho_bar: float = 1.0
     c_bar: float = 1.0
     lambda_: float = 1.0
@@ -50,7 +52,7 @@ class Config:
     epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -79,8 +81,10 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     params: Any
     opt_state: optax.OptState
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
 
 
 class VTrace(NamedTuple):
@@ -141,27 +145,29 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
-        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
+        hypers = initial_hypers(Hypers, config)
+        returns = reward_scale.init(config)
+        return State(params, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
         raw = policy.sample(key, outputs)
-        return policy.to_environment(raw), {"outputs": outputs} | policy.keep(raw), memory
+        return policy.to_environment(raw), {"outputs": outputs} | f.keep(raw, memory), memory
 
     def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         outputs, memory = f.outputs(params, timestep, memory)
         return policy.to_environment(policy.mode(outputs)), {}, memory
 
-    def loss(params, hypers: Hypers, sample: Sample):
-        steps = sample.steps
+    def loss(params, state: State, sample: Sample):
+        steps, hypers = sample.steps, state.hypers
         outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
         pi, mu, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
         live, log_pi = steps.live, policy.log_prob(pi, actions)
 
         v = vtrace(
             jax.lax.stop_gradient(values),
-            config.reward_scale * steps.reward[:-1],
+            config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1]),
             hypers.discount * steps.discount[:-1],
             jax.lax.stop_gradient(log_pi) - policy.log_prob(mu, actions),
             live,
@@ -188,11 +194,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state.hypers, sample))
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state, sample))
         learning_rate = learning_rate_of(config, state)
         params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
-        return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, sample.steps))
+        return state._replace(params=params, opt_state=opt_state, returns=returns, step=state.step + 1), Feedback(
+            metrics
+        )
 
     return Agent(
         init=init,

@@ -41,6 +41,7 @@ from agents.agent import (
     queue_table,
 )
 from agents.impala import vtrace
+from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance
 from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
 from agents.parts.networks import LSTM, ActorCritic, LSTMState
@@ -77,6 +78,7 @@ class Config:
     batch_size: int = 32  # B, sequences in one update
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
     lambda_: float = 1.0  # V-trace's
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
@@ -84,7 +86,7 @@ class Config:
     learning_rate: float = 5e-4  # Adam's
     epsilon: float = 1e-5  # Adam's, outside the root
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -125,8 +127,10 @@ class Params(NamedTuple):
 class State(NamedTuple):
     params: Any
     opt_state: optax.OptState
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
 
 
 class Memory(NamedTuple):
@@ -135,6 +139,7 @@ class Memory(NamedTuple):
     frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
     lstm: tuple[LSTMState, ...]  # of each LSTM
     task: chex.Array | None  # int32 [B], of the environment; None unless the curriculum is of tasks
+    discounted_return: Any  # float32 [B], of the episode so far; () where rewards are not normalised
 
 
 class Agents(nn.Module):
@@ -233,13 +238,16 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def memory(num_envs: int, ranks: Any) -> Memory:
         task = jnp.arange(num_envs, dtype=jnp.int32) % spec.num_tasks if config.curriculum == "tasks" else None
-        return Memory(f.memory(num_envs, ranks).frames, network.initial_states(num_envs), task)
+        alone = f.memory(num_envs, ranks)
+        return Memory(alone.frames, network.initial_states(num_envs), task, alone.discounted_return)
 
     def init(key: jax.Array) -> State:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
         seen, _ = f.see(jnp.zeros((1, 1, *spec.observation_shape), spec.observation_dtype), first, batch)
         params = network.init(key, seen, first, batch.lstm, batch.task)
-        return State(params, optimizer.init(params), initial_hypers(Hypers, config), jnp.int32(0))
+        hypers = initial_hypers(Hypers, config)
+        returns = reward_scale.init(config)
+        return State(params, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
     def unroll(params, observation, first, memory: Memory):
         """-> each agent's outputs [T, B, P], values [K, T, B], Memory after the rows."""
@@ -247,7 +255,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         outputs, values, lstm = network.apply(params, seen, first, memory.lstm, memory.task)
         if config.transfer == "shared_head":  # pi_1's own outputs are never used
             outputs = (log_prob_of_few(small, target, outputs[1]), outputs[1])
-        return outputs, values, Memory(frames, lstm, memory.task)
+        return outputs, values, memory._replace(frames=frames, lstm=lstm)
 
     def log_prob(w: chex.Array, outputs: Any, raw: Any) -> chex.Array:
         return mixture_log_prob(w, jnp.stack([p.log_prob(o, raw) for p, o in zip(policies, outputs)]))
@@ -255,6 +263,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def forward(params: Params, timestep: TimeStep, memory: Memory):
         """-> w, each agent's outputs [B, P], the next Memory."""
         outputs, _, memory = unroll(params.network, timestep.observation[None], timestep.first[None], memory)
+        memory = memory._replace(discounted_return=reward_scale.follow(config, memory.discounted_return, timestep))
         return weights(params.alpha, K), [o[0] for o in outputs], memory
 
     def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
@@ -264,7 +273,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         who = jax.random.categorical(who_key, jnp.log(w), shape=timestep.first.shape)
         choices = jnp.stack([p.sample(key, o) for p, o in zip(policies, outputs)])
         raw = choices[who, jnp.arange(len(who))]
-        return target.to_environment(raw), {"log_mu": log_prob(w, outputs, raw)} | target.keep(raw), memory
+        return target.to_environment(raw), {"log_mu": log_prob(w, outputs, raw)} | f.keep(raw, memory), memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
@@ -277,8 +286,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             raw = jnp.stack([p.mode(o) for p, o in zip(policies, outputs)])[jnp.argmax(w)]
         return target.to_environment(raw), {}, memory
 
-    def loss(params, hypers: Hypers, sample: Sample):
-        steps, w = sample.steps, weights(hypers.alpha, K)[:, None, None]
+    def loss(params, state: State, sample: Sample):
+        steps, hypers = sample.steps, state.hypers
+        w = weights(hypers.alpha, K)[:, None, None]
         outputs, values, _ = unroll(params, steps.observation, steps.first, sample.memory)
         values = jnp.sum(w * values, axis=0)  # V_mm
         pi = [o[:-1] for o in outputs]
@@ -286,7 +296,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         v = vtrace(
             jax.lax.stop_gradient(values),
-            config.reward_scale * steps.reward[:-1],
+            config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1]),
             hypers.discount * steps.discount[:-1],
             jax.lax.stop_gradient(log_pi) - steps.extras["log_mu"][:-1],
             live,
@@ -325,11 +335,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state.hypers, sample))
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(state.params, state, sample))
         learning_rate = learning_rate_of(config, state)
         params, opt_state = descend(optimizer, gradient, state.opt_state, state.params, learning_rate)
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
-        return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, sample.steps))
+        return state._replace(params=params, opt_state=opt_state, returns=returns, step=state.step + 1), Feedback(
+            metrics
+        )
 
     return Agent(
         init=init,

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
-from agents.parts import normalizer
+from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
-from agents.parts.policy_network import Memory as NetworkMemory
-from agents.parts.policy_network import functions
+from agents.parts.policy_network import Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Config:
     learning_rate: float = 2.5e-4
     adam_epsilon: float = 1e-5
     max_gradient_norm: float = 0.5
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many rows of experience; 0: constant
+    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -75,13 +74,6 @@ class Config:
         if rows % self.minibatches:
             what = "environments (with an LSTM)" if self.lstm_size else "rows"
             raise ValueError(f"config.minibatches={self.minibatches} does not divide a batch of {rows} {what}")
-
-
-class Memory(NamedTuple):
-    """What acting carries from step to step."""
-
-    network: NetworkMemory
-    discounted_return: Any  # float32 [B], of the episode so far; () where rewards are not normalised
 
 
 class Hypers(NamedTuple):
@@ -102,6 +94,7 @@ class State(NamedTuple):
     returns: Any  # likewise
     hypers: Hypers
     step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
 
 
 class Params(NamedTuple):
@@ -147,33 +140,27 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             params=params,
             opt_state=optimizer.init(params),
             observations=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
-            returns=normalizer.init(()) if config.normalize_rewards else (),
+            returns=reward_scale.init(config),
             hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
+            env_steps=jnp.float32(0),
         )
-
-    def memory(num_envs: int, ranks: Any) -> Memory:
-        return Memory(f.memory(num_envs, ranks), jnp.zeros(num_envs) if config.normalize_rewards else ())
 
     def scaled(params: Params | State, observation: Any) -> Any:
         return normalizer.apply(params.observations, observation) if config.normalize_observations else observation
 
     def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         seen = timestep._replace(observation=scaled(params, timestep.observation))
-        outputs, network = f.outputs(params.params, seen, memory.network)
+        outputs, memory = f.outputs(params.params, seen, memory)
         raw = policy.sample(key, outputs)
-        extras = policy.keep(raw) | {"log_prob": policy.log_prob(outputs, raw)}
-        discounted_return = memory.discounted_return
-        if config.normalize_rewards:
-            discounted_return = jnp.where(timestep.first, 0.0, config.discount * discounted_return + timestep.reward)
-            extras["discounted_return"] = discounted_return
-        return policy.to_environment(raw), extras, Memory(network, discounted_return)
+        extras = f.keep(raw, memory) | {"log_prob": policy.log_prob(outputs, raw)}
+        return policy.to_environment(raw), extras, memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         seen = timestep._replace(observation=scaled(params, timestep.observation))
-        outputs, network = f.outputs(params.params, seen, memory.network)
-        return policy.to_environment(policy.mode(outputs)), {}, memory._replace(network=network)
+        outputs, memory = f.outputs(params.params, seen, memory)
+        return policy.to_environment(policy.mode(outputs)), {}, memory
 
     def loss(params, hypers: Hypers, rows: Rows, lstm):
         """Of one minibatch; means are over transitions."""
@@ -206,12 +193,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
         """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
         steps, hypers = sample.steps, state.hypers
-        seen, _ = f.see(scaled(state, steps.observation), steps.first, sample.memory.network)
-        lstm = sample.memory.network.lstm
+        seen, _ = f.see(scaled(state, steps.observation), steps.first, sample.memory)
+        lstm = sample.memory.lstm
         _, values, _ = f.heads(state.params, seen, steps.first, lstm)
-        live, rewards = steps.live, steps.reward[:-1]
-        if config.normalize_rewards:
-            rewards = jnp.clip(rewards / jnp.sqrt(state.returns.variance + 1e-8), -normalizer.LIMIT, normalizer.LIMIT)
+        live, rewards = steps.live, reward_scale.scaled(state.returns, steps.reward[:-1])
         advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
         rows = Rows(
             jax.tree.map(lambda x: x[:-1], seen),
@@ -259,18 +244,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         # From the next update on: this one's ratios are to what the old statistics showed the actors.
         observation = sample.steps.observation[:-1].reshape(-1, *spec.observation_shape)
-        observations, returns = normalizer.update(state.observations, observation), state.returns
-        if config.normalize_rewards:
-            returns = normalizer.update(returns, sample.steps.extras["discounted_return"][:-1].reshape(-1))
-        state = State(params, opt_state, observations, returns, state.hypers, state.step + 1)
-        return state, Feedback(metrics)
+        observations = normalizer.update(state.observations, observation)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, sample.steps))
+        state = state._replace(params=params, opt_state=opt_state, observations=observations, returns=returns)
+        return state._replace(step=state.step + 1), Feedback(metrics)
 
     # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
     rows = 1 if config.lstm_size else config.unroll_length
     return Agent(
         init=init,
         policy=lambda state: Params(state.params, state.observations),
-        memory=memory,
+        memory=f.memory,
         act=act,
         act_greedily=act_greedily,
         update=update,

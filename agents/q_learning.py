@@ -56,7 +56,7 @@ class Config:
     optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 0.0  # 0: not clipped
-    decay_env_steps: int = 0  # alpha falls linearly to 0 over so many rows of experience; 0: constant
+    decay_env_steps: int = 0  # alpha falls linearly to 0 over so many environment steps; 0: constant
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
     epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
@@ -92,6 +92,7 @@ class State(NamedTuple):
     opt_state: optax.OptState
     hypers: Hypers
     step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
 
 
 class Policy(NamedTuple):
@@ -207,7 +208,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         if finals:
             hypers = hypers._replace(epsilon_final=jnp.asarray(finals, jnp.float32))
         targets = jax.tree.map(jnp.copy, params) if target_period else ()
-        return State(params, targets, optimizer.init(params), hypers, jnp.int32(0))
+        return State(params, targets, optimizer.init(params), hypers, jnp.int32(0), jnp.float32(0))
 
     def epsilon(state: State) -> chex.Array:
         return linear_epsilon(
@@ -265,7 +266,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         step, targets = state.step + 1, state.target_params
         if target_period:
             targets = new_every(target_period, step, params, targets)
-        return State(params, targets, opt_state, state.hypers, step)
+        return state._replace(params=params, target_params=targets, opt_state=opt_state, step=step)
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         value, feedback = gradient(state, key, sample)

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
-from agents.parts import normalizer
+from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import gae
 from agents.parts.optimization import descend, initial_hypers
 from agents.parts.policies import Policy
@@ -40,6 +40,7 @@ class Config:
     sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
     squash: bool = False  # tanh takes it into the bounds, which else clip it
     normalize_observations: bool = False  # to mean 0 and variance 1, by running statistics
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
 
     unroll_length: int = 128  # T
     batch_size: int = 16  # environments in one update
@@ -96,6 +97,7 @@ class State(NamedTuple):
     params: Any  # theta, and the value's
     opt_state: optax.OptState  # the value's Adam
     normalizer: Any  # Normalizer, or () where observations are not normalised
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
 
@@ -211,6 +213,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             params=params,
             opt_state=optimizer.init(params),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
+            returns=reward_scale.init(config),
             hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
@@ -225,7 +228,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = outputs_of(params, timestep, memory)
         raw = policy.sample(key, outputs)
-        extras = policy.keep(raw) | {"log_prob": policy.log_prob(outputs, raw)}
+        extras = f.keep(raw, memory) | {"log_prob": policy.log_prob(outputs, raw)}
         return policy.to_environment(raw), extras, memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
@@ -249,7 +252,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         def mean(x: Any) -> chex.Array:
             return pmean(jnp.sum(weights * x))
 
-        rewards, discounts = config.reward_scale * steps.reward[:-1], hypers.discount * steps.discount[:-1]
+        rewards = config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1])
+        discounts = hypers.discount * steps.discount[:-1]
         advantages = gae(values, rewards, discounts, live, hypers.lambda_)
         R = V + advantages
         centred = advantages - mean(advantages)
@@ -305,7 +309,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         # From the next update on: within one, theta_old and theta see the same.
         observations = steps.observation[:-1].reshape(-1, *spec.observation_shape)
         statistics = normalizer.update(state.normalizer, observations)
-        return State(params, opt_state, statistics, hypers, state.step + 1), Feedback(metrics)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, steps))
+        return State(params, opt_state, statistics, returns, hypers, state.step + 1), Feedback(metrics)
 
     return Agent(
         init=init,

@@ -260,6 +260,9 @@ def reinforce(**config: Any) -> list[Preset]:
     return [Preset(any_kind, EPISODES_RUN, SMALL_REINFORCE | config)]
 
 
+# Where nobody knows what a task pays.
+ANY_REWARDS = {"normalize_rewards": True}
+
 SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
 GAUSSIAN = {"entropy_cost": 1e-4, "sigma_initial": 0.6}  # of continuous actions
 # Many small updates.
@@ -296,9 +299,9 @@ def a2c() -> list[Preset]:
         *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset("Pendulum-v1", PENDULUM_RUN, CONTINUOUS_A2C | PENDULUM | {"learning_rate": 1e-3}),
         Preset(atari, sighted | SAMPLED, {}),
-        *of_frames(sighted, {}, GAUSSIAN),
+        *of_frames(sighted, ANY_REWARDS, GAUSSIAN),
         Preset(continuous, A2C_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_A2C),
-        Preset(any_kind, A2C_RUN, SMALL_A2C | {"learning_rate": 1e-3}),
+        Preset(any_kind, A2C_RUN, SMALL_A2C | ANY_REWARDS | {"learning_rate": 1e-3}),
     ]
 
 
@@ -414,9 +417,9 @@ def ppo() -> list[Preset]:
             CONTINUOUS_PPO | {"sigma_initial": 1.0, "discount": 0.99, "lambda_": 0.95},
         ),
         Preset(atari, sighted | SAMPLED, {}),
-        *of_frames(sighted, {}, GAUSSIAN),
+        *of_frames(sighted, ANY_REWARDS, GAUSSIAN),
         Preset(continuous, PPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_PPO),
-        Preset(any_kind, PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | {"entropy_cost": 0.01}),
+        Preset(any_kind, PPO_RUN | {"max_env_steps": 300_000}, SMALL_PPO | ANY_REWARDS | {"entropy_cost": 0.01}),
     ]
 
 
@@ -432,9 +435,9 @@ def trpo() -> list[Preset]:
         Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
         Preset("Pendulum-v1", TRPO_RUN | {"max_env_steps": 300_000}, CONTINUOUS_TRPO | {"discount": 0.95}),
         Preset(atari, sighted | SAMPLED, {"torso": "shallow", "frame_stack": 4}),
-        *of_frames(sighted, {}, {"sigma_initial": 0.6}),
+        *of_frames(sighted, ANY_REWARDS, {"sigma_initial": 0.6}),
         Preset(continuous, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO),
-        Preset(any_kind, TRPO_RUN, {}),
+        Preset(any_kind, TRPO_RUN, ANY_REWARDS),
     ]
 
 
@@ -465,7 +468,7 @@ def mix_match() -> list[Preset]:
             SMALL_RUN | {"max_env_steps": 500_000},
             MIX_MATCH | {"curriculum": "tasks", "batch_size": 8, "learning_rate": 1e-3},
         ),
-        *of_frames(VIZDOOM_RUN, sighted, GAUSSIAN),
+        *of_frames(VIZDOOM_RUN, sighted | ANY_REWARDS, GAUSSIAN),
         Preset(several, SMALL_RUN, MIX_MATCH | {"curriculum": "tasks"}),
         Preset(
             minigrid,
@@ -474,7 +477,7 @@ def mix_match() -> list[Preset]:
         ),
         Preset(few_to_many, SMALL_RUN | {"max_env_steps": 1_000_000}, MIX_MATCH | {"reward_scale": 0.1}),
         Preset(continuous, SMALL_RUN, small_architectures | GAUSSIAN),
-        Preset(any_kind, SMALL_RUN, small_architectures),
+        Preset(any_kind, SMALL_RUN, small_architectures | ANY_REWARDS),
     ]
 
 
@@ -601,13 +604,13 @@ PRESETS: dict[str, list[Preset]] = {
         Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
         *vizdoom(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 8}),
         Preset(atari, VIZDOOM_RUN | SAMPLED, SHALLOW_IMPALA | {"batch_size": 4}),
-        *of_frames(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 4}, GAUSSIAN),
+        *of_frames(VIZDOOM_RUN, SHALLOW_IMPALA | ANY_REWARDS | {"batch_size": 4}, GAUSSIAN),
         Preset(
             continuous,
             SMALL_RUN | {"max_env_steps": 1_000_000},
-            SMALL | ADAM | GAUSSIAN | {"learning_rate": 1e-3, "reward_scale": 0.1},
+            SMALL | ADAM | ANY_REWARDS | GAUSSIAN | {"learning_rate": 1e-3},
         ),
-        Preset(any_kind, SMALL_RUN, SMALL | ADAM | {"learning_rate": 1e-3}),
+        Preset(any_kind, SMALL_RUN, SMALL | ADAM | ANY_REWARDS | {"learning_rate": 1e-3}),
     ],
 }
 

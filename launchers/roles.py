@@ -27,11 +27,11 @@ from replay.rows import Batch, Variables
 from replay.synchrony import NextVersion
 from replay.variables import VARIABLES
 from runtime import actor, devices, evaluator, learner, worker
+from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged
 from runtime.metrics import Recorder, return_means, show
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
-CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns: beyond it, a warning
 
 
 class Parts:
@@ -311,7 +311,7 @@ class Learning:
         self._exchange = parts.peers.exchange(carrier, parts.agent, key, version.env_steps)
         if self._exchange:
             self._exchange.start(self._learner)
-        self._warned = False
+        self._advice = Advice(parts.run.max_env_steps)
 
     @property
     def version(self) -> Version:
@@ -385,13 +385,8 @@ class Learning:
                 self._replay.save(self._channel.state(), self.version)
 
     def _record(self, row: dict[str, Any], lags: list[float]) -> None:
-        clipped = row.get("clipped_fraction", 0.0)
-        if clipped > CLIPPED_FRACTION and not self._warned:
-            self._warned = True
-            logging.warning(
-                "%.0f%% of the target returns leave [config.v_min, config.v_max] and are clipped: widen it",
-                100 * clipped,
-            )
+        for line in self._advice(row):
+            logging.warning("%s", line)
         if self._recorder:
             self._recorder.write(row, {"lags": lags} if lags else {})
 

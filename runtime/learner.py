@@ -217,6 +217,8 @@ class Learner:
         self._mesh = mesh = mesh or devices.make_mesh()
         self.state, self.version = mesh.put(state), version
         self._step = mesh.put(np.uint32(version.learner_steps))
+        # Of an agent whose settings change as a run goes on, one for each member of a population.
+        self._env_steps_shape = np.shape(state.env_steps) if hasattr(state, "env_steps") else None
         self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
         self._update = (
             devices.compile_update(mesh, agent, seed, updates_per_dispatch)
@@ -261,6 +263,9 @@ class Learner:
                 host |= {"stale": self._admission.stale, "outliers": self._admission.outliers}
             # Two updates under way keep an accelerator busy; more would only make the next batches older.
             jax.block_until_ready(in_flight[0])
+            if self._env_steps_shape is not None:
+                made = np.full(self._env_steps_shape, self.version.env_steps, np.float32)
+                self.state = self.state._replace(env_steps=self._mesh.put(made))
             self.state, self._step, feedback = self._update(self.state, self._step, batch.sample)
             in_flight.append(feedback.metrics)
             if self._update_priorities is not None:

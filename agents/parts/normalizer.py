@@ -23,26 +23,35 @@ def init(shape: tuple[int, ...]) -> Normalizer:
     return Normalizer(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
 
-def update(normalizer: Any, observations: Any) -> Any:
-    """Adds observations [B, ...] to a Normalizer's statistics, those of every device alike; () stays ().
-
-    Two sets' statistics are joined as in Chan et al. 1979 (eq. 2.1), which does not lose small variances to rounding.
-    """
-    if not isinstance(normalizer, Normalizer):
-        return normalizer
+def of(observations: Any) -> Normalizer:
+    """The statistics of observations [B, ...] alone, of those of every device."""
     x = jnp.asarray(observations, jnp.float32)
     mean = pmean(x.mean(axis=0))
     variance = pmean(jnp.square(x - mean).mean(axis=0))
     # Of all devices, so that a run may go on with another number of them.
-    size = psum(x.shape[0])
-    count = normalizer.count + size
-    new = size / count
-    delta = mean - normalizer.mean
+    return Normalizer(mean, variance, jnp.float32(psum(x.shape[0])))
+
+
+def join(normalizer: Any, other: Any) -> Any:
+    """The statistics of what is behind either; () with () stays ().
+
+    As in Chan et al. 1979 (eq. 2.1), which does not lose small variances to rounding.
+    """
+    if not isinstance(normalizer, Normalizer):
+        return normalizer
+    count = normalizer.count + other.count
+    new = other.count / count
+    delta = other.mean - normalizer.mean
     return Normalizer(
         mean=normalizer.mean + new * delta,
-        variance=(1 - new) * normalizer.variance + new * variance + new * (1 - new) * jnp.square(delta),
+        variance=(1 - new) * normalizer.variance + new * other.variance + new * (1 - new) * jnp.square(delta),
         count=count,
     )
+
+
+def update(normalizer: Any, observations: Any) -> Any:
+    """Adds observations [B, ...] to a Normalizer's statistics, those of every device alike; () stays ()."""
+    return join(normalizer, of(observations)) if isinstance(normalizer, Normalizer) else normalizer
 
 
 def apply(normalizer: Normalizer | tuple[()], observation: Any) -> chex.Array:

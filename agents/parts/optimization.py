@@ -43,16 +43,13 @@ def make_optimizer(
 
 
 def learning_rate_of(config: Any, state: Any) -> chex.Array:
-    """`state.hypers.learning_rate`, or what is left of it after `state.step` updates: it falls linearly to 0 over
-    `config.decay_env_steps` rows of experience, and is constant where those are 0.
-
-    An update takes `config.unroll_length` rows of each of `config.batch_size` environments.
+    """`state.hypers.learning_rate`, or what is left of it after `state.env_steps`: it falls linearly to 0 over
+    `config.decay_env_steps`, and is constant where those are 0.
     """
     initial = state.hypers.learning_rate
     if not config.decay_env_steps:
         return initial
-    rows_per_update = config.unroll_length * config.batch_size
-    return initial * jnp.maximum(0.0, 1.0 - state.step * (rows_per_update / config.decay_env_steps))
+    return initial * jnp.maximum(0.0, 1.0 - state.env_steps / config.decay_env_steps)
 
 
 def descend(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from agents.agent import EnvironmentSpec, TimeStep
-from agents.parts import stacking
+from agents.parts import reward_scale, stacking
 from agents.parts.networks import ActorCritic, LSTMState
 from agents.parts.policies import Policy, make_policy
 from agents.parts.torsos import check_frames
@@ -21,6 +21,7 @@ class Memory(NamedTuple):
 
     frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
     lstm: LSTMState | tuple[()]
+    discounted_return: Any = ()  # float32 [B], of the episode so far, by which rewards are brought to scale
 
 
 class Functions(NamedTuple):
@@ -36,6 +37,7 @@ class Functions(NamedTuple):
     see: Any
     heads: Any
     outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory
+    keep: Any  # (raw actions, the next Memory) -> Extras: what learning needs of acting, whatever the algorithm
 
 
 def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False) -> Functions:
@@ -44,7 +46,7 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
     Args:
       agent: whose name an error gives.
       config: has the fields torso, frame_stack, hidden_sizes, activation, lstm_size and dtype of the network, and
-        sigma, sigma_initial and squash of the policy.
+        sigma, sigma_initial and squash of the policy, and normalize_rewards and discount of `reward_scale`.
       spec: the environment's.
       separate_value: the value has a torso of its own.
 
@@ -71,7 +73,7 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
     def memory(num_envs: int, ranks: Any) -> Memory:
         del ranks
         frames = stacking.no_frames(num_envs, stack, shape, spec.observation_dtype)
-        return Memory(frames, network.initial_state(num_envs))
+        return Memory(frames, network.initial_state(num_envs), reward_scale.start(config, num_envs))
 
     def see(observation, first, memory: Memory):
         return stacking.see(config.torso, observation, first, memory.frames)
@@ -87,10 +89,14 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
     def unroll(params, observation, first, memory: Memory):
         seen, frames = see(observation, first, memory)
         outputs, values, lstm = heads(params, seen, first, memory.lstm)
-        return outputs, values, Memory(frames, lstm)
+        return outputs, values, memory._replace(frames=frames, lstm=lstm)
 
     def outputs(params, timestep: TimeStep, memory: Memory):
         outputs, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
-        return outputs[0], memory
+        discounted_return = reward_scale.follow(config, memory.discounted_return, timestep)
+        return outputs[0], memory._replace(discounted_return=discounted_return)
 
-    return Functions(policy, init, memory, unroll, see, heads, outputs)
+    def keep(raw, memory: Memory):
+        return policy.keep(raw) | reward_scale.keep(memory.discounted_return)
+
+    return Functions(policy, init, memory, unroll, see, heads, outputs, keep)

@@ -93,7 +93,7 @@ def test_normalised_advantages_change_the_policys_gradient_alone():
     config = {"unroll_length": 4, "batch_size": 3, "entropy_cost": 0.0}
     plain, normalised = (a2c.make(linear_config(**config, normalize_advantages=n), DISCRETE) for n in (False, True))
     state, sample = randomised(plain.init(jax.random.key(0))), random_sample(0, 4, 3, DISCRETE, plain.memory(3, None))
-    g, h = (agent.gradient(state, jax.random.key(0), sample)[0]["params"] for agent in (plain, normalised))
+    g, h = (agent.gradient(state, jax.random.key(0), sample)[0].params["params"] for agent in (plain, normalised))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), g["value"], h["value"])
     assert np.abs(g["policy"]["kernel"] - h["policy"]["kernel"]).max() > 0.01
 
@@ -327,7 +327,7 @@ def test_gradients_norm_is_clipped():
     fields = {"rmsprop_decay": 1.0, "epsilon": 1.0, "learning_rate": 1.0, "max_gradient_norm": 0.125}  # descent
     agent = a2c.make(linear_config(**fields), DISCRETE)
     state = agent.init(jax.random.key(0))
-    after = agent.apply(state, jax.tree.map(jnp.ones_like, state.params))
+    after = agent.apply(state, a2c.Gradient(jax.tree.map(jnp.ones_like, state.params), ()))
     moved = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, after.params)
     np.testing.assert_allclose(np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(moved))), 0.125, rtol=1e-4)
 
@@ -339,7 +339,7 @@ def test_learning_rate_falls_linearly_to_zero():
     )
     update, state, rates = jax.jit(agent.update), agent.init(jax.random.key(0)), []
     for i in range(6):
-        before = state
+        before = state = state._replace(env_steps=jnp.float32(i * T * B))
         state, feedback = update(state, jax.random.key(0), random_sample(i, T, B, DISCRETE, agent.memory(B, None)))
         rates.append(float(feedback.metrics["learning_rate"]))
         moved = any((a != b).any() for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params)))

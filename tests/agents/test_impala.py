@@ -280,8 +280,8 @@ def test_learning_rate_falls_linearly_to_zero():
     agent = impala.make(linear_config(unroll_length=T, batch_size=B, decay_env_steps=4 * T * B), vector_spec(3, 2))
     update, state = jax.jit(agent.update), agent.init(jax.random.key(0))
     rates = []
-    for _ in range(6):
-        before = state
+    for i in range(6):
+        before = state = state._replace(env_steps=jnp.float32(i * T * B))
         state, feedback = update(state, jax.random.key(0), small_sample(agent, T, B, 3, 2))
         rates.append(float(feedback.metrics["learning_rate"]) / STEP)
         moved = any((a != b).any() for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(state.params)))

@@ -614,7 +614,8 @@ def test_the_learning_rate_falls_and_steps_are_counted():
     agent, state = make("actions", decay_env_steps=2 * T * B)
     sample, update = play(agent, agent.policy(state), FACTORED), agent.update
     rates = []
-    for _ in range(3):
+    for i in range(3):
+        state = state._replace(env_steps=jnp.float32(i * T * B))
         state, feedback = update(state, jax.random.key(0), sample)
         rates.append(float(feedback.metrics["learning_rate"]))
     np.testing.assert_allclose(rates, [5e-4, 2.5e-4, 0.0], rtol=1e-5)

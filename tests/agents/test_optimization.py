@@ -31,10 +31,10 @@ def test_hypers_are_the_configs_fields_of_their_names():
     assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 and x.shape == () for x in hypers)
 
 
-@pytest.mark.parametrize(("step", "left"), [(0, 1.0), (3, 0.7), (10, 0.0), (11, 0.0)])
-def test_the_learning_rate_falls_to_0_over_the_rows_of_experience(step, left):
-    config = types.SimpleNamespace(unroll_length=5, batch_size=4, decay_env_steps=200)
-    state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), step=jnp.int32(step))
+@pytest.mark.parametrize(("env_steps", "left"), [(0, 1.0), (6e9, 0.7), (2e10, 0.0), (3e10, 0.0)])
+def test_the_learning_rate_falls_to_0_over_the_environment_steps(env_steps, left):
+    config = types.SimpleNamespace(decay_env_steps=2 * 10**10)
+    state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), env_steps=jnp.float32(env_steps))
     np.testing.assert_allclose(learning_rate_of(config, state), 0.5 * left, atol=1e-7)
     config.decay_env_steps = 0
     assert learning_rate_of(config, state) == 0.5

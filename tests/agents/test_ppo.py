@@ -230,47 +230,6 @@ def test_the_least_share_of_a_device_is_whole_minibatches(lstm_size, unroll_leng
             update(multiple - 1)
 
 
-def test_returns_are_summed_as_they_come_and_scale_rewards_from_the_next_update_on():
-    gamma = 0.9
-    config = ppo.Config(**PLAIN | {"epochs": 1, "minibatches": 1}, normalize_rewards=True, discount=gamma)
-    agent = ppo.make(config, DISCRETE)
-    state = agent.init(jax.random.key(0))
-    sample = played(agent, state, 4)
-    steps = sample.steps
-    G = np.zeros(4)
-    for t in range(1, 7):
-        G = np.where(steps.first[t], 0.0, gamma * G + steps.reward[t - 1])
-        np.testing.assert_allclose(steps.extras["discounted_return"][t], G, rtol=1e-5)
-    after, _ = jax.jit(agent.update)(state, jax.random.key(0), sample)
-    np.testing.assert_allclose(after.returns.variance, steps.extras["discounted_return"][:-1].var(), rtol=1e-4)
-    # With the statistics of one update, rewards are divided by their deviation.
-    deviation = np.sqrt(after.returns.variance)
-    plain = ppo.make(ppo.Config(**PLAIN | {"epochs": 1, "minibatches": 1}, discount=gamma), DISCRETE)
-    by_hand = Sample(steps._replace(reward=steps.reward / deviation), sample.memory)
-    start = state._replace(returns=after.returns)
-    got, _ = jax.jit(agent.update)(start, jax.random.key(0), sample)
-    expected, _ = jax.jit(plain.update)(state._replace(returns=()), jax.random.key(0), by_hand)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got.params, expected.params)
-
-
-def test_rewards_far_beyond_the_deviation_are_clipped():
-    gamma, options = 0.9, PLAIN | {"epochs": 1, "minibatches": 1}
-    agent = ppo.make(ppo.Config(**options, normalize_rewards=True, discount=gamma), DISCRETE)
-    plain = ppo.make(ppo.Config(**options, discount=gamma), DISCRETE)
-    state = agent.init(jax.random.key(0))
-    sample = played(agent, state, 4)
-    reward = np.array(sample.steps.reward)
-    reward[1, 0], reward[3, 2] = 30.0, -50.0
-    state = state._replace(returns=state.returns._replace(variance=jnp.float32(4.0)))
-    got, _ = jax.jit(agent.update)(
-        state, jax.random.key(0), sample._replace(steps=sample.steps._replace(reward=reward))
-    )
-    by_hand = sample._replace(steps=sample.steps._replace(reward=np.clip(reward / 2.0, -10.0, 10.0)))
-    assert by_hand.steps.reward.max() == 10 and by_hand.steps.reward.min() == -10
-    expected, _ = jax.jit(plain.update)(state._replace(returns=()), jax.random.key(0), by_hand)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), got.params, expected.params)
-
-
 def test_observations_are_seen_as_actors_saw_them_and_statistics_follow():
     options = PLAIN | {"epochs": 1, "minibatches": 1, "normalize_observations": True}
     agent = ppo.make(ppo.Config(**options), DISCRETE)
@@ -290,6 +249,7 @@ def test_learning_rate_falls_linearly_to_zero():
     agent = ppo.make(ppo.Config(**PLAIN, decay_env_steps=48, learning_rate=0.5), DISCRETE)
     state, rates = agent.init(jax.random.key(0)), []
     for seed in range(3):
+        state = state._replace(env_steps=jnp.float32(24 * seed))
         state, feedback = jax.jit(agent.update)(state, jax.random.key(0), played(agent, state, seed))
         rates.append(float(feedback.metrics["learning_rate"]))
     assert rates == [0.5, 0.25, 0.0]

@@ -120,8 +120,9 @@ def test_alpha_falls_linearly_to_zero():
     agents = [tabular(batch_size=3, unroll_length=2, decay_env_steps=decay) for decay in (0, 24)]
     start = agents[0].init(jax.random.key(0))
     full, _ = jax.jit(agents[0].update)(start, jax.random.key(0), Sample(steps))
-    for step, share in [(0, 1.0), (1, 0.75), (3, 0.25), (4, 0.0), (9, 0.0)]:
-        after, _ = jax.jit(agents[1].update)(start._replace(step=jnp.int32(step)), jax.random.key(0), Sample(steps))
+    for env_steps, share in [(0, 1.0), (6, 0.75), (18, 0.25), (24, 0.0), (54, 0.0)]:
+        now = start._replace(env_steps=jnp.float32(env_steps))
+        after, _ = jax.jit(agents[1].update)(now, jax.random.key(0), Sample(steps))
         np.testing.assert_allclose(after.params, share * np.asarray(full.params), rtol=1e-5, atol=1e-8)
     assert (np.asarray(full.params) != 0).any()
 

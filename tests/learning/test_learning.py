@@ -72,5 +72,5 @@ def test_every_member_of_a_population_learns_catch(tmp_path):
 @pytest.mark.learn
 def test_a_curriculum_of_architectures_learns_catch(tmp_path):
     population = ("--population=4", "--population_mode=vmap", "--tune=alpha:step=0.1:0:1", "--ready_env_steps=2000")
-    arguments = ("--agent=mix_match", "--env=Catch-v0", "--max_env_steps=100000", "--eval_period=20000", *population)
+    arguments = ("--agent=mix_match", "--env=Catch-v0", "--max_env_steps=200000", "--eval_period=100000", *population)
     assert evaluation(tmp_path, *arguments, "--exploit=tournament", "--config.evaluate=target") >= 0.95

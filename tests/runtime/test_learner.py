@@ -62,6 +62,25 @@ class Calls(list):
         return learner.Learner(counting_agent(), state, version, seed, self.publish, **options)
 
 
+@pytest.mark.parametrize("members", [(), (3,)])
+def test_a_state_that_has_environment_steps_is_told_them_before_each_update(members):
+    """Those of the run's version, of each member of a population: a resumed run goes on where it was."""
+
+    class Counting(NamedTuple):
+        env_steps: jax.Array
+
+    def update(state, key, sample):
+        del key, sample
+        return state, Feedback({"seen": state.env_steps.min(), "most": state.env_steps.max()})
+
+    agent = Agent(None, lambda state: state.env_steps, None, None, None, update, (), 1)
+    start = Counting(np.zeros(members, np.float32))
+    the_learner = learner.Learner(agent, start, Version(5, 1000), 0, lambda version, params: None)
+    batches = [batch(0, env_steps=n) for n in (7, 9, 4)]
+    seen = [(float(f.metrics["seen"]), float(f.metrics["most"])) for f, _ in the_learner.run(iter(batches))]
+    assert seen == [(1000.0, 1000.0), (1007.0, 1007.0), (1016.0, 1016.0)]
+
+
 def test_parameters_are_published_before_the_first_update_and_after_each():
     calls = Calls()
     the_learner = calls.learner()
