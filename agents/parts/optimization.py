@@ -49,7 +49,7 @@ def learning_rate_of(config: Any, state: Any) -> chex.Array:
     initial = state.hypers.learning_rate
     if not config.decay_env_steps:
         return initial
-    return initial * jnp.maximum(0.0, 1.0 - state.env_steps / config.decay_env_steps)
+    return initial * jnp.maximum(0.0, 1.0 - state.env_steps / float(config.decay_env_steps))
 
 
 def descend(
