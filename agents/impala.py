@@ -31,6 +31,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
     activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
     lstm_size: int = 0  # 0: feed-forward
+    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
     sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
     sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
@@ -152,16 +153,18 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
         raw = policy.sample(key, outputs)
-        return policy.to_environment(raw), {"outputs": outputs} | f.keep(raw, memory), memory
+        action, extras, memory = f.play(raw, timestep, memory)
+        return action, extras | {"outputs": outputs}, memory
 
     def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         outputs, memory = f.outputs(params, timestep, memory)
-        return policy.to_environment(policy.mode(outputs)), {}, memory
+        action, _, memory = f.play(policy.mode(outputs), timestep, memory)
+        return action, {}, memory
 
     def loss(params, state: State, sample: Sample):
         steps, hypers = sample.steps, state.hypers
-        outputs, values, _ = f.unroll(params, steps.observation, steps.first, sample.memory)
+        outputs, values = f.unroll(params, steps, sample.memory)
         pi, mu, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
         live, log_pi = steps.live, policy.log_prob(pi, actions)
 
@@ -207,6 +210,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         init=init,
         policy=lambda state: state.params,
         memory=f.memory,
+        acted=f.acted,
         act=act,
         act_greedily=act_greedily,
         update=update,

@@ -41,14 +41,13 @@ from agents.agent import (
     queue_table,
 )
 from agents.impala import vtrace
-from agents.parts import normalizer, reward_scale
+from agents.parts import normalizer, reward_scale, stacking
 from agents.parts.advantages import explained_variance
 from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
 from agents.parts.networks import LSTM, ActorCritic, LSTMState
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
-from agents.parts.policies import Policy
-from agents.parts.policy_network import functions
-from agents.parts.torsos import make_torso
+from agents.parts.policies import Policy, make_policy
+from agents.parts.torsos import check_frames, make_torso
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,8 +222,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: a curriculum or a network that does not fit the environment, or an action without bounds.
     """
     check(config, spec)
-    f = functions("mix_match", config, spec)
-    target: Policy = f.policy  # pi_K's family
+    check_frames(config.torso, config.frame_stack, spec.observation_shape)
+    # pi_K's family
+    target = make_policy("mix_match", spec, config.sigma, config.sigma_initial, config.squash)
     policies, kl = (target, target), target.kl
     if config.curriculum == "actions":
         assert isinstance(spec.actions, FactoredActions)
@@ -238,12 +238,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def memory(num_envs: int, ranks: Any) -> Memory:
         task = jnp.arange(num_envs, dtype=jnp.int32) % spec.num_tasks if config.curriculum == "tasks" else None
-        alone = f.memory(num_envs, ranks)
-        return Memory(alone.frames, network.initial_states(num_envs), task, alone.discounted_return)
+        frames = stacking.no_frames(num_envs, config.frame_stack, spec.observation_shape, spec.observation_dtype)
+        return Memory(frames, network.initial_states(num_envs), task, reward_scale.start(config, num_envs))
 
     def init(key: jax.Array) -> State:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
-        seen, _ = f.see(jnp.zeros((1, 1, *spec.observation_shape), spec.observation_dtype), first, batch)
+        observation = jnp.zeros((1, 1, *spec.observation_shape), spec.observation_dtype)
+        seen, _ = stacking.see(config.torso, observation, first, batch.frames)
         params = network.init(key, seen, first, batch.lstm, batch.task)
         hypers = initial_hypers(Hypers, config)
         returns = reward_scale.init(config)
@@ -251,7 +252,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def unroll(params, observation, first, memory: Memory):
         """-> each agent's outputs [T, B, P], values [K, T, B], Memory after the rows."""
-        seen, frames = f.see(observation, first, memory)
+        seen, frames = stacking.see(config.torso, observation, first, memory.frames)
         outputs, values, lstm = network.apply(params, seen, first, memory.lstm, memory.task)
         if config.transfer == "shared_head":  # pi_1's own outputs are never used
             outputs = (log_prob_of_few(small, target, outputs[1]), outputs[1])
@@ -273,7 +274,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         who = jax.random.categorical(who_key, jnp.log(w), shape=timestep.first.shape)
         choices = jnp.stack([p.sample(key, o) for p, o in zip(policies, outputs)])
         raw = choices[who, jnp.arange(len(who))]
-        return target.to_environment(raw), {"log_mu": log_prob(w, outputs, raw)} | f.keep(raw, memory), memory
+        extras = target.keep(raw) | reward_scale.keep(memory.discounted_return)
+        return target.to_environment(raw), extras | {"log_mu": log_prob(w, outputs, raw)}, memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key

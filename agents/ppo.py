@@ -34,6 +34,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
     activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
     lstm_size: int = 0  # 0: feed-forward
+    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
     separate_value: bool = False  # the value has a torso of its own
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
     sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
@@ -153,18 +154,19 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         seen = timestep._replace(observation=scaled(params, timestep.observation))
         outputs, memory = f.outputs(params.params, seen, memory)
         raw = policy.sample(key, outputs)
-        extras = f.keep(raw, memory) | {"log_prob": policy.log_prob(outputs, raw)}
-        return policy.to_environment(raw), extras, memory
+        action, extras, memory = f.play(raw, timestep, memory)
+        return action, extras | {"log_prob": policy.log_prob(outputs, raw)}, memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         seen = timestep._replace(observation=scaled(params, timestep.observation))
         outputs, memory = f.outputs(params.params, seen, memory)
-        return policy.to_environment(policy.mode(outputs)), {}, memory
+        action, _, memory = f.play(policy.mode(outputs), timestep, memory)
+        return action, {}, memory
 
     def loss(params, hypers: Hypers, rows: Rows, lstm):
         """Of one minibatch; means are over transitions."""
-        outputs, values, _ = f.heads(params, rows.seen, rows.first, lstm)
+        outputs, values = f.heads(params, rows.seen, rows.first, lstm)
         weights = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6)
         targets, advantages = rows.advantage + rows.value, rows.advantage
         if config.normalize_advantages:
@@ -193,9 +195,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
         """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
         steps, hypers = sample.steps, state.hypers
-        seen, _ = f.see(scaled(state, steps.observation), steps.first, sample.memory)
+        seen = f.see(steps._replace(observation=scaled(state, steps.observation)), sample.memory)
         lstm = sample.memory.lstm
-        _, values, _ = f.heads(state.params, seen, steps.first, lstm)
+        _, values = f.heads(state.params, seen, steps.first, lstm)
         live, rewards = steps.live, reward_scale.scaled(state.returns, steps.reward[:-1])
         advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
         rows = Rows(
@@ -255,6 +257,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         init=init,
         policy=lambda state: Params(state.params, state.observations),
         memory=f.memory,
+        acted=f.acted,
         act=act,
         act_greedily=act_greedily,
         update=update,

@@ -63,6 +63,7 @@ class Config:
     # What the network is also asked for, and is not to be chosen: the line search's differences need all of float32,
     # and the value has a torso of its own, so that the two parts' steps leave each other alone.
     lstm_size = 0
+    lstm_previous = False
     dtype = "float32"
 
     def __post_init__(self):
@@ -228,13 +229,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = outputs_of(params, timestep, memory)
         raw = policy.sample(key, outputs)
-        extras = f.keep(raw, memory) | {"log_prob": policy.log_prob(outputs, raw)}
-        return policy.to_environment(raw), extras, memory
+        action, extras, memory = f.play(raw, timestep, memory)
+        return action, extras | {"log_prob": policy.log_prob(outputs, raw)}, memory
 
     def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         del key
         outputs, memory = outputs_of(params, timestep, memory)
-        return policy.to_environment(policy.mode(outputs)), {}, memory
+        action, _, memory = f.play(policy.mode(outputs), timestep, memory)
+        return action, {}, memory
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         # Conjugate gradients multiply rounding: an accelerator's shorter products would lead them astray.
@@ -243,9 +245,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def precise_update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         steps, hypers = sample.steps, state.hypers
-        all_seen, _ = f.see(scaled(state.normalizer, steps.observation), steps.first, sample.memory)
-        old_outputs, values, _ = f.heads(state.params, all_seen, steps.first, ())
-        seen, first, old_outputs, V = all_seen[:-1], steps.first[:-1], old_outputs[:-1], values[:-1]
+        observation = scaled(state.normalizer, steps.observation)
+        all_seen = f.see(steps._replace(observation=observation), sample.memory)
+        old_outputs, values = f.heads(state.params, all_seen, steps.first, ())
+        seen = jax.tree.map(lambda x: x[:-1], all_seen)
+        first, old_outputs, V = steps.first[:-1], old_outputs[:-1], values[:-1]
         actions, log_mu, live = policy.kept(steps)[:-1], steps.extras["log_prob"][:-1], steps.live
         weights = live / jnp.maximum(pmean(live.sum()), 1.0)  # so that sums are means over transitions
 
@@ -282,7 +286,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         def value_loss(params: Any, rows: Any) -> chex.Array:
             seen, first, R, live = rows
-            _, V, _ = f.heads(params, seen, first, ())
+            _, V = f.heads(params, seen, first, ())
             return 0.5 * jnp.mean(live * jnp.square(R - V))
 
         def learn(carry: Any, index: Any) -> tuple[Any, Any]:

@@ -81,9 +81,10 @@ class ActorCritic(nn.Module):
 
     @nn.compact
     def __call__(
-        self, observation: chex.Array, first: chex.Array, lstm_state: Any
+        self, observation: chex.Array, first: chex.Array, lstm_state: Any, inputs: Any = ()
     ) -> tuple[chex.Array, chex.Array, Any]:
-        """[T, B, ...], bool [T, B], state -> float32 outputs [T, B, P] and value [T, B], the new state."""
+        """[T, B, ...], bool [T, B], state, more features [T, B, F] for the LSTM or () -> float32 outputs [T, B, P] and
+        value [T, B], the new state."""
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
 
@@ -92,6 +93,8 @@ class ActorCritic(nn.Module):
             return torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
 
         x = seen()
+        if not isinstance(inputs, tuple):
+            x = jnp.concatenate([x, inputs.astype(x.dtype)], axis=-1)
         if self.lstm_size:
             lstm_state, x = LSTM(self.lstm_size, self.dtype)(lstm_state, x, first)
         x = x.astype(jnp.float32)

@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from agents.agent import EnvironmentSpec, TimeStep
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Step, TimeStep
 from agents.parts import reward_scale, stacking
 from agents.parts.networks import ActorCritic, LSTMState
 from agents.parts.policies import Policy, make_policy
@@ -22,6 +22,14 @@ class Memory(NamedTuple):
     frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
     lstm: LSTMState | tuple[()]
     discounted_return: Any = ()  # float32 [B], of the episode so far, by which rewards are brought to scale
+    previous_action: Any = ()  # [B, ...], the last one, for the LSTM
+
+
+class Seen(NamedTuple):
+    """What a network sees of rows, [T, B, ...]."""
+
+    observation: Any
+    previous: Any  # float32 [T, B, F], the last action and reward, for the LSTM; or ()
 
 
 class Functions(NamedTuple):
@@ -30,14 +38,13 @@ class Functions(NamedTuple):
     policy: Policy
     init: Any  # key -> params
     memory: Any  # (num_envs, ranks) -> Memory
-    # (params, observation [T, B, ...], first [T, B], Memory) -> outputs [T, B, P], values [T, B], Memory after them
-    unroll: Any
-    # `unroll` in two: (observation [T, B, ...], first [T, B], Memory) -> what the network sees [T, B, ...], the frames
-    # after the last row; and (params, seen, first, LSTM's state) -> outputs, values, LSTM's state
+    unroll: Any  # (params, Step [T, B, ...], Memory) -> outputs [T, B, P], values [T, B]
+    # `unroll` in two: (Step, Memory) -> Seen; and (params, Seen, first [T, B], LSTM's state) -> outputs, values
     see: Any
     heads: Any
-    outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory
-    keep: Any  # (raw actions, the next Memory) -> Extras: what learning needs of acting, whatever the algorithm
+    outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory but for the action
+    play: Any  # (raw actions, TimeStep, the next Memory) -> actions, Extras that learning needs, the next Memory
+    acted: Any  # `Agent.acted`
 
 
 def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False) -> Functions:
@@ -45,19 +52,21 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
 
     Args:
       agent: whose name an error gives.
-      config: has the fields torso, frame_stack, hidden_sizes, activation, lstm_size and dtype of the network, and
-        sigma, sigma_initial and squash of the policy, and normalize_rewards and discount of `reward_scale`.
+      config: has the fields torso, frame_stack, hidden_sizes, activation, lstm_size, lstm_previous and dtype of the
+        network, sigma, sigma_initial and squash of the policy, and normalize_rewards and discount of `reward_scale`.
       spec: the environment's.
       separate_value: the value has a torso of its own.
 
     Raises:
-      ValueError: a network that does not fit the observation, an action without bounds, or an LSTM where the value has
-        a torso of its own.
+      ValueError: a network that does not fit the observation, an action without bounds, an LSTM where the value has a
+        torso of its own, or something for an LSTM where there is none.
     """
     shape, stack = spec.observation_shape, config.frame_stack
     check_frames(config.torso, stack, shape)
     if separate_value and config.lstm_size:
         raise ValueError("config.separate_value=True is for networks without an LSTM: give config.lstm_size=0")
+    if config.lstm_previous and not config.lstm_size:
+        raise ValueError("config.lstm_previous=True is for networks with an LSTM: give config.lstm_size=256")
     policy = make_policy(agent, spec, config.sigma, config.sigma_initial, config.squash)
     network = ActorCritic(
         torso=config.torso,
@@ -70,33 +79,76 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         separate_value=separate_value,
     )
 
+    def no_action(num_envs: int) -> chex.Array:
+        discrete = not isinstance(spec.actions, BoundedActions)
+        action_shape = () if isinstance(spec.actions, DiscreteActions) else spec.actions.shape
+        return jnp.zeros((num_envs, *action_shape), jnp.int32 if discrete else jnp.float32)
+
     def memory(num_envs: int, ranks: Any) -> Memory:
         del ranks
         frames = stacking.no_frames(num_envs, stack, shape, spec.observation_dtype)
-        return Memory(frames, network.initial_state(num_envs), reward_scale.start(config, num_envs))
+        discounted_return = reward_scale.start(config, num_envs)
+        previous_action = no_action(num_envs) if config.lstm_previous else ()
+        return Memory(frames, network.initial_state(num_envs), discounted_return, previous_action)
 
-    def see(observation, first, memory: Memory):
-        return stacking.see(config.torso, observation, first, memory.frames)
+    def look(observation, first, action, reward, frames) -> tuple[Seen, Any]:
+        """Rows [T, B, ...], of which `action` and `reward` are the last ones before them; and the frames after them."""
+        observation, frames = stacking.see(config.torso, observation, first, frames)
+        if not config.lstm_previous:
+            return Seen(observation, ()), frames
+        previous = jnp.concatenate([features(spec.actions, action), reward[..., None]], axis=-1)
+        return Seen(observation, jnp.where(first[..., None], 0.0, previous)), frames
+
+    def see(steps: Step, memory: Memory) -> Seen:
+        action: Any = ()
+        reward: Any = ()
+        if config.lstm_previous:
+            action = jnp.concatenate([memory.previous_action[None], steps.action[:-1]])
+            reward = jnp.concatenate([steps.extras["previous_reward"][:1], steps.reward[:-1]])
+        return look(steps.observation, steps.first, action, reward, memory.frames)[0]
 
     def init(key: jax.Array) -> Any:
         first, batch = jnp.ones((1, 1), bool), memory(1, None)
-        seen, _ = see(jnp.zeros((1, 1, *shape), spec.observation_dtype), first, batch)
-        return network.init(key, seen, first, batch.lstm)
+        observation = jnp.zeros((1, 1, *shape), spec.observation_dtype)
+        action = batch.previous_action[None] if config.lstm_previous else ()
+        seen, _ = look(observation, first, action, jnp.zeros((1, 1)), batch.frames)
+        return network.init(key, seen.observation, first, batch.lstm, seen.previous)
 
-    def heads(params, seen, first, lstm):
-        return network.apply(params, seen, first, lstm)
+    def forward(params, seen: Seen, first, lstm):
+        return network.apply(params, seen.observation, first, lstm, seen.previous)
 
-    def unroll(params, observation, first, memory: Memory):
-        seen, frames = see(observation, first, memory)
-        outputs, values, lstm = heads(params, seen, first, memory.lstm)
-        return outputs, values, memory._replace(frames=frames, lstm=lstm)
+    def heads(params, seen: Seen, first, lstm):
+        outputs, values, _ = forward(params, seen, first, lstm)
+        return outputs, values
+
+    def unroll(params, steps: Step, memory: Memory):
+        return heads(params, see(steps, memory), steps.first, memory.lstm)
 
     def outputs(params, timestep: TimeStep, memory: Memory):
-        outputs, _, memory = unroll(params, timestep.observation[None], timestep.first[None], memory)
+        first, action = timestep.first[None], memory.previous_action
+        action = action[None] if config.lstm_previous else ()
+        seen, frames = look(timestep.observation[None], first, action, timestep.reward[None], memory.frames)
+        outputs, _, lstm = forward(params, seen, first, memory.lstm)
         discounted_return = reward_scale.follow(config, memory.discounted_return, timestep)
-        return outputs[0], memory._replace(discounted_return=discounted_return)
+        return outputs[0], memory._replace(frames=frames, lstm=lstm, discounted_return=discounted_return)
 
-    def keep(raw, memory: Memory):
-        return policy.keep(raw) | reward_scale.keep(memory.discounted_return)
+    def acted(memory: Memory, action) -> Memory:
+        return memory._replace(previous_action=action)
 
-    return Functions(policy, init, memory, unroll, see, heads, outputs, keep)
+    def play(raw, timestep: TimeStep, memory: Memory):
+        action, extras = policy.to_environment(raw), policy.keep(raw) | reward_scale.keep(memory.discounted_return)
+        if config.lstm_previous:
+            extras, memory = extras | {"previous_reward": timestep.reward}, acted(memory, action)
+        return action, extras, memory
+
+    return Functions(policy, init, memory, unroll, see, heads, outputs, play, acted if config.lstm_previous else None)
+
+
+def features(actions: Any, action: Any) -> chex.Array:
+    """Actions [..., *shape] as a network takes them, float32 [..., F]: choices one-hot, bounds at -1 and 1."""
+    if isinstance(actions, DiscreteActions):
+        return jax.nn.one_hot(action, actions.num_actions)
+    if isinstance(actions, FactoredActions):
+        return jnp.concatenate([jax.nn.one_hot(action[..., i], n) for i, n in enumerate(actions.sizes)], axis=-1)
+    scaled = 2.0 * (action - actions.low) / (actions.high - actions.low) - 1.0
+    return scaled.reshape(*action.shape[: action.ndim - len(actions.shape)], -1)

@@ -101,7 +101,7 @@ def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize, older
 
     network = ppo.functions("ppo", config, DISCRETE)
     steps = sample.steps
-    outputs = lambda params: network.unroll(params, steps.observation, steps.first, sample.memory.network)
+    outputs = lambda params: network.unroll(params, steps, sample.memory)
     values = np.asarray(outputs(state.params)[1])
     live = 1.0 - steps.first[1:]
     advantages = naive_gae(values, steps.reward[:-1], 0.9 * steps.discount[:-1], live, 0.8)
@@ -109,7 +109,7 @@ def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize, older
 
     def objective(params, rows):
         """Eq. 9, with a minus; `rows` are numbers of a [T B] batch."""
-        logits, V, _ = outputs(params)
+        logits, V = outputs(params)
         logp = jax.nn.log_softmax(logits[:-1]).reshape(-1, A)[rows]
         chosen = logp[jnp.arange(len(rows)), steps.action[:-1].reshape(-1)[rows]]
         V, V_old, R, Adv = (jnp.asarray(x).reshape(-1)[rows] for x in (V[:-1], values[:-1], targets, advantages))
