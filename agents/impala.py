@@ -2,9 +2,10 @@
 
 Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
 
-Deviations: the last action and reward are not fed to the LSTM (the paper does so on DMLab); lambda is Remark 2's and is
-1 in the paper's experiments; continuous actions, which the paper has none of, have a Gaussian policy. Rows whose action
-the environment threw away (they close an episode) are no transitions: they neither learn nor let anything across.
+Deviations: the LSTM sees the last action and reward only if it is asked to (the paper's does on DMLab); lambda is
+Remark 2's and is 1 in the paper's experiments; continuous actions, which the paper has none of, have a Gaussian policy.
+Rows whose action the environment threw away (they close an episode) are no transitions: they neither learn nor let
+anything across.
 """
 
 import dataclasses
@@ -43,6 +44,7 @@ class Config:
     reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
     normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
     rho_bar: float = 1.0
+    policy_rho_bar: float = 1.0  # the same of the policy gradient
     c_bar: float = 1.0
     lambda_: float = 1.0
     baseline_cost: float = 0.5
@@ -52,6 +54,8 @@ class Config:
     learning_rate: float = 6e-4
     epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.99
+    rmsprop_momentum: float = 0.0
+    rmsprop_initial: float = 0.0  # of its averages of squares; TensorFlow's, which the paper's code uses, begin at 1
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
     decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
 
@@ -61,10 +65,12 @@ class Config:
         check_ranges(
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
-            positive=("learning_rate", "epsilon", "rho_bar", "c_bar", "max_gradient_norm", "reward_scale")
-            + ("sigma_initial",),
-            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps"),
-            fractions=("discount", "lambda_", "rmsprop_decay"),
+            positive=(
+                *("learning_rate", "epsilon", "rho_bar", "policy_rho_bar", "c_bar", "max_gradient_norm"),
+                *("reward_scale", "sigma_initial"),
+            ),
+            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps", "rmsprop_initial"),
+            fractions=("discount", "lambda_", "rmsprop_decay", "rmsprop_momentum"),
         )
         if self.c_bar > self.rho_bar:
             raise ValueError(f"config.c_bar={self.c_bar} must not exceed config.rho_bar={self.rho_bar} (section 4.1)")
@@ -103,6 +109,7 @@ def vtrace(
     rho_bar: float = 1.0,
     c_bar: float = 1.0,
     lambda_: float = 1.0,
+    policy_rho_bar: float = 1.0,
 ) -> VTrace:
     """V-trace targets (section 4.1, eq. 1 and Remark 1) and policy-gradient advantages (section 4.2).
 
@@ -113,6 +120,7 @@ def vtrace(
       log_ratios: log pi(a_s | x_s) - log mu(a_s | x_s), [T, B].
       live: 1 where row s is a transition, 0 where its action was thrown away, [T, B].
       rho_bar, c_bar, lambda_: truncation levels, and lambda in c_i = lambda min(c_bar, ratio) (Remark 2).
+      policy_rho_bar: the truncation level of the advantages' rho alone.
 
     Returns:
       VTrace; no gradient passes through it. A dead row's target is its own value, its advantage 0.
@@ -129,7 +137,7 @@ def vtrace(
 
     _, corrections = jax.lax.scan(backwards, jnp.zeros_like(values[-1]), (deltas, discounts, cs), reverse=True)
     targets = jnp.concatenate([values[:-1] + corrections, values[-1:]])
-    advantages = rhos * (rewards + discounts * targets[1:] - values[:-1])
+    advantages = jnp.minimum(policy_rho_bar, ratios) * (rewards + discounts * targets[1:] - values[:-1])
     return jax.lax.stop_gradient(VTrace(targets[:-1], advantages, rhos))
 
 
@@ -141,7 +149,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     f = functions("impala", config, spec)
     policy = f.policy
-    optimizer = make_optimizer(config.optimizer, config.epsilon, config.rmsprop_decay, config.max_gradient_norm)
+    optimizer = make_optimizer(
+        config.optimizer,
+        config.epsilon,
+        config.rmsprop_decay,
+        config.max_gradient_norm,
+        momentum=config.rmsprop_momentum,
+        initial=config.rmsprop_initial,
+    )
     steps_per_update = config.unroll_length * config.batch_size
 
     def init(key: jax.Array) -> State:
@@ -177,6 +192,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             config.rho_bar,
             config.c_bar,
             config.lambda_,
+            config.policy_rho_bar,
         )
         policy_loss = -jnp.mean(v.advantages * log_pi)
         entropy = jnp.mean(live * policy.entropy(pi))

@@ -22,6 +22,8 @@ def make_optimizer(
     decay: float = 0.99,
     max_gradient_norm: float = 0.0,
     centred: bool = False,
+    momentum: float = 0.0,
+    initial: float = 0.0,
 ) -> optax.GradientTransformation:
     """What turns a gradient into the direction that `descend` goes in. The learning rate is no part of it.
 
@@ -32,12 +34,16 @@ def make_optimizer(
       decay: how much of RMSProp's running means is left after an update.
       max_gradient_norm: a gradient longer than this is first brought to this length; 0: none is.
       centred: RMSProp divides by a running standard deviation instead.
+      momentum: of RMSProp's directions: how much of their sum so far is left when the next is added.
+      initial: of RMSProp's running means of squares.
     """
     clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    rms = optax.scale_by_stddev if centred else optax.scale_by_rms
+    rmsprop = rms(decay, epsilon, initial_scale=initial)
     directions = {
         "sgd": optax.identity(),
         "adam": optax.scale_by_adam(eps=epsilon),
-        "rmsprop": optax.scale_by_stddev(decay, epsilon) if centred else optax.scale_by_rms(decay, epsilon),
+        "rmsprop": optax.chain(rmsprop, optax.trace(momentum)) if momentum else rmsprop,
     }
     return optax.chain(clip, directions[kind])
 

@@ -46,7 +46,7 @@ def random_rows(seed: int, T: int = 12, B: int = 5, dead: bool = True) -> dict[s
     }
 
 
-def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, lambda_):
+def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, lambda_, policy_rho_bar=1.0):
     """Equation 1 by a double loop, for each sequence. Returns v_s and the advantages of section 4.2.
 
     gamma^{t-s} is the product of the rows' discounts. The sum ends where the episode does: at a dead row.
@@ -54,6 +54,7 @@ def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, l
     V, r, gamma = values, rewards, discounts
     T, B = r.shape
     rho = np.minimum(rho_bar, np.exp(log_ratios))
+    policy_rho = np.minimum(policy_rho_bar, np.exp(log_ratios))
     c = lambda_ * np.minimum(c_bar, np.exp(log_ratios))
     v, advantages = V.copy(), np.zeros((T, B))
     for b in range(B):
@@ -65,7 +66,7 @@ def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, l
                 v[s, b] += np.prod(gamma[s:t, b]) * np.prod(c[s:t, b]) * delta_V
         for s in range(T):
             if live[s, b]:
-                advantages[s, b] = rho[s, b] * (r[s, b] + gamma[s, b] * v[s + 1, b] - V[s, b])
+                advantages[s, b] = policy_rho[s, b] * (r[s, b] + gamma[s, b] * v[s + 1, b] - V[s, b])
     return v[:-1], advantages
 
 
@@ -73,10 +74,11 @@ def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, l
 def test_vtrace_is_the_papers_double_sum(seed):
     rows = random_rows(seed)
     rng = np.random.default_rng(1000 + seed)
-    rho_bar, c_bar = rng.choice([0.5, 1.0, 1.5, 3.0, 1e9], 2)
+    rho_bar, c_bar, policy_rho_bar = rng.choice([0.5, 1.0, 1.5, 3.0, 1e9], 3)
     lambda_ = rng.choice([0.0, 0.5, 0.9, 1.0])
-    got = vtrace(**rows, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
-    targets, advantages = naive_vtrace(**rows, rho_bar=rho_bar, c_bar=c_bar, lambda_=lambda_)
+    levels = {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_, "policy_rho_bar": policy_rho_bar}
+    got = vtrace(**rows, **levels)
+    targets, advantages = naive_vtrace(**rows, **levels)
     scale = np.abs(targets).max()
     np.testing.assert_allclose(got.targets, targets, rtol=1e-4, atol=1e-5 * scale)
     np.testing.assert_allclose(got.advantages, advantages, rtol=1e-4, atol=1e-5 * scale)
@@ -96,10 +98,10 @@ def test_random_rows_hold_every_case():
 def test_vtrace_without_dead_rows_is_rlaxs(seed):
     rows = random_rows(seed, dead=False)
     lambda_ = [0.3, 1.0][seed % 2]
-    got = vtrace(**rows, rho_bar=1.2, lambda_=lambda_)
+    got = vtrace(**rows, rho_bar=1.2, lambda_=lambda_, policy_rho_bar=1.3)
     values, discounts, rhos = rows["values"], rows["discounts"], np.exp(rows["log_ratios"])
     theirs = functools.partial(
-        rlax.vtrace_td_error_and_advantage, lambda_=lambda_, clip_rho_threshold=1.2, clip_pg_rho_threshold=1.2
+        rlax.vtrace_td_error_and_advantage, lambda_=lambda_, clip_rho_threshold=1.2, clip_pg_rho_threshold=1.3
     )
     expected = jax.vmap(theirs, in_axes=1, out_axes=1)(values[:-1], values[1:], rows["rewards"], discounts, rhos)
     np.testing.assert_allclose(got.targets, values[:-1] + expected.errors, rtol=1e-4, atol=1e-5)
@@ -183,11 +185,15 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return np.exp(x) / np.exp(x).sum(-1, keepdims=True)
 
 
-@pytest.mark.parametrize(("rho_bar", "c_bar", "lambda_", "reward_scale"), [(1.0, 1.0, 1.0, 1.0), (1.3, 0.7, 0.9, 0.25)])
-def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_, reward_scale):
+@pytest.mark.parametrize(
+    ("rho_bar", "policy_rho_bar", "c_bar", "lambda_", "reward_scale"),
+    [(1.0, 1.0, 1.0, 1.0, 1.0), (1.3, 0.8, 0.7, 0.9, 0.25)],
+)
+def test_gradient_is_that_of_the_papers_three_terms(rho_bar, policy_rho_bar, c_bar, lambda_, reward_scale):
     """Section 4.2, summed over time and batch: policy gradient, baseline and entropy; targets are constants."""
     T, B, D, A = 6, 3, 4, 3
     options = {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_, "reward_scale": reward_scale}
+    options["policy_rho_bar"] = policy_rho_bar
     agent = impala.make(linear_config(unroll_length=T, batch_size=B, **options), vector_spec(D, A))
     rng = np.random.default_rng(0)
     first = np.zeros((T + 1, B), bool)
@@ -208,7 +214,7 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, c_bar, lambda_, rew
     pi = softmax(x @ heads["policy"]["kernel"] + heads["policy"]["bias"])
     ratio = np.take_along_axis(pi / mu, a[..., None], -1)[..., 0]
     gamma = 0.9 * sample.steps.discount[:-1]
-    v, advantage = naive_vtrace(V, r[:-1], gamma, np.log(ratio[:-1]), live, rho_bar, c_bar, lambda_)
+    v, advantage = naive_vtrace(V, r[:-1], gamma, np.log(ratio[:-1]), live, rho_bar, c_bar, lambda_, policy_rho_bar)
 
     def terms(params):
         """Sums over the live rows: policy, baseline, entropy."""

@@ -75,6 +75,17 @@ def test_optimizers_clip_and_then_scale(norm):
         np.testing.assert_allclose(got, wanted, rtol=1e-6, err_msg=name)
 
 
+def test_rmsprop_begins_where_it_is_told_and_keeps_its_momentum():
+    gradients, decay, epsilon, momentum, initial = [3.0, -1.0, 2.0], 0.9, 0.01, 0.5, 1.0
+    optimizer = make_optimizer("rmsprop", epsilon, decay, momentum=momentum, initial=initial)
+    state, square, direction = optimizer.init(jnp.float32(0)), initial, 0.0
+    for g in gradients:
+        got, state = optimizer.update(jnp.float32(g), state)
+        square = decay * square + (1 - decay) * g**2
+        direction = momentum * direction + g / np.sqrt(square + epsilon)
+        np.testing.assert_allclose(got, direction, rtol=1e-5)
+
+
 def test_targets_are_new_after_every_period():
     new, old = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
     kept = [float(new_every(3, jnp.int32(step), new, old)["a"][0]) for step in range(1, 8)]

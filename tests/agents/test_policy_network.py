@@ -133,5 +133,5 @@ def test_an_lstm_with_the_last_action_learns(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_it_needs_an_lstm(name):
     module = MODULES[name]
-    with pytest.raises(ValueError, match="config.lstm_previous=True is for networks with an LSTM"):
+    with pytest.raises(ValueError, match="lstm_previous=True is for networks with an LSTM"):
         module.make(config_of(module, lstm_size=0), spec_of("discrete"))
