@@ -4,9 +4,10 @@ Schulman et al. 2017, https://arxiv.org/abs/1707.06347; advantages by GAE(lambda
 https://arxiv.org/abs/1506.02438). Sections below are the first paper's.
 
 Deviations, all usual and each a field of the config: advantages are normalised in each minibatch; the gradient's norm
-is clipped; the learning rate falls; observations and rewards may be brought to scale; value errors may be clipped, and
-an update may stop where the policies are too far apart. Actors may be one batch behind; the ratio is to the policy that
-acted. Rows whose action the environment threw away (they close an episode) are no transitions and teach nothing.
+is clipped; the learning rate falls, which the paper's does on Atari; observations and rewards may be brought to scale;
+value errors may be clipped, and an update may stop where the policies are too far apart. Actors may be one batch
+behind; the ratio is to the policy that acted. Rows whose action the environment threw away (they close an episode) are
+no transitions and teach nothing.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, remaining
 from agents.parts.policy_network import Memory, functions
 
 
@@ -46,6 +47,7 @@ class Config:
     epochs: int = 3  # K, passes over a batch in one update
     minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
     clip_epsilon: float = 0.1  # of the ratio
+    decay_clip: bool = True  # it falls with the learning rate
     discount: float = 0.99  # gamma
     lambda_: float = 0.95  # of GAE
     baseline_cost: float = 1.0  # c_1
@@ -220,12 +222,16 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         size = rows.live.shape[1]
         eta = learning_rate_of(config, state)
 
+        hypers = state.hypers
+        if config.decay_clip:
+            hypers = hypers._replace(clip_epsilon=hypers.clip_epsilon * remaining(config, state))
+
         def learn(carry, index):
             """One minibatch: the entries `index` of the batch axis."""
             params, opt_state, stopped = carry
             minibatch = jax.tree.map(lambda x: x[:, index], rows)
             states = jax.tree.map(lambda x: x[index], lstm)
-            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, state.hypers, minibatch, states))
+            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, hypers, minibatch, states))
             if config.max_kl:
                 stopped |= metrics["kl"] > config.max_kl
             after = descend(optimizer, gradient, opt_state, params, eta)

@@ -48,14 +48,17 @@ def make_optimizer(
     return optax.chain(clip, directions[kind])
 
 
-def learning_rate_of(config: Any, state: Any) -> chex.Array:
-    """`state.hypers.learning_rate`, or what is left of it after `state.env_steps`: it falls linearly to 0 over
-    `config.decay_env_steps`, and is constant where those are 0.
-    """
-    initial = state.hypers.learning_rate
+def remaining(config: Any, state: Any) -> chex.Array | float:
+    """The share that is left after `state.env_steps` of what falls linearly to 0 over `config.decay_env_steps`; 1 where
+    those are 0."""
     if not config.decay_env_steps:
-        return initial
-    return initial * jnp.maximum(0.0, 1.0 - state.env_steps / float(config.decay_env_steps))
+        return 1.0
+    return jnp.maximum(0.0, 1.0 - state.env_steps / float(config.decay_env_steps))
+
+
+def learning_rate_of(config: Any, state: Any) -> chex.Array:
+    """What is left of `state.hypers.learning_rate`."""
+    return state.hypers.learning_rate * remaining(config, state)
 
 
 def descend(

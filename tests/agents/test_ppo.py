@@ -255,6 +255,22 @@ def test_learning_rate_falls_linearly_to_zero():
     assert rates == [0.5, 0.25, 0.0]
 
 
+def test_the_clip_falls_with_the_learning_rate_if_it_is_asked_to():
+    def after(env_steps: float = 0, **options):
+        agent = ppo.make(ppo.Config(**PLAIN | {"epochs": 8} | options), DISCRETE)
+        state = agent.init(jax.random.key(0))._replace(env_steps=jnp.float32(env_steps))
+        state, feedback = jax.jit(agent.update)(state, jax.random.key(0), played(agent, state, 0))
+        return jax.tree.leaves(state.params), float(feedback.metrics["clipped"])
+
+    half, clipped = after(24, decay_env_steps=48, learning_rate=0.1, clip_epsilon=0.2)
+    by_hand, clipped_by_hand = after(learning_rate=0.05, clip_epsilon=0.1)
+    other, _ = after(24, decay_env_steps=48, learning_rate=0.1, clip_epsilon=0.2, decay_clip=False)
+    for x, y in zip(half, by_hand, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    assert clipped == pytest.approx(clipped_by_hand) and clipped > 0
+    assert max(np.abs(x - y).max() for x, y in zip(half, other, strict=True)) > 1e-4
+
+
 def test_table():
     agent = ppo.make(ppo.Config(**PLAIN), DISCRETE)
     table = agent.table
