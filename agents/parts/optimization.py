@@ -22,6 +22,7 @@ def make_optimizer(
     decay: float = 0.99,
     max_gradient_norm: float = 0.0,
     centred: bool = False,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """What turns a gradient into the direction that `descend` goes in. The learning rate is no part of it.
 
@@ -32,14 +33,22 @@ def make_optimizer(
       decay: how much of RMSProp's running means is left after an update.
       max_gradient_norm: a gradient longer than this is first brought to this length; 0: none is.
       centred: RMSProp divides by a running standard deviation instead.
+      weight_decay: c in the loss's c / 2 |W|^2 of all weights, not of biases; its gradient is clipped with the loss's.
     """
-    clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    prepare = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    if weight_decay:
+        prepare = optax.chain(optax.add_decayed_weights(weight_decay, of_weights), prepare)
     directions = {
         "sgd": optax.identity(),
         "adam": optax.scale_by_adam(eps=epsilon),
         "rmsprop": optax.scale_by_stddev(decay, epsilon) if centred else optax.scale_by_rms(decay, epsilon),
     }
-    return optax.chain(clip, directions[kind])
+    return optax.chain(prepare, directions[kind])
+
+
+def of_weights(params: Any) -> Any:
+    """True for each array of `params` that is a layer's weights, False for biases and scales, which have one axis."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def learning_rate_of(config: Any, state: Any) -> chex.Array:
