@@ -544,8 +544,8 @@ PRESETS: dict[str, list[Preset]] = {
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL),
-        # As Acme has them. Without `layer_norm` the policy runs into the ends of tanh, and stays there: rewards are small
-        # at first, and what the values' rise does to their slopes along the actions is more than what rewards do.
+        # As Acme has them. Without `layer_norm` CheetahRun's policy runs into the ends of tanh and stays: the first
+        # rewards are small, and slopes along the actions are for long those of values that still rise everywhere.
         Preset(
             dm_control,
             LARGE_RUN,
