@@ -26,6 +26,8 @@ class Config:
     """d4pg.Config's fields, and `noise_spread`; always prioritised."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
+    layer_norm: bool = False
+    action_layer: int = 1
     normalize_observations: bool = False
 
     critic: Literal["categorical", "gaussians"] = "categorical"
@@ -43,6 +45,7 @@ class Config:
     policy_period: int = 1
     target_period: int = 100
     tau: float = 1.0
+    critic_weight_decay: float = 0.0
     max_gradient_norm: float = 40.0
 
     noise: Literal["gaussian", "ou"] = "gaussian"
@@ -53,6 +56,7 @@ class Config:
 
     replay_size: int = 1_000_000
     min_replay_size: int = 1_000
+    random_start: bool = False
     samples_per_insert: float = 256.0
     priority_exponent: float = 0.6
     importance_exponent: float = 0.4

@@ -2,10 +2,10 @@
 
 Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617; the names are those of its algorithm 1 and appendix A.
 
-Deviations: the action enters the critic at its first layer; sizes, exploration and soft targets are settings. The
-distance of a categorical critic is the cross-entropy, which has the Kullback-Leibler divergence's gradient; priorities
-are the divergence itself, for it is 0 where the critic is right. Those of the mixture of Gaussians, whose
-cross-entropy has no zero, are the errors of its mean.
+Deviations: the action enters the critic at its first layer unless `action_layer` says otherwise; sizes, exploration and
+soft targets are settings. The distance of a categorical critic is the cross-entropy, which has the Kullback-Leibler
+divergence's gradient; priorities are the divergence itself, for it is 0 where the critic is right. Those of the mixture
+of Gaussians, whose cross-entropy has no zero, are the errors of its mean.
 """
 
 import dataclasses
@@ -40,15 +40,24 @@ from agents.parts.distributions import (
     gaussians_distance,
     gaussians_mean,
 )
-from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.exploration import (
+    Noise,
+    bounded_actions,
+    from_bounds,
+    per_environment,
+    random_at_first,
+    to_bounds,
+)
 from agents.parts.features import refuse_frames
-from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic, check_action_layer
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
+    layer_norm: bool = False  # the first layer of either normalised, and tanh, as in Acme's networks
+    action_layer: int = 1  # the critic's hidden layer that the action enters; 2 in DDPG's paper
     normalize_observations: bool = False
 
     critic: Literal["categorical", "gaussians"] = "categorical"
@@ -66,6 +75,7 @@ class Config:
     policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
     target_period: int = 100  # t_target: updates between those of the targets
     tau: float = 1.0  # how far these move the targets; with a small one, target_period=1
+    critic_weight_decay: float = 0.0  # c in the loss's c / 2 |W|^2; DDPG's is 1e-2
     max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
 
     noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck
@@ -76,6 +86,7 @@ class Config:
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000  # R
     min_replay_size: int = 1_000  # before the first update
+    random_start: bool = False  # actions are uniformly random before the first update
     samples_per_insert: float = 256.0  # batch_size: an update for each step
     priority_exponent: float = 0.6  # alpha
     importance_exponent: float = 1.0  # beta, at first: weights are (R p_i)^-beta
@@ -87,11 +98,11 @@ class Config:
             self,
             counts=(
                 *("n_step", "batch_size", "replay_size", "min_replay_size", "target_period", "policy_period"),
-                *("num_components", "num_samples"),
+                *("num_components", "num_samples", "action_layer"),
             ),
             positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
             not_negative=(
-                *("max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
+                *("critic_weight_decay", "max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "tau", "importance_exponent"),
@@ -101,6 +112,7 @@ class Config:
         if self.num_atoms < 2:
             raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
         check_replay_sizes(self)
+        check_action_layer(self)
 
 
 class Memory(NamedTuple):
@@ -135,6 +147,7 @@ class Policy(NamedTuple):
     normalizer: Any
     noise_scale: chex.Array  # float32, a scalar or [B]
     max_priority: chex.Array
+    step: chex.Array  # updates so far, int32
 
 
 class Functions(NamedTuple):
@@ -155,8 +168,9 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
     """
     bounds = bounded_actions("d4pg", spec)
     categorical = config.critic == "categorical"
-    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
-    critic = ActionCritic(config.num_atoms if categorical else 3 * config.num_components, config.hidden_sizes)
+    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes, config.layer_norm)
+    num_outputs = config.num_atoms if categorical else 3 * config.num_components
+    critic = ActionCritic(num_outputs, config.hidden_sizes, config.action_layer, config.layer_norm)
     atoms = np.linspace(config.v_min, config.v_max, config.num_atoms, dtype=np.float32)
 
     def mixture(outputs) -> Gaussians:
@@ -200,14 +214,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     bounds = bounded_actions("d4pg", spec)
     f = functions(config, spec)
     noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
-    optimizer = make_optimizer("adam", max_gradient_norm=config.max_gradient_norm)
+    optimizers = PolicyAndCritic(
+        make_optimizer("adam", max_gradient_norm=config.max_gradient_norm),
+        make_optimizer("adam", max_gradient_norm=config.max_gradient_norm, weight_decay=config.critic_weight_decay),
+    )
 
     def init(key: jax.Array) -> State:
         params = f.init(key)
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
-            opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
+            opt_state=PolicyAndCritic(optimizers.policy.init(params.policy), optimizers.critic.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
             hypers=initial_hypers(Hypers, config),
@@ -222,6 +239,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         sample, carried = noise.sample(key, memory.noise, timestep.first)
         action = f.pi(params.params, normalizer.apply(params.normalizer, timestep.observation))
         action += per_environment(params.noise_scale, bounds.shape) * sample
+        if config.random_start:
+            action = random_at_first(params.step, key, action)
         return to_bounds(bounds, action), {}, Memory(carried)
 
     def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
@@ -247,11 +266,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             params.critic, targets, key, transition, weights
         )
         gradient_w = pmean(gradient_w)
+        rate_theta, rate_w = hypers.policy_learning_rate, hypers.critic_learning_rate
 
         def climb(theta, opt_theta):
             loss, gradient = jax.value_and_grad(policy_loss)(theta, params.critic, transition.observation)
             gradient = pmean(gradient)
-            after = descend(optimizer, gradient, opt_theta, theta, hypers.policy_learning_rate)
+            after = descend(optimizers.policy, gradient, opt_theta, theta, rate_theta)
             return *after, loss, optax.tree.norm(gradient)
 
         def rest(theta, opt_theta):
@@ -260,7 +280,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         due = (state.step + 1) % config.policy_period == 0
         climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
         theta, opt_theta, loss_theta, norm_theta = climbed(params.policy, state.opt_state.policy)
-        w, opt_w = descend(optimizer, gradient_w, state.opt_state.critic, params.critic, hypers.critic_learning_rate)
+        w, opt_w = descend(optimizers.critic, gradient_w, state.opt_state.critic, params.critic, rate_w)
         params, opt_state = PolicyAndCritic(theta, w), PolicyAndCritic(opt_theta, opt_w)
 
         step = state.step + 1
@@ -290,7 +310,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     return Agent(
         init=init,
-        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
+        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority, s.step),
         memory=memory,
         act=act,
         act_greedily=act_greedily,

@@ -2,10 +2,10 @@
 
 Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971; the names are those of its algorithm 1.
 
-Deviations: the action enters the critic at its first layer, not its second; no batch normalisation, but optionally
-observations normalised by running statistics; no weight decay; hidden layers start orthogonal; Gaussian noise, with
-which others found no loss, is the default; sizes and rates are today's. Beyond the paper: n-step returns, prioritised
-replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952).
+Deviations: unless asked for, the action enters the critic at its first layer, not its second, and no weight decays; no
+batch normalisation, but optionally observations normalised by running statistics, or layer normalisation; hidden layers
+start orthogonal; Gaussian noise, with which others found no loss, is the default; sizes and rates are today's. Beyond
+the paper: n-step returns, prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952), a random start.
 """
 
 import dataclasses
@@ -31,15 +31,24 @@ from agents.agent import (
     replay_table,
 )
 from agents.parts import normalizer, prioritized
-from agents.parts.exploration import Noise, bounded_actions, from_bounds, per_environment, to_bounds
+from agents.parts.exploration import (
+    Noise,
+    bounded_actions,
+    from_bounds,
+    per_environment,
+    random_at_first,
+    to_bounds,
+)
 from agents.parts.features import refuse_frames
-from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic
+from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic, check_action_layer
 from agents.parts.optimization import descend, initial_hypers, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
+    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic; the paper's are (400, 300)
+    layer_norm: bool = False  # the first layer of either normalised, and tanh, as in Acme's networks
+    action_layer: int = 1  # the critic's hidden layer that the action enters; 2 in the paper
     normalize_observations: bool = False
 
     n_step: int = 1
@@ -49,6 +58,7 @@ class Config:
     critic_learning_rate: float = 1e-3
     policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
     tau: float = 0.005  # how far the targets move at each update
+    critic_weight_decay: float = 0.0  # c in the loss's c / 2 |W|^2; the paper's is 1e-2
     max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
 
     noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck, the paper's
@@ -59,6 +69,7 @@ class Config:
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
     min_replay_size: int = 1_000  # before the first update
+    random_start: bool = False  # actions are uniformly random before the first update; CleanRL's, for 25,000 steps
     samples_per_insert: float = 256.0  # batch_size: an update for each step
     priority_exponent: float = 0.6  # alpha
     importance_exponent: float = 0.4  # beta, at first
@@ -67,15 +78,16 @@ class Config:
     def __post_init__(self):
         check_ranges(
             self,
-            counts=("n_step", "batch_size", "replay_size", "min_replay_size", "policy_period"),
+            counts=("n_step", "batch_size", "replay_size", "min_replay_size", "policy_period", "action_layer"),
             positive=("policy_learning_rate", "critic_learning_rate", "ou_dt"),
             not_negative=(
-                *("max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
+                *("critic_weight_decay", "max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "tau", "importance_exponent"),
         )
         check_replay_sizes(self)
+        check_action_layer(self)
 
 
 class Memory(NamedTuple):
@@ -110,6 +122,7 @@ class Policy(NamedTuple):
     normalizer: Any
     noise_scale: chex.Array  # float32, a scalar or [B]
     max_priority: chex.Array
+    step: chex.Array  # updates so far, int32
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
@@ -120,10 +133,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     refuse_frames("ddpg", spec)
     bounds = bounded_actions("ddpg", spec)
-    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes)
-    critic = ActionCritic(1, config.hidden_sizes)
+    policy = DeterministicPolicy(bounds.shape, config.hidden_sizes, config.layer_norm)
+    critic = ActionCritic(1, config.hidden_sizes, config.action_layer, config.layer_norm)
     noise = Noise(config.noise, bounds.shape, config.ou_theta, config.ou_dt)
-    optimizer = make_optimizer("adam", max_gradient_norm=config.max_gradient_norm)
+    optimizers = PolicyAndCritic(
+        make_optimizer("adam", max_gradient_norm=config.max_gradient_norm),
+        make_optimizer("adam", max_gradient_norm=config.max_gradient_norm, weight_decay=config.critic_weight_decay),
+    )
 
     def mu(params, observation) -> chex.Array:
         """[B, ...] -> actions in [-1, 1], [B, *shape]."""
@@ -145,7 +161,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(
             params=params,
             target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
-            opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
+            opt_state=PolicyAndCritic(optimizers.policy.init(params.policy), optimizers.critic.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
             hypers=initial_hypers(Hypers, config),
@@ -160,6 +176,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         sample, carried = noise.sample(key, memory.noise, timestep.first)
         action = mu(params.params, normalizer.apply(params.normalizer, timestep.observation))
         action += per_environment(params.noise_scale, bounds.shape) * sample
+        if config.random_start:
+            action = random_at_first(params.step, key, action)
         return to_bounds(bounds, action), {}, Memory(carried)
 
     def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
@@ -194,12 +212,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         gradient_Q = pmean(gradient_Q)
         rate_Q, rate_mu = hypers.critic_learning_rate, hypers.policy_learning_rate
-        theta_Q, opt_Q = descend(optimizer, gradient_Q, state.opt_state.critic, params.critic, rate_Q)
+        theta_Q, opt_Q = descend(optimizers.critic, gradient_Q, state.opt_state.critic, params.critic, rate_Q)
 
         def climb(theta_mu, opt_mu):
             loss, gradient = jax.value_and_grad(policy_loss)(theta_mu, theta_Q, transition.observation)
             gradient = pmean(gradient)
-            return *descend(optimizer, gradient, opt_mu, theta_mu, rate_mu), loss, optax.tree.norm(gradient)
+            return *descend(optimizers.policy, gradient, opt_mu, theta_mu, rate_mu), loss, optax.tree.norm(gradient)
 
         def rest(theta_mu, opt_mu):
             # What is logged is of the actions that were taken, whose values are there.
@@ -240,7 +258,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     return Agent(
         init=init,
-        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority),
+        policy=lambda s: Policy(s.params.policy, s.normalizer, s.hypers.noise_scale, s.max_priority, s.step),
         memory=memory,
         act=act,
         act_greedily=act_greedily,

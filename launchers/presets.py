@@ -549,11 +549,21 @@ PRESETS: dict[str, list[Preset]] = {
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL),
-        # The paper's learning rates: with equal ones CheetahRun's policy runs into the ends of tanh, and stays there.
+        # As Acme has them. Without `layer_norm` CheetahRun's policy runs into the ends of tanh and stays: the first
+        # rewards are small, and slopes along the actions are for long those of values that still rise everywhere.
+        Preset(
+            dm_control,
+            LARGE_RUN,
+            LARGE_CONTROL
+            | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3}
+            | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
+        ),
+        # As CleanRL has them, an update for each step.
         Preset(
             any_kind,
             LARGE_RUN,
-            LARGE_CONTROL | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-3, "noise_scale": 0.3},
+            {"policy_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "policy_period": 2}
+            | {"min_replay_size": 25_000, "random_start": True},
         ),
     ],
     "d4pg": [

@@ -77,6 +77,12 @@ class Noise(NamedTuple):
         return x, x
 
 
+def random_at_first(step: chex.Array, key: jax.Array, action: chex.Array) -> chex.Array:
+    """`action` [B, *shape], but before the first update, while `step` is 0, independent uniform numbers of [-1, 1]."""
+    uniform = jax.random.uniform(jax.random.fold_in(key, 1), action.shape, minval=-1.0, maxval=1.0)  # not the noise's
+    return jnp.where(step == 0, uniform, action)
+
+
 def per_environment(x: Any, shape: tuple[int, ...]) -> chex.Array:
     """A scalar or [B] that broadcasts against [B, *shape]."""
     return jnp.reshape(x, (-1, *(1 for _ in shape)))

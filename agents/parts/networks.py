@@ -175,15 +175,27 @@ def init_small(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> chex.Arr
     return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)
 
 
+def check_action_layer(config: Any) -> None:
+    """Raises ValueError unless the critic of `config.hidden_sizes` has a hidden layer `config.action_layer`, which are
+    counted from 1."""
+    layers = max(1, len(config.hidden_sizes))
+    if not 1 <= config.action_layer <= layers:
+        raise ValueError(
+            f"config.action_layer={config.action_layer} must be one of the critic's hidden layers, 1 to {layers} with "
+            f"config.hidden_sizes={config.hidden_sizes}"
+        )
+
+
 class DeterministicPolicy(nn.Module):
     """Dense layers, ReLU, and tanh: [B, ...] -> float32 [B, *action_shape] in [-1, 1]."""
 
     action_shape: Sequence[int]
     hidden_sizes: Sequence[int] = (256, 256)
+    layer_norm: bool = False  # of the first layer, as MLPTorso has it
 
     @nn.compact
     def __call__(self, observation: chex.Array) -> chex.Array:
-        x = MLPTorso(self.hidden_sizes, "relu")(observation)
+        x = MLPTorso(self.hidden_sizes, "relu", layer_norm=self.layer_norm)(observation)
         x = nn.Dense(math.prod(self.action_shape), kernel_init=init_small, bias_init=init_small, name="action")(x)
         return nn.tanh(x).reshape(x.shape[0], *self.action_shape)
 
@@ -193,11 +205,17 @@ class ActionCritic(nn.Module):
 
     num_outputs: int = 1
     hidden_sizes: Sequence[int] = (256, 256)
+    action_layer: int = 1  # the hidden layer that the action enters, beside what it has from the one before
+    layer_norm: bool = False  # of the first layer, as MLPTorso has it
 
     @nn.compact
     def __call__(self, observation: chex.Array, action: chex.Array) -> chex.Array:
-        x = jnp.concatenate([a.reshape(a.shape[0], -1) for a in (observation, action)], axis=-1)
-        x = MLPTorso(self.hidden_sizes, "relu")(x)
+        x, action = (each.reshape(each.shape[0], -1) for each in (observation, action))
+        seen, rest = self.hidden_sizes[: self.action_layer - 1], self.hidden_sizes[self.action_layer - 1 :]
+        if seen:
+            x = MLPTorso(seen, "relu", layer_norm=self.layer_norm)(x)
+        x = jnp.concatenate([x, action], axis=-1)
+        x = MLPTorso(rest, "relu", layer_norm=self.layer_norm and not seen)(x)
         return nn.Dense(self.num_outputs, kernel_init=init_small, bias_init=init_small, name="value")(x)
 
 

@@ -24,6 +24,7 @@ def make_optimizer(
     centred: bool = False,
     momentum: float = 0.0,
     initial: float = 0.0,
+    weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
     """What turns a gradient into the direction that `descend` goes in. The learning rate is no part of it.
 
@@ -36,8 +37,11 @@ def make_optimizer(
       centred: RMSProp divides by a running standard deviation instead.
       momentum: of RMSProp's directions: how much of their sum so far is left when the next is added.
       initial: of RMSProp's running means of squares.
+      weight_decay: c in the loss's c / 2 |W|^2 of all weights, not of biases; its gradient is clipped with the loss's.
     """
-    clip = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    prepare = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
+    if weight_decay:
+        prepare = optax.chain(optax.add_decayed_weights(weight_decay, of_weights), prepare)
     rms = optax.scale_by_stddev if centred else optax.scale_by_rms
     rmsprop = rms(decay, epsilon, initial_scale=initial)
     directions = {
@@ -45,7 +49,12 @@ def make_optimizer(
         "adam": optax.scale_by_adam(eps=epsilon),
         "rmsprop": optax.chain(rmsprop, optax.trace(momentum)) if momentum else rmsprop,
     }
-    return optax.chain(clip, directions[kind])
+    return optax.chain(prepare, directions[kind])
+
+
+def of_weights(params: Any) -> Any:
+    """True for each array of `params` that is a layer's weights, False for biases and scales, which have one axis."""
+    return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
 def remaining(config: Any, state: Any) -> chex.Array | float:

@@ -88,6 +88,9 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
 class MLPTorso(nn.Module):
     """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]].
 
+    With `layer_norm` the first layer's outputs are normalised (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and go
+    through tanh, whatever the activation of the others.
+
     Pixels of frames, [N, H, W, ...] in bytes, are brought to [0, 1], else tanh would see nothing but its ends. A
     vector's bytes are zeros and ones, and stay so.
     """
@@ -95,13 +98,16 @@ class MLPTorso(nn.Module):
     hidden_sizes: Sequence[int] = (64, 64)
     activation: str = "tanh"
     dtype: Any = jnp.float32
+    layer_norm: bool = False
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         scale = 255 if x.dtype == jnp.uint8 and x.ndim > 2 else 1
         x = x.reshape(x.shape[0], -1).astype(self.dtype) / scale
-        for size in self.hidden_sizes:
-            x = ACTIVATIONS[self.activation](nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x))
+        for layer, size in enumerate(self.hidden_sizes):
+            x = nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x)
+            normalised = self.layer_norm and layer == 0
+            x = nn.tanh(nn.LayerNorm(dtype=self.dtype)(x)) if normalised else ACTIVATIONS[self.activation](x)
         return x
 
 

@@ -87,19 +87,30 @@ def dense(layer, x):
     return x @ layer["kernel"] + layer["bias"]
 
 
-def mlp(params, x, head):
-    params = params["params"]
-    for i in range(len(SIZES)):
-        x = np.maximum(0.0, dense(params["MLPTorso_0"][f"Dense_{i}"], x))
-    return dense(params[head], x)
+def np_layers(torso, x):
+    """The hidden layers of one MLPTorso, whose first is normalised if the torso has what that takes."""
+    for i in range(sum(name.startswith("Dense") for name in torso)):
+        x = dense(torso[f"Dense_{i}"], x)
+        if i == 0 and "LayerNorm_0" in torso:
+            x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
+            x = np.tanh(x * torso["LayerNorm_0"]["scale"] + torso["LayerNorm_0"]["bias"])
+        else:
+            x = np.maximum(0.0, x)
+    return x
 
 
 def np_mu(params, s):
-    return np.tanh(mlp(params, s, "action"))
+    params = params["params"]
+    return np.tanh(dense(params["action"], np_layers(params["MLPTorso_0"], s)))
 
 
 def np_Q(params, s, a):
-    return mlp(params, np.concatenate([s, a], axis=-1), "value")
+    """The action enters beside the observation, or where the critic has a second torso, between the two."""
+    params = params["params"]
+    x, torsos = s, [params[name] for name in ("MLPTorso_0", "MLPTorso_1") if name in params]
+    for torso in torsos[:-1]:
+        x = np_layers(torso, x)
+    return dense(params["value"], np_layers(torsos[-1], np.concatenate([x, a], axis=-1)))
 
 
 def scaled(action):
@@ -129,8 +140,14 @@ def finite_differences(function, params, epsilon=1e-6):
     return jax.tree.unflatten(structure, gradients)
 
 
-def test_policy_gradient_is_that_of_finite_differences():
-    agent = make(ddpg)
+NETWORKS = pytest.mark.parametrize(
+    "network", [{}, {"layer_norm": True}, {"action_layer": 2}, {"layer_norm": True, "action_layer": 2}]
+)
+
+
+@NETWORKS
+def test_policy_gradient_is_that_of_finite_differences(network):
+    agent = make(ddpg, **network)
     state = randomized(agent.init(jax.random.key(0)))
     state = state._replace(hypers=state.hypers._replace(critic_learning_rate=jnp.float32(0)))
     sample = random_sample(0)
@@ -166,9 +183,10 @@ def np_weights(likelihood, beta, by_max=True):
     return w / w.max() if by_max else w
 
 
+@NETWORKS
 @pytest.mark.parametrize("replay", ["uniform", "prioritized"])
-def test_critic_gradient_and_priorities_are_the_papers(replay):
-    agent = make(ddpg, replay=replay, importance_exponent=0.4, importance_steps=100)
+def test_critic_gradient_and_priorities_are_the_papers(replay, network):
+    agent = make(ddpg, replay=replay, importance_exponent=0.4, importance_steps=100, **network)
     state = randomized(agent.init(jax.random.key(0)))._replace(step=jnp.int32(50))  # beta is 0.7 there
     sample = random_sample(1)
     new, feedback = jax.jit(agent.update)(state, jax.random.key(1), sample)
@@ -188,6 +206,34 @@ def test_critic_gradient_and_priorities_are_the_papers(replay):
         np.testing.assert_allclose(feedback.priorities, errors, rtol=1e-4, atol=1e-5)
     else:
         assert feedback.priorities == ()
+
+
+@LEARNERS
+@pytest.mark.parametrize(("action_layer", "layer_norm"), [(1, False), (2, False), (1, True), (2, True)])
+def test_the_action_enters_the_critic_at_its_layer_and_the_first_layer_is_normalised(module, action_layer, layer_norm):
+    state = make(module, action_layer=action_layer, layer_norm=layer_norm).init(jax.random.key(0))
+    critic, policy = state.params.critic["params"], state.params.policy["params"]
+    torsos = [critic[name] for name in ("MLPTorso_0", "MLPTorso_1") if name in critic]
+    inputs = [torso[name]["kernel"].shape[0] for torso in torsos for name in sorted(torso) if name.startswith("Dense")]
+    assert inputs == ([3 + 2, SIZES[0]] if action_layer == 1 else [3, SIZES[0] + 2])
+    normalised = ["LayerNorm_0" in torso for torso in (*torsos, policy["MLPTorso_0"])]
+    assert normalised == ([layer_norm] * 2 if action_layer == 1 else [layer_norm, False, layer_norm])
+
+
+@LEARNERS
+def test_a_critics_weights_decay_and_no_bias_does(module):
+    """The gradient is that of c / 2 |W|^2 more; the policy's is the same."""
+    agent, plain = make(module, critic_weight_decay=0.7), make(module)
+    state = randomized(agent.init(jax.random.key(0)))
+    new, _ = jax.jit(agent.update)(state, jax.random.key(1), random_sample(0))
+    without, _ = jax.jit(plain.update)(
+        state._replace(opt_state=plain.init(jax.random.key(0)).opt_state), jax.random.key(1), random_sample(0)
+    )
+    decayed = jax.tree.map(lambda w: 0.7 * np.asarray(w) * (w.ndim == 2), state.params.critic)
+    expected = jax.tree.map(np.add, gradient_of(without.opt_state.critic), decayed)
+    assert_trees_close(gradient_of(new.opt_state.critic), expected, rtol=1e-4, atol=1e-5)
+    if module is d4pg:  # whose policy climbs the critic of before its step
+        assert_trees_close(gradient_of(new.opt_state.policy), gradient_of(without.opt_state.policy))
 
 
 # Prioritised replay --------------------------------------------------------------------------------------------------
@@ -363,6 +409,21 @@ def test_noise_is_in_halves_of_the_range(module):
 
 
 @AGENTS
+def test_actions_are_uniform_until_the_first_update(module):
+    agent, plain = make(module, random_start=True, noise_scale=0.0), make(module, noise_scale=0.0)
+    state = agent.init(jax.random.key(0))
+    step, key = timestep(np.zeros((20_000, 3)), True), jax.random.key(0)
+    action, _, _ = jax.jit(agent.act)(agent.policy(state), key, step, agent.memory(20_000))
+    cells = np.histogram2d(*scaled(np.asarray(action)).T, bins=4, range=[(-1, 1), (-1, 1)])[0]
+    np.testing.assert_allclose(cells, 20_000 / 16, rtol=0.15)
+    after, _ = jax.jit(agent.update)(state, key, random_sample(0))
+    for act in ("act", "act_greedily"):
+        played, _, _ = getattr(agent, act)(agent.policy(after), key, step, agent.memory(20_000))
+        expected, _, _ = getattr(plain, act)(plain.policy(after), key, step, plain.memory(20_000))
+        np.testing.assert_array_equal(played, expected)
+
+
+@AGENTS
 def test_greedy_actions_are_the_networks(module):
     agent = make(module)
     state = randomized(agent.init(jax.random.key(0)))
@@ -533,6 +594,9 @@ def test_unbounded_actions_are_refused(module):
         ("noise_scale", -0.1),
         ("importance_exponent", 1.1),
         ("max_gradient_norm", -1.0),
+        ("critic_weight_decay", -1.0),
+        ("action_layer", 0),
+        ("action_layer", 3),
         ("min_replay_size", 10_000_000),
     ],
 )
