@@ -15,7 +15,7 @@ from launchers.presets import atari, dm_control
 
 
 class Paper(NamedTuple):
-    of: str | Callable[[Kind], bool]  # a task by name, or several by a pattern (shell style); or a kind
+    of: str | Callable[[Kind], bool]  # a task by name, with gymnasium: or without, or by a pattern (shell style); a kind
     example: str  # such an environment
     run: dict[str, Any]  # fields of Run
     config: dict[str, Any]  # fields of the agent's Config
@@ -68,8 +68,9 @@ LOCOMOTION = {"unroll_length": 1_000, "lambda_": 1.0}
 BIG_LOCOMOTION_RUN = LOCOMOTION_RUN | {"max_env_steps": 200_000_000, "envs_per_actor": 1_000}
 BIG_LOCOMOTION = LOCOMOTION | {"batch_size": 1_000, "hidden_sizes": (50,)}
 
+CLIFF = "gymnasium:CliffWalking-v*"  # EnvPool's goes on beyond --eval_max_steps
 CLIFF_RUN = ONE | {"max_env_steps": 20_000, "eval_episodes": 10, "eval_max_steps": 100, "synchronous": True}
-CLIFF = {"learning_rate": 0.5, "decay_env_steps": 0, "discount": 1.0}
+CLIFF_TABLE = {"learning_rate": 0.5, "decay_env_steps": 0, "discount": 1.0}
 
 # Episodes longer than the suite's 200 steps.
 LINEAR_RUN = ONE | {"max_env_steps": 500_000, "eval_episodes": 10}
@@ -272,8 +273,8 @@ PAPERS: dict[str, list[Paper]] = {
             MOUNTAIN_CAR,
         )
     ],
-    "q_learning": [Paper("CliffWalking-v*", "CliffWalking-v1", CLIFF_RUN, CLIFF)],
-    "sarsa": [Paper("CliffWalking-v*", "CliffWalking-v1", CLIFF_RUN, CLIFF | {"form": "sarsa"})],
+    "q_learning": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE)],
+    "sarsa": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE | {"form": "sarsa"})],
 }
 
 CORRIDOR = "the book's settings are for its short corridor (example 13.1), which no suite has"
@@ -306,10 +307,13 @@ def find(agent: str, env: str, env_kwargs: str = "") -> Paper:
     Raises:
       ValueError: there is no such environment, or the paper has none of its kind.
     """
-    papers, names = of(agent), tasks.names(env)
+    papers, alone = of(agent), len(tasks.names(env)) == 1
     for paper in papers:
-        named = isinstance(paper.of, str) and fnmatch.fnmatchcase(env.removeprefix("gymnasium:"), paper.of)
-        if named or (callable(paper.of) and len(names) == 1 and paper.of(kinds.kind_of(env, env_kwargs))):
+        if isinstance(paper.of, str):
+            found = any(fnmatch.fnmatchcase(name, paper.of) for name in (env, env.removeprefix("gymnasium:")))
+        else:
+            found = alone and paper.of(kinds.kind_of(env, env_kwargs))
+        if found:
             return paper
     examples = " or ".join(f"--env={paper.example}" for paper in papers)
     raise ValueError(

@@ -107,7 +107,7 @@ def test_an_example_is_an_environment_of_its_paper(agent):
         ("d4pg", "HalfCheetah-v4", "--env=CheetahRun-v1"),
         ("dpg", "HalfCheetah-v4", "--env=Pendulum-v1"),
         ("trpo", "Ant-v5", "--env=Swimmer-v4"),
-        ("q_learning", "CartPole-v1", "--env=CliffWalking-v1"),
+        ("q_learning", "CliffWalking-v1", "--env=gymnasium:CliffWalking-v1"),
     ],
 )
 def test_an_environment_of_another_kind_is_refused_in_a_line_that_names_one(agent, env, named):
@@ -135,8 +135,8 @@ def test_the_learning_rate_falls_until_the_run_ends_where_the_papers_does():
 
 
 def test_a_run_is_resumed_by_the_same_preset_alone(tmp_path):
-    runs.save(run_of("q_learning", "CliffWalking-v1"), tmp_path)
-    runs.save(run_of("q_learning", "CliffWalking-v1"), tmp_path)
+    runs.save(run_of("q_learning", "gymnasium:CliffWalking-v1"), tmp_path)
+    runs.save(run_of("q_learning", "gymnasium:CliffWalking-v1"), tmp_path)
     assert runs.load(tmp_path).preset == "paper"
     with pytest.raises(UsageError, match="preset is paper, not tuned"):
-        runs.save(runs.make("q_learning", "CliffWalking-v1", {}, {}), tmp_path)
+        runs.save(runs.make("q_learning", "gymnasium:CliffWalking-v1", {}, {}), tmp_path)
