@@ -16,7 +16,7 @@ import runtime  # noqa: F401  JAX is set up before its first computation
 from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
-from launchers import presets, settings
+from launchers import settings
 from launchers.configs import agent_module, make_config
 from launchers.kinds import spec_of
 from launchers.settings import UsageError
@@ -263,7 +263,7 @@ def make(
     module = agent_module(agent)
     given = {name: value for name, value in overrides.items() if value is not None}
     settled = dataclasses.asdict(settings.resolve(agent, env, given, used))
-    config = presets.find(agent, env, settled["env_kwargs"]).config | config_overrides
+    config = settings.BOOKS[settled["preset"]].find(agent, env, settled["env_kwargs"]).config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settled["max_env_steps"])
     return Run(config=make_config(module, config), **settled)

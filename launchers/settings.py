@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from environments import suite, tasks
-from launchers import presets
+from launchers import papers, presets
 
 COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
 MANY = 2**20  # of what takes a thread, a process or an environment each
@@ -57,6 +57,7 @@ class Share(NamedTuple):
 
 
 PRESET = "preset"  # a default: every preset says it
+BOOKS: dict[str, Any] = {"tuned": presets, "paper": papers}  # modules, of which --preset names one
 
 
 class Setting(NamedTuple):
@@ -116,6 +117,13 @@ class Settings:
         "CartPole-v1",
         "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
         see="#environments",
+    )
+    preset: str = setting(
+        "tuned",
+        "what sets all that is not given: Shoal's own settings, or those of the agent's paper, on its environments",
+        choices=BOOKS,
+        learnt=False,
+        see="#the-papers-settings",
     )
     env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
     atari_protocol: str = setting(
@@ -318,7 +326,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
       used: names of settings that say something whatever the run is.
 
     Raises:
-      UsageError: a value that its declaration does not allow, or one that says nothing of such a run.
+      UsageError: a value that its declaration does not allow, or one that says nothing of such a run; or there is no
+        such preset.
     """
     said = {"agent": agent, "env": env} | dict(given)
     for name, value in said.items():
@@ -326,9 +335,11 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     env_kwargs = said.get("env_kwargs", "")
     keywords(env_kwargs)
     plain = {name: each.default for name, each in DECLARED.items() if each.only is None}
-    _refuse_idle(given, plain | presets.of(agent)[0].run | said, used)  # before there is an environment to be looked at
+    book = BOOKS[said.get("preset", DECLARED["preset"].default)]
     try:
-        values = said | presets.find(agent, env, env_kwargs).run | said
+        first = book.of(agent)[0].run
+        _refuse_idle(given, plain | first | said, used)  # before there is an environment to be looked at
+        values = said | book.find(agent, env, env_kwargs).run | said
     except ValueError as error:
         raise UsageError(str(error)) from error
     if "atari_protocol" in given and suite(tasks.names(env)[0]) != "atari":

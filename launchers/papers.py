@@ -1,0 +1,322 @@
+"""What `--preset=paper` sets a run to: for each agent the settings of its paper, on the paper's kinds of environments.
+
+A field of the agent's Config that is not here has the paper's value by default. The tables in docs/, under "The paper's
+settings", say where each value stands, and what cannot be as in the paper; a test holds them to what is here.
+"""
+
+import fnmatch
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from environments import tasks
+from launchers import kinds
+from launchers.kinds import Kind
+from launchers.presets import atari, dm_control
+
+
+class Paper(NamedTuple):
+    of: str | Callable[[Kind], bool]  # a task by name, with gymnasium: or without, or by a pattern (shell style); a kind
+    example: str  # such an environment
+    run: dict[str, Any]  # fields of Run
+    config: dict[str, Any]  # fields of the agent's Config
+
+
+def gym_mujoco(kind: Kind) -> bool:
+    """Gymnasium's tasks of MuJoCo, as EnvPool has them; not with their actions binned."""
+    return kind.suite == "mujoco.gym" and kind.actions == "continuous"
+
+
+def simulated_control(kind: Kind) -> bool:
+    return gym_mujoco(kind) or dm_control(kind)
+
+
+ONE = {"num_actors": 1, "envs_per_actor": 1}
+SAMPLED = {"eval_policy": "sampled"}
+FEW_ACTORS = {"num_actors": 4}  # threads, among which the environments of a paper's many actors are shared out
+ATARI_STEPS = {"max_env_steps": 50_000_000}  # 200 million frames
+FIVE_MINUTES = {"eval_max_steps": 4_500}  # of Atari, 18,000 frames
+
+DQN_RUN = ONE | ATARI_STEPS | FIVE_MINUTES | {"eval_episodes": 30, "eval_period": 250_000, "eval_epsilon": 0.05}
+# Double DQN as its paper tuned it, on which the dueling and the prioritised paper build.
+TUNED_RUN = ONE | ATARI_STEPS | {"eval_episodes": 30, "eval_period": 250_000, "eval_epsilon": 0.001}
+TUNED = {"double": True, "target_period": 7_500, "epsilon_final": 0.01}
+
+ASYNC_RUN = {
+    "travels": "gradients",
+    "max_env_steps": 80_000_000,
+    "num_actors": 16,
+    "envs_per_actor": 1,
+    "eval_episodes": 30,
+}
+# The gradient is a mean over T = 5 steps where the paper sums them: epsilon is of the mean.
+ASYNC_Q = {
+    "torso": "shallow",
+    "frame_stack": 4,
+    "unroll_length": 5,
+    "target_period": 2_000,
+    "optimizer": "rmsprop",
+    "optimizer_epsilon": 0.1 / 5**2,
+    "learning_rate": 7e-4,
+    "epsilon_initial": 1.0,
+    "epsilon_finals": (0.1,) * 4 + (0.01,) * 3 + (0.5,) * 3,
+    "epsilon_steps": 200_000,
+}
+
+CONTROL_RUN = ONE | {"eval_episodes": 10}
+LOCOMOTION_RUN = {"num_actors": 1, "eval_episodes": 10, "synchronous": True}
+LOCOMOTION = {"unroll_length": 1_000, "lambda_": 1.0}
+BIG_LOCOMOTION_RUN = LOCOMOTION_RUN | {"max_env_steps": 200_000_000, "envs_per_actor": 1_000}
+BIG_LOCOMOTION = LOCOMOTION | {"batch_size": 1_000, "hidden_sizes": (50,)}
+
+CLIFF = "gymnasium:CliffWalking-v*"  # EnvPool's goes on beyond --eval_max_steps
+CLIFF_RUN = ONE | {"max_env_steps": 20_000, "eval_episodes": 10, "eval_max_steps": 100, "synchronous": True}
+CLIFF_TABLE = {"learning_rate": 0.5, "decay_env_steps": 0, "discount": 1.0}
+
+# Episodes longer than the suite's 200 steps.
+LINEAR_RUN = ONE | {"max_env_steps": 500_000, "eval_episodes": 10}
+MOUNTAIN_CAR = {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07)}
+DPG_RUN = LINEAR_RUN | {"env_kwargs": '{"max_episode_steps": 1000}'}
+DPG = {"features": "tiles", "squash": False}
+
+
+def async_q(**config: Any) -> list[Paper]:
+    return [Paper(atari, "Pong-v5", ASYNC_RUN, ASYNC_Q | config)]
+
+
+PAPERS: dict[str, list[Paper]] = {
+    "dqn": [Paper(atari, "Pong-v5", DQN_RUN, {})],
+    "double_dqn": [
+        Paper(atari, "Pong-v5", DQN_RUN | {"eval_episodes": 100, "eval_period": 1_000_000}, {"double": True})
+    ],
+    "dueling_dqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            TUNED_RUN,
+            # The norm is the mean's; the paper's code clips the sum's, at 10.
+            TUNED | {"dueling": True, "head_size": 512, "learning_rate": 6.25e-5, "max_gradient_norm": 10 / 32},
+        )
+    ],
+    "prioritized_dqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            TUNED_RUN,
+            # A quarter of DQN's steps, all of whose terms the paper's code scales.
+            TUNED | {"replay": "prioritized", "learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2},
+        )
+    ],
+    "apex_dqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            FEW_ACTORS | {"max_env_steps": 5_700_000_000, "envs_per_actor": 90, "eval_episodes": 10},
+            {},
+        )
+    ],
+    "r2d2": [
+        Paper(
+            atari,
+            "Pong-v5",
+            FEW_ACTORS
+            | {
+                "max_env_steps": 2_500_000_000,
+                "envs_per_actor": 64,
+                "eval_episodes": 10,
+                "reward_clip": "none",
+                "env_kwargs": '{"episodic_life": false}',
+            },
+            {},
+        )
+    ],
+    "gorila": [
+        Paper(
+            atari,
+            "Pong-v5",
+            DQN_RUN | {"travels": "gradients", "num_actors": 4, "max_staleness": 100},
+            {"target_period": 60_000, "epsilon_steps": 1_000_000},
+        )
+    ],
+    "async_q": async_q(),
+    "async_n_step_q": async_q(form="n_step_q"),
+    "async_sarsa": async_q(form="sarsa"),
+    "a3c": [Paper(atari, "Pong-v5", ASYNC_RUN | SAMPLED, {"batch_size": 1})],
+    "a2c": [
+        Paper(
+            atari,
+            "Pong-v5",
+            SAMPLED
+            | {
+                "max_env_steps": 80_000_000,
+                "num_actors": 1,
+                "envs_per_actor": 16,
+                "eval_episodes": 30,
+                "synchronous": True,
+            },
+            {},
+        )
+    ],
+    "impala": [
+        Paper(
+            atari,
+            "Pong-v5",
+            FEW_ACTORS | ATARI_STEPS | SAMPLED | {"envs_per_actor": 8, "eval_episodes": 10},
+            {"torso": "residual"},
+        )
+    ],
+    "ppo": [
+        Paper(
+            atari,
+            "Pong-v5",
+            SAMPLED
+            | {
+                "max_env_steps": 10_000_000,
+                "num_actors": 1,
+                "envs_per_actor": 8,
+                "eval_episodes": 10,
+                "synchronous": True,
+            },
+            {},
+        ),
+        Paper(
+            gym_mujoco,
+            "HalfCheetah-v4",
+            CONTROL_RUN | {"max_env_steps": 1_000_000, "synchronous": True},
+            {
+                "torso": "mlp",
+                "frame_stack": 1,
+                "separate_value": True,
+                "unroll_length": 2_048,
+                "batch_size": 1,
+                "epochs": 10,
+                "minibatches": 32,
+                "clip_epsilon": 0.2,
+                "entropy_cost": 0.0,
+                "learning_rate": 3e-4,
+                "decay_env_steps": 0,
+                "normalize_observations": True,
+                "normalize_rewards": True,
+            },
+        ),
+    ],
+    "trpo": [
+        Paper(
+            atari,
+            "Pong-v5",
+            SAMPLED
+            | {
+                "max_env_steps": 50_000_000,
+                "num_actors": 1,
+                "envs_per_actor": 32,
+                "eval_episodes": 10,
+                "synchronous": True,
+            },
+            # The paper's batch of 100,000 stacks of frames would be 11 GB before the first layer.
+            {"torso": "shallow", "frame_stack": 4, "batch_size": 32, "lambda_": 1.0},
+        ),
+        Paper(
+            "Swimmer-v*",
+            "Swimmer-v4",
+            LOCOMOTION_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 50},
+            LOCOMOTION | {"batch_size": 50, "hidden_sizes": (30,)},
+        ),
+        Paper("Hopper-v*", "Hopper-v4", BIG_LOCOMOTION_RUN, BIG_LOCOMOTION),
+        Paper("Walker2d-v*", "Walker2d-v4", BIG_LOCOMOTION_RUN, BIG_LOCOMOTION),
+    ],
+    "ddpg": [
+        Paper(
+            simulated_control,
+            "CheetahRun-v1",
+            CONTROL_RUN | {"max_env_steps": 2_500_000},
+            {
+                "hidden_sizes": (400, 300),
+                "normalize_observations": True,
+                "batch_size": 64,
+                "samples_per_insert": 64.0,
+                "policy_learning_rate": 1e-4,
+                "tau": 0.001,
+                "noise": "ou",
+                "noise_scale": 0.2,
+            },
+        )
+    ],
+    "d4pg": [
+        Paper(
+            dm_control,
+            "CheetahRun-v1",
+            FEW_ACTORS | {"max_env_steps": 10_000_000, "envs_per_actor": 8, "eval_episodes": 10},
+            {"hidden_sizes": (400, 300)},
+        )
+    ],
+    "apex_dpg": [
+        Paper(
+            dm_control,
+            "ManipulatorBringBall-v1",
+            FEW_ACTORS | {"max_env_steps": 10_000_000, "envs_per_actor": 16, "eval_episodes": 10},
+            {"hidden_sizes": (400, 300)},
+        )
+    ],
+    "dpg": [
+        Paper("MountainCarContinuous-v0", "MountainCarContinuous-v0", DPG_RUN, DPG | MOUNTAIN_CAR),
+        Paper(
+            "Pendulum-v1",
+            "Pendulum-v1",
+            DPG_RUN,
+            DPG | {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0)},
+        ),
+    ],
+    "off_pac": [
+        Paper(
+            "MountainCar-v0",
+            "MountainCar-v0",
+            LINEAR_RUN | SAMPLED | {"env_kwargs": '{"max_episode_steps": 5000}'},
+            MOUNTAIN_CAR,
+        )
+    ],
+    "q_learning": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE)],
+    "sarsa": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE | {"form": "sarsa"})],
+}
+
+CORRIDOR = "the book's settings are for its short corridor (example 13.1), which no suite has"
+UNWRITTEN = "the book has the algorithm and no experiment with it"
+# Agents whose source has no settings for any environment that is here, and why.
+SILENT = {
+    "reinforce": CORRIDOR,
+    "reinforce_baseline": CORRIDOR,
+    "all_actions": UNWRITTEN,
+    "actor_critic": UNWRITTEN,
+    "actor_critic_lambda": UNWRITTEN,
+    "mix_match": "the paper's environments are DeepMind Lab's, which no suite has",
+}
+
+
+def of(agent: str) -> list[Paper]:
+    """What there is of an agent's paper.
+
+    Raises:
+      ValueError: nothing.
+    """
+    if agent in SILENT:
+        raise ValueError(f"--preset=paper says nothing of {agent}, for {SILENT[agent]}; leave --preset out")
+    return PAPERS[agent]
+
+
+def find(agent: str, env: str, env_kwargs: str = "") -> Paper:
+    """The settings of an agent's paper for the kind of an environment, or for the one of its name.
+
+    Raises:
+      ValueError: there is no such environment, or the paper has none of its kind.
+    """
+    papers, alone = of(agent), len(tasks.names(env)) == 1
+    for paper in papers:
+        if isinstance(paper.of, str):
+            found = any(fnmatch.fnmatchcase(name, paper.of) for name in (env, env.removeprefix("gymnasium:")))
+        else:
+            found = alone and paper.of(kinds.kind_of(env, env_kwargs))
+        if found:
+            return paper
+    examples = " or ".join(f"--env={paper.example}" for paper in papers)
+    raise ValueError(
+        f"--preset=paper says nothing of {agent} in {env}: the paper's environments are such as {examples}; give one, "
+        "or leave --preset out"
+    )
