@@ -41,7 +41,7 @@ class Config:
     discount: float = 0.99  # gamma
     lambda_: float = 0.4
     alpha_v: float = 0.5  # step sizes; a feature's own factor, 1 / tilings of tiles, multiplies them
-    alpha_w: float = 1e-4
+    alpha_w: float = 0.01
     alpha_u: float = 0.5
     unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
     batch_size: int = 1  # B, environments

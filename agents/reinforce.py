@@ -46,6 +46,7 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
+    initial_preferences: tuple[float, ...] = ()  # h(s, a, theta) of each action before it learns; (): all 0, or near
 
     discount: float = 0.99  # gamma
     batch_size: int = 1  # episodes in one update
@@ -129,12 +130,15 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     longest = longest_episode(config, spec)
     all_actions = config.form == "all_actions"
     preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
+    start = config.initial_preferences or (0.0,) * num_actions
+    if len(start) != num_actions:
+        raise ValueError(f"config.initial_preferences={start} must be one for each of the {num_actions} actions")
     critic = MLP(num_actions if all_actions else 1, config.hidden_sizes, config.activation)
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
 
     def h(theta, x) -> chex.Array:
         logits: Any = preferences.apply(theta, x)
-        return logits
+        return logits + jnp.array(start)
 
     def values(w, x) -> chex.Array:
         """q(s, ., w), [..., A], or v(s, w), [..., 1]; 0 without a baseline."""

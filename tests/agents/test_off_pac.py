@@ -19,6 +19,7 @@ from agents.agent import (
 )
 from agents.off_pac import Config, Memory, Row, Traces, Weights
 from agents.parts import features
+from scripts import textbook
 
 A = 3
 SPEC = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(A))
@@ -231,6 +232,30 @@ def test_gtd_finds_the_fixed_point_of_its_lambda(lambda_):
     gtd = learn_values(lambda_, 0.7, alpha_v=0.1, alpha_w=0.1, updates=12_000)[-2000:].mean()
     assert min(abs(gtd - other) for other in others) > 3 * abs(gtd - fixed_point(lambda_, 0.7))
     np.testing.assert_allclose(gtd, fixed_point(lambda_, 0.7), rtol=0.05)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.2])
+def test_on_bairds_counterexample_td_diverges_and_gtd_does_not(lambda_):
+    """Sutton and Barto 2018, figures 11.2 and 11.5: without w the weights grow without bound; with it the projected
+    Bellman error goes to 0, though v is far from the true values, which are 0."""
+    td = textbook.counterexample(alpha_v=0.01, alpha_w=0.0, lambda_=lambda_, steps=2000, seeds=5)
+    gtd = textbook.counterexample(alpha_v=0.005, alpha_w=0.05, lambda_=lambda_, steps=4000, seeds=5)
+    assert td.shape == (5, 2001, 8)
+    np.testing.assert_array_equal(td[:, 0], np.tile(textbook.BAIRD_START, (5, 1)))
+    norms = np.linalg.norm(td, axis=2)
+    assert (norms[:, 2000] > 2 * norms[:, 1000]).all() and (norms[:, 1000] > 2 * norms[:, 0]).all()
+    error = textbook.projected_bellman_error(gtd)
+    assert np.abs(gtd).max() < 20 and (error[:, -1] < 0.1 * error[:, 0]).all()
+
+
+def test_bairds_projected_bellman_error_is_that_of_the_definition():
+    """The errors' part within the features' span, by least squares."""
+    from environments.textbook import BAIRD_FEATURES as X
+
+    v = np.random.default_rng(0).normal(size=8)
+    errors = 0.99 * (X @ v)[6] - X @ v
+    inside = X @ np.linalg.lstsq(X, errors, rcond=None)[0]
+    np.testing.assert_allclose(textbook.projected_bellman_error(v), np.sqrt(np.mean(inside**2)), rtol=1e-6)
 
 
 def test_it_learns_a_policy_that_it_does_not_play():

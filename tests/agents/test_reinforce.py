@@ -142,6 +142,23 @@ def test_an_update_is_the_boxs(form, weighting, B):
     np.testing.assert_allclose(feedback.metrics["gradient_norm"], np.linalg.norm(of_theta), rtol=1e-4)
 
 
+def test_initial_preferences_are_where_a_table_starts():
+    """All its rows: what is then learnt is what is learnt from there."""
+    preferences = (0.5, -1.0, 2.0)
+    agent, plain = tabular(initial_preferences=preferences, batch_size=4), tabular(batch_size=4)
+    theta, _, state = random_state(agent, {})
+    there = state._replace(params=as_params(theta + preferences, None))
+    update = [jax.jit(each.update) for each in (agent, plain)]
+    (new, _), (expected, _) = (
+        u(s, jax.random.key(0), Sample(random_episodes(1, 4))) for u, s in zip(update, (state, there))
+    )
+    np.testing.assert_allclose(tables(new.params)[0] + preferences, tables(expected.params)[0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(
+        ValueError, match=r"config\.initial_preferences=\(1\.0,\) must be one for each of the 3 actions"
+    ):
+        tabular(initial_preferences=(1.0,))
+
+
 @ALL_FORMS
 def test_padding_and_the_row_that_closes_an_episode_teach_nothing(form):
     agent = tabular(batch_size=6, **form)

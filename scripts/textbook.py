@@ -1,0 +1,368 @@
+"""Remakes figures of textbooks and papers from Shoal's agents, each as OUT/NAME.png and its data as OUT/NAME.csv.
+
+  scripts/textbook baird                # TD diverges and GTD does not (Sutton and Barto 2018, section 11.2)
+  scripts/textbook cliff_walking        # Sarsa against Q-learning (example 6.6)
+  scripts/textbook short_corridor       # REINFORCE with and without a baseline (example 13.1)
+  scripts/textbook continuous_bandit    # the deterministic policy gradient (Silver et al. 2014, section 5.1)
+
+Baird's counterexample is Off-PAC's critic with the target policy held; the others are ordinary runs of scripts/train
+in --logdir. A line is the mean over seeds, a band its 95 % bootstrap interval.
+"""
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from launchers import flags
+from launchers.settings import UsageError, setting
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+@dataclasses.dataclass
+class Textbook:
+    seeds: int = setting(10, "runs of each line", least=2)
+    budget: float = setting(
+        1.0, "the share of each run's steps that is made: a small one shows that all works", least=0
+    )
+    out: pathlib.Path = setting(ROOT / "docs" / "results", "the folder of figures", default_words="docs/results")
+    logdir: pathlib.Path = setting(None, "where the runs are kept", default_words="a temporary folder")
+
+
+class Line(NamedTuple):
+    """One line of a figure."""
+
+    label: str
+    x: np.ndarray  # [points]
+    runs: np.ndarray  # [seeds, points]
+    panel: str = ""  # the title of the panel that it is drawn in
+
+
+class Figure(NamedTuple):
+    """A figure of a book or paper."""
+
+    make: Callable[[Textbook, pathlib.Path], list[Line]]  # (what was asked for, a folder for runs) -> lines
+    x: str  # the axes' labels
+    y: str
+    published: dict[str, float]  # horizontal lines: what is printed where, and its value
+    limits: tuple[float, float] | None = None  # of y
+    scale: str = "linear"  # of y
+
+
+# Baird's counterexample -------------------------------------------------------------------------------------------
+
+BAIRD = "gymnasium:environments.textbook:Baird-v0"
+BAIRD_START = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 1.0)  # v before the first step
+
+
+def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, seeds: int) -> np.ndarray:
+    """Off-PAC's v before the first step and after each, [seeds, steps + 1, 8], on Baird's counterexample.
+
+    The behaviour plays SOLID with probability 1/7, the target policy always. With alpha_w = 0 it is off-policy
+    semi-gradient TD(lambda).
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import environments
+    from agents import off_pac
+    from environments.textbook import DASHED, SOLID
+
+    environment = environments.make(BAIRD, seeds, seed=0)
+    rng, seen = np.random.default_rng(0), [environment.reset().observation]
+    action = np.where(rng.random((steps, seeds)) < 1 / 7, SOLID, DASHED).astype(np.int32)
+    for now in action:
+        seen.append(environment.step(now).observation)
+    environment.close()
+
+    u = jnp.zeros((8, 2)).at[:, SOLID].set(100.0)  # in every state the features' sum is 3: SOLID, to float32's accuracy
+    hypers = off_pac.Hypers(alpha_v, alpha_w, 0.0, 0.99, lambda_)
+
+    @functools.partial(jax.vmap, in_axes=1)  # of each seed, weights of its own
+    def learn(x, action):
+        def step(carry, now):
+            v, w, traces = carry
+            x, next_x, action, first = now
+            b = jnp.where(action == SOLID, 1 / 7, 6 / 7)
+            one = lambda value: jnp.reshape(value, (1, *jnp.shape(value)))  # an environment
+            row = off_pac.Row(one(x), one(action), one(b), jnp.zeros(1), jnp.full(1, 0.99), one(next_x), one(first))
+            each, traces, _ = off_pac.directions(off_pac.Weights(v, w, u), traces, row, hypers)
+            v, w = v + alpha_v * each.v[0], w + alpha_w * each.w[0]
+            return (v, w, traces), v
+
+        start = jnp.array(BAIRD_START)
+        traces = off_pac.Traces(jnp.zeros((1, 8)), jnp.zeros((1, 8, 2)))
+        _, v = jax.lax.scan(step, (start, jnp.zeros(8), traces), (x[:-1], x[1:], action, jnp.arange(steps) == 0))
+        return jnp.concatenate([start[None], v])
+
+    return np.asarray(jax.jit(learn)(np.stack(seen), action), np.float64)
+
+
+def baird(asked: Textbook, runs: pathlib.Path) -> list[Line]:
+    """Components of v by TD(0) and by GTD(0), as in figures 11.2 and 11.5."""
+    from environments.textbook import BAIRD_FEATURES
+
+    steps = max(2, round(1000 * asked.budget))
+    lines = []
+    for name, alpha_v, alpha_w in [("TD(0), alpha_w = 0", 0.01, 0.0), ("GTD(0)", 0.005, 0.05)]:
+        v = counterexample(alpha_v, alpha_w, 0.0, steps, asked.seeds)
+        panel = f"{name}: alpha_v = {alpha_v}" + (f", alpha_w = {alpha_w}" if alpha_w else "")
+        x = np.arange(steps + 1)
+        parts = {"v_1 .. v_6, their mean": v[:, :, :6].mean(axis=2), "v_7": v[:, :, 6], "v_8": v[:, :, 7]}
+        parts["root mean square value error"] = np.sqrt(np.mean(np.square(v @ BAIRD_FEATURES.T), axis=2))
+        parts["root projected Bellman error"] = projected_bellman_error(v)
+        lines += [Line(label, x, values, panel) for label, values in parts.items()]
+    return lines
+
+
+def projected_bellman_error(v: np.ndarray) -> np.ndarray:
+    """The root of the squared error of Baird's counterexample, [..., 8] -> [...], with states visited alike.
+
+    The target policy leads from every state to the seventh, without reward. X (X^T X)^+ X^T projects on the features.
+    """
+    from environments.textbook import BAIRD_FEATURES as X
+
+    errors = 0.99 * v @ np.tile(X[6], (7, 1)).T - v @ X.T
+    projected = errors @ (X @ np.linalg.pinv(X))
+    return np.sqrt(np.mean(np.square(projected), axis=-1))
+
+
+# Runs -------------------------------------------------------------------------------------------------------------
+
+
+def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
+    """A run of scripts/train, in this process, which has loaded JAX already; its roles take turns in one thread.
+
+    Raises:
+      UsageError: it did not come to its end.
+    """
+    from launchers import train as launcher
+    from runtime import metrics
+
+    command = [f"--logdir={logdir}", f"--seed={seed}", f"--max_env_steps={steps}", *arguments]
+    command += ["--placement=serial", "--carrier=local", "--num_actors=1"]
+    code = flags.attempt(launcher.train, ["train", *command])
+    done = metrics.latest(logdir, "evaluator") if code == 0 else None
+    if not done or done["env_steps"] < steps:
+        raise UsageError(f"the run in {logdir} has not come to its end: scripts/train {' '.join(command)}")
+
+
+def train_together(logdir: pathlib.Path, seeds: int, steps: int, held: str, *arguments: str) -> None:
+    """So many runs in one: members of a population that never copy each other, each with a draw of its own of all that
+    is random. What a population must tune is `held`, NAME:LOW:HIGH of a hyperparameter, which no member ever changes.
+    """
+    stacked = [f"--population={seeds}", "--population_mode=vmap", "--exploit=none"]
+    name, low, high = held.split(":")
+    train(logdir, 0, steps, *arguments, *stacked, f"--tune={name}:step={float(high) - float(low):g}:{low}:{high}")
+
+
+def evaluated(logdir: pathlib.Path, x: str, column: str = "return_mean") -> tuple[np.ndarray, np.ndarray]:
+    """`x` and the mean return of each evaluation, [evaluations] each."""
+    from runtime import metrics
+
+    rows = metrics.read(logdir / "evaluator.csv")
+    return np.array([row[x] for row in rows]), np.array([row[column] for row in rows])
+
+
+def common(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Curves (x, y) at the x of the first, as far as all of them go: x and [curves, points]."""
+    x = curves[0][0]
+    x = x[(x >= max(own[0] for own, _ in curves)) & (x <= min(own[-1] for own, _ in curves))]
+    return x, np.stack([np.interp(x, own, y) for own, y in curves])
+
+
+# Cliff walking ----------------------------------------------------------------------------------------------------
+
+
+def cliff_walking(asked: Textbook, runs: pathlib.Path) -> list[Line]:
+    """The mean return of the last ten training episodes, by a table, epsilon = 0.1 and alpha = 0.5."""
+    from runtime import metrics
+
+    table = ["--config.hidden_sizes=()", "--config.optimizer=sgd", "--config.learning_rate=0.5", "--config.discount=1"]
+    constant = ["--config.epsilon_initial=0.1", "--config.epsilon_final=0.1", "--config.epsilon_steps=0"]
+    one = ["--envs_per_actor=1", "--config.batch_size=1", "--config.unroll_length=1"]
+    steps = round(12_000 * asked.budget)
+    once = [f"--eval_period={steps}", "--eval_episodes=1", "--eval_max_steps=10"]  # the runs' own are not looked at
+    score = ["--score_episodes=10", f"--ready_env_steps={max(1, steps // 48)}"]
+    env, lines = "--env=gymnasium:CliffWalking-v1", []
+    for agent, label in [("sarsa", "Sarsa"), ("q_learning", "Q-learning")]:
+        logdir, arguments = runs / agent, [*table, *constant, *one, *once, *score]
+        train_together(logdir, asked.seeds, steps, "epsilon_final:0:0.5", f"--agent={agent}", env, *arguments)
+        curves = []
+        for member in range(asked.seeds):
+            rows = [row for row in metrics.read(logdir / f"lineage_{member}.csv") if np.isfinite(row["score"])]
+            if not rows:
+                raise UsageError(f"no episode has ended in {logdir}: give a larger --budget")
+            curves.append((np.array([row["env_steps"] for row in rows]), np.array([row["score"] for row in rows])))
+        lines.append(Line(label, *common(curves)))
+    return lines
+
+
+# The short corridor -----------------------------------------------------------------------------------------------
+
+
+def short_corridor(asked: Textbook, runs: pathlib.Path) -> list[Line]:
+    """The return that the policy after so many episodes has on average, by evaluations of it.
+
+    An update is by one episode; eight are played side by side, so that a policy that plays is a few updates old.
+    """
+    # At first it goes left with probability 0.95.
+    book = ["--config.hidden_sizes=()", "--config.optimizer=sgd", "--config.initial_preferences=1.472,-1.472"]
+    book += ["--config.batch_size=1", "--config.discount=1", "--envs_per_actor=8", "--eval_policy=sampled"]
+    lines = []
+    for agent, label, steps, alphas in [
+        ("reinforce", "REINFORCE, alpha = 2^-13", 40_000, ["--config.alpha_theta=1.220703125e-4"]),
+        (
+            "reinforce_baseline",
+            "REINFORCE with baseline, alpha_theta = 2^-9, alpha_w = 2^-6",
+            18_000,
+            ["--config.alpha_theta=1.953125e-3", "--config.alpha_w=0.015625"],
+        ),
+    ]:
+        curves = []
+        for seed in range(asked.seeds):
+            logdir, steps_made = runs / f"{agent}-{seed}", round(steps * asked.budget)
+            often = [f"--eval_period={max(1, steps_made // 25)}", "--eval_episodes=20"]
+            env = "--env=gymnasium:environments.textbook:ShortCorridor-v0"
+            train(logdir, seed, steps_made, f"--agent={agent}", env, *book, *alphas, *often)
+            curves.append(evaluated(logdir, "learner_steps"))
+        lines.append(Line(label, *common(curves)))
+    return lines
+
+
+# The continuous bandit --------------------------------------------------------------------------------------------
+
+
+def continuous_bandit(asked: Textbook, runs: pathlib.Path) -> list[Line]:
+    """The cost of the policy's mean in 10, 25 and 50 dimensions, by DPG and by the nearest stochastic actor-critic.
+
+    An update takes an action of each of 2 m environments in m dimensions, as the paper's does. Here too step sizes and
+    widths are the best of a few that were tried; rewards are a hundredth of themselves.
+    """
+    # One feature, which is 1: the policy is its parameters. A block is an action and the row that closes its episode.
+    bandit = ["--env=gymnasium:environments.textbook:ContinuousBandit-v0", "--config.discount=0"]
+    bandit += ["--config.unroll_length=2", "--config.reward_scale=0.01", "--eval_episodes=1"]
+    dpg = ["--agent=dpg", "--config.form=sarsa", "--config.features=tiles", "--config.tilings=1", "--config.tiles=1"]
+    dpg += ["--config.observation_low=0", "--config.observation_high=2", *DPG_STEPS, "--publish_period=1"]
+    a2c = ["--agent=a2c", "--config.torso=mlp", "--config.frame_stack=1", "--config.hidden_sizes=()", *A2C_STEPS]
+    lines = []
+    for m in (10, 25, 50):
+        sizes = [f"--config.batch_size={2 * m}", f"--envs_per_actor={2 * m}", f'--env_kwargs={{"dimensions": {m}}}']
+        for name, arguments, held in [
+            ("COPDAC-B, by dpg", dpg, "alpha_theta:0:1"),
+            ("SAC-B, by a2c", a2c, "learning_rate:0:1"),
+        ]:
+            logdir, steps = runs / f"{name.split()[-1]}-{m}", round(20_000 * asked.budget)
+            often = [f"--eval_period={max(1, steps // 40)}", f"--ready_env_steps={steps}"]
+            train_together(logdir, asked.seeds, steps, held, *bandit, *arguments, *sizes, *often)
+            curves = [evaluated(logdir, "env_steps", f"return_mean_{member}") for member in range(asked.seeds)]
+            x, returns = common(curves)
+            lines.append(Line(name, x, -returns, panel=f"{m} dimensions"))
+    return lines
+
+
+DPG_STEPS = ["--config.alpha_theta=0.06", "--config.alpha_w=500", "--config.alpha_v=1", "--config.sigma=0.03"]
+A2C_STEPS = ["--config.optimizer=adam", "--config.learning_rate=0.01"]
+
+
+# Figures ----------------------------------------------------------------------------------------------------------
+
+FIGURES = {
+    "baird": Figure(
+        baird,
+        "steps",
+        "a weight, or an error",
+        {"gradient TD's root value error, almost 2 (Sutton and Barto 2018, figure 11.5)": 2.0},
+        scale="symlog",
+    ),
+    "cliff_walking": Figure(
+        cliff_walking,
+        "environment steps",
+        "return while learning, mean of the last ten episodes",
+        {"Sarsa, about -25 (Sutton and Barto 2018, example 6.6)": -25.0, "Q-learning, about -50 (likewise)": -50.0},
+        limits=(-105.0, 0.0),
+    ),
+    "short_corridor": Figure(
+        short_corridor,
+        "episodes",
+        "mean return of the policy",
+        {"the best policy's, -11.6 (Sutton and Barto 2018, example 13.1)": -11.6},
+        limits=(-95.0, -8.0),
+    ),
+    "continuous_bandit": Figure(continuous_bandit, "environment steps", "cost of the policy's mean", {}, scale="log"),
+}
+
+
+def interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 95 % bootstrap interval of the mean over runs, [seeds, points] -> [points] each."""
+    import scipy.stats
+
+    if np.ptp(runs, axis=0).max(initial=0.0) == 0.0:  # all runs alike
+        return runs[0], runs[0]
+    found = scipy.stats.bootstrap((runs,), np.mean, axis=0, method="percentile", n_resamples=2000, rng=0)
+    return found.confidence_interval.low, found.confidence_interval.high
+
+
+def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
+    """Draws `lines` to the picture `out`, and writes them beside it as a CSV, a row for each point."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = list(dict.fromkeys(line.panel for line in lines))
+    drawing, panels = pyplot.subplots(
+        1, len(titles), squeeze=False, sharey=True, figsize=(max(7.0, 3.8 * len(titles)), 4.6), layout="constrained"
+    )
+    with open(out.with_suffix(".csv"), "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["panel", "line", "x", "mean", "low", "high", "seeds"])
+        for line in lines:
+            mean, (low, high) = line.runs.mean(axis=0), interval(line.runs)
+            axes = panels[0, titles.index(line.panel)]
+            (drawn,) = axes.plot(line.x, mean, label=line.label, linewidth=1.2)
+            axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.25, linewidth=0)
+            step = max(1, len(line.x) // 50)  # the figure's shape, not each of its pixels
+            for i in sorted({*range(0, len(line.x), step), len(line.x) - 1}):
+                numbers = [f"{x:.5g}" for x in (line.x[i], mean[i], low[i], high[i])]
+                writer.writerow([line.panel, line.label, *numbers, len(line.runs)])
+    for title, axes in zip(titles, panels[0], strict=True):
+        for k, (where, value) in enumerate(figure.published.items()):
+            axes.axhline(value, color=f"C{k}", linestyle="--", linewidth=0.8, label=where)
+        axes.set(title=title, xlabel=figure.x, yscale=figure.scale, ylim=figure.limits)
+        axes.grid(alpha=0.3)
+    panels[0, 0].set_ylabel(figure.y)
+    handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())}
+    title = f"means of {len(lines[0].runs)} seeds, with 95 % bootstrap intervals"
+    drawing.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", ncols=2, title=title)
+    drawing.savefig(out, dpi=120)
+    pyplot.close(drawing)
+
+
+@flags.command(Textbook, arguments=f"the figures: {', '.join(FIGURES)}")
+def textbook(*names: str) -> int:
+    # Read before runs, whose own command lines take its place.
+    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Textbook)}
+    asked = Textbook(**given)
+    if not names or not FIGURES.keys() >= set(names):
+        raise UsageError(f"textbook draws {', '.join(FIGURES)}: name one or several, not {' '.join(names) or 'none'}")
+    if not asked.out.is_dir():
+        raise UsageError(f"--out={asked.out}: there is no such folder")
+    for name in names:
+        with contextlib.ExitStack() as kept:
+            runs = asked.logdir or pathlib.Path(kept.enter_context(tempfile.TemporaryDirectory(prefix="textbook-")))
+            figure = FIGURES[name]
+            write(figure, figure.make(asked, runs / name), asked.out / f"{name}.png")
+        print(asked.out / f"{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    flags.main(textbook)

@@ -1,0 +1,69 @@
+"""The figures of textbooks, in short: that each is made, of what it says it is made of."""
+
+import csv
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from scripts import textbook
+from tests.launchers import command_line
+
+
+def draw(tmp_path, name: str, *arguments: str) -> tuple[int, str, list[dict[str, str]]]:
+    """Exit code, what was printed, and the rows of the figure's CSV."""
+    command = [sys.executable, "scripts/textbook.py", name, f"--out={tmp_path}", "--seeds=2", *arguments]
+    done = subprocess.run(
+        command,
+        cwd=command_line.ROOT,
+        env=command_line.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    data = tmp_path / f"{name}.csv"
+    return done.returncode, done.stdout + done.stderr, list(csv.DictReader(data.open())) if data.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "lines"),
+    [
+        ("baird", 0.1, {"v_7", "v_8", "root projected Bellman error"}),
+        ("cliff_walking", 0.1, {"Sarsa", "Q-learning"}),
+        ("short_corridor", 0.03, {"REINFORCE, alpha = 2^-13"}),
+        ("continuous_bandit", 0.02, {"COPDAC-B, by dpg", "SAC-B, by a2c"}),
+    ],
+)
+def test_a_figure_is_made_of_a_tiny_budget(tmp_path, name, budget, lines):
+    code, output, rows = draw(tmp_path, name, f"--budget={budget}")
+    assert code == 0, output
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+    assert lines <= {row["line"] for row in rows} and {row["seeds"] for row in rows} == {"2"}
+    assert all(float(row["low"]) <= float(row["mean"]) <= float(row["high"]) for row in rows)
+
+
+def test_an_unknown_figure_is_refused(tmp_path):
+    code, output, _ = draw(tmp_path, "cliff")
+    assert code == 2
+    assert (
+        "error: textbook draws baird, cliff_walking, short_corridor, continuous_bandit: name one or several" in output
+    )
+
+
+def test_intervals_hold_the_mean_and_are_those_of_means():
+    """Of normal numbers the bootstrap's interval of the mean is about that of the standard error."""
+    runs = np.random.default_rng(0).normal(3.0, 1.0, (200, 5))
+    low, high = textbook.interval(runs)
+    assert ((low < runs.mean(axis=0)) & (runs.mean(axis=0) < high)).all()
+    np.testing.assert_allclose(high - low, 2 * 1.96 / np.sqrt(200), rtol=0.15)
+    same = np.ones((3, 2))
+    np.testing.assert_array_equal(textbook.interval(same), [same[0], same[0]])
+
+
+def test_curves_are_compared_where_all_have_points():
+    x, y = textbook.common(
+        [(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])), (np.array([1.5, 4.0]), np.array([0.0, 5.0]))]
+    )
+    np.testing.assert_array_equal(x, [2.0, 3.0])
+    np.testing.assert_allclose(y, [[2.0, 3.0], [1.0, 3.0]])
