@@ -161,7 +161,7 @@ PAPERS: dict[str, list[Paper]] = {
             atari,
             "Pong-v5",
             FEW_ACTORS | ATARI_STEPS | SAMPLED | {"envs_per_actor": 8, "eval_episodes": 10},
-            {"torso": "residual"},
+            {"torso": "residual", "rmsprop_initial": 1.0},
         )
     ],
     "ppo": [
@@ -191,6 +191,7 @@ PAPERS: dict[str, list[Paper]] = {
                 "epochs": 10,
                 "minibatches": 32,
                 "clip_epsilon": 0.2,
+                "decay_clip": False,
                 "entropy_cost": 0.0,
                 "learning_rate": 3e-4,
                 "decay_env_steps": 0,
@@ -230,6 +231,8 @@ PAPERS: dict[str, list[Paper]] = {
             CONTROL_RUN | {"max_env_steps": 2_500_000},
             {
                 "hidden_sizes": (400, 300),
+                "action_layer": 2,
+                "critic_weight_decay": 1e-2,
                 "normalize_observations": True,
                 "batch_size": 64,
                 "samples_per_insert": 64.0,
