@@ -218,12 +218,12 @@ def short_corridor(asked: Textbook, runs: pathlib.Path) -> list[Line]:
     book += ["--config.batch_size=1", "--config.discount=1", "--envs_per_actor=8", "--eval_policy=sampled"]
     lines = []
     for agent, label, steps, alphas in [
-        ("reinforce", "REINFORCE, alpha = 2^-13", 40_000, ["--config.alpha_theta=1.220703125e-4"]),
+        ("reinforce", "REINFORCE, alpha = 2^-13", 18_000, ["--config.alpha_theta=1.220703125e-4"]),
         (
             "reinforce_baseline",
-            "REINFORCE with baseline, alpha_theta = 2^-9, alpha_w = 2^-6",
-            18_000,
-            ["--config.alpha_theta=1.953125e-3", "--config.alpha_w=0.015625"],
+            "REINFORCE with baseline, alpha_theta = 2^-11, alpha_w = 2^-9",
+            13_000,
+            ["--config.alpha_theta=4.8828125e-4", "--config.alpha_w=1.953125e-3"],
         ),
     ]:
         curves = []
@@ -250,26 +250,26 @@ def continuous_bandit(asked: Textbook, runs: pathlib.Path) -> list[Line]:
     bandit = ["--env=gymnasium:environments.textbook:ContinuousBandit-v0", "--config.discount=0"]
     bandit += ["--config.unroll_length=2", "--config.reward_scale=0.01", "--eval_episodes=1"]
     dpg = ["--agent=dpg", "--config.form=sarsa", "--config.features=tiles", "--config.tilings=1", "--config.tiles=1"]
-    dpg += ["--config.observation_low=0", "--config.observation_high=2", *DPG_STEPS, "--publish_period=1"]
-    a2c = ["--agent=a2c", "--config.torso=mlp", "--config.frame_stack=1", "--config.hidden_sizes=()", *A2C_STEPS]
+    dpg += ["--config.observation_low=0", "--config.observation_high=2", "--config.squash=false"]
+    dpg += ["--config.alpha_theta=0.06", "--config.alpha_w=30", "--config.alpha_v=1", "--config.sigma=0.1"]
+    a2c = ["--agent=a2c", "--config.torso=mlp", "--config.frame_stack=1", "--config.hidden_sizes=()"]
+    a2c += ["--config.separate_value=true", "--config.baseline_cost=1", "--config.entropy_cost=0"]
+    a2c += ["--config.optimizer=adam", "--config.epsilon=1e-5", "--config.learning_rate=0.03"]
+    a2c += ["--config.sigma_initial=0.1"]
     lines = []
     for m in (10, 25, 50):
         sizes = [f"--config.batch_size={2 * m}", f"--envs_per_actor={2 * m}", f'--env_kwargs={{"dimensions": {m}}}']
         for name, arguments, held in [
-            ("COPDAC-B, by dpg", dpg, "alpha_theta:0:1"),
-            ("SAC-B, by a2c", a2c, "learning_rate:0:1"),
+            ("COPDAC-B, by dpg", dpg, "alpha_theta:0.001:1"),
+            ("SAC-B, by a2c", a2c, "learning_rate:0.001:1"),
         ]:
             logdir, steps = runs / f"{name.split()[-1]}-{m}", round(20_000 * asked.budget)
             often = [f"--eval_period={max(1, steps // 40)}", f"--ready_env_steps={steps}"]
-            train_together(logdir, asked.seeds, steps, held, *bandit, *arguments, *sizes, *often)
+            train_together(logdir, asked.seeds, steps, held, *bandit, *arguments, *sizes, *often, "--publish_period=1")
             curves = [evaluated(logdir, "env_steps", f"return_mean_{member}") for member in range(asked.seeds)]
             x, returns = common(curves)
             lines.append(Line(name, x, -returns, panel=f"{m} dimensions"))
     return lines
-
-
-DPG_STEPS = ["--config.alpha_theta=0.06", "--config.alpha_w=500", "--config.alpha_v=1", "--config.sigma=0.03"]
-A2C_STEPS = ["--config.optimizer=adam", "--config.learning_rate=0.01"]
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ FIGURES = {
     "cliff_walking": Figure(
         cliff_walking,
         "environment steps",
-        "return while learning, mean of the last ten episodes",
+        "return while learning, mean of ten episodes",
         {"Sarsa, about -25 (Sutton and Barto 2018, example 6.6)": -25.0, "Q-learning, about -50 (likewise)": -50.0},
         limits=(-105.0, 0.0),
     ),
@@ -341,7 +341,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     panels[0, 0].set_ylabel(figure.y)
     handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())}
     title = f"means of {len(lines[0].runs)} seeds, with 95 % bootstrap intervals"
-    drawing.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", ncols=2, title=title)
+    drawing.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", title=title)
     drawing.savefig(out, dpi=120)
     pyplot.close(drawing)
 
