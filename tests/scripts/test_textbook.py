@@ -32,7 +32,6 @@ def draw(tmp_path, name: str, *arguments: str) -> tuple[int, str, list[dict[str,
         ("baird", 0.1, {"v_7", "v_8", "root projected Bellman error"}),
         ("cliff_walking", 0.1, {"Sarsa", "Q-learning"}),
         ("short_corridor", 0.03, {"REINFORCE, alpha = 2^-13"}),
-        ("continuous_bandit", 0.02, {"COPDAC-B, by dpg", "SAC-B, by a2c"}),
     ],
 )
 def test_a_figure_is_made_of_a_tiny_budget(tmp_path, name, budget, lines):
@@ -46,9 +45,7 @@ def test_a_figure_is_made_of_a_tiny_budget(tmp_path, name, budget, lines):
 def test_an_unknown_figure_is_refused(tmp_path):
     code, output, _ = draw(tmp_path, "cliff")
     assert code == 2
-    assert (
-        "error: textbook draws baird, cliff_walking, short_corridor, continuous_bandit: name one or several" in output
-    )
+    assert "error: textbook draws baird, cliff_walking, short_corridor: name one or several" in output
 
 
 def test_intervals_hold_the_mean_and_are_those_of_means():
