@@ -558,12 +558,12 @@ PRESETS: dict[str, list[Preset]] = {
             | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3}
             | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
         ),
-        # As CleanRL has them, an update for each step.
+        # As CleanRL has them, an update for each step; but layers are normalised: HalfCheetah's return rises sooner.
         Preset(
             any_kind,
             LARGE_RUN,
             {"policy_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "policy_period": 2}
-            | {"min_replay_size": 25_000, "random_start": True},
+            | {"layer_norm": True, "min_replay_size": 25_000, "random_start": True},
         ),
     ],
     "d4pg": [
