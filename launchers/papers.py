@@ -15,7 +15,7 @@ from launchers.presets import atari, dm_control
 
 
 class Paper(NamedTuple):
-    of: str | Callable[[Kind], bool]  # a task by name, with gymnasium: or without, or by a pattern (shell style); a kind
+    of: str | Callable[[Kind], bool]  # a task by name, or several by a pattern (shell style); or a kind
     example: str  # such an environment
     run: dict[str, Any]  # fields of Run
     config: dict[str, Any]  # fields of the agent's Config
