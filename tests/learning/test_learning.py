@@ -32,6 +32,12 @@ def test_impala_learns_catch(tmp_path):
 
 
 @pytest.mark.learn
+def test_impala_learns_acrobot_without_flags(tmp_path):
+    """Whose returns, down to -500, no preset brings to scale by hand."""
+    assert evaluation(tmp_path, "--agent=impala", "--env=Acrobot-v1") >= -100
+
+
+@pytest.mark.learn
 def test_d4pg_learns_pendulum(tmp_path):
     arguments = ("--agent=d4pg", "--env=Pendulum-v1", "--config.replay=prioritized", "--max_env_steps=10000")
     assert evaluation(tmp_path, *arguments) >= -250
