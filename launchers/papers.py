@@ -72,6 +72,8 @@ CLIFF = "gymnasium:CliffWalking-v*"  # EnvPool's goes on beyond --eval_max_steps
 CLIFF_RUN = ONE | {"max_env_steps": 20_000, "eval_episodes": 10, "eval_max_steps": 100, "synchronous": True}
 CLIFF_TABLE = {"learning_rate": 0.5, "decay_env_steps": 0, "discount": 1.0}
 
+SHORT_CORRIDOR = "gymnasium:environments.textbook:ShortCorridor-v0"
+
 # Episodes longer than the suite's 200 steps.
 LINEAR_RUN = ONE | {"max_env_steps": 500_000, "eval_episodes": 10}
 MOUNTAIN_CAR = {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07)}
@@ -81,6 +83,13 @@ DPG = {"features": "tiles", "squash": False}
 
 def async_q(**config: Any) -> list[Paper]:
     return [Paper(atari, "Pong-v5", ASYNC_RUN, ASYNC_Q | config)]
+
+
+def corridor(**config: Any) -> list[Paper]:
+    run = ONE | SAMPLED | {"max_env_steps": 20_000, "eval_episodes": 20, "eval_period": 1_000}
+    # At first left with probability 0.95.
+    config = {"hidden_sizes": (), "discount": 1.0, "initial_preferences": (1.472, -1.472)} | config
+    return [Paper("environments.textbook:ShortCorridor-v0", SHORT_CORRIDOR, run, config)]
 
 
 PAPERS: dict[str, list[Paper]] = {
@@ -276,16 +285,15 @@ PAPERS: dict[str, list[Paper]] = {
             MOUNTAIN_CAR,
         )
     ],
+    "reinforce": corridor(alpha_theta=2**-13),
+    "reinforce_baseline": corridor(baseline=True, alpha_theta=2**-9, alpha_w=2**-6),
     "q_learning": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE)],
     "sarsa": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE | {"form": "sarsa"})],
 }
 
-CORRIDOR = "the book's settings are for its short corridor (example 13.1), which no suite has"
 UNWRITTEN = "the book has the algorithm and no experiment with it"
 # Agents whose source has no settings for any environment that is here, and why.
 SILENT = {
-    "reinforce": CORRIDOR,
-    "reinforce_baseline": CORRIDOR,
     "all_actions": UNWRITTEN,
     "actor_critic": UNWRITTEN,
     "actor_critic_lambda": UNWRITTEN,
