@@ -16,7 +16,7 @@ from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, nearest
 from replay.structures import Structure, state_structs
-from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
+from runtime.population import COPIED, Exchange, Population, Returns, state_structure, told_structure
 
 TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
 
@@ -170,16 +170,16 @@ class Peers:
         """By name, what this learner and its reporters tell the others, in variable containers."""
         if self._population is None:
             return {}
-        told = {self.name(reporter): returns_structure(self._population) for reporter in self._population.reporters}
+        told = {self.name(reporter): told_structure(self._population) for reporter in self._population.reporters}
         if self._population.member is None:
             return told
-        return told | {self.name("state"): state_structure(state_structs(agent))}
+        return told | {self.name("state"): state_structure(state_structs(agent)), self.name("copied"): COPIED}
 
     def returns(self, carrier: Any, reporter: str) -> Returns | None:
         """Where a `reporter` tells the learners of episodes; None if they do not ask it."""
         if self._population is None or reporter not in self._population.reporters:
             return None
-        structure = returns_structure(self._population)
+        structure = told_structure(self._population)
         return Returns(self._population, carrier.variables(structure, self.name(reporter)))
 
     def exchange(self, carrier: Any, agent: Agent, key: jax.Array, env_steps: int) -> Exchange | None:
@@ -188,10 +188,11 @@ class Peers:
             return None
         separate = self._population.member is not None
         prefixes = [_prefix(member) for member in range(self._population.size)] if separate else [""]
-        told, shown = returns_structure(self._population), state_structure(state_structs(agent)) if separate else None
+        told, shown = told_structure(self._population), state_structure(state_structs(agent)) if separate else None
         returns = [[carrier.variables(told, p + r) for r in self._population.reporters] for p in prefixes]
         states = [carrier.variables(shown, p + "state") for p in prefixes] if separate else []
-        return Exchange(self._population, returns, states, key, env_steps)
+        copied = [carrier.variables(COPIED, p + "copied") for p in prefixes] if separate else []
+        return Exchange(self._population, returns, states, copied, key, env_steps)
 
 
 def _prefix(member: int) -> str:

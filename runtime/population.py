@@ -2,7 +2,8 @@
 
 Nobody presides: when a member's turn has come, its learner shows its peers its state and looks at what their episodes
 returned, all through variable containers; it copies or goes on. Members that are stacked in one learner take their
-turns together.
+turns together. What a member's episodes returned before it copied another says nothing of the state that it has now: it
+no longer counts.
 """
 
 import math
@@ -44,16 +45,29 @@ class Population(NamedTuple):
         return list(range(self.size)) if self.member is None else [self.member]
 
 
-def returns_structure(population: Population) -> Structure:
-    """Of (Version, float32 [members, K]): the last K returns of each of a learner's members, NaN before there are so
-    many."""
-    version = Version(np.int64(0), np.int64(0))
-    return Structure((version, np.zeros((len(population.members), population.score_episodes), np.float32)))
+NO_VERSION = Version(np.int64(0), np.int64(0))
+NEVER = -1  # environment steps, where a member has copied nobody
+
+
+class Told(NamedTuple):
+    """What a reporter says of a learner's members, of each its last K episodes."""
+
+    returns: np.ndarray  # float32 [members, K], NaN before there are so many
+    env_steps: np.ndarray  # int64 [members, K], of the parameters that played them to their end
+
+
+def told_structure(population: Population) -> Structure:
+    """Of (Version, Told)."""
+    shape = len(population.members), population.score_episodes
+    return Structure((NO_VERSION, Told(np.zeros(shape, np.float32), np.zeros(shape, np.int64))))
 
 
 def state_structure(state: State) -> Structure:
     """Of (Version, a member's whole state)."""
-    return Structure((Version(np.int64(0), np.int64(0)), state))
+    return Structure((NO_VERSION, state))
+
+
+COPIED = Structure((NO_VERSION, np.int64(NEVER)))  # of (Version, a member's environment steps when it copied last)
 
 
 class Returns:
@@ -61,7 +75,7 @@ class Returns:
 
     def __init__(self, population: Population, container: Variables):
         self._population, self._container = population, container
-        self._last: list[list[float]] = [[] for _ in population.members]
+        self._last: list[list[tuple[float, int]]] = [[] for _ in population.members]
 
     def add(self, version: Version, episodes: Episodes) -> None:
         """`episodes` of environments that the learner's members share, as `pbt.member_of` says."""
@@ -69,10 +83,11 @@ class Returns:
             return
         k, tasks = self._population.score_episodes, self._population.num_tasks
         for environment, value in zip(episodes.environments, episodes.returns, strict=True):
-            self._last[pbt.member_of(environment, len(self._last), tasks)].append(value)
+            self._last[pbt.member_of(environment, len(self._last), tasks)].append((value, version.env_steps))
         self._last = [values[-k:] for values in self._last]
-        padded = [[math.nan] * (k - len(values)) + values for values in self._last]
-        self._container.push(version, np.array(padded, np.float32))
+        padded = [[(math.nan, 0)] * (k - len(values)) + values for values in self._last]
+        returns, env_steps = zip(*(zip(*values, strict=True) for values in padded), strict=True)
+        self._container.push(version, Told(np.array(returns, np.float32), np.array(env_steps, np.int64)))
 
 
 class Exchange:
@@ -83,6 +98,7 @@ class Exchange:
         population: Population,
         returns: Sequence[Sequence[Variables]],
         states: Sequence[Variables],
+        copied: Sequence[Variables],
         key: jax.Array,
         env_steps: int,
     ):
@@ -90,11 +106,13 @@ class Exchange:
         Args:
           population: how, and whose learner this is.
           returns: the containers that the reporters of each member's learner fill; of stacked members, one learner's.
-          states: one for each member; of stacked members none.
+          states, copied: one for each member; of stacked members none.
           key: for what is random; the same seed and episodes, the same turns.
           env_steps: how far the learner has come.
         """
         self._population, self._returns, self._states, self._key = population, returns, states, key
+        self._containers = copied
+        self._copied = np.full(population.size, NEVER, np.int64)  # environment steps at each one's last copy
         self._due = next_due(env_steps, population.ready_env_steps)
         self._turns = 0
         self._recorders = {m: Recorder(population.logdir, f"lineage_{m}") for m in population.members}
@@ -150,6 +168,9 @@ class Exchange:
         moved = [member for member, donor in donors.items() if member != donor]
         if not moved:
             return state
+        self._copied[moved] = learner.version.env_steps
+        if self._containers:
+            self._containers[moved[0]].push(learner.version, self._copied[moved[0]])
         ranges, rule = self._population.ranges, self._population.explore
         if self._population.member is None:
             index = np.array([donors[m] for m in self._population.members])
@@ -172,12 +193,17 @@ class Exchange:
 
     def _read_returns(self) -> np.ndarray:
         """[N, K of all of a member's reporters together]."""
-        k = self._population.score_episodes
+        shape = self._population.size // len(self._returns), self._population.score_episodes
+        nothing = Told(np.full(shape, np.nan, np.float32), np.zeros(shape, np.int64))
         rows = []
         for containers in self._returns:
-            nothing = np.full((self._population.size // len(self._returns), k), np.nan, np.float32)
-            rows.append(np.concatenate([c.pull()[1] if c.filled() else nothing for c in containers], axis=1))
-        return np.concatenate(rows)
+            told = [c.pull()[1] if c.filled() else nothing for c in containers]
+            rows.append(Told(*(np.concatenate(parts, axis=1) for parts in zip(*told, strict=True))))
+        for member, container in enumerate(self._containers):
+            if container.filled():
+                self._copied[member] = container.pull()[1]
+        returns, env_steps = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+        return np.where(env_steps > self._copied[:, None], returns, np.nan)
 
     def _scores(self) -> Any:
         return pbt.scores(self._read_returns())

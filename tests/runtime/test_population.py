@@ -15,7 +15,7 @@ from replay.client import connect
 from replay.variables import VariableContainer
 from runtime import metrics
 from runtime.learner import NotFinite
-from runtime.population import Exchange, Population, Returns, returns_structure, state_structure
+from runtime.population import COPIED, Exchange, Population, Returns, state_structure, told_structure
 
 RANGES = {"learning_rate": Range("log", 1e-5, 1e-2)}
 
@@ -70,16 +70,18 @@ def members(tmp_path):
 
     def make(size: int, **changes):
         each = [population(size, m, tmp_path, **changes) for m in range(size)]
-        states, returns = state_structure(state_of(0)), returns_structure(each[0])
+        states, returns = state_structure(state_of(0)), told_structure(each[0])
         tables = [server.build_variables_table(states, f"state_{m}") for m in range(size)]
         tables += [server.build_variables_table(returns, f"returns_{m}") for m in range(size)]
+        tables += [server.build_variables_table(COPIED, f"copied_{m}") for m in range(size)]
         servers.append(server.serve(tables, None, None))
         client = connect(f"localhost:{servers[-1].port}", 30)
         state_containers = [VariableContainer(client, states, f"state_{m}") for m in range(size)]
+        copied = [VariableContainer(client, COPIED, f"copied_{m}") for m in range(size)]
         returns_containers = [[VariableContainer(client, returns, f"returns_{m}")] for m in range(size)]
 
         def exchange(m):
-            return Exchange(each[m], returns_containers, state_containers, jax.random.key(m), 0)
+            return Exchange(each[m], returns_containers, state_containers, copied, jax.random.key(m), 0)
 
         learners = [Learner(state_of(m)) for m in range(size)]
         reports = [Returns(each[m], returns_containers[m][0]) for m in range(size)]
@@ -90,8 +92,9 @@ def members(tmp_path):
         each.stop()
 
 
-def report(returns: Returns, *values: float) -> None:
-    returns.add(Version(0, 0), Episodes([0] * len(values), list(values), [1] * len(values)))
+def report(returns: Returns, *values: float, env_steps: int = 0) -> None:
+    """Episodes that ended by parameters of `env_steps`."""
+    returns.add(Version(0, env_steps), Episodes([0] * len(values), list(values), [1] * len(values)))
 
 
 def assert_same(a, b):
@@ -185,7 +188,52 @@ def test_only_the_last_episodes_count(members):
     assert learners[0].replaced == 1
 
 
-class Told:
+def test_what_was_returned_before_a_copy_does_not_count(members, tmp_path):
+    """Neither for the member itself nor for its peers, until an episode of its new state ends."""
+    learners, exchanges, reports, _ = members(3)
+    for learner, each in zip(learners, exchanges, strict=True):
+        each.start(learner)
+    for m, values in enumerate([(1.0, 2.0), (5.0, 6.0), (3.0, 3.0)]):
+        report(reports[m], *values, env_steps=60)
+    learners[0].advance(100)
+    exchanges[0](learners[0])
+    assert learners[0].replaced == 1
+    report(reports[0], 0.0, env_steps=100)  # begun and ended before the copied parameters were there
+    for env_steps in (200, 300):
+        learners[0].advance(env_steps)
+        exchanges[0](learners[0])
+    assert learners[0].replaced == 1, "nothing is known of the state that it has now"
+    learners[2].advance(300)
+    exchanges[2](learners[2])
+    assert learners[2].replaced == 1, "of the two that are known it is the worse"
+    report(reports[0], 4.0, env_steps=310)
+    learners[1].advance(400)
+    exchanges[1](learners[1])
+    learners[0].advance(400)
+    exchanges[0](learners[0])
+    scores = [row["score"] for row in metrics.read(tmp_path / "lineage_0.csv")]
+    np.testing.assert_array_equal(scores, [np.nan, 1.5, np.nan, np.nan, 4.0])
+    assert learners[0].replaced == 2, "by its new episode alone it is the worse"
+
+
+def test_stacked_members_forget_what_was_before_their_copy(tmp_path):
+    each, container = population(4, None, tmp_path), Container()
+    returns = Returns(each, container)
+    learner = Learner(jax.tree.map(lambda *x: np.stack(x), *(state_of(m) for m in range(4))))
+    exchange = Exchange(each, [[container]], [], [], jax.random.key(0), 0)
+    returns.add(Version(0, 60), Episodes(list(range(4)), [5.0, 1.0, 3.0, 4.0], [1] * 4))
+    for env_steps in (100, 200):
+        learner.advance(env_steps)
+        exchange(learner)
+    returns.add(Version(0, 210), Episodes([1], [4.5], [1]))
+    learner.advance(300)
+    exchange(learner)
+    rows = metrics.read(tmp_path / "lineage_1.csv")
+    assert [row["donor"] for row in rows] == [0, 1, 1]
+    np.testing.assert_array_equal([row["score"] for row in rows], [1.0, np.nan, 4.5])
+
+
+class Container:
     """A container of what was pushed."""
 
     def push(self, version, value):
@@ -201,13 +249,13 @@ class Told:
 @pytest.mark.parametrize("where", ["params", "opt_state"])
 def test_a_stacked_member_that_has_diverged_is_replaced(tmp_path, where):
     """Though its episodes, which it made before, were the best."""
-    each, container = population(4, None, tmp_path), Told()
+    each, container = population(4, None, tmp_path), Container()
     Returns(each, container).add(Version(0, 0), Episodes(list(range(4)), [5.0, 6.0, 9.0, 5.0], [1] * 4))
     states = [state_of(m) for m in range(4)]
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan) if x.dtype == np.float32 else x, getattr(states[2], where))
     states[2] = states[2]._replace(**{where: broken})
     learner = Learner(jax.tree.map(lambda *x: np.stack(x), *states))
-    exchange = Exchange(each, [[container]], [], jax.random.key(0), 0)
+    exchange = Exchange(each, [[container]], [], [], jax.random.key(0), 0)
     exchange.start(learner)
     learner.advance(100)
     exchange(learner)
@@ -220,17 +268,17 @@ def test_a_stacked_member_that_has_diverged_is_replaced(tmp_path, where):
 
 def test_stacked_members_take_their_turns_together(tmp_path):
     each = population(4, None, tmp_path)
-    structure = returns_structure(each)
+    structure = told_structure(each)
     running = server.serve([server.build_variables_table(structure, "actor_0")], None, None)
     container = VariableContainer(connect(f"localhost:{running.port}", 30), structure, "actor_0")
     returns = Returns(each, container)
     # Environments 0 to 7 belong to members 0, 1, 2, 3, 0, 1, 2, 3.
     returns.add(Version(0, 0), Episodes(list(range(8)), [5.0, 1.0, 3.0, 4.0, 5.0, 1.0, 3.0, 4.0], [1] * 8))
     _, told = container.pull()
-    assert np.nanmean(told, axis=1).tolist() == [5.0, 1.0, 3.0, 4.0] and math.isnan(told[0, 0])
+    assert np.nanmean(told.returns, axis=1).tolist() == [5.0, 1.0, 3.0, 4.0] and math.isnan(told.returns[0, 0])
     states = [state_of(m) for m in range(4)]
     learner = Learner(jax.tree.map(lambda *x: np.stack(x), *states))
-    exchange = Exchange(each, [[container]], [], jax.random.key(0), 0)
+    exchange = Exchange(each, [[container]], [], [], jax.random.key(0), 0)
     exchange.start(learner)
     learner.advance(100)
     exchange(learner)
