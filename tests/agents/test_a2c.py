@@ -319,7 +319,7 @@ def test_rmsprop_is_not_centred_and_has_its_epsilon_inside_the_root():
         gradient = jax.tree.map(lambda p, i=i: jnp.full_like(p, 0.3 * (-1) ** i), params)
         squares = jax.tree.map(lambda s, d: 0.5 * s + 0.5 * d**2, squares, gradient)
         params = jax.tree.map(lambda p, s, d: p - 0.1 * d / np.sqrt(s + 0.01), params, squares, gradient)
-        state = agent.apply(state, gradient)
+        state = agent.apply(state, a2c.Gradient(gradient, ()))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.params, params)
 
 

@@ -70,14 +70,14 @@ def test_the_first_minibatchs_gradient_is_a2cs(spec, lstm_size):
         sample = played(agent, state, seed)
         after, feedback = jax.jit(agent.update)(state, jax.random.key(1), sample)
         extras = {name: x for name, x in sample.steps.extras.items() if name == "raw"}
-        same = Sample(sample.steps._replace(extras=extras), sample.memory.network)
+        same = Sample(sample.steps._replace(extras=extras), sample.memory)
         theirs = other.init(jax.random.key(0))
         jax.tree.map(np.testing.assert_array_equal, theirs.params, state.params)
         gradient, _ = jax.jit(other.gradient)(theirs._replace(opt_state=()), jax.random.key(2), same)
         # A2C sums over time and averages over environments; PPO averages over transitions.
         transitions = (1 - sample.steps.first[1:]).mean() * 6
         scaled = jax.tree.map(lambda g, n=transitions: g / n, gradient)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), first_gradient(after), scaled)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), first_gradient(after), scaled.params)
         assert feedback.metrics["kl"] == pytest.approx(0, abs=1e-6) and feedback.metrics["clipped"] == 0
 
 

@@ -344,10 +344,7 @@ def test_no_accepted_step_leaves_the_bound_and_a_refused_one_leaves_the_policy(s
             assert (now["value"]["kernel"] != before["value"]["kernel"]).any(), "the value learns all the same"
         else:
             accepted += 1
-            p, q = (
-                np.asarray(unroll(s.params, steps.observation, steps.first, sample.memory)[0], np.float64)[:-1]
-                for s in (state, after)
-            )
+            p, q = (np.asarray(unroll(s.params, steps, sample.memory)[0], np.float64)[:-1] for s in (state, after))
             divergence = kl(spec, p, q)[~steps.first[1:]].mean()
             assert divergence <= delta * (1 + 1e-3) + 1e-6
             assert metrics["kl"] <= np.float32(delta) and metrics["surrogate_improvement"] > 0
