@@ -412,7 +412,7 @@ CONTINUOUS_PPO = SMALL | {
 
 def ppo() -> list[Preset]:
     """Small tasks with discrete actions, Atari by the paper, continuous actions."""
-    pendulum = {"discount": 0.9, "learning_rate": 1e-3, "minibatches": 16}
+    pendulum = {"discount": 0.9, "lambda_": 0.95, "learning_rate": 1e-3, "minibatches": 16}
     sighted = PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     return [
         Preset(
@@ -420,7 +420,7 @@ def ppo() -> list[Preset]:
             PPO_RUN | {"max_env_steps": 100_000},
             SMALL_PPO | {"separate_value": True, "learning_rate": 2e-3},
         ),
-        Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 200_000}, CONTINUOUS_PPO | pendulum),
+        Preset("Pendulum-v1", PPO_RUN | {"max_env_steps": 400_000}, CONTINUOUS_PPO | pendulum),
         Preset(
             "Hopper-v4",
             PPO_RUN | {"max_env_steps": 1_000_000},
