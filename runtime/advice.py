@@ -5,7 +5,7 @@ from collections.abc import Mapping
 CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns, beyond which its support is too narrow
 EXPLAINED_VARIANCE = 0.05  # of the value's targets, below which the value knows nothing of them
 PATIENCE = 1 / 3  # of a run, in which the value may learn them
-LEAST_ROWS = 20  # of metrics: fewer say nothing
+LEAST_ROWS = 5  # of metrics: fewer say nothing
 DECAY = 0.9  # of the running mean, from one row to the next
 
 
