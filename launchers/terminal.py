@@ -1,6 +1,7 @@
 """What a person sees of a run: a live line with its progress, a line per evaluation."""
 
 import contextlib
+import logging as standard_logging
 import os
 import pathlib
 import sys
@@ -28,18 +29,23 @@ def native_lines_in(path: pathlib.Path) -> Iterator[None]:
     path.parent.mkdir(exist_ok=True)
     python, seen = sys.stderr, os.dup(2)
     mine = python is sys.__stderr__  # else somebody has put another in its place already
+    # Absl's handler, and what a library may have set up before: each has the stream that it found.
+    there: list[Any] = [logging.get_absl_handler().python_handler, *standard_logging.root.handlers]
+    handlers = [h for h in there if isinstance(h, standard_logging.StreamHandler) and h.stream is python]
     with open(path, "ab") as file, open(seen, "w", buffering=1, errors="backslashreplace") as terminal:
         os.dup2(file.fileno(), 2)
         if mine:
             sys.stderr = terminal
-            logging.get_absl_handler().python_handler.setStream(terminal)
+            for handler in handlers:
+                handler.setStream(terminal)
         try:
             yield
         finally:
             os.dup2(seen, 2)
             if mine:
                 sys.stderr = python
-                logging.get_absl_handler().python_handler.setStream(python)
+                for handler in handlers:
+                    handler.setStream(python)
 
 
 class Display:
