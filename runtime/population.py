@@ -86,8 +86,8 @@ class Returns:
             self._last[pbt.member_of(environment, len(self._last), tasks)].append((value, version.env_steps))
         self._last = [values[-k:] for values in self._last]
         padded = [[(math.nan, 0)] * (k - len(values)) + values for values in self._last]
-        returns, env_steps = zip(*(zip(*values, strict=True) for values in padded), strict=True)
-        self._container.push(version, Told(np.array(returns, np.float32), np.array(env_steps, np.int64)))
+        told = np.array(padded)  # [members, K, 2], in float64, which counts any run's steps
+        self._container.push(version, Told(told[..., 0].astype(np.float32), told[..., 1].astype(np.int64)))
 
 
 class Exchange:
