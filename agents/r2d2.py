@@ -33,7 +33,7 @@ from agents.agent import (
 )
 from agents.parts import prioritized, stacking
 from agents.parts.exploration import discrete_actions, epsilon_greedy, greedy, ranks_or_zeros
-from agents.parts.networks import QNetwork
+from agents.parts.networks import QNetwork, last_inputs
 from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
 from agents.parts.torsos import check_frames
 
@@ -216,10 +216,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     see = functools.partial(stacking.see, config.torso)
 
-    def inputs(first, previous_action, previous_reward):
-        """The last action and reward for the LSTM, [T, B, A + 1]; zeros where an episode opens."""
-        last = jnp.concatenate([jax.nn.one_hot(previous_action, num_actions), previous_reward[..., None]], axis=-1)
-        return jnp.where(first[..., None], 0.0, last)
+    inputs = functools.partial(last_inputs, spec.actions)
 
     def init(key: jax.Array) -> State:
         batch, first = memory(1), jnp.ones((1, 1), bool)

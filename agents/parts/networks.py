@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from agents.agent import DiscreteActions, FactoredActions
 from agents.parts.torsos import ORTHOGONAL, MLPTorso, make_torso
 
 
@@ -61,6 +62,25 @@ class LSTM(nn.Module):
             return state, state.hidden
 
         return jax.lax.scan(step, state, (gates, first))
+
+
+def last_inputs(actions: Any, first: Any, action: Any, reward: Any) -> chex.Array:
+    """What an LSTM takes of the last action and reward, float32 [T, B, F]; zeros where an episode opens.
+
+    Args:
+      actions: the environment's; choices become one-hot, and bounds are at -1 and 1.
+      first: bool [T, B], the row opens an episode.
+      action: the last one before each row, [T, B, *shape].
+      reward: that came with each row, [T, B].
+    """
+    if isinstance(actions, DiscreteActions):
+        features = [jax.nn.one_hot(action, actions.num_actions)]
+    elif isinstance(actions, FactoredActions):
+        features = [jax.nn.one_hot(action[..., i], n) for i, n in enumerate(actions.sizes)]
+    else:
+        scaled = 2.0 * (action - actions.low) / (actions.high - actions.low) - 1.0
+        features = [scaled.reshape(*first.shape, -1)]
+    return jnp.where(first[..., None], 0.0, jnp.concatenate([*features, reward[..., None]], axis=-1))
 
 
 class ActorCritic(nn.Module):

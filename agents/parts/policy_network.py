@@ -9,9 +9,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Step, TimeStep
+from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Step, TimeStep
 from agents.parts import reward_scale, stacking
-from agents.parts.networks import ActorCritic, LSTMState
+from agents.parts.networks import ActorCritic, LSTMState, last_inputs
 from agents.parts.policies import Policy, make_policy
 from agents.parts.torsos import check_frames
 
@@ -96,8 +96,7 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         observation, frames = stacking.see(config.torso, observation, first, frames)
         if not config.lstm_previous:
             return Seen(observation, ()), frames
-        previous = jnp.concatenate([features(spec.actions, action), reward[..., None]], axis=-1)
-        return Seen(observation, jnp.where(first[..., None], 0.0, previous)), frames
+        return Seen(observation, last_inputs(spec.actions, first, action, reward)), frames
 
     def see(steps: Step, memory: Memory) -> Seen:
         action: Any = ()
@@ -142,13 +141,3 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         return action, extras, memory
 
     return Functions(policy, init, memory, unroll, see, heads, outputs, play, acted if config.lstm_previous else None)
-
-
-def features(actions: Any, action: Any) -> chex.Array:
-    """Actions [..., *shape] as a network takes them, float32 [..., F]: choices one-hot, bounds at -1 and 1."""
-    if isinstance(actions, DiscreteActions):
-        return jax.nn.one_hot(action, actions.num_actions)
-    if isinstance(actions, FactoredActions):
-        return jnp.concatenate([jax.nn.one_hot(action[..., i], n) for i, n in enumerate(actions.sizes)], axis=-1)
-    scaled = 2.0 * (action - actions.low) / (actions.high - actions.low) - 1.0
-    return scaled.reshape(*action.shape[: action.ndim - len(actions.shape)], -1)
