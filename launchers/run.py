@@ -178,7 +178,7 @@ class Run(settings.Settings):
             ("an agent with a replay has one learner host", agent.table.kind != "queue"),
             ("an agent with eligibility traces has one learner host", agent.in_order),
             ("a population's learners have one host each", self.population > 0),
-            ("actors in step with their learner have one host of it", self.synchronous),
+            ("actors in step with their learner have one host of it: give --synchronous=false", self.synchronous),
             ("where gradients travel there is one learner host", self.travels == "gradients"),
         ):
             if one_host:
@@ -266,7 +266,15 @@ def make(
     config = settings.BOOKS[settled["preset"]].find(agent, env, settled["env_kwargs"]).config | config_overrides
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settled["max_env_steps"])
-    return Run(config=make_config(module, config), **settled)
+    run = Run(config=make_config(module, config), **settled)
+    # Presets have their own sizes in step: of others nobody asked for it.
+    return run if "synchronous" in given or _can_be_in_step(run) else dataclasses.replace(run, synchronous=False)
+
+
+def _can_be_in_step(run: Run) -> bool:
+    """Whether --synchronous fits what else is set; members of a population copy each other between two updates."""
+    one_batch = run.num_actors * run.envs_per_actor == getattr(run.config, "batch_size", None)
+    return one_batch and run.publish_period == 1 and run.travels == "experience" and not run.population
 
 
 def replace(run: Run, **changes: Any) -> Run:
