@@ -3,6 +3,7 @@ whatever thread or process it likes."""
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 import threading
 import time
@@ -17,21 +18,23 @@ from absl import logging
 from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
-from launchers import ports, sittings
+from launchers import ports, settings, sittings
 from launchers.program import Role
 from launchers.run import Run, UsageError
 from replay import channels, local, structures
 from replay.blocks import count_for_each
 from replay.local_carrier import LocalCarrier
-from replay.rows import Batch, Variables
+from replay.rows import Batch, Variables, never
 from replay.synchrony import NextVersion
 from replay.variables import VARIABLES
-from runtime import actor, devices, evaluator, learner, worker
+from runtime import actor, devices, evaluator, hosts, learner, worker
 from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged
+from runtime.hosts import ALONE, Hosts
 from runtime.metrics import Recorder, return_means, show
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
+PATIENCE_SECONDS = 20.0  # for an update at which all learner hosts can end
 
 
 class Parts:
@@ -40,13 +43,21 @@ class Parts:
     Of a population whose members have learners of their own, each member has its Parts, and its tables in the servers.
     """
 
-    def __init__(self, run: Run, logdir: pathlib.Path, member: int | None = None):
-        """`run` and `logdir` are the population's, where there is one; `member`: whose Parts these are."""
+    def __init__(self, run: Run, logdir: pathlib.Path, member: int | None = None, hosts: Hosts = ALONE):
+        """`run` and `logdir` are the population's, where there is one; `member`: whose Parts these are; `hosts`: of a
+        pod, which share batches and replays evenly and have as many actors each."""
         self.spec = run.spec()
         run, logdir, peers = populations.member_of(run, logdir, member, self.spec.num_tasks)
         self.run, self.logdir, self.peers = run, logdir, peers
         self.agent = run.make_agent(self.spec)
-        self.table = dataclasses.replace(self.agent.table, name=peers.name(self.agent.table.name))
+        self.hosts, self.batch_size = hosts, self.agent.batch_size // hosts.count
+        table = self.agent.table
+        self.table = dataclasses.replace(
+            table,
+            name=peers.name(table.name),
+            max_size=max(1, table.max_size // hosts.count),
+            min_size=max(1, table.min_size // hosts.count),
+        )
         self.num_envs = run.stacked * run.envs_per_actor
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
         self.items = channels.item_structure(self.agent, self.spec, self.num_envs)
@@ -82,6 +93,10 @@ class Parts:
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
         return self.peers.vary(jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init"))))
 
+    def place(self, task: int) -> int:
+        """Of this host's actor `task`: which it is of all hosts'."""
+        return self.hosts.index * self.run.num_actors + task
+
     @property
     def replays(self) -> bool:
         """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
@@ -104,7 +119,7 @@ class Parts:
 
     def channel(self, carrier: Any, saved: Any = None) -> Any:
         """How experience travels to the learner by a carrier; `saved`: a local replay's state from earlier."""
-        size = self.mesh.size if self.gradients else self.agent.batch_size * self.run.updates_per_dispatch
+        size = self.mesh.size if self.gradients else self.batch_size * self.run.updates_per_dispatch
         run, rows = self.run, self.run.max_rows
         try:
             return carrier.channel(self.agent, self.table, self.items, size, run.num_actors, self.num_envs, rows, saved)
@@ -149,9 +164,9 @@ class Parts:
         )
 
 
-def make_parts(run: Run, logdir: pathlib.Path) -> dict[int | None, Parts]:
+def make_parts(run: Run, logdir: pathlib.Path, hosts: Hosts = ALONE) -> dict[int | None, Parts]:
     """Those of each member of a population with learners of their own; else one, of None."""
-    return {member: Parts(run, logdir, member) for member in populations.learners(run)}
+    return {member: Parts(run, logdir, member, hosts) for member in populations.learners(run)}
 
 
 def serve(members: Collection[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Any:
@@ -190,14 +205,15 @@ def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
         return LocalCarrier(first.mesh, first.device)
     from replay.reverb_carrier import ReverbCarrier
 
-    servers = [serve(members, logdir, task, port and port + task) for task in range(run.num_replay_servers)]
+    before = first.hosts.index * run.num_replay_servers
+    servers = [serve(members, logdir, before + task, port and port + task) for task in range(run.num_replay_servers)]
     return ReverbCarrier([server.localhost_client() for server in servers], servers)
 
 
 def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, None]:
     """What a role does, other than serving a replay."""
     # The hosts of one learner play its one role together.
-    place = jax.process_index() if role.kind == "learner" else role.task
+    place = jax.process_index() if role.kind == "learner" else parts.place(role.task)
     with sittings.hold(parts.logdir, f"{role.kind}_{place}") as sitting:
         if role.kind == "actor":
             yield from act(parts, carrier, role.task, sitting, stop)
@@ -224,15 +240,15 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
 
     What is random comes from the run's seed, the task and the sitting: how many processes were this actor before.
     """
-    run = parts.run
-    seed = run.seed_of("actor", task, sitting)
+    run, place = parts.run, parts.place(task)
+    seed = run.seed_of("actor", place, sitting)
     environment = run.make_environment(seed, parts.num_envs)
     variables = parts.variables(carrier)
     variables.wait()
     in_step = run.synchronous and run.placement != "serial"  # where roles take turns, they are in step by that
     source = NextVersion(variables, stop.is_set) if in_step else variables
-    places = np.arange(task * parts.num_envs, (task + 1) * parts.num_envs, dtype=np.float32)
-    ranks = places / max(1, run.num_actors * parts.num_envs - 1)
+    places = np.arange(place * parts.num_envs, (place + 1) * parts.num_envs, dtype=np.float32)
+    ranks = places / max(1, parts.hosts.count * run.num_actors * parts.num_envs - 1)
     key = jax.random.key(seed)
     writer = parts.channel(carrier).writer(task, parts.priority, stop.is_set)
     rest = (writer, key, parts.device, stop.is_set, ranks)
@@ -241,8 +257,8 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
         turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
         turns = actor.run(parts.agent, parts.act, environment, source, *rest)
-    recorder, due = Recorder(parts.logdir, f"actor_{task}"), Throttle()
-    reported = parts.peers.returns(carrier, f"actor_{task}")
+    recorder, due = Recorder(parts.logdir, f"actor_{place}"), Throttle()
+    reported = parts.peers.returns(carrier, f"actor_{place}")
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     played: list[int] = []  # in which environment each was
@@ -274,23 +290,32 @@ class Learning:
         carrier: Any,
         channel: Any,
         replay: Checkpointer | None,
+        asked: Callable[[], bool] = never,
     ):
-        """Of several learner hosts the first publishes, records and saves for all: the servers' replays too.
+        """Of several learner hosts the first records and saves. With one replay for all it publishes, and saves that
+        too; of a pod each host publishes to its own actors, and saves its own replay.
 
         Args:
           publish: takes (version, params on the devices).
           channel, replay: as `open_channel` gives them.
+          asked: of several learner hosts whether this one is to end.
         """
         self._run, self._mesh = parts.run, parts.mesh
+        pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
         if not parts.gradients:
-            check_shares(parts.agent, parts.mesh.size)
-        self._first_host = jax.process_index() == 0
-        if not self._first_host:
+            check_shares(parts.agent, parts.mesh.total if pod else parts.mesh.size)
+        if not self._first_host and not pod:
             publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent, owner=self._first_host)
-        state, version = self._checkpointer.restore() or (parts.init(), Version(0, 0))
-        self._channel, self._replay = channel, replay
+        # Of a pod the first host restores for all: the others need not see its folder.
+        saved = self._checkpointer.restore() if self._first_host or not pod else None
+        state, version = saved or (parts.init(), Version(0, 0))
+        if pod:
+            state, version = hosts.share_state(state, version)
+        self._channel, self._replay, self._saves_replay = channel, replay, self._first_host or pod
         warn_of_lost(self._checkpointer.counts.get("replay", 0), channel)
+        if pod:
+            warn_of_left_out(parts)
         prioritized = parts.table.kind == "prioritized" and channel.source is None
         self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
         self._learner = learner.Learner(
@@ -305,6 +330,7 @@ class Learning:
             learner.Admission(parts.run.max_staleness, parts.run.max_loss_deviations) if parts.gradients else None,
             parts.mesh,
             channel.source,
+            asked,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         key = jax.random.key(parts.run.seed_of("exchange", version.learner_steps))
@@ -379,6 +405,7 @@ class Learning:
         self._read_metrics(feedback)  # raises rather than save what is not finite
         if self._first_host:
             self._checkpointer.save(self._learner.host_state(), self.version, {"replay": self._channel.count()})
+        if self._saves_replay:
             if self._replay is None:
                 self._channel.save()
             else:
@@ -419,6 +446,15 @@ def warn_of_lost(saved: int, channel: Any) -> None:
         logging.warning("the replay has %d of the %d items that were saved: it fills anew", there, saved)
 
 
+def warn_of_left_out(parts: Parts) -> None:
+    """Says so if there were more hosts once, whose replays nobody reads now; of a folder that hosts share."""
+    if parts.hosts.index == 0 and parts.replays:
+        names = [f"replay_{k}" for k in range(parts.hosts.count * parts.run.num_replay_servers, settings.MANY)]
+        left = list(itertools.takewhile(lambda name: (parts.logdir / name).exists(), names))
+        if left:
+            logging.warning("there were more hosts before: what is in %s is left out", ", ".join(left))
+
+
 def _keep(version: Version, params: Any) -> None:
     """Publishes nothing."""
 
@@ -428,7 +464,9 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
     None."""
     if parts.run.carrier != "local" or not parts.replays:
         return parts.channel(carrier), None
-    checkpointer = Checkpointer(parts.logdir / "replay", None, keep=1, owner=True)
+    pod = parts.hosts.count > 1
+    folder = f"replay_{parts.hosts.index}" if pod else "replay"
+    checkpointer = Checkpointer(parts.logdir / folder, None, keep=1, owner=True)
     try:
         restored = checkpointer.restore()
     except Damaged:  # which was said; a learner can do without
@@ -438,15 +476,16 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
 
 
 def open_learning(
-    parts: Parts, carrier: Any, stopped: Callable[[], bool]
+    parts: Parts, carrier: Any, stopped: Callable[[], bool], asked: Callable[[], bool] = never
 ) -> tuple[Learning, Iterator[Batch], learner.Publisher | None]:
-    """The learner and its batches, until `stopped`; and, where parameters pass through the host, who publishes them."""
+    """The learner and its batches, until `stopped`; and, where parameters pass through the host, who publishes them.
+    Of several learner hosts all end once one is `asked` to."""
     variables = parts.variables(carrier)
     publisher = None if parts.run.carrier == "local" else learner.Publisher(variables, parts.mesh.host)
     channel, replay = open_channel(parts, carrier)
     channel.stopped = stopped
     batches = parts.batches(channel)  # before actors have parameters to act with: all they write is counted
-    learning = Learning(parts, publisher or variables.push, carrier, channel, replay)
+    learning = Learning(parts, publisher or variables.push, carrier, channel, replay, asked)
     if channel.source is None:
         batches = learner.prefetch(batches, stopped, parts.send)
     return learning, batches, publisher
@@ -460,8 +499,10 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
       UsageError: it broke before its first update, as it would again each time that it was started.
     """
     begun = False
+    several = jax.process_count() > 1
+    stopped = hosts.asked_for(stop.is_set, PATIENCE_SECONDS) if several else stop.is_set
     try:
-        learning, batches, publisher = open_learning(parts, carrier, stop.is_set)
+        learning, batches, publisher = open_learning(parts, carrier, stopped, stop.is_set)
         for version in learning.run(batches):
             begun = True
             yield version

@@ -83,6 +83,8 @@ class Run(settings.Settings):
                 f"--synchronous: all actors' environments make one batch, so --num_actors={self.num_actors} times "
                 f"--envs_per_actor={self.envs_per_actor} must be config.batch_size={agent.batch_size}"
             )
+        if self.placement == "pod":
+            raise UsageError("--synchronous is of one host: give another --placement than pod")
         if self.publish_period != 1:
             raise UsageError(f"--synchronous publishes each update: leave out --publish_period={self.publish_period}")
 
@@ -184,6 +186,29 @@ class Run(settings.Settings):
             if one_host:
                 raise UsageError(f"--num_learners={num_learners}: {why}")
 
+    def check_pod(self, count: int) -> None:
+        """Raises UsageError if a pod of so many hosts cannot run this, each with an even part of every batch."""
+        agent = self.make_agent(self.spec())
+        for why, alone in (
+            ("a population's members are not spread over hosts", self.population > 0),
+            ("eligibility traces are of one host's environments", agent.in_order),
+            ("where gradients travel there is one learner host", self.travels == "gradients"),
+        ):
+            if alone:
+                raise UsageError(f"--placement=pod: {why}; give --placement=threads")
+        batch = agent.batch_size
+        if batch % count:
+            raise UsageError(f"--num_hosts={count} does not divide config.batch_size={batch}")
+        table, share = agent.table, batch // count
+        if table.kind != "queue":
+            if table.max_size // count < max(1, share):
+                raise UsageError(f"--num_hosts={count}: a host's part of the replay is smaller than of a batch")
+        elif isinstance(table.items, Blocks) and max(share, self.envs_per_actor) % min(share, self.envs_per_actor):
+            raise UsageError(
+                f"--num_hosts={count}: a host's part of a batch, {share}, and --envs_per_actor={self.envs_per_actor} "
+                "do not divide"
+            )
+
     def _check_sizes(self, agent: Agent, spec: EnvironmentSpec) -> None:
         """Raises UsageError unless this machine has room for the agent's state, and for what an update takes."""
         state = structures.nbytes(structures.state_structs(agent))
@@ -274,7 +299,8 @@ def make(
 def _can_be_in_step(run: Run) -> bool:
     """Whether --synchronous fits what else is set; members of a population copy each other between two updates."""
     one_batch = run.num_actors * run.envs_per_actor == getattr(run.config, "batch_size", None)
-    return one_batch and run.publish_period == 1 and run.travels == "experience" and not run.population
+    alone = not run.population and run.placement != "pod"
+    return one_batch and run.publish_period == 1 and run.travels == "experience" and alone
 
 
 def replace(run: Run, **changes: Any) -> Run:

@@ -161,8 +161,9 @@ class Settings:
     envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
     placement: str = setting(
         "threads",
-        "where the roles run; serial: with a replay or for whole episodes with --carrier=local",
-        choices=("threads", "processes", "serial"),
+        "where the roles run; pod: on several hosts, each of which gives this command; serial: with a replay or for "
+        "whole episodes with --carrier=local",
+        choices=("threads", "processes", "serial", "pod"),
         free=True,
         learnt=False,
         see="#placements",
@@ -312,6 +313,16 @@ class Sitting:
     port: int = setting(
         0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=LAST_PORT, free=True
     )
+
+
+@dataclasses.dataclass
+class Pod:
+    """Which of a pod's hosts this is, and where it finds the first; what the cluster says itself need not be given."""
+
+    coordinator: str = setting(None, "of a pod: host:port of the first host; the port after it is used too")
+    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY)
+    host: int = setting(None, "of a pod: which of the hosts this is, from 0", least=0)
+    connect_seconds: float = setting(120.0, "how long to wait for those on other machines", least=0)
 
 
 DECLARED = declarations(Settings)

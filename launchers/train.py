@@ -4,10 +4,10 @@ import contextlib
 import importlib
 
 from launchers import flags
-from launchers.settings import Settings, Sitting
+from launchers.settings import Pod, Settings, Sitting
 
 
-@flags.command(Settings, Sitting)
+@flags.command(Settings, Sitting, Pod)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
@@ -18,6 +18,14 @@ def train() -> int:
     from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
+    meeting = None
+    if run.placement == "pod":
+        from launchers import pod
+
+        meeting = pod.meet(run)
+    elif idle := [name for name in ("coordinator", "num_hosts", "host") if getattr(flags.FLAGS, name) is not None]:
+        raise settings.UsageError(f"--{idle[0]} is for hosts of a pod: give --placement=pod, or leave --{idle[0]} out")
+    host = meeting.hosts.index if meeting else 0
     if run.placement == "processes":
         jax.config.update("jax_platforms", "cpu")  # of this process alone: accelerators are its roles'
     if run.carrier == "local":
@@ -42,8 +50,10 @@ def train() -> int:
         )
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
-    with sittings.hold(logdir, "train"), lines:
-        placement.train(run, logdir, flags.FLAGS.port)
+    with sittings.hold(logdir, f"train_{host}" if host else "train"), lines:
+        placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
+    if host:
+        return 0
     from runtime import plot
 
     if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):

@@ -174,7 +174,7 @@ def batch_of(sample: Sample, learner_steps: np.ndarray | None) -> Batch:
     """A batch of rows that were not seen before, counted."""
     # A row before a first closed its episode: its action was thrown away. Padding is first.
     first = sample.steps.first[1:]
-    return Batch(sample, learner_steps, int(np.sum(~first)), first.size)
+    return Batch(sample, learner_steps, int(np.sum(~first)))
 
 
 def count_for_each(batches: Iterator[Batch], members: int) -> Iterator[Batch]:
@@ -182,4 +182,4 @@ def count_for_each(batches: Iterator[Batch], members: int) -> Iterator[Batch]:
     left = 0
     for batch in batches:
         each, left = divmod(left + batch.env_steps, members)
-        yield batch._replace(env_steps=each, rows=batch.rows // members)
+        yield batch._replace(env_steps=each)

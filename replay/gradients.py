@@ -84,4 +84,4 @@ def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: in
         items = queue.take(batch_size)
         gradient: Gradient = packing.unpack([np.stack(column) for column in zip(*items, strict=True)])
         env_steps = int(gradient.env_steps.sum())
-        yield Batch(gradient, gradient.learner_steps, env_steps, env_steps, losses=gradient.metrics["loss"])
+        yield Batch(gradient, gradient.learner_steps, env_steps, losses=gradient.metrics["loss"])

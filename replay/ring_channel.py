@@ -50,9 +50,9 @@ class RingChannel:
     ):
         """
         Args:
-          mesh: runtime.devices.Mesh, whose devices hold the rings.
+          mesh: runtime.devices.Mesh of the learner; this host's devices hold the rings of its own actors.
           structure: of one item, as `item_structure` gives it.
-          batch_size: items that one dispatch draws, over all devices.
+          batch_size: items that one dispatch draws, over all of this host's devices.
           num_envs: of each of the actors.
           max_rows: that can ever be written.
           saved: what `state` gave in an earlier process of the run.
@@ -60,7 +60,8 @@ class RingChannel:
         Raises:
           ValueError: environments or batches do not divide over the devices.
         """
-        self._mesh, self._batch_size = mesh, batch_size
+        self._learners, self._mesh, self._batch_size = mesh, mesh.alone(), batch_size
+        mesh = self._mesh
         cut = channels.way(table).ring(table, structure)
         least = int(saved["length"][0]) if saved else 0
         self.ring = ring = Ring(table, cut, num_actors, num_envs, mesh.size, max_rows, least)
@@ -149,7 +150,7 @@ class RingChannel:
             self._drain(handed)
             if ready:
                 env_steps, self._env_steps = self._env_steps, 0
-                yield Batch(None, None, env_steps, env_steps)
+                yield Batch(None, None, env_steps)
                 waiting_since = time.monotonic()
                 ready = self._limiter.limits  # else there is a turn for each batch
             if not ready and self.turn is not None:
@@ -190,11 +191,15 @@ class RingChannel:
         return self.ring.reprioritize(masses, items, priorities) if self.ring.prioritized else masses
 
     def bind(self, update: Callable[..., Any]) -> Callable[..., Any]:
-        """Of a compiled (state, step, rows, masses) -> (state, step, masses, feedback), the update of a Learner."""
+        """Of a compiled (state, step, rows, masses) -> (state, step, masses, feedback), the update of a Learner: on
+        several hosts from the rings of all of them."""
+        mesh, (rows_specs, mass_specs) = self._learners, self.specs
 
         def update_from_rings(state, step, sample):
             del sample
-            state, step, self.masses, feedback = update(state, step, self.rows, self.masses)
+            rows, masses = mesh.span(self.rows, rows_specs), mesh.span(self.masses, mass_specs)
+            state, step, masses, feedback = update(state, step, rows, masses)
+            self.masses = mesh.own(masses, mass_specs)
             return state, step, feedback
 
         return update_from_rings

@@ -68,7 +68,6 @@ class Batch(NamedTuple):
     sample: Any  # a Sample; Gradients where those travel; None where the learner's devices draw it themselves
     learner_steps: np.ndarray | None  # int64 [blocks], the versions that acted; None of transitions and sequences
     env_steps: int  # transitions: rows whose action was not thrown away; from a replay: written since the last batch
-    rows: int  # T * B, those too
     keys: tuple[np.ndarray, ...] = ()  # uint64 [B / servers] of each replay server, which take turns in the batch
     losses: np.ndarray | None = None  # float32 [gradients], of gradients
 

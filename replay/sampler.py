@@ -79,7 +79,7 @@ class Replay:
             env_steps = 0
             if time.monotonic() - self._counted > COUNT_SECONDS:
                 env_steps, self._counted = self._count_new(), time.monotonic()
-            yield Batch(sample, None, env_steps, env_steps, tuple(np.asarray(part.info.key) for part in parts))
+            yield Batch(sample, None, env_steps, tuple(np.asarray(part.info.key) for part in parts))
 
 
 def _by_turns(parts: Sequence[np.ndarray]) -> np.ndarray:

@@ -15,8 +15,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from orbax.checkpoint._src.multihost import multihost
 
 from agents.agent import Agent, State, Version
+
+# To orbax each process is the only one: what it saves is its own, and it waits for nobody. Of several it would write
+# NumPy's arrays on the first alone, whatever its options say.
+multihost.process_index = lambda: 0
 
 _PREFIX = "learner_steps"
 _DAMAGED = "damaged_"  # in front of the name of a checkpoint that was set aside
@@ -41,17 +46,13 @@ class Checkpointer:
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._owner = owner
-        host = jax.process_index()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=False,
                 step_prefix=_PREFIX,
-                # Of several learner hosts the first saves and each restores, without waiting for the others.
-                multiprocessing_options=ocp.options.MultiprocessingOptions(
-                    primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host_{host}"
-                ),
+                multiprocessing_options=ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}),
                 create=False,
                 cleanup_tmp_directories=owner,
             ),

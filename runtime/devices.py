@@ -29,6 +29,7 @@ class Mesh(Protocol):
     """The devices that learn together. Specs are tree prefixes, as in jax: one may stand for a whole subtree."""
 
     size: int  # devices of this process
+    total: int  # of all processes
     REPLICATED, ROWS, COLUMNS = REPLICATED, ROWS, COLUMNS  # for those who cannot import them
 
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
@@ -74,6 +75,19 @@ class Mesh(Protocol):
         """REPLICATED arrays, as this host's first device has them, and still there. Waits for nothing."""
         ...
 
+    def alone(self) -> "Mesh":
+        """This host's devices: what is compiled for them hosts need not call together."""
+        ...
+
+    def span(self, tree: Any, specs: Any) -> Any:
+        """Arrays of `alone` as each host's part of arrays of this mesh, where ROWS and COLUMNS are longer by as many
+        hosts as there are. Nothing moves: memory that one is donated is gone for the other."""
+        ...
+
+    def own(self, tree: Any, specs: Any) -> Any:
+        """The way back: this host's part of arrays, as arrays of `alone`."""
+        ...
+
 
 class ShardMap(Mesh):
     """By jit and shard_map: arrays have their whole shape, and a sharding."""
@@ -81,7 +95,7 @@ class ShardMap(Mesh):
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         devices = devices or jax.devices()
         mine = [device for device in devices if device.process_index == jax.process_index()]
-        self.size = len(mine)
+        self.size, self.total = len(mine), len(devices)
         self._all, self._mine = (jax.sharding.Mesh(np.array(each), (AXIS,)) for each in (devices, mine))
         self._identities: dict[Any, Callable[[Any], Any]] = {}
 
@@ -93,10 +107,10 @@ class ShardMap(Mesh):
             mine = self._identity(specs)(tree)
         else:
             mine = jax.device_put(tree, _map(lambda spec: NamedSharding(self._mine, spec), specs))
-        return mine if self._all.size == self.size else _map(self._span, specs, mine)
+        return self.span(mine, specs)
 
     def feed(self, tree: Any, specs: Any = REPLICATED) -> Any:
-        return tree if self._all.size == self.size else self.put(tree, specs)
+        return tree if self.total == self.size else self.put(tree, specs)
 
     def _identity(self, specs: Any) -> Callable[[Any], Any]:
         """A tenth of jax.device_put's time for a few small arrays."""
@@ -106,16 +120,26 @@ class ShardMap(Mesh):
             self._identities[key] = jax.jit(lambda tree: tree, in_shardings=(shardings,), out_shardings=shardings)
         return self._identities[key]
 
-    def _span(self, spec: P, mine: Any) -> Any:
-        """Arrays over all hosts, of those over this host's devices: nothing moves."""
-        axis, sharding, times = _split_axis(spec), NamedSharding(self._all, spec), self._all.size // self.size
+    def alone(self) -> Mesh:
+        return self if self.total == self.size else ShardMap(list(self._mine.devices.flat))
 
-        def span(x: jax.Array) -> jax.Array:
-            shape = tuple(n * times if i == axis else n for i, n in enumerate(x.shape))
+    def span(self, tree: Any, specs: Any) -> Any:
+        return self._recount(tree, specs, self._all, lambda n: n * self.total // self.size)
+
+    def own(self, tree: Any, specs: Any) -> Any:
+        return self._recount(tree, specs, self._mine, lambda n: n * self.size // self.total)
+
+    def _recount(self, tree: Any, specs: Any, mesh: jax.sharding.Mesh, count: Callable[[int], int]) -> Any:
+        """The same memory on this host's devices, as arrays of `mesh`: `count` is of what is split."""
+        if self.total == self.size:
+            return tree
+
+        def recount(spec: P, x: jax.Array) -> jax.Array:
+            shape = tuple(count(n) if i == _split_axis(spec) else n for i, n in enumerate(x.shape))
             parts = [part.data for part in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+            return jax.make_array_from_single_device_arrays(shape, NamedSharding(mesh, spec), parts)
 
-        return jax.tree.map(span, mine)
+        return _map(lambda spec, part: jax.tree.map(functools.partial(recount, spec), part), specs, tree)
 
     def compile(
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
@@ -144,7 +168,7 @@ class Pmap(Mesh):
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         mine = list(devices or jax.local_devices())
-        self.size, self._devices = len(mine), devices
+        self.size, self.total, self._devices = len(mine), len(devices or jax.devices()), devices
         # On the devices of this process alone, so that hosts need not agree who sends when.
         self._identity = jax.pmap(lambda tree: tree, devices=mine)
 
@@ -187,6 +211,15 @@ class Pmap(Mesh):
 
     def one(self, tree: Any) -> Any:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
+
+    def alone(self) -> Mesh:
+        return self if self.total == self.size else Pmap(jax.local_devices())
+
+    def span(self, tree: Any, specs: Any) -> Any:
+        return tree  # a process gives pmap its own part
+
+    def own(self, tree: Any, specs: Any) -> Any:
+        return tree
 
 
 MAPPERS: dict[str, Callable[..., Mesh]] = {"shard_map": ShardMap, "pmap": Pmap}
@@ -267,7 +300,7 @@ def compile_drawing_update(
     """update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback) on all devices: each
     update draws its own sample and sets its priorities, before the next and without Python between. State, step and
     masses are donated; the rest is as of `compile_update`."""
-    share = agent.batch_size // mesh.size
+    share = agent.batch_size // mesh.total
 
     def update(carry: Any, rows: Any) -> tuple[Any, Any]:
         state, step, masses = carry

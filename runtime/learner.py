@@ -15,6 +15,7 @@ from absl import logging
 from agents.agent import Agent, Feedback, State, Version
 from replay.rows import Batch, Variables
 from runtime import devices
+from runtime.hosts import Agreement
 from runtime.scheduling import give_way
 
 STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
@@ -198,6 +199,7 @@ class Learner:
         admission: Admission | None = None,
         mesh: devices.Mesh | None = None,
         source: Any = None,
+        asked: Callable[[], bool] = lambda: False,
     ):
         """Puts `state` on the mesh's devices and publishes its parameters.
 
@@ -213,6 +215,7 @@ class Learner:
           admission: of gradients: what it does not admit is passed over.
           mesh: the devices that learn; all of them, if it is not given.
           source: a replay on them, of which updates draw their own samples; None: samples come with the batches.
+          asked: of several hosts whether this one is to end; then all do, at the same update.
         """
         self._mesh = mesh = mesh or devices.make_mesh()
         self.state, self.version = mesh.put(state), version
@@ -227,6 +230,7 @@ class Learner:
         )
         self._policy, self._update_priorities = devices.compile_policy(mesh, agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
+        self._agreement, self._asked = Agreement(mesh) if jax.process_count() > 1 else None, asked
         publish(version, self._policy(self.state))
 
     def host_state(self) -> State:
@@ -246,7 +250,6 @@ class Learner:
 
         The feedback is still on its way when it is yielded: read it one step later, and nothing waits.
         """
-        hosts = jax.process_count()
         in_flight: collections.deque[Any] = collections.deque([None, None], maxlen=2)
         while True:
             start = time.perf_counter()
@@ -273,12 +276,15 @@ class Learner:
             if batch.learner_steps is not None:
                 host["lag"] = float((self.version.learner_steps - batch.learner_steps).mean())
             before = self.version.learner_steps
-            # Hosts must agree on how far they are, to end at the same update: several count every row alike.
-            env_steps = batch.env_steps if hosts == 1 else hosts * batch.rows
+            env_steps, ended = batch.env_steps, False
+            if self._agreement is not None:
+                env_steps, ended = self._agreement(env_steps, self._asked())
             self.version = Version(before + self._updates_per_dispatch, self.version.env_steps + env_steps)
             if before // self._publish_period != self.version.learner_steps // self._publish_period:
                 self.publish()
             yield feedback, host
+            if ended:
+                return
 
 
 def read_metrics(feedback: Feedback, host: Callable[[Any], Any]) -> dict[str, float]:

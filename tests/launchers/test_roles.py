@@ -113,7 +113,7 @@ class Channel:
             if self.turn:
                 self.turn()
                 self.turn()
-            yield Batch(f"a sample of {env_steps}", None, env_steps, 30)
+            yield Batch(f"a sample of {env_steps}", None, env_steps)
 
     def feedback(self, keys, priorities):
         """Nobody asks."""

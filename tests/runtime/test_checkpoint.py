@@ -44,7 +44,7 @@ def batch(agent, seed: int) -> Batch:
         extras={"outputs": rng.normal(size=(*rows, 2)).astype(np.float32)},
     )
     sample = Sample(steps, jax.tree.map(np.asarray, agent.memory(CONFIG.batch_size, None)))
-    return Batch(devices.send(devices.make_mesh(), sample), np.array([0]), env_steps=8, rows=8)
+    return Batch(devices.send(devices.make_mesh(), sample), np.array([0]), env_steps=8)
 
 
 def assert_same_bits(got, expected):

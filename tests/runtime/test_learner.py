@@ -42,7 +42,7 @@ def batch(reward: float, env_steps: int = 10, learner_steps=(0,), on_device: boo
     rows[0] = reward
     sample = Sample(Step(rows, rows, rows, rows, rows, {}), np.zeros(1, np.float32))
     sample = send(sample) if on_device else sample
-    return Batch(sample, np.array(learner_steps), env_steps, rows=12)
+    return Batch(sample, np.array(learner_steps), env_steps)
 
 
 class Calls(list):
@@ -112,7 +112,7 @@ def transitions(count: int) -> Batch:
     """A batch of transitions whose rewards are 1, 2, ..."""
     rewards = 1 + np.arange(count, dtype=np.float32)
     sample = Sample(Transition(*[rewards] * 5), (), np.ones(count, np.float32))
-    return Batch(send(sample), None, 10, rows=10)
+    return Batch(send(sample), None, 10)
 
 
 def test_several_updates_at_once_count_as_many_and_publish_where_the_period_was_passed():

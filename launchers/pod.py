@@ -1,0 +1,125 @@
+"""Placement `pod`: the same command on every host. Each has its own actors and its own queue or replay, and its devices
+are part of one mesh; only gradients go from host to host."""
+
+import concurrent.futures
+import functools
+import hashlib
+import json
+import pathlib
+import socket
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from launchers import flags, ports, program, roles, threads
+from launchers.run import Run
+from launchers.settings import LAST_PORT, UsageError
+from launchers.shutdown import stop_on_signals
+from launchers.terminal import Display
+from runtime import hosts as pods
+from runtime.hosts import Hosts, HostsDiffer, Meeting
+from runtime.scheduling import give_way
+
+END_SECONDS = 60.0  # in which other hosts are at their end, once the first is
+
+
+def meet(run: Run) -> Meeting:
+    """Joins the hosts that the flags name, or that the cluster knows of; before JAX computes anything.
+
+    Raises:
+      UsageError: on every host, if one is missing or was given something else.
+    """
+    values = flags.FLAGS
+    given = {name: getattr(values, name) for name in ("coordinator", "num_hosts", "host")}
+    if not values.logdir:
+        raise UsageError("--placement=pod needs --logdir, the same on every host or each its own")
+    missing = [name for name, value in given.items() if value is None]
+    if len(missing) == len(given):
+        return _meet_in_cluster(run)
+    if missing:
+        raise UsageError(
+            f"--placement=pod lacks --{missing[0]}: give --coordinator=HOST:PORT, --num_hosts=N and --host=K, from 0; "
+            "none of them on a TPU pod, by SLURM or Open MPI, which say it themselves"
+        )
+    hosts = Hosts(values.host, values.num_hosts)
+    if hosts.index >= hosts.count:
+        raise UsageError(f"--host={hosts.index}: hosts are numbered from 0, below --num_hosts={hosts.count}")
+    name, _, port = values.coordinator.rpartition(":")
+    if not name or not port.isdecimal() or not 0 < int(port) < LAST_PORT:
+        raise UsageError(f"--coordinator: {values.coordinator!r} is no address, as localhost:8000 is")
+    meeting = _meet(run, hosts, name, int(port))
+    pods.start_jax(hosts, (name, int(port) + 1))
+    run.check_pod(hosts.count)
+    return meeting
+
+
+def _meet(run: Run, hosts: Hosts, name: str, port: int) -> Meeting:
+    settings = json.loads(json.dumps(run.to_json()))
+    told = {f"--{key}": value for key, value in settings.items() if key != "config"}
+    told |= {f"--config.{key}": value for key, value in settings["config"].items()}
+    told |= {"the code": _digest(), "the version of JAX": jax.__version__}
+    try:
+        return Meeting(hosts, (name, port), told, flags.FLAGS.connect_seconds)
+    except HostsDiffer as error:
+        raise UsageError(f"--placement=pod: {error}") from error
+
+
+def _digest() -> str:
+    """Of the project's code, as this host has it."""
+    root = pathlib.Path(__file__).parent.parent
+    rooms = ("agents", "environments", "launchers", "replay", "runtime")
+    files = sorted(path for room in rooms for path in (root / room).rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+def _meet_in_cluster(run: Run) -> Meeting:
+    """Where JAX finds the hosts by itself; the first one's address then goes by the mesh."""
+    from jax.experimental import multihost_utils
+
+    try:
+        pods.start_jax()
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(
+            "--placement=pod: no TPU pod, SLURM or Open MPI is seen here: give --coordinator=HOST:PORT, "
+            f"--num_hosts=N and --host=K, from 0 ({error})"
+        ) from error
+    hosts = Hosts(jax.process_index(), jax.process_count())
+    mine = [*map(int, socket.gethostbyname(socket.gethostname()).split(".")), ports.free_port()]
+    *address, port = multihost_utils.broadcast_one_to_all(np.array(mine, np.int32)).tolist()
+    meeting = _meet(run, hosts, ".".join(map(str, address)), port)
+    run.check_pod(hosts.count)
+    return meeting
+
+
+def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
+    """This host's part, until `max_env_steps`, a signal to any host, or the first error on any."""
+    stop = stop_on_signals()  # now: JAX's service takes SIGTERM for itself when it starts
+    hosts = meeting.hosts
+    members = roles.make_parts(run, logdir, hosts)
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
+        carrier = executor.submit(roles.connect, members.values(), logdir, port).result()
+    works = {
+        role: functools.partial(roles.play, role, members[role.member], carrier)
+        for role in program.roles_of(run)
+        if role.kind in ("learner", "actor") or (role.kind == "evaluator" and hosts.index == 0)
+    }
+    try:
+        if hosts.index == 0:
+            with Display(run, logdir) as display:
+                threads.play(works, stop, functools.partial(_attend, meeting, display.refresh))
+        else:
+            threads.play(works, stop, functools.partial(_attend, meeting, lambda: None))
+    except Exception as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) or isinstance(error.__cause__, jax.errors.JaxRuntimeError):
+            meeting.check(2 * pods.LOST_SECONDS)  # what breaks JAX is most often a host that is gone
+        raise
+    meeting.close(END_SECONDS)
+
+
+def _attend(meeting: Meeting, refresh: Callable[[], None]) -> None:
+    try:
+        meeting.check()
+    except pods.HostLost as error:
+        pods.leave(error)
+    refresh()

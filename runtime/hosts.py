@@ -1,0 +1,281 @@
+"""The hosts of a pod: processes that run the same command, each with its own actors and experience, and whose devices
+learn as one mesh.
+
+They meet by TCP before JAX does. So a host that is missing, or that was given something else, is a line and not a hang;
+and the connections stay, by which a host's end is heard wherever JAX would wait for it.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import AXIS, Version
+
+BEAT_SECONDS = 2.0  # from one sign of life to the next
+LOST_SECONDS = 15.0  # without any, after which a host is lost
+LATE = 2  # updates: a learner has so many under way
+
+
+@dataclasses.dataclass(frozen=True)
+class Hosts:
+    """Which of a pod's hosts this one is."""
+
+    index: int
+    count: int
+
+
+ALONE = Hosts(0, 1)
+
+
+class HostsDiffer(ValueError):
+    """Hosts did not all come, or do not run the same."""
+
+
+class HostLost(ConnectionError):
+    """A host of the pod ended before its time, or is silent."""
+
+
+class Meeting:
+    """This host's connections to the others: of the first to each, of each other to the first."""
+
+    def __init__(self, hosts: Hosts, address: tuple[str, int], told: Mapping[str, Any], seconds: float):
+        """Returns once all hosts are here and were told the same.
+
+        Args:
+          address: where the first one listens.
+          told: what must be the same on all hosts; of JSON's types.
+          seconds: how long to wait for the others.
+
+        Raises:
+          HostsDiffer: on every host that came, with the same words.
+        """
+        self.hosts, self._lost, self._over = hosts, "", False
+        self._changed = threading.Condition()
+        self._left: dict[int, socket.socket] = {}  # hosts that are not at their end yet
+        self._deadline = time.monotonic() + seconds
+        self._seconds = seconds
+        (self._listen if hosts.index == 0 else self._connect)(address, {"count": hosts.count, **told})
+        for index, connection in self._left.items():
+            connection.settimeout(LOST_SECONDS)
+            threading.Thread(target=self._hear, args=(index, connection), name=f"host_{index}", daemon=True).start()
+        threading.Thread(target=self._beat, name="beat", daemon=True).start()
+
+    def _listen(self, address: tuple[str, int], told: dict[str, Any]) -> None:
+        try:
+            listener = socket.create_server(("", address[1]))
+        except OSError as error:
+            raise HostsDiffer(f"the first host cannot listen on port {address[1]}: {error.strerror}") from error
+        trouble = ""
+        with listener:
+            while len(self._left) < self.hosts.count - 1 and not trouble:
+                listener.settimeout(max(0.01, self._deadline - time.monotonic()))
+                try:
+                    connection, _ = listener.accept()
+                except TimeoutError:
+                    missing = sorted(set(range(1, self.hosts.count)) - self._left.keys())
+                    trouble = (
+                        f"of {self.hosts.count} hosts {', '.join(map(str, missing))} did not come within "
+                        f"{self._seconds:.0f} s"
+                    )
+                    break
+                connection.settimeout(10.0)
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger's
+                    theirs = _receive(connection)
+                    index = int(theirs.pop("host"))
+                    trouble = self._difference(index, told, theirs)
+                    self._left.setdefault(index, connection)
+                    if trouble:
+                        _send(connection, {"trouble": trouble})
+        for connection in self._left.values():
+            with contextlib.suppress(OSError):
+                _send(connection, {"trouble": trouble})
+        if trouble:
+            raise HostsDiffer(trouble)
+
+    def _difference(self, index: int, told: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+        """Why a host cannot be one of these; "" if it can."""
+        if not 0 < index < self.hosts.count or index in self._left:
+            return f"two processes say that they are host {index}: each has another number below {self.hosts.count}"
+        for name in sorted(told.keys() | theirs.keys()):
+            if told.get(name) != theirs.get(name):
+                return f"hosts differ: {name} is {told.get(name)} on host 0 and {theirs.get(name)} on host {index}"
+        return ""
+
+    def _connect(self, address: tuple[str, int], told: dict[str, Any]) -> None:
+        while True:
+            try:
+                connection = socket.create_connection(address, timeout=5.0)
+                break
+            except OSError as error:
+                if time.monotonic() > self._deadline:
+                    raise HostsDiffer(
+                        f"host 0 does not answer at {address[0]}:{address[1]} ({error}): is its command running?"
+                    ) from error
+                time.sleep(0.2)
+        connection.settimeout(max(1.0, self._seconds))
+        try:
+            _send(connection, {"host": self.hosts.index, **told})
+            trouble = _receive(connection)["trouble"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise HostsDiffer(f"host 0 at {address[0]}:{address[1]} went away before all hosts had come") from error
+        if trouble:
+            raise HostsDiffer(trouble)
+        self._left[0] = connection
+
+    def _beat(self) -> None:
+        while not self._over:
+            for connection in list(self._left.values()):
+                with contextlib.suppress(OSError):  # `_hear` says so
+                    _send(connection, {})
+            time.sleep(BEAT_SECONDS)
+
+    def _hear(self, index: int, connection: socket.socket) -> None:
+        lost = ""
+        try:
+            with connection.makefile("r") as lines:
+                for line in lines:
+                    said = json.loads(line)
+                    if said.get("ended"):
+                        break
+                    if lost := said.get("lost", ""):
+                        break
+                else:
+                    lost = f"host {index} of {self.hosts.count} ended"
+        except (OSError, ValueError):
+            lost = f"host {index} of {self.hosts.count} is silent"
+        with self._changed:
+            self._left.pop(index, None)
+            self._lost = self._lost or lost
+            self._changed.notify_all()
+            others = list(self._left.values())
+        if lost:
+            for other in others:
+                with contextlib.suppress(OSError):
+                    _send(other, {"lost": lost})
+
+    def check(self, wait: float = 0.0) -> None:
+        """Raises HostLost if a host is lost, or becomes so within `wait` seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._lost, wait)
+            if self._lost:
+                raise HostLost(f"{self._lost}, so the others cannot go on: give every host the same command again")
+
+    def close(self, seconds: float) -> None:
+        """Says that this host is at its end. The first waits for the others', for it holds what JAX joins them by."""
+        for connection in list(self._left.values()):
+            with contextlib.suppress(OSError):
+                _send(connection, {"ended": True})
+        with self._changed:
+            if self.hosts.index == 0:
+                self._changed.wait_for(lambda: not self._left, seconds)
+        self._over = True
+
+
+def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
+    connection.sendall(json.dumps(message).encode() + b"\n")
+
+
+def _receive(connection: socket.socket) -> dict[str, Any]:
+    """One message; bytes are read one by one, for what follows is another reader's."""
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = connection.recv(1)
+        if not byte:
+            raise ConnectionError("it ended")
+        line += byte
+    message: dict[str, Any] = json.loads(line)
+    return message
+
+
+def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None) -> None:
+    """Joins the hosts' devices, before any computation; `address` is of JAX's own service, on the first host. Where
+    neither is given JAX looks for them: on a TPU pod, under SLURM or Open MPI.
+
+    Raises:
+      ValueError, RuntimeError: it finds none.
+    """
+    # A host that died is heard of by Meeting, with a word; JAX would abort this process.
+    jax.config.update("jax_enable_recoverability", True)
+    with _native_lines_nowhere():  # it warns that this is new
+        if hosts and address:
+            place = f"{address[0]}:{address[1]}"
+            jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
+        else:
+            jax.distributed.initialize()
+
+
+@contextlib.contextmanager
+def _native_lines_nowhere() -> Iterator[None]:
+    """Drops what C++ writes to the standard error."""
+    seen = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(seen, 2)
+            os.close(seen)
+
+
+class Agreement:
+    """What learners on several hosts must see alike: how much experience was new in an update, of all together, and
+    whether one of them was asked to end. It goes by the mesh, and is known two updates late, when it costs no waiting.
+    """
+
+    def __init__(self, mesh: Any):
+        """`mesh`: runtime.devices.Mesh, over all hosts."""
+        self._mesh = mesh
+        self._sum = mesh.compile(lambda x: jax.lax.psum(jnp.sum(x, axis=0), AXIS), (mesh.ROWS,), mesh.REPLICATED)
+        self._under_way: collections.deque[Any] = collections.deque()
+
+    def __call__(self, env_steps: int, ending: bool) -> tuple[int, bool]:
+        """Tells the others of this host's update. Gives the sum of all hosts' `env_steps` in the update LATE before it,
+        0 at first, and whether one of them was `ending` then. Every host calls it at each update."""
+        told = np.zeros((self._mesh.size, 2), np.int32)
+        told[0] = env_steps, ending
+        self._under_way.append(self._sum(self._mesh.put(told, self._mesh.ROWS)))
+        if len(self._under_way) <= LATE:
+            return 0, False
+        steps, ended = self._mesh.host(self._under_way.popleft())
+        return int(steps), bool(ended)
+
+
+def share_state(state: Any, version: Version) -> tuple[Any, Version]:
+    """The first host's `state` and `version`, on every host. All call it together."""
+    from jax.experimental import multihost_utils
+
+    counts = np.array([divmod(count, 2**30) for count in version], np.int32)  # JAX has no int64
+    state, counts = jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all((state, counts)))
+    return state, Version(*(int(high) * 2**30 + int(low) for high, low in counts))
+
+
+def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """Whether `stop` has been true for so many seconds: hosts end together, but not where no update comes any more."""
+    since: list[float] = []
+
+    def patience() -> bool:
+        if not stop():
+            return False
+        since[:] = since or [time.monotonic()]
+        return time.monotonic() - since[0] > seconds
+
+    return patience
+
+
+def leave(error: HostLost) -> None:
+    """Ends this process with the error's words: its learner waits in JAX for a host that does not come again."""
+    with contextlib.suppress(OSError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    os._exit(2)
