@@ -8,18 +8,21 @@ and the connections stay, by which a host's end is heard wherever JAX would wait
 import collections
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax._src import distributed
 
 from agents.agent import AXIS, Version
 
@@ -77,28 +80,27 @@ class Meeting:
             listener = socket.create_server(("", address[1]))
         except OSError as error:
             raise HostsDiffer(f"the first host cannot listen on port {address[1]}: {error.strerror}") from error
-        trouble = ""
+        trouble, came = "", []
         with listener:
-            while len(self._left) < self.hosts.count - 1 and not trouble:
+            while len(came) < self.hosts.count - 1:  # also when there is trouble: it is told to all
                 listener.settimeout(max(0.01, self._deadline - time.monotonic()))
                 try:
                     connection, _ = listener.accept()
                 except TimeoutError:
                     missing = sorted(set(range(1, self.hosts.count)) - self._left.keys())
-                    trouble = (
+                    trouble = trouble or (
                         f"of {self.hosts.count} hosts {', '.join(map(str, missing))} did not come within "
                         f"{self._seconds:.0f} s"
                     )
                     break
                 connection.settimeout(10.0)
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # a stranger's
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a stranger's
                     theirs = _receive(connection)
                     index = int(theirs.pop("host"))
-                    trouble = self._difference(index, told, theirs)
+                    trouble = trouble or self._difference(index, told, theirs)
+                    came.append(connection)
                     self._left.setdefault(index, connection)
-                    if trouble:
-                        _send(connection, {"trouble": trouble})
-        for connection in self._left.values():
+        for connection in came:
             with contextlib.suppress(OSError):
                 _send(connection, {"trouble": trouble})
         if trouble:
@@ -142,19 +144,18 @@ class Meeting:
             time.sleep(BEAT_SECONDS)
 
     def _hear(self, index: int, connection: socket.socket) -> None:
-        lost = ""
+        lost, ended = "", False
         try:
             with connection.makefile("r") as lines:
                 for line in lines:
                     said = json.loads(line)
-                    if said.get("ended"):
-                        break
+                    ended = ended or "ended" in said
                     if lost := said.get("lost", ""):
                         break
                 else:
-                    lost = f"host {index} of {self.hosts.count} ended"
+                    lost = "" if ended else f"host {index} of {self.hosts.count} ended"
         except (OSError, ValueError):
-            lost = f"host {index} of {self.hosts.count} is silent"
+            lost = "" if ended else f"host {index} of {self.hosts.count} is silent"
         with self._changed:
             self._left.pop(index, None)
             self._lost = self._lost or lost
@@ -173,7 +174,8 @@ class Meeting:
                 raise HostLost(f"{self._lost}, so the others cannot go on: give every host the same command again")
 
     def close(self, seconds: float) -> None:
-        """Says that this host is at its end. The first waits for the others', for it holds what JAX joins them by."""
+        """Says that this host is at its end. The first then waits for the others' processes to be gone: they are bound
+        to what JAX joined them by, which is the first one's."""
         for connection in list(self._left.values()):
             with contextlib.suppress(OSError):
                 _send(connection, {"ended": True})
@@ -206,27 +208,16 @@ def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None
     Raises:
       ValueError, RuntimeError: it finds none.
     """
-    # A host that died is heard of by Meeting, with a word; JAX would abort this process.
-    jax.config.update("jax_enable_recoverability", True)
-    with _native_lines_nowhere():  # it warns that this is new
+    # Where a host is gone JAX's client aborts the process, with lines of C++: unless it is told what to do instead, for
+    # which `initialize` has no argument. Meeting hears of it, with a word.
+    library: Any = distributed._jax
+    client = functools.partial(library.get_distributed_runtime_client, missed_heartbeat_callback=lambda status: None)
+    with mock.patch.object(library, "get_distributed_runtime_client", client):
         if hosts and address:
             place = f"{address[0]}:{address[1]}"
             jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
         else:
             jax.distributed.initialize()
-
-
-@contextlib.contextmanager
-def _native_lines_nowhere() -> Iterator[None]:
-    """Drops what C++ writes to the standard error."""
-    seen = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(seen, 2)
-            os.close(seen)
 
 
 class Agreement:

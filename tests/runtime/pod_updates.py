@@ -1,0 +1,118 @@
+"""A few updates of a pod, as a program on each of its hosts, or on one host with as many devices; prints as JSON what
+they came to: `python -m tests.runtime.pod_updates HOSTS HOST PORT DEVICES`."""
+
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from agents import dqn, impala
+from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, Version
+from replay import channels
+from replay.local_carrier import LocalCarrier
+from replay.rows import Batch, Row
+from runtime import devices, hosts
+from runtime.hosts import Agreement, Hosts, Meeting
+from runtime.learner import Learner
+
+UPDATES, LENGTH, ENVIRONMENTS = 6, 4, 8  # in all
+VECTORS = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(3))
+SMALL: dict[str, Any] = {"torso": "mlp", "hidden_sizes": (8,), "frame_stack": 1}
+
+
+def mine(x: Any, axis: int, of: Hosts) -> Any:
+    """This host's share."""
+    return np.split(x, of.count, axis)[of.index]
+
+
+def sums(state: Any, policy: Any) -> list[float]:
+    """Of the parameters' arrays, weighed unalike."""
+    return [float(np.sum(x * np.linspace(0.5, 1.5, x.size).reshape(x.shape))) for x in jax.tree.leaves(policy(state))]
+
+
+def learnt_from_blocks(mesh: devices.Mesh, of: Hosts) -> list[float]:
+    agent = impala.make(
+        impala.Config(unroll_length=LENGTH, batch_size=ENVIRONMENTS, learning_rate=0.1, **SMALL), VECTORS
+    )
+    learner = Learner(agent, jax.jit(agent.init)(jax.random.key(0)), Version(0, 0), 0, lambda *_: None, mesh=mesh)
+    rng, rows = np.random.default_rng(0), (LENGTH + 1, ENVIRONMENTS)
+
+    def batches():
+        for _ in range(UPDATES):
+            steps = Step(
+                rng.normal(size=(*rows, 3)).astype(np.float32),
+                rng.integers(3, size=rows).astype(np.int32),
+                rng.normal(size=rows).astype(np.float32),
+                (rng.random(rows) < 0.9).astype(np.float32),
+                rng.random(rows) < 0.2,
+                {"outputs": rng.normal(size=(*rows, 3)).astype(np.float32)},
+            )
+            sample = Sample(jax.tree.map(lambda x: mine(x, 1, of), steps), agent.memory(ENVIRONMENTS // of.count, None))
+            yield Batch(devices.send(mesh, sample), None, 10 + of.index)
+
+    for _ in learner.run(batches()):
+        pass
+    return sums(learner.host_state(), agent.policy)
+
+
+def learnt_from_rings(mesh: devices.Mesh, of: Hosts) -> tuple[list[float], float]:
+    """Of prioritised double DQN; with the mean of what its batches said of likelihoods."""
+    config = dqn.Config(
+        replay="prioritized", batch_size=ENVIRONMENTS, replay_size=10_000, min_replay_size=8, learning_rate=0.1,
+        samples_per_insert=1_000.0, **SMALL,
+    )  # fmt: skip
+    agent = dqn.make(config, VECTORS)
+    num_envs, share = ENVIRONMENTS // of.count, ENVIRONMENTS // of.count
+    structure = channels.item_structure(agent, VECTORS, num_envs)
+    carrier = LocalCarrier(mesh, jax.local_devices(backend="cpu")[0])
+    channel = carrier.channel(agent, agent.table, structure, share, 1, num_envs, 10_000)
+    writer, rng = channel.writer(0, None, lambda: True), np.random.default_rng(1)
+    state = jax.jit(agent.init)(jax.random.key(0))
+    params = agent.policy(state)
+    for _ in range(80):
+        step = Step(
+            rng.normal(size=(ENVIRONMENTS, 3)).astype(np.float32),
+            rng.integers(3, size=ENVIRONMENTS).astype(np.int32),
+            rng.normal(size=ENVIRONMENTS).astype(np.float32),
+            np.full(ENVIRONMENTS, 0.9, np.float32),
+            rng.random(ENVIRONMENTS) < 0.1,
+            {},
+        )
+        memory = agent.memory(num_envs, np.zeros(num_envs, np.float32))
+        writer.append(Row(jax.tree.map(lambda x: mine(x, 0, of), step), memory, Version(0, 0), params))
+    learner = Learner(agent, state, Version(0, 0), 0, lambda *_: None, mesh=mesh, source=channel)
+    batches = channel.batches()
+    for update, _ in enumerate(learner.run(batches), start=1):
+        if update == UPDATES:
+            break
+    masses = mesh.span(channel.masses, channel.specs[1])
+    total = mesh.compile(lambda m: jax.lax.psum(m.of_rows.sum(), devices.AXIS), (channel.specs[1],), mesh.REPLICATED)(
+        masses
+    )
+    return sums(learner.host_state(), agent.policy), float(mesh.host(total))
+
+
+def main(count: int, index: int, port: int) -> None:
+    of = Hosts(index, count)
+    meeting = Meeting(of, ("localhost", port), {}, 120.0)
+    if count > 1:
+        hosts.start_jax(of, ("localhost", port + 1))
+    mesh = devices.make_mesh()
+    found: dict[str, Any] = {"devices": mesh.total, "blocks": learnt_from_blocks(mesh, of)}
+    found["rings"] = learnt_from_rings(mesh, of)
+    if count > 1:
+        agreement = Agreement(mesh)
+        # The last host is asked to end at the third update.
+        found["agreed"] = [agreement(10 + index, update == 2 and index == count - 1) for update in range(6)]
+        state, version = hosts.share_state({"x": np.full(2, index)}, Version(index + 1, 5_000_000_000 + index))
+        found["shared"] = [state["x"].tolist(), list(version)]
+    print(json.dumps(found), flush=True)
+    meeting.close(60.0)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(*(int(argument) for argument in sys.argv[1:4]))

@@ -1,0 +1,193 @@
+"""Hosts of a pod: they meet or are told why not, hear of each other's end, and learn what one host would."""
+
+import functools
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import hosts
+from runtime.hosts import HostLost, Hosts, HostsDiffer, Meeting
+from tests import compiling
+from tests.runtime.several_devices import ROOT
+from tests.waiting import until
+
+WAIT = 60.0
+
+
+def free_port() -> int:
+    """The first of two that are free."""
+    while True:
+        with socket.socket() as first, socket.socket() as second:
+            first.bind(("", 0))
+            port: int = first.getsockname()[1]
+            try:
+                second.bind(("", port + 1))
+            except (OSError, OverflowError):
+                continue
+            return port
+
+
+def meet(*calls: Callable[[], Meeting]) -> list[Any]:
+    """What becomes of hosts that meet at once: a Meeting, or an exception."""
+    results: list[Any] = [None] * len(calls)
+
+    def call(index: int) -> None:
+        try:
+            results[index] = calls[index]()
+        except Exception as error:
+            results[index] = error
+
+    threads = [threading.Thread(target=call, args=(index,), daemon=True) for index in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+        assert not thread.is_alive(), "they never stopped waiting"
+    return results
+
+
+def host(index: int, count: int, port: int, told: dict[str, Any], seconds: float = WAIT) -> Callable[[], Meeting]:
+    return lambda: Meeting(Hosts(index, count), ("localhost", port), told, seconds)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_hosts_that_are_alike_meet_and_part(count):
+    port = free_port()
+    met = meet(*(host(index, count, port, {"--seed": 3}) for index in range(count)))
+    assert [meeting.hosts for meeting in met] == [Hosts(index, count) for index in range(count)]
+    for meeting in met:
+        meeting.check()
+    for meeting in reversed(met):
+        meeting.close(WAIT)
+        for connection in list(meeting._left.values()):  # as the end of its process does
+            connection.shutdown(socket.SHUT_RDWR)
+    for meeting in met:
+        meeting.check()  # who ended in its time is not lost
+
+
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("odd", [0, 1])
+def test_hosts_that_differ_are_all_told_in_what(count, odd):
+    port = free_port()
+    told = [{"--seed": 3 + (index == odd), "--config.discount": 0.9} for index in range(count)]
+    failures = meet(*(host(index, count, port, told[index]) for index in range(count)))
+    assert all(isinstance(failure, HostsDiffer) for failure in failures), failures
+    (words,) = {str(failure) for failure in failures}
+    assert words.startswith("hosts differ: --seed is ") and "3" in words and "4" in words
+
+
+def test_other_numbers_of_hosts_and_two_of_one_number_are_told():
+    port = free_port()
+    failures = meet(host(0, 2, port, {}), host(1, 3, port, {}))
+    assert all("count is 2 on host 0 and 3 on host 1" in str(failure) for failure in failures), failures
+    port = free_port()
+    failures = meet(host(0, 3, port, {}), host(1, 3, port, {}), host(1, 3, port, {}))
+    assert all("two processes say that they are host 1" in str(failure) for failure in failures), failures
+
+
+def test_a_host_that_does_not_come_is_named():
+    port = free_port()
+    failures = meet(host(0, 3, port, {}, seconds=3.0), host(2, 3, port, {}))
+    assert all("of 3 hosts 1 did not come within 3 s" in str(failure) for failure in failures), failures
+    (failure,) = meet(host(1, 2, free_port(), {}, seconds=0.5))
+    assert "host 0 does not answer at localhost:" in str(failure)
+
+
+def test_a_strangers_words_disturb_nobody():
+    port = free_port()
+
+    def stranger() -> None:
+        for words in (b"", b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"host": "x"}\n', b"\xff\xfe\n"):
+            until(functools.partial(_heard, port, words), WAIT, "the first host to listen")
+
+    threading.Thread(target=stranger, daemon=True).start()
+    met = meet(host(0, 2, port, {}), lambda: _late(host(1, 2, port, {})))
+    assert all(isinstance(each, Meeting) for each in met), met
+
+
+def _heard(port: int, words: bytes) -> bool:
+    try:
+        with socket.create_connection(("localhost", port), timeout=5) as connection:
+            connection.sendall(words)
+    except OSError:
+        return False
+    return True
+
+
+def _late(come: Callable[[], Meeting]) -> Meeting:
+    threading.Event().wait(1.0)  # strangers first, most likely; after them or before, it must come to the same
+    return come()
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+def test_who_ends_before_its_time_is_missed_by_all(lost):
+    port = free_port()
+    met = meet(*(host(index, 3, port, {}) for index in range(3)))
+    for connection in list(met[lost]._left.values()):  # as the end of its process does
+        connection.shutdown(socket.SHUT_RDWR)
+        connection.close()
+    for index, meeting in enumerate(met):
+        if index != lost:
+            # The first one's threads go on here, and tell what they hear.
+            with pytest.raises(HostLost, match=f"host {lost} of 3 ended" if lost else "of 3 ended"):
+                meeting.check(WAIT)
+
+
+def test_who_is_silent_is_missed(monkeypatch):
+    monkeypatch.setattr(hosts, "LOST_SECONDS", 1.0)
+    monkeypatch.setattr(Meeting, "_beat", lambda self: None)
+    port = free_port()
+    met = meet(host(0, 2, port, {}), host(1, 2, port, {}))
+    for meeting in met:
+        with pytest.raises(HostLost, match=r"is silent|ended"):
+            meeting.check(WAIT)
+
+
+def updates(count: int, devices: int) -> list[dict[str, Any]]:
+    """What each of so many hosts, with so many devices, prints."""
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{compiling.UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
+    }
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.runtime.pod_updates", str(count), str(index), str(port)],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in range(count)
+    ]  # fmt: skip
+    found = []
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=280)
+            assert process.returncode == 0, errors
+            found.append(json.loads(output.splitlines()[-1]))
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("count", "devices"), [(2, 2), (4, 1)])
+def test_a_pod_learns_what_one_host_with_its_devices_does(count, devices):
+    (alone,) = updates(1, count * devices)
+    pod = updates(count, devices)
+    assert {each["devices"] for each in pod} == {alone["devices"]} == {count * devices}
+    for each in pod:
+        np.testing.assert_allclose(each["blocks"], alone["blocks"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(each["rings"][0], alone["rings"][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(each["rings"][1], alone["rings"][1], rtol=1e-5)
+        # Two updates late, and alike: all hosts' steps, and that one of them is to end.
+        steps = sum(10 + index for index in range(count))
+        assert each["agreed"] == [[0, False]] * 2 + [[steps, False]] * 2 + [[steps, True], [steps, False]]
+        assert each["shared"] == [[0, 0], [1, 5_000_000_000]]
