@@ -252,12 +252,17 @@ EPISODES_RUN = {"max_env_steps": 200_000, "num_actors": 1, "envs_per_actor": 8, 
 SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w": 1e-2}
 
 
+FREE_SIGMA = {"sigma": "free", "sigma_initial": 0.6}  # of continuous actions
+
+
 def actor_critic(**config: Any) -> list[Preset]:
-    return [Preset(any_kind, ONLINE_RUN, SMALL_ACTOR_CRITIC | config)]
+    config = SMALL_ACTOR_CRITIC | config
+    return [Preset(continuous, ONLINE_RUN, config | FREE_SIGMA), Preset(any_kind, ONLINE_RUN, config)]
 
 
 def reinforce(**config: Any) -> list[Preset]:
-    return [Preset(any_kind, EPISODES_RUN, SMALL_REINFORCE | config)]
+    config = SMALL_REINFORCE | config
+    return [Preset(continuous, EPISODES_RUN, config | FREE_SIGMA), Preset(any_kind, EPISODES_RUN, config)]
 
 
 # Where nobody knows what a task pays.
