@@ -518,6 +518,14 @@ PRESETS: dict[str, list[Preset]] = {
             # Of episodes of 200 steps with single random actions, none reaches the goal.
             SMALL_OFF_PAC | {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07), "repeat": 0.9},
         ),
+        Preset(
+            "Pendulum-v1",
+            OFF_PAC_RUN | {"max_env_steps": 1_000_000},
+            SMALL_OFF_PAC
+            | {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0), "tilings": 8, "tiles": 6}
+            # No traces, and small steps: the importance of a continuous action has no bound.
+            | {"discount": 0.95, "lambda_": 0.0, "alpha_v": 0.1, "alpha_u": 0.01},
+        ),
         Preset(any_kind, OFF_PAC_RUN, SMALL_OFF_PAC),
     ],
     "reinforce": reinforce(),
