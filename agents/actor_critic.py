@@ -2,7 +2,8 @@
 
 Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html, section 13.5, whose names these are: theta
 parametrises the policy, w the value, z are their traces, I is gamma^t. With both lambdas 0 the boxed algorithm with
-traces is the one-step one.
+traces is the one-step one. Continuous actions are a Gaussian's (section 13.7), as in Degris, Pilarski and Sutton 2012,
+https://doi.org/10.1109/ACC.2012.6315022, of which the discounted form is here.
 
 Deviations: a step is the mean of those of several environments at the same time, each with traces of its own; the
 policy that acted may be some updates old; Adam may follow the direction delta z; I may stay at 1. Where an episode is
@@ -19,9 +20,9 @@ import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import features
-from agents.parts.exploration import discrete_actions, greedy
 from agents.parts.networks import MLP
 from agents.parts.optimization import initial_hypers
+from agents.parts.policies import make_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = ()  # of policy and value, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
+    sigma: Literal["state", "free"] = "state"  # of continuous actions' Gaussian: an output as mu is, or one parameter
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
@@ -49,7 +52,7 @@ class Config:
         check_ranges(
             self,
             counts=("unroll_length", "batch_size", "queue_batches"),
-            positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
+            positive=("alpha_theta", "alpha_w", "optimizer_epsilon", "sigma_initial"),
             fractions=("discount", "lambda_theta", "lambda_w"),
         )
 
@@ -111,29 +114,29 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or frames.
+      ValueError: actions without bounds, or frames.
     """
-    num_actions = discrete_actions("actor_critic", spec)
+    policy = make_policy("actor_critic", spec, config.sigma, config.sigma_initial)
     seen = features.vector("actor_critic", spec)
-    preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
+    network = MLP(policy.num_outputs, config.hidden_sizes, config.activation, policy.num_free)
     value = MLP(1, config.hidden_sizes, config.activation)
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
 
-    def h(theta, x) -> chex.Array:
-        logits: Any = preferences.apply(theta, x)
-        return logits
+    def outputs(theta, x) -> Any:
+        """The policy's: h(s, ., theta) of discrete actions, mu and log sigma of continuous ones."""
+        return network.apply(theta, x)
 
     def v(w, x) -> chex.Array:
         values: Any = value.apply(w, x)
         return values[..., 0]
 
     def log_pi(theta, x, action):
-        return jax.nn.log_softmax(h(theta, x))[action]
+        return policy.log_prob(outputs(theta, x), action)
 
     def init(key: jax.Array) -> State:
         theta_key, w_key = jax.random.split(key)
         x = jnp.zeros(seen.size)
-        params = Params(preferences.init(theta_key, x), value.init(w_key, x))
+        params = Params(network.init(theta_key, x), value.init(w_key, x))
         z = jax.tree.map(lambda p: jnp.zeros((config.batch_size, *p.shape)), params)
         traces = Traces(z, jnp.ones(config.batch_size))
         return State(params, direction.init(params), traces, initial_hypers(Hypers, config), jnp.int32(0))
@@ -143,12 +146,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return ()
 
     def act(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
-        logits = h(theta, seen.phi(timestep.observation))
-        return jax.random.categorical(key, logits).astype(jnp.int32), {}, memory
+        raw = policy.sample(key, outputs(theta, seen.phi(timestep.observation)))
+        return policy.to_environment(raw), policy.keep(raw), memory
 
     def act_greedily(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
         del key
-        return greedy(h(theta, seen.phi(timestep.observation))), {}, memory
+        raw = policy.mode(outputs(theta, seen.phi(timestep.observation)))
+        return policy.to_environment(raw), {}, memory
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
@@ -177,14 +181,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             return (params, opt_state, traces), (delta, optax.tree.norm(ascent))
 
         mine = jax.tree.map(lambda z: z[:streams], state.traces)
-        rows = (x[:-1], steps.action[:-1], steps.reward[:-1], hypers.discount * steps.discount[:-1], x[1:])
+        rows = (x[:-1], policy.kept(steps)[:-1], steps.reward[:-1], hypers.discount * steps.discount[:-1], x[1:])
         (params, opt_state, mine), (delta, norm) = jax.lax.scan(
             step, (state.params, state.opt_state, mine), (*rows, steps.first[:-1], live)
         )
         traces = jax.tree.map(lambda all, z: all.at[:streams].set(z), state.traces, mine)
         number = jnp.maximum(pmean(live.sum()), 1e-6)
-        logits = h(params.theta, x)
-        entropy = -jnp.sum(jax.nn.softmax(logits) * jax.nn.log_softmax(logits), axis=-1).mean()
+        entropy = policy.entropy(outputs(params.theta, x)).mean()
         absolute, entropy, values, trace = pmean(
             (jnp.abs(delta).sum(), entropy, v(params.w, x).mean(), optax.tree.norm(mine.z))
         )

@@ -1,7 +1,8 @@
 """DPG: the deterministic policy gradient, with a critic that is compatible with a policy linear in fixed features.
 
 Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; sections below are that paper's. `form` chooses
-COPDAC-Q, off-policy by Q-learning (section 4.3), or the on-policy actor-critic by Sarsa (section 4.1).
+COPDAC-Q, off-policy by Q-learning (section 4.3), or the on-policy actor-critic by Sarsa (section 4.1). With alpha_u
+above 0 the first is COPDAC-GQ, whose critic learns by gradient Q-learning with second weights u.
 
 Deviations: a step is the mean of a batch's; COPDAC-Q's batches come from a uniform replay, not from the newest step,
 and learn more from each; Sarsa takes a block's rows one after the other, acted by the parameters before the block.
@@ -57,6 +58,7 @@ class Config:
     alpha_theta: float = 0.01
     alpha_w: float = 0.2
     alpha_v: float = 0.2
+    alpha_u: float = 0.0  # of off-policy's second weights: 0 is COPDAC-Q, which has none; more is COPDAC-GQ
     natural_gradient: bool = False  # theta follows w itself (section 4.3)
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards
@@ -76,8 +78,11 @@ class Config:
             counts=("order", "tilings", "tiles", "batch_size", "replay_size", "min_replay_size")
             + ("unroll_length", "queue_batches"),
             positive=("alpha_theta", "alpha_w", "alpha_v", "reward_scale", "sigma", "samples_per_insert"),
+            not_negative=("alpha_u",),
             fractions=("discount", "noise_correlation"),
         )
+        if self.alpha_u and self.form == "sarsa":
+            raise ValueError("config.alpha_u is for config.form=off_policy: on-policy, Sarsa has no second weights")
         check_replay_sizes(self)
         features.check_bounds(self)
 
@@ -99,6 +104,7 @@ class Hypers(NamedTuple):
     alpha_theta: Any
     alpha_w: Any
     alpha_v: Any
+    alpha_u: Any
     sigma: Any
 
 
@@ -108,6 +114,7 @@ class Weights(NamedTuple):
     theta: chex.Array  # [n, A]
     w: chex.Array  # [n, A], of the advantage
     v: chex.Array  # [n], of the value
+    u: chex.Array  # [n, A], gradient Q-learning's second; 0 while alpha_u is
 
 
 class State(NamedTuple):
@@ -131,26 +138,38 @@ def critic(weights: Weights, phi: chex.Array, action: chex.Array, squash: bool) 
 
 
 def directions(
-    weights: Weights, phi: chex.Array, action: chex.Array, targets: chex.Array, live: chex.Array, squash: bool
+    weights: Weights,
+    phi: chex.Array,
+    action: chex.Array,
+    targets: chex.Array,
+    next_phi: chex.Array,
+    live: chex.Array,
+    squash: bool,
 ) -> tuple[Weights, chex.Array]:
     """What rows add to the weights but for the step sizes, summed over rows (sections 4.1 and 4.3).
 
     Args:
-      weights: theta, w and v before the step.
+      weights: those before the step.
       phi: phi(s_t), [B, n].
       action: a_t, [B, A].
       targets: r_t + gamma Q^w(s_{t+1}, a_{t+1}), where a_{t+1} is mu_theta(s_{t+1}) for Q-learning, [B].
+      next_phi: gamma phi(s_{t+1}), [B, n].
       live: 1 where the row is a transition, 0 where its action was thrown away, [B].
       squash: of the policy.
 
     Returns:
-      grad_theta mu (grad_theta mu^T w), delta grad_theta mu (a_t - mu) and delta phi(s_t); and delta, [B].
+      Of theta, grad_theta mu (grad_theta mu^T w); and with phi(s_t, a_t) = grad_theta mu (a_t - mu), of w, delta
+      phi(s_t, a_t), of v, delta phi(s_t) - gamma phi(s_{t+1}) (phi(s_t, a_t)^T u), of u, (delta - phi(s_t, a_t)^T u)
+      phi(s_t, a_t). And delta, [B].
     """
     mean, slope = mu(weights.theta, phi, squash)
     delta = live * (targets - critic(weights, phi, action, squash))
     theta = phi.T @ (live[:, None] * slope**2 * (phi @ weights.w))  # grad_a Q^w at mu is slope * w^T phi
-    w = phi.T @ (delta[:, None] * slope * (action - mean))
-    return Weights(theta, w, phi.T @ delta), delta
+    of_action = slope * (action - mean)  # phi(s_t, a_t) is phi(s_t) times this
+    expected = live * jnp.sum(of_action * (phi @ weights.u), axis=-1)  # phi(s_t, a_t)^T u, which learns delta
+    # w would be corrected by phi(s_{t+1}, mu), which is 0: it is times mu - mu.
+    w, u = (phi.T @ (x[:, None] * of_action) for x in (delta, delta - expected))
+    return Weights(theta, w, phi.T @ delta - next_phi.T @ expected, u), delta
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
@@ -180,9 +199,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         del key
-        weights = Weights(
-            jnp.zeros((basis.size, num_actions)), jnp.zeros((basis.size, num_actions)), jnp.zeros(basis.size)
-        )
+        shape = (basis.size, num_actions)
+        weights = Weights(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(basis.size), jnp.zeros(shape))
         return State(weights, initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
@@ -202,24 +220,26 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         mean, _ = mu(params.theta, basis.phi(timestep.observation), squash)
         return to_bounds(mean), {}, memory
 
-    def step(weights: Weights, hypers: Hypers, phi, action, targets, live):
+    def step(weights: Weights, hypers: Hypers, phi, action, targets, next_phi, live):
         """The weights after one step, by the mean over the live rows on all devices; and delta, [B]."""
-        direction, delta = directions(weights, phi, action, targets, live, squash)
+        direction, delta = directions(weights, phi, action, targets, next_phi, live, squash)
         direction, number = pmean((direction, live.sum()))
-        theta, w, v = jax.tree.map(lambda x: x / jnp.maximum(number, 1e-6), direction)
+        theta, w, v, u = jax.tree.map(lambda x: x / jnp.maximum(number, 1e-6), direction)
         each = basis.step_sizes[:, None]
         theta = weights.theta + hypers.alpha_theta * (
             jnp.where(number > 0, weights.w, 0.0) if config.natural_gradient else each * theta
         )
         w = weights.w + hypers.alpha_w * each * w
         v = weights.v + hypers.alpha_v * basis.step_sizes * v
-        return Weights(theta, w, v), delta
+        return Weights(theta, w, v, weights.u + hypers.alpha_u * each * u), delta
 
-    def copdac_q(weights: Weights, hypers: Hypers, steps: Transition):
-        """Section 4.3's COPDAC-Q. Q^w(s, mu_theta(s)) is V^v(s)."""
-        targets = config.reward_scale * steps.reward + steps.discount * (basis.phi(steps.next_observation) @ weights.v)
+    def copdac(weights: Weights, hypers: Hypers, steps: Transition):
+        """Section 4.3's COPDAC-Q and COPDAC-GQ. Q^w(s, mu_theta(s)) is V^v(s)."""
+        phi, action = basis.phi(steps.observation), from_bounds(steps.action)
+        next_phi = steps.discount[:, None] * basis.phi(steps.next_observation)
+        targets = config.reward_scale * steps.reward + next_phi @ weights.v
         live = jnp.ones_like(targets)
-        weights, delta = step(weights, hypers, basis.phi(steps.observation), from_bounds(steps.action), targets, live)
+        weights, delta = step(weights, hypers, phi, action, targets, next_phi, live)
         return weights, delta, live
 
     def sarsa(weights: Weights, hypers: Hypers, steps: Step):
@@ -235,7 +255,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         def row(weights, now):
             phi, action, next_phi, next_action, reward, discount, live = now
             targets = reward + discount * critic(weights, next_phi, next_action, squash)
-            return step(weights, hypers, phi, action, targets, live)
+            return step(weights, hypers, phi, action, targets, discount[:, None] * next_phi, live)
 
         rows = (features[:-1], actions[:-1], features[1:], actions[1:], rewards, discounts, live)
         weights, delta = jax.lax.scan(row, weights, rows)
@@ -243,7 +263,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
-        learn = sarsa if config.form == "sarsa" else copdac_q
+        learn = sarsa if config.form == "sarsa" else copdac
         weights, delta, live = learn(state.weights, state.hypers, sample.steps)
         value = basis.phi(sample.steps.observation) @ weights.v
         squares, number, value = pmean((jnp.square(delta).sum(), live.sum(), value.mean()))

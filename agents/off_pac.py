@@ -5,6 +5,9 @@ weights v and w, the actor's weights are u, traces are e_v and e_u, rho is the i
 uniformly random, as in the paper's experiments. Evaluations play the target policy itself, as the paper's do, by its
 probabilities.
 
+The policy is a softmax; of continuous actions a Gaussian, whose mean and log sigma are linear in the features. tanh
+takes it into the bounds: no behaviour goes beyond them, and what it never plays no importance makes up for.
+
 Deviations: a step is the mean of those of several environments at the same time, each with traces of its own. The
 behaviour may repeat its last action, where single random actions lead nowhere; rho knows. Where an episode is
 truncated, the value of its last observation stands for the rest.
@@ -18,10 +21,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
+from agents.agent import (
+    Agent,
+    Blocks,
+    BoundedActions,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TimeStep,
+    check_ranges,
+    pmean,
+    queue_table,
+)
 from agents.parts import features
-from agents.parts.exploration import discrete_actions
+from agents.parts.exploration import per_environment
 from agents.parts.optimization import initial_hypers
+from agents.parts.policies import Policy, make_policy
+
+EDGE = 1.0 - 1e-6  # actions are this near to bounds of -1 and 1: there tanh has an inverse
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +54,7 @@ class Config:
     order: int = 3  # of the Fourier basis
     tilings: int = 10
     tiles: int = 10  # of one tiling, along each observation
+    sigma_initial: float = 1.0  # of continuous actions' Gaussian, before tanh
 
     discount: float = 0.99  # gamma
     lambda_: float = 0.4
@@ -52,7 +70,7 @@ class Config:
         check_ranges(
             self,
             counts=("order", "tilings", "tiles", "unroll_length", "batch_size", "queue_batches"),
-            positive=("alpha_v", "alpha_u"),
+            positive=("alpha_v", "alpha_u", "sigma_initial"),
             not_negative=("alpha_w",),
             fractions=("discount", "lambda_", "repeat"),
         )
@@ -72,18 +90,18 @@ class Hypers(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of n features and A actions."""
+    """Of n features and P outputs of the policy, one for each discrete action."""
 
     v: chex.Array  # [n], of the value v^T x
     w: chex.Array  # [n], GTD's second
-    u: chex.Array  # [n, A], of the target policy: pi_u(. | s) is the softmax of u^T x
+    u: chex.Array  # [n, P], of the target policy: its outputs are u^T x
 
 
 class Traces(NamedTuple):
     """Of each environment's episode so far."""
 
     e_v: chex.Array  # [B, n]
-    e_u: chex.Array  # [B, n, A]
+    e_u: chex.Array  # [B, n, P]
 
 
 class State(NamedTuple):
@@ -95,22 +113,24 @@ class State(NamedTuple):
 
 
 class Memory(NamedTuple):
-    action: chex.Array  # int32 [B] the last one
+    action: chex.Array  # [B, ...] the last one, as the policy has it
 
 
 class Row(NamedTuple):
     """One time step of B environments."""
 
     x: chex.Array  # x(s_t), [B, n]
-    action: chex.Array  # a_t, int32 [B]
-    b: chex.Array  # b(a_t | s_t), [B]
+    action: chex.Array  # a_t as the policy has it: raw, [B, ...]
+    b: chex.Array  # b(a_t | s_t), [B], a density where actions are continuous
     reward: chex.Array  # r_{t+1}, [B]
     discount: chex.Array  # gamma, 0 where s_{t+1} is terminal, [B]
     next_x: chex.Array  # x(s_{t+1}), [B, n]
     first: chex.Array  # bool [B], the row opens an episode: what was before is forgotten
 
 
-def directions(weights: Weights, traces: Traces, row: Row, hypers: Hypers) -> tuple[Weights, Traces, chex.Array]:
+def directions(
+    policy: Policy, weights: Weights, traces: Traces, row: Row, hypers: Hypers
+) -> tuple[Weights, Traces, chex.Array]:
     """The paper's algorithm 1 for one time step, but for the step sizes.
 
     Returns:
@@ -118,9 +138,8 @@ def directions(weights: Weights, traces: Traces, row: Row, hypers: Hypers) -> tu
     """
     x, next_x, gamma_lambda = row.x, row.next_x, hypers.discount * hypers.lambda_
     delta = row.reward + row.discount * (next_x @ weights.v) - x @ weights.v
-    pi = jax.nn.softmax(x @ weights.u)
-    chosen = jax.nn.one_hot(row.action, pi.shape[-1])
-    rho = jnp.sum(chosen * pi, axis=-1) / row.b
+    log_pi, slope = jax.vmap(jax.value_and_grad(policy.log_prob))(x @ weights.u, row.action)
+    rho = jnp.exp(log_pi) / row.b
 
     e_v = jnp.where(row.first[:, None], 0.0, traces.e_v)
     e_v = rho[:, None] * (x + gamma_lambda * e_v)
@@ -129,7 +148,7 @@ def directions(weights: Weights, traces: Traces, row: Row, hypers: Hypers) -> tu
     w = delta[:, None] * e_v - (x @ weights.w)[:, None] * x
 
     e_u = jnp.where(row.first[:, None, None], 0.0, traces.e_u)
-    e_u = rho[:, None, None] * (x[:, :, None] * (chosen - pi)[:, None] + gamma_lambda * e_u)  # grad pi_u / pi_u first
+    e_u = rho[:, None, None] * (x[:, :, None] * slope[:, None] + gamma_lambda * e_u)  # grad pi_u / pi_u first
     u = delta[:, None, None] * e_u
     return Weights(v, w, u), Traces(e_v, e_u), delta
 
@@ -138,36 +157,54 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or bounds or features that do not fit the observation.
+      ValueError: actions without bounds, continuous ones to be repeated, or bounds or features that do not fit the
+        observation.
     """
-    num_actions = discrete_actions("off_pac", spec)
+    policy = make_policy("off_pac", spec, "state", config.sigma_initial, squash=True)
+    continuous = isinstance(spec.actions, BoundedActions)
+    if continuous and config.repeat:
+        why = "that a continuous one is played again has no density"
+        raise ValueError(f"config.repeat={config.repeat} is for discrete actions: {why}; give config.repeat=0")
     features.refuse_frames("off_pac", spec)
     basis = features.of_observations(config, spec)
 
     def init(key: jax.Array) -> State:
         del key
         n, B = basis.size, config.batch_size
-        weights = Weights(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, num_actions)))
-        traces = Traces(jnp.zeros((B, n)), jnp.zeros((B, n, num_actions)))
+        weights = Weights(jnp.zeros(n), jnp.zeros(n), jnp.zeros((n, policy.num_outputs)))
+        traces = Traces(jnp.zeros((B, n)), jnp.zeros((B, n, policy.num_outputs)))
         return State(weights, traces, initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
         del ranks
-        return Memory(jnp.zeros(num_envs, jnp.int32))
+        return Memory(policy.mode(jnp.zeros((num_envs, policy.num_outputs))))
+
+    def uniform(key: jax.Array, num_envs: int) -> tuple[chex.Array, chex.Array]:
+        """Actions as the policy has them, and how likely each is, [B]."""
+        zeros = jnp.zeros((num_envs, policy.num_outputs))
+        if not continuous:
+            action = policy.sample(key, zeros)
+            return action, jnp.exp(policy.log_prob(zeros, action))
+        number = policy.num_outputs // 2
+        within = jax.random.uniform(key, (num_envs, number), minval=-EDGE, maxval=EDGE)
+        return jnp.arctanh(within), jnp.full(num_envs, 0.5**number)
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         """The behaviour; it does not know the target policy."""
         del params
         repeat = jnp.where(timestep.first, 0.0, config.repeat)
         repeat_key, action_key = jax.random.split(key)
-        fresh = jax.random.randint(action_key, repeat.shape, 0, num_actions, jnp.int32)
-        action = jnp.where(jax.random.uniform(repeat_key, repeat.shape) < repeat, memory.action, fresh)
-        b = (1.0 - repeat) / num_actions + repeat * (action == memory.action)
-        return action, {"b": b}, Memory(action)
+        fresh, likelihood = uniform(action_key, len(repeat))
+        again = per_environment(jax.random.uniform(repeat_key, repeat.shape) < repeat, fresh.shape[1:])
+        action = jnp.where(again, memory.action, fresh)
+        same = jnp.all((action == memory.action).reshape(len(repeat), -1), axis=-1)
+        b = (1.0 - repeat) * likelihood + repeat * same
+        return policy.to_environment(action), {"b": b} | policy.keep(action), Memory(action)
 
     def act_greedily(u, key: jax.Array, timestep: TimeStep, memory: Memory):
         """The target policy."""
-        return jax.random.categorical(key, basis.phi(timestep.observation) @ u).astype(jnp.int32), {}, memory
+        action = policy.sample(key, basis.phi(timestep.observation) @ u)
+        return policy.to_environment(action), {}, memory
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
@@ -178,7 +215,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         def step(carry, now):
             weights, traces = carry
             row, live = now
-            each, traces, delta = directions(weights, traces, row, hypers)
+            each, traces, delta = directions(policy, weights, traces, row, hypers)
             # The mean over the live rows of all devices: their sum here, over their number on the mean device.
             sums, number = pmean((jax.tree.map(lambda d: jnp.tensordot(live, d, axes=1), each), live.sum()))
             v, w, u = jax.tree.map(lambda s: s / jnp.maximum(number, 1e-6), sums)
@@ -191,7 +228,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         rows = Row(
             x[:-1],
-            steps.action[:-1],
+            policy.kept(steps)[:-1],
             steps.extras["b"][:-1],
             steps.reward[:-1],
             hypers.discount * steps.discount[:-1],
@@ -201,8 +238,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         mine = jax.tree.map(lambda e: e[:streams], state.traces)
         (weights, mine), delta = jax.lax.scan(step, (state.weights, mine), (rows, live))
         traces = jax.tree.map(lambda all, e: all.at[:streams].set(e), state.traces, mine)
-        pi = jax.nn.softmax(x @ weights.u)
-        entropy = -jnp.sum(pi * jnp.log(jnp.maximum(pi, 1e-30)), axis=-1).mean()
+        entropy = policy.entropy(x @ weights.u).mean()
         squares, number, value, entropy = pmean((jnp.square(delta).sum(), live.sum(), (x @ weights.v).mean(), entropy))
         metrics = {"critic_loss": squares / jnp.maximum(number, 1e-6), "value": value, "entropy": entropy}
         metrics |= {f"{name}_norm": optax.tree.norm(x) for name, x in weights._asdict().items()}

@@ -3,7 +3,8 @@
 Williams 1992, https://doi.org/10.1007/BF00992696; Sutton and Barto 2018,
 http://incompleteideas.net/book/the-book-2nd.html, sections 13.2 to 13.4, whose names these are: theta parametrises the
 policy, w the baseline v or the action values q. `form` chooses REINFORCE or the update of eq. 13.7, which sums over
-all actions; there q is learnt from the returns of the actions that were taken, as v is.
+all actions, and so is for discrete ones; there q is learnt from the returns of the actions that were taken, as v is.
+Continuous actions are a Gaussian's (section 13.7; Williams's section 6).
 
 Deviations: an update is one step with the mean over several episodes of the sum over an episode's steps, all by the
 parameters before it; the policy that acted may be some updates older; Adam may follow that direction; gamma^t may be
@@ -30,9 +31,10 @@ from agents.agent import (
     queue_table,
 )
 from agents.parts import features
-from agents.parts.exploration import discrete_actions, greedy
+from agents.parts.exploration import discrete_actions
 from agents.parts.networks import MLP
 from agents.parts.optimization import descend, initial_hypers
+from agents.parts.policies import make_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,11 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
-    initial_preferences: tuple[float, ...] = ()  # h(s, a, theta) of each action before it learns; (): all 0, or near
+    initial_preferences: tuple[
+        float, ...
+    ] = ()  # the policy's outputs, h(s, ., theta), before it learns; (): 0, or near
+    sigma: Literal["state", "free"] = "state"  # of continuous actions' Gaussian: an output as mu is, or one parameter
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
     batch_size: int = 1  # episodes in one update
@@ -61,7 +67,7 @@ class Config:
         check_ranges(
             self,
             counts=("batch_size", "queue_batches"),
-            positive=("alpha_theta", "alpha_w", "optimizer_epsilon"),
+            positive=("alpha_theta", "alpha_w", "optimizer_epsilon", "sigma_initial"),
             not_negative=("max_episode_steps",),
             fractions=("discount",),
         )
@@ -123,33 +129,35 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, frames, or episodes that have no known limit.
+      ValueError: actions without bounds or that cannot be summed over, frames, or episodes that have no known limit.
     """
-    num_actions = discrete_actions("reinforce", spec)
+    policy = make_policy("reinforce", spec, config.sigma, config.sigma_initial)
     seen = features.vector("reinforce", spec)
     longest = longest_episode(config, spec)
     all_actions = config.form == "all_actions"
-    preferences = MLP(num_actions, config.hidden_sizes, config.activation)  # h(s, ., theta)
-    start = config.initial_preferences or (0.0,) * num_actions
-    if len(start) != num_actions:
-        raise ValueError(f"config.initial_preferences={start} must be one for each of the {num_actions} actions")
-    critic = MLP(num_actions if all_actions else 1, config.hidden_sizes, config.activation)
+    start = config.initial_preferences or (0.0,) * policy.num_outputs
+    if len(start) != policy.num_outputs:
+        raise ValueError(f"config.initial_preferences={start} must be one for each of {policy.num_outputs} outputs")
+    network = MLP(policy.num_outputs, config.hidden_sizes, config.activation, policy.num_free)
+    num_values = discrete_actions("all_actions", spec) if all_actions else 1
+    critic = MLP(num_values, config.hidden_sizes, config.activation)
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
 
-    def h(theta, x) -> chex.Array:
-        logits: Any = preferences.apply(theta, x)
-        return logits + jnp.array(start)
+    def outputs(theta, x) -> chex.Array:
+        """The policy's: h(s, ., theta) of discrete actions, mu and log sigma of continuous ones."""
+        moved: Any = network.apply(theta, x)
+        return moved + jnp.array(start)
 
     def values(w, x) -> chex.Array:
         """q(s, ., w), [..., A], or v(s, w), [..., 1]; 0 without a baseline."""
-        outputs: Any = critic.apply(w, x) if all_actions or config.baseline else jnp.zeros((*x.shape[:-1], 1))
-        return outputs
+        learnt: Any = critic.apply(w, x) if all_actions or config.baseline else jnp.zeros((*x.shape[:-1], 1))
+        return learnt
 
     def init(key: jax.Array) -> State:
         theta_key, w_key = jax.random.split(key)
         x = jnp.zeros(seen.size)
         w = critic.init(w_key, x) if all_actions or config.baseline else ()
-        params = Params(preferences.init(theta_key, x), w)
+        params = Params(network.init(theta_key, x), w)
         return State(params, direction.init(params), initial_hypers(Hypers, config), jnp.int32(0))
 
     def memory(num_envs: int, ranks: Any = None) -> tuple[()]:
@@ -157,31 +165,28 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return ()
 
     def act(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
-        logits = h(theta, seen.phi(timestep.observation))
-        return jax.random.categorical(key, logits).astype(jnp.int32), {}, memory
+        raw = policy.sample(key, outputs(theta, seen.phi(timestep.observation)))
+        return policy.to_environment(raw), policy.keep(raw), memory
 
     def act_greedily(theta, key: jax.Array, timestep: TimeStep, memory: tuple[()]):
         del key
-        return greedy(h(theta, seen.phi(timestep.observation))), {}, memory
+        raw = policy.mode(outputs(theta, seen.phi(timestep.observation)))
+        return policy.to_environment(raw), {}, memory
 
     def loss(params: Params, hypers: Hypers, sample: Sample):
         """Its gradient is the direction's negative: the mean over episodes of the sum over their steps."""
-        import rlax
-
         steps, live = sample.steps, sample.steps.live
-        x, action = seen.phi(steps.observation[:-1]), steps.action[:-1]
+        x, action = seen.phi(steps.observation[:-1]), policy.kept(steps)[:-1]
         G = returns(steps.reward[:-1], live, hypers.discount)
         time = jnp.arange(longest)[:, None]  # row t of a sequence is time t of its episode
         weights = live * (hypers.discount**time if config.discount_weighting else 1.0)
-        logits, outputs = h(params.theta, x), values(params.w, x)
-        pi = jax.nn.softmax(logits)
+        pi, of_critic = outputs(params.theta, x), values(params.w, x)
         if all_actions:  # sum_a q(S_t, a, w) grad pi(a | S_t, theta)
-            learnt = jnp.take_along_axis(outputs, action[..., None], axis=-1)[..., 0]
-            policy_loss = -jnp.sum(weights * jnp.sum(pi * jax.lax.stop_gradient(outputs), axis=-1))
-        else:  # (G_t - v(S_t, w)) grad ln pi(A_t | S_t, theta); rlax gives the mean over time
-            learnt = outputs[..., 0]
-            means = jax.vmap(rlax.policy_gradient_loss, in_axes=1)(logits, action, G - learnt, weights)
-            policy_loss = longest * jnp.sum(means)
+            learnt = jnp.take_along_axis(of_critic, action[..., None], axis=-1)[..., 0]
+            policy_loss = -jnp.sum(weights * jnp.sum(jax.nn.softmax(pi) * jax.lax.stop_gradient(of_critic), axis=-1))
+        else:  # (G_t - v(S_t, w)) grad ln pi(A_t | S_t, theta)
+            learnt = of_critic[..., 0]
+            policy_loss = -jnp.sum(weights * jax.lax.stop_gradient(G - learnt) * policy.log_prob(pi, action))
         episodes = live.shape[1]
         delta = live * (G - learnt)
         critic_loss = 0.5 * jnp.sum(jnp.square(delta))
@@ -189,7 +194,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics = {
             "policy_loss": policy_loss / episodes,
             "critic_loss": critic_loss / number,
-            "entropy": -jnp.sum(live * jnp.sum(pi * jax.nn.log_softmax(logits), axis=-1)) / number,
+            "entropy": jnp.sum(live * policy.entropy(pi)) / number,
             "episode_return": G[0].mean(),
             "episode_length": live.sum() / episodes,
         }

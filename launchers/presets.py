@@ -252,12 +252,23 @@ EPISODES_RUN = {"max_env_steps": 200_000, "num_actors": 1, "envs_per_actor": 8, 
 SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w": 1e-2}
 
 
+FREE_SIGMA = {"sigma": "free", "sigma_initial": 0.6}  # of continuous actions
+
+
 def actor_critic(**config: Any) -> list[Preset]:
-    return [Preset(any_kind, ONLINE_RUN, SMALL_ACTOR_CRITIC | config)]
+    config = SMALL_ACTOR_CRITIC | config
+    # The policy slower than its value: else the mean runs out of the bounds before the value is learnt.
+    pendulum = FREE_SIGMA | {"batch_size": 8, "alpha_theta": 3e-4, "alpha_w": 3e-2, "discount": 0.9}
+    return [
+        Preset("Pendulum-v1", ONLINE_RUN | {"max_env_steps": 1_500_000, "envs_per_actor": 8}, config | pendulum),
+        Preset(continuous, ONLINE_RUN, config | FREE_SIGMA),
+        Preset(any_kind, ONLINE_RUN, config),
+    ]
 
 
 def reinforce(**config: Any) -> list[Preset]:
-    return [Preset(any_kind, EPISODES_RUN, SMALL_REINFORCE | config)]
+    config = SMALL_REINFORCE | config
+    return [Preset(continuous, EPISODES_RUN, config | FREE_SIGMA), Preset(any_kind, EPISODES_RUN, config)]
 
 
 # Where nobody knows what a task pays.
@@ -509,6 +520,14 @@ PRESETS: dict[str, list[Preset]] = {
             OFF_PAC_RUN,
             # Of episodes of 200 steps with single random actions, none reaches the goal.
             SMALL_OFF_PAC | {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07), "repeat": 0.9},
+        ),
+        Preset(
+            "Pendulum-v1",
+            OFF_PAC_RUN | {"max_env_steps": 1_000_000},
+            SMALL_OFF_PAC
+            | {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0), "tilings": 8, "tiles": 6}
+            # No traces, and small steps: the importance of a continuous action has no bound.
+            | {"discount": 0.95, "lambda_": 0.0, "alpha_v": 0.1, "alpha_u": 0.01},
         ),
         Preset(any_kind, OFF_PAC_RUN, SMALL_OFF_PAC),
     ],

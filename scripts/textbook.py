@@ -72,6 +72,7 @@ def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, s
 
     import environments
     from agents import off_pac
+    from agents.parts.policies import softmax
     from environments.textbook import DASHED, SOLID
 
     environment = environments.make(BAIRD, seeds, seed=0)
@@ -92,7 +93,7 @@ def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, s
             b = jnp.where(action == SOLID, 1 / 7, 6 / 7)
             one = lambda value: jnp.reshape(value, (1, *jnp.shape(value)))  # an environment
             row = off_pac.Row(one(x), one(action), one(b), jnp.zeros(1), jnp.full(1, 0.99), one(next_x), one(first))
-            each, traces, _ = off_pac.directions(off_pac.Weights(v, w, u), traces, row, hypers)
+            each, traces, _ = off_pac.directions(softmax(2), off_pac.Weights(v, w, u), traces, row, hypers)
             v, w = v + alpha_v * each.v[0], w + alpha_w * each.w[0]
             return (v, w, traces), v
 

@@ -83,6 +83,11 @@ def last_inputs(actions: Any, first: Any, action: Any, reward: Any) -> chex.Arra
     return jnp.where(first[..., None], 0.0, jnp.concatenate([*features, reward[..., None]], axis=-1))
 
 
+def append(outputs: chex.Array, free: chex.Array) -> chex.Array:
+    """[..., P] and [F] -> [..., P + F], of which the last are the same everywhere."""
+    return jnp.concatenate([outputs, jnp.broadcast_to(free, (*outputs.shape[:-1], free.size))], axis=-1)
+
+
 class ActorCritic(nn.Module):
     """Policy and value heads on a shared torso ('mlp', 'shallow', 'nature' or 'residual') and an optional LSTM."""
 
@@ -121,8 +126,7 @@ class ActorCritic(nn.Module):
         size = self.num_outputs - self.num_free
         outputs = nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), name="policy")(x)
         if self.num_free:
-            free = self.param("free", nn.initializers.zeros, (self.num_free,))
-            outputs = jnp.concatenate([outputs, jnp.broadcast_to(free, (rows, batch, self.num_free))], axis=-1)
+            outputs = append(outputs, self.param("free", nn.initializers.zeros, (self.num_free,)))
         x = seen().astype(jnp.float32) if self.separate_value else x
         value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
         return outputs, value[..., 0], lstm_state
@@ -256,12 +260,14 @@ class MLP(nn.Module):
     num_outputs: int
     hidden_sizes: Sequence[int] = ()
     activation: str = "tanh"
+    num_free: int = 0  # the last of the outputs are parameters of their own, which start at 0
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        if not self.hidden_sizes:
-            return nn.Dense(self.num_outputs, use_bias=False, kernel_init=nn.initializers.zeros)(x)
-        shape = x.shape[:-1]
-        x = MLPTorso(self.hidden_sizes, self.activation)(x.reshape(-1, x.shape[-1]))
-        x = nn.Dense(self.num_outputs, kernel_init=nn.initializers.orthogonal(0.01))(x)
-        return x.reshape(*shape, self.num_outputs)
+        shape, size = x.shape[:-1], self.num_outputs - self.num_free
+        if self.hidden_sizes:
+            x = MLPTorso(self.hidden_sizes, self.activation)(x.reshape(-1, x.shape[-1]))
+            x = nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01))(x).reshape(*shape, size)
+        else:
+            x = nn.Dense(size, use_bias=False, kernel_init=nn.initializers.zeros)(x)
+        return append(x, self.param("free", nn.initializers.zeros, (self.num_free,))) if self.num_free else x

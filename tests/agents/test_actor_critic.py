@@ -17,6 +17,7 @@ from agents.agent import (
     Step,
     TimeStep,
 )
+from tests.agents import policy_slopes
 from tests.agents.numbered_states import numbered
 
 STATES, A = 5, 3
@@ -156,6 +157,51 @@ def test_it_is_the_box_of_actor_critic_with_traces(lambdas, weighting, T, B):
     for index, state in enumerate(states):
         for got, expected in zip(tables(state.params), told[(index + 1) * T - 1], strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
+
+
+@LAMBDAS
+@pytest.mark.parametrize(("family", "sigma"), [("gaussian", "state"), ("gaussian", "free"), ("factored", "state")])
+def test_other_policies_follow_the_same_box(lambdas, family, sigma):
+    """A Gaussian whose mu and log sigma are linear in what is seen, or whose sigma nothing seen moves; factors."""
+    alpha_theta, alpha_w, gamma = 0.003, 0.02, 0.9
+    T, B, P, free = 20, 3, policy_slopes.NUM_OUTPUTS[family], 2 if sigma == "free" else 0
+    fields = {"lambda_theta": lambdas[0], "lambda_w": lambdas[1], "sigma_initial": policy_slopes.SIGMA_INITIAL}
+    fields |= {"alpha_theta": alpha_theta, "alpha_w": alpha_w, "discount": gamma, "sigma": sigma}
+    agent = actor_critic.make(Config(**fields, unroll_length=T, batch_size=B), policy_slopes.spec(family, 4))
+    steps = policy_slopes.with_actions(family, random_steps(1, T, B, (4,)))
+    rng = np.random.default_rng(0)
+    theta, start, w = rng.normal(size=(4, P - free)) / 3, rng.normal(size=free) / 3, rng.normal(size=4)
+    state, params = agent.init(jax.random.key(0)), as_params(theta, w)
+    if free:
+        params.theta["params"]["free"] = jnp.asarray(start, jnp.float32)
+    assert jax.tree.structure(params) == jax.tree.structure(state.params)
+    state, feedback = jax.jit(agent.update)(state._replace(params=params), jax.random.key(0), Sample(steps))
+
+    z_theta, z_start, z_w, I = np.zeros((B, *theta.shape)), np.zeros((B, free)), np.zeros((B, 4)), np.ones(B)
+    for t in range(T):
+        moves = []
+        for b in range(B):
+            if steps.first[t, b]:
+                z_theta[b], z_start[b], z_w[b], I[b] = 0, 0, 0, 1
+            if steps.first[t + 1, b]:
+                continue
+            x, next_x = steps.observation[t : t + 2, b].astype(float)
+            delta = steps.reward[t, b] + gamma * steps.discount[t, b] * (w @ next_x) - w @ x
+            _, slope = policy_slopes.ln_pi_and_slope(family, np.concatenate([x @ theta, start]), steps, t, b)
+            z_w[b] = gamma * lambdas[1] * z_w[b] + x
+            z_theta[b] = gamma * lambdas[0] * z_theta[b] + I[b] * np.outer(x, slope[: P - free])
+            z_start[b] = gamma * lambdas[0] * z_start[b] + I[b] * slope[P - free :]
+            moves.append((delta * z_theta[b], delta * z_start[b], delta * z_w[b]))
+            I[b] *= gamma
+        if moves:
+            of_theta, of_start, of_w = (np.mean(m, axis=0) for m in zip(*moves, strict=True))
+            theta, start, w = theta + alpha_theta * of_theta, start + alpha_theta * of_start, w + alpha_w * of_w
+    got, got_w = state.params.theta["params"], state.params.w["params"]["Dense_0"]["kernel"][:, 0]
+    np.testing.assert_allclose(got["Dense_0"]["kernel"], theta, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(got_w, w, rtol=1e-3, atol=1e-4)
+    if free:
+        np.testing.assert_allclose(got["free"], start, rtol=1e-3, atol=1e-4)
+    assert np.isfinite(list(feedback.metrics.values())).all()
 
 
 @LAMBDAS
@@ -316,6 +362,22 @@ def test_acting_samples_the_policy_and_evaluations_take_its_mode():
     assert (np.asarray(action) == 1).all()
 
 
+def test_continuous_actions_are_clipped_and_their_raw_ones_kept():
+    agent, B = actor_critic.make(Config(sigma_initial=0.7), policy_slopes.spec("gaussian", 4)), 6000
+    theta, zeros = agent.policy(agent.init(jax.random.key(0))), np.zeros(B, np.float32)
+    theta["params"]["Dense_0"]["kernel"] = theta["params"]["Dense_0"]["kernel"].at[0, 0].set(0.5)
+    timestep = TimeStep(np.ones((B, 4), np.float32), zeros, zeros + 1, zeros > 0, zeros > 0)
+    action, extras, _ = jax.jit(agent.act)(theta, jax.random.key(0), timestep, ())
+    raw, low, high = np.asarray(extras["raw"]), policy_slopes.LOW, policy_slopes.HIGH
+    np.testing.assert_allclose(raw.mean(axis=0), [0.5, 0.0], atol=0.05)
+    np.testing.assert_allclose(raw.std(axis=0), 0.7, rtol=0.05)
+    assert (np.abs(raw) > 1).any()
+    np.testing.assert_allclose(action, low + (np.clip(raw, -1, 1) + 1) / 2 * (high - low), rtol=1e-4, atol=1e-5)
+    action, extras, _ = agent.act_greedily(theta, jax.random.key(0), timestep, ())
+    np.testing.assert_allclose(action, np.tile([1.0, 0.5], (B, 1)), rtol=1e-5)
+    assert extras == {}
+
+
 def test_table():
     agent = tabular(unroll_length=5, batch_size=16, queue_batches=3)
     table = agent.table
@@ -332,11 +394,9 @@ def test_an_update_is_traced_once():
 
 
 def test_what_does_not_fit_is_refused():
-    bounds = np.ones(1, np.float32)
-    with pytest.raises(
-        ValueError, match=r"^actor_critic needs discrete actions; this environment's are continuous; use "
-    ):
-        actor_critic.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
+    infinite = BoundedActions(policy_slopes.LOW, policy_slopes.HIGH + np.inf)
+    with pytest.raises(ValueError, match=r"^actor_critic needs actions with finite bounds"):
+        actor_critic.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), infinite))
     with pytest.raises(ValueError, match=r"actor_critic has no convolutions .* frames; use impala$"):
         actor_critic.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
 
@@ -350,6 +410,7 @@ def test_what_does_not_fit_is_refused():
         ("alpha_theta", 0.0),
         ("alpha_w", float("inf")),
         ("optimizer_epsilon", 0.0),
+        ("sigma_initial", 0.0),
         ("discount", 1.5),
         ("lambda_theta", -0.1),
         ("lambda_w", 1.1),

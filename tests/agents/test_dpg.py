@@ -91,7 +91,7 @@ def config(**options) -> dpg.Config:
 
 
 def random_weights(rng, n: int, size: float = 0.5) -> dpg.Weights:
-    shapes = dpg.Weights((n, A), (n, A), (n,))
+    shapes = dpg.Weights((n, A), (n, A), (n,), (n, A))
     return dpg.Weights(*(size * rng.normal(size=shape).astype(np.float32) for shape in shapes))
 
 
@@ -124,7 +124,7 @@ def test_directions_are_the_gradients_by_autodiff(squash):
     B, n = 4, 9
     weights, phi = random_weights(rng, n), rng.normal(size=(B, n)).astype(np.float32)
     action, targets = rng.normal(size=(B, A)).astype(np.float32), rng.normal(size=B).astype(np.float32)
-    got, delta = dpg.directions(weights, phi, action, targets, jnp.ones(B), squash)
+    got, delta = dpg.directions(weights._replace(u=jnp.zeros((n, A))), phi, action, targets, phi, jnp.ones(B), squash)
 
     def policy_value(theta):
         return dpg.critic(weights, phi, dpg.mu(theta, phi, squash)[0], squash).sum()
@@ -141,7 +141,7 @@ def test_directions_are_the_gradients_by_autodiff(squash):
 
 # The update ----------------------------------------------------------------------------------------------------------
 
-HYPERS = dpg.Hypers(*(jnp.float32(x) for x in (0.3, 0.2, 0.1, 0.5)))  # not the config's: they are the state's
+HYPERS = dpg.Hypers(*(jnp.float32(x) for x in (0.3, 0.2, 0.1, 0.4, 0.5)))  # not the config's: they are the state's
 
 
 def naive_phi(o: np.ndarray) -> np.ndarray:
@@ -149,13 +149,14 @@ def naive_phi(o: np.ndarray) -> np.ndarray:
     return np.array([np.cos(np.pi * (i * x[0] + j * x[1])) for i in range(3) for j in range(3)])
 
 
-def naive_step(theta, w, v, rows, squash: bool, natural: bool):
-    """The paper's updates by loops, from (o, a, r, gamma, next o, next a or None for mu) rows; their mean.
+def naive_step(theta, w, v, u, rows, squash: bool, natural: bool):
+    """The paper's updates by loops, from (o, a, r, gamma, next o, next a or None for mu) rows; their mean. With u at 0,
+    theta's, w's and v's are COPDAC-Q's.
 
     Actions are the environment's own and are scaled here.
     """
     norms = [1.0 if i == j == 0 else np.hypot(i, j) for i in range(3) for j in range(3)]
-    new = [np.zeros_like(x, dtype=float) for x in (theta, w, v)]
+    new = [np.zeros_like(x, dtype=float) for x in (theta, w, v, u)]
 
     def mu(s):
         return np.tanh(naive_phi(s) @ theta) if squash else np.clip(naive_phi(s) @ theta, -1, 1)
@@ -167,22 +168,30 @@ def naive_step(theta, w, v, rows, squash: bool, natural: bool):
     def Q(s, a):
         return sum((a[j] - mu(s)[j]) * grad_mu(s)[j] * (naive_phi(s) @ w[:, j]) for j in range(A)) + naive_phi(s) @ v
 
+    def phi_sa(s, a):
+        """phi(s, a) = grad_theta mu_theta(s) (a - mu_theta(s)), of theta's shape."""
+        return np.array([[naive_phi(s)[i] * grad_mu(s)[j] * (a[j] - mu(s)[j]) for j in range(A)] for i in range(9)])
+
     def scaled(a):
         return 2 * (a - ACTION_LOW) / (ACTION_HIGH - ACTION_LOW) - 1
 
     for o, a, r, gamma, next_o, next_a in rows:
         a = scaled(a)
         delta = r + gamma * Q(next_o, mu(next_o) if next_a is None else scaled(next_a)) - Q(o, a)
-        phi = naive_phi(o)
+        phi, next_phi = naive_phi(o), naive_phi(next_o)
+        expected = np.sum(phi_sa(o, a) * u)
         for i in range(9):
             for j in range(A):
                 slope = grad_mu(o)[j] * (phi @ w[:, j])  # grad_a Q
                 step = w[i, j] if natural else phi[i] * grad_mu(o)[j] * slope / norms[i]
                 new[0][i, j] += float(HYPERS.alpha_theta) * step / len(rows)
-                phi_sa = phi[i] * grad_mu(o)[j] * (a[j] - mu(o)[j])
-                new[1][i, j] += float(HYPERS.alpha_w) * delta * phi_sa / norms[i] / len(rows)
-            new[2][i] += float(HYPERS.alpha_v) * delta * phi[i] / norms[i] / len(rows)
-    return [old + change for old, change in zip((theta, w, v), new)]
+                of_w = delta * phi_sa(o, a)[i, j] - gamma * phi_sa(next_o, mu(next_o))[i, j] * expected
+                new[1][i, j] += float(HYPERS.alpha_w) * of_w / norms[i] / len(rows)
+                of_u = (delta - expected) * phi_sa(o, a)[i, j]
+                new[3][i, j] += float(HYPERS.alpha_u) * of_u / norms[i] / len(rows)
+            of_v = delta * phi[i] - gamma * next_phi[i] * expected
+            new[2][i] += float(HYPERS.alpha_v) * of_v / norms[i] / len(rows)
+    return [old + change for old, change in zip((theta, w, v, u), new)]
 
 
 def random_observations(rng, *shape: int) -> np.ndarray:
@@ -194,9 +203,14 @@ def random_actions(rng, *shape: int) -> np.ndarray:
     return rng.uniform(ACTION_LOW, ACTION_HIGH, (*shape, A)).astype(np.float32)
 
 
-def random_state(agent, seed: int = 0) -> dpg.State:
+def random_state(agent, seed: int = 0, gradient_q: bool = False) -> dpg.State:
+    """Without `gradient_q` u is 0 and stays it."""
     state = agent.init(jax.random.key(0))
-    return state._replace(weights=random_weights(np.random.default_rng(seed), 9), hypers=HYPERS)
+    state = state._replace(weights=random_weights(np.random.default_rng(seed), 9), hypers=HYPERS)
+    if gradient_q:
+        return state
+    weights, hypers = state.weights._replace(u=np.zeros((9, A))), HYPERS._replace(alpha_u=jnp.float32(0))
+    return state._replace(weights=weights, hypers=hypers)
 
 
 def random_transitions(rng, B: int) -> Transition:
@@ -211,14 +225,18 @@ def random_transitions(rng, B: int) -> Transition:
 
 @pytest.mark.parametrize("squash", [False, True])
 @pytest.mark.parametrize("natural", [False, True])
-def test_off_policy_update_is_the_papers(squash, natural):
+@pytest.mark.parametrize("gradient_q", [False, True])
+def test_off_policy_update_is_the_papers(squash, natural, gradient_q):
+    """COPDAC-Q and COPDAC-GQ."""
     agent = dpg.make(config(squash=squash, natural_gradient=natural, reward_scale=0.5, batch_size=8), SPEC)
-    state, steps = random_state(agent), random_transitions(np.random.default_rng(1), 8)
+    state, steps = random_state(agent, 0, gradient_q), random_transitions(np.random.default_rng(1), 8)
     assert (steps.discount == 0).any() and (steps.discount > 0).any()
     rows = [(o, a, 0.5 * r, gamma, next_o, None) for o, a, r, gamma, next_o in zip(*steps)]
     expected = naive_step(*state.weights, rows, squash, natural)
     after, feedback = jax.jit(agent.update)(state, jax.random.key(0), Sample(steps))
-    for name, got, want in zip(dpg.Weights._fields, after.weights, expected):
+    if not gradient_q:
+        assert not np.asarray(after.weights.u).any()
+    for name, got, want in list(zip(dpg.Weights._fields, after.weights, expected))[: 4 if gradient_q else 3]:
         assert np.abs(want - getattr(state.weights, name)).max() > 0.01
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4, err_msg=name)
     assert int(after.step) == 1
@@ -274,9 +292,9 @@ def test_sarsa_update_is_the_papers_row_after_row(squash, natural):
             for b in range(B)
             if (t, b) not in {(2, 0), (5, 0), (0, 1)}
         ]
-        expected = naive_step(*expected, rows, squash, natural)
+        expected = [*naive_step(*expected, rows, squash, natural)[:3], np.zeros((9, A))]
     after, _ = jax.jit(agent.update)(state, jax.random.key(0), Sample(block))
-    for name, got, want in zip(dpg.Weights._fields, after.weights, expected):
+    for name, got, want in list(zip(dpg.Weights._fields, after.weights, expected))[:3]:
         assert np.abs(want - getattr(state.weights, name)).max() > 0.01
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4, err_msg=name)
 
@@ -314,12 +332,23 @@ def test_a_block_of_dead_rows_alone_teaches_nothing(natural):
     assert all(np.isfinite(x) for x in feedback.metrics.values())
 
 
+def test_u_moves_v_once_it_has_learnt():
+    """It begins at 0, so the first updates of COPDAC-GQ and COPDAC-Q are one; the second differ in v alone."""
+    gq, q = (dpg.make(config(alpha_u=alpha_u, batch_size=8), SPEC) for alpha_u in (0.5, 0.0))
+    states = [agent.init(jax.random.key(0)) for agent in (gq, q)]
+    for i, differ in enumerate([{"u"}, {"u", "v"}]):
+        steps = Sample(random_transitions(np.random.default_rng(i), 8))
+        states = [a.update(s, jax.random.key(0), steps)[0] for a, s in zip((gq, q), states)]
+        one, other = (state.weights._asdict() for state in states)
+        assert {name for name in one if (one[name] != other[name]).any()} == differ
+
+
 @pytest.mark.parametrize("natural", [False, True])
 @pytest.mark.parametrize("form", ["off_policy", "sarsa"])
 def test_two_shards_make_the_update_of_one(form, natural):
     """Also where one has more dead rows than the other."""
     agent = dpg.make(config(form=form, batch_size=4, natural_gradient=natural), SPEC)
-    state, rng = random_state(agent), np.random.default_rng(3)
+    state, rng = random_state(agent, 0, form == "off_policy"), np.random.default_rng(3)
     if form == "sarsa":
         first = np.zeros((T + 1, 4), bool)
         first[[1, 3, 1], [0, 0, 1]] = True
@@ -403,9 +432,9 @@ def test_noise_is_gaussian_and_correlated_as_configured(correlation):
 
 
 def test_sigma_and_step_sizes_are_hypers():
-    agent = dpg.make(config(sigma=0.7, alpha_theta=0.1, alpha_w=0.2, alpha_v=0.3), SPEC)
+    agent = dpg.make(config(sigma=0.7, alpha_theta=0.1, alpha_w=0.2, alpha_v=0.3, alpha_u=0.4), SPEC)
     state = agent.init(jax.random.key(0))
-    np.testing.assert_allclose(state.hypers, (0.1, 0.2, 0.3, 0.7))
+    np.testing.assert_allclose(state.hypers, (0.1, 0.2, 0.3, 0.4, 0.7))
     assert float(agent.policy(state._replace(hypers=HYPERS)).sigma) == 0.5
 
 
@@ -429,6 +458,8 @@ def test_tables():
     [
         ({"order": 0}, "order"),
         ({"alpha_w": 0.0}, "alpha_w"),
+        ({"alpha_u": -1.0}, "alpha_u"),
+        ({"alpha_u": 0.1, "form": "sarsa"}, "alpha_u"),
         ({"discount": 1.1}, "discount"),
         ({"noise_correlation": -0.1}, "noise_correlation"),
         ({"sigma": float("inf")}, "sigma"),

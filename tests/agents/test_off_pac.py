@@ -1,6 +1,8 @@
 """Off-PAC against algorithm 1 of Degris et al. 2012, restated as plainly as can be, and its critic where semi-gradient
 temporal differences diverge."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +20,9 @@ from agents.agent import (
     TimeStep,
 )
 from agents.off_pac import Config, Memory, Row, Traces, Weights
-from agents.parts import features
+from agents.parts import features, policies
 from scripts import textbook
+from tests.agents import policy_slopes
 
 A = 3
 SPEC = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(A))
@@ -29,8 +32,8 @@ BASIS = features.tiles(2, 2, 3)
 LAMBDAS = pytest.mark.parametrize("lambda_", [0.0, 0.6, 1.0])
 
 
-def make(**fields):
-    return off_pac.make(Config(**{**TILES, **ALPHAS, **fields}), SPEC)
+def make(spec=SPEC, **fields):
+    return off_pac.make(Config(**{**TILES, **ALPHAS, **fields}), spec)
 
 
 def random_steps(seed: int, T: int, B: int) -> Step:
@@ -58,7 +61,13 @@ def x_of(observation: np.ndarray) -> np.ndarray:
     return np.asarray(BASIS.phi(np.array([(observation[0] + 1) / 2, observation[1] / 4], np.float32)), float)
 
 
-def algorithm_1(weights: Weights, steps: Step, lambda_: float) -> list[Weights]:
+def softmax(outputs: np.ndarray, steps: Step, t: int, i: int) -> tuple[float, np.ndarray]:
+    """ln pi of the action of row t of environment i, and its slope in the outputs."""
+    pi, a = np.exp(outputs) / np.exp(outputs).sum(), steps.action[t, i]
+    return np.log(pi[a]), np.eye(len(pi))[a] - pi
+
+
+def algorithm_1(weights: Weights, steps: Step, lambda_: float, target=softmax) -> list[Weights]:
     """Of several environments: a step is the mean of theirs. After each row, v, w and u."""
     alpha_v, alpha_w, alpha_u, gamma = ALPHAS.values()
     v, w, u = (np.asarray(x, float) for x in weights)
@@ -72,15 +81,13 @@ def algorithm_1(weights: Weights, steps: Step, lambda_: float) -> list[Weights]:
                 e_v[i], e_u[i] = 0, 0
             if steps.first[t + 1, i]:
                 continue  # row t closed an episode
-            x, next_x, a = x_of(steps.observation[t, i]), x_of(steps.observation[t + 1, i]), steps.action[t, i]
+            x, next_x = x_of(steps.observation[t, i]), x_of(steps.observation[t + 1, i])
             next_gamma = gamma * steps.discount[t, i]
             delta = steps.reward[t, i] + next_gamma * v @ next_x - v @ x
-            exp = np.exp(x @ u)
-            pi = exp / exp.sum()
-            rho = pi[a] / steps.extras["b"][t, i]
+            ln_pi, slope = target(x @ u, steps, t, i)
+            rho = np.exp(ln_pi) / steps.extras["b"][t, i]
             e_v[i] = rho * (x + gamma * lambda_ * e_v[i])
-            grad_ln_pi = np.outer(x, np.eye(A)[a] - pi)
-            e_u[i] = rho * (grad_ln_pi + gamma * lambda_ * e_u[i])
+            e_u[i] = rho * (np.outer(x, slope) + gamma * lambda_ * e_u[i])
             moves.append(
                 (
                     delta * e_v[i] - next_gamma * (1 - lambda_) * (w @ e_v[i]) * next_x,
@@ -95,9 +102,9 @@ def algorithm_1(weights: Weights, steps: Step, lambda_: float) -> list[Weights]:
     return told
 
 
-def random_weights(n: int) -> Weights:
+def random_weights(n: int, num_outputs: int = A) -> Weights:
     rng = np.random.default_rng(7)
-    return Weights(*(jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for s in [n, n, (n, A)]))
+    return Weights(*(jnp.asarray(0.3 * rng.normal(size=s), jnp.float32) for s in [n, n, (n, num_outputs)]))
 
 
 @LAMBDAS
@@ -116,6 +123,22 @@ def test_updates_are_algorithm_1s(lambda_, T, B):
             np.testing.assert_allclose(got, expected, rtol=1e-3, atol=1e-4)
     assert int(state.step) == 40 // T
     np.testing.assert_allclose(feedback.metrics["v_norm"], np.linalg.norm(told[-1].v), rtol=1e-3)
+
+
+@LAMBDAS
+@pytest.mark.parametrize("family", ["squashed", "factored"])
+def test_other_policies_follow_algorithm_1(lambda_, family):
+    T, B = 20, 3
+    spec = policy_slopes.spec(family, 2)
+    agent = make(spec, unroll_length=T, batch_size=B, lambda_=lambda_, sigma_initial=policy_slopes.SIGMA_INITIAL)
+    state, steps = agent.init(jax.random.key(0)), policy_slopes.with_actions(family, random_steps(0, T, B))
+    assert not any(x.any() for x in state.weights)
+    state = state._replace(weights=random_weights(BASIS.size, policy_slopes.NUM_OUTPUTS[family]))
+    expected = algorithm_1(state.weights, steps, lambda_, functools.partial(policy_slopes.ln_pi_and_slope, family))[-1]
+    state, feedback = jax.jit(agent.update)(state, jax.random.key(0), Sample(steps))
+    for got, want in zip(state.weights, expected, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-4)
+    assert np.isfinite(list(feedback.metrics.values())).all()
 
 
 def test_rows_that_close_an_episode_teach_nothing():
@@ -208,7 +231,7 @@ def learn_values(lambda_: float, preference: float, alpha_v: float, alpha_w: flo
         next_x = jnp.asarray(X, jnp.float32)[action][:, None]
         ones = jnp.ones(B)
         row = Row(x, action, 0.5 * ones, ones, GAMMA * ones, next_x, jnp.zeros(B, bool))
-        each, traces, _ = off_pac.directions(Weights(v, w, u), traces, row, hypers)
+        each, traces, _ = off_pac.directions(policies.softmax(2), Weights(v, w, u), traces, row, hypers)
         return (v + alpha_v * each.v.mean(axis=0), w + alpha_w * each.w.mean(axis=0), traces, next_x), v[0]
 
     traces = Traces(jnp.zeros((B, 1)), jnp.zeros((B, 1, 2)))
@@ -281,6 +304,42 @@ def test_it_learns_a_policy_that_it_does_not_play():
         assert pi[best] > 0.8
 
 
+def test_it_learns_actions_of_numbers_that_it_plays_at_random():
+    """From the left half 0.5 and -0.5 pay most, where bounds are -1 and 1, from the right half -0.5 and 0.5."""
+    B, updates = 16, 2000
+    agent = make(policy_slopes.spec("squashed", 2), batch_size=B, lambda_=0.0, alpha_u=0.1)
+    low, high = policy_slopes.LOW, policy_slopes.HIGH
+
+    def seen(key):
+        place = jax.random.uniform(key, (B, 2), minval=jnp.array([-1.0, 0.0]), maxval=jnp.array([1.0, 4.0]))
+        return TimeStep(place, jnp.zeros(B), jnp.ones(B), jnp.ones(B, bool), jnp.zeros(B, bool))
+
+    def off(now, action):
+        best = jnp.where(now.observation[:, :1] < 0, 0.5, -0.5) * jnp.array([1.0, -1.0])
+        return 2 * (action - low) / (high - low) - 1 - best
+
+    def move(state, key):
+        place_key, act_key = jax.random.split(key)
+        now = seen(place_key)
+        action, extras, _ = agent.act(agent.policy(state), act_key, now, agent.memory(B, None))
+        reward = -jnp.sum(off(now, action) ** 2, axis=-1)
+        steps = [jnp.stack([x, x]) for x in (now.observation, action, reward, jnp.zeros(B))]
+        rest = jnp.stack([now.first, ~now.first]), jax.tree.map(lambda x: jnp.stack([x, x]), extras)
+        return agent.update(state, key, Sample(Step(*steps, *rest)))[0], None
+
+    def mean_square(state, keys):
+        def one(key):
+            now = seen(key)
+            return off(now, agent.act_greedily(agent.policy(state), key, now, agent.memory(B, None))[0]) ** 2
+
+        return jax.vmap(one)(keys).mean()
+
+    start, keys = agent.init(jax.random.key(0)), jax.random.split(jax.random.key(1), updates)
+    state, _ = jax.jit(lambda s, keys: jax.lax.scan(move, s, keys))(start, keys)
+    before, after = (float(mean_square(s, keys[:200])) for s in (start, state))
+    assert before > 0.4 and after < 0.1
+
+
 # Acting --------------------------------------------------------------------------------------------------------------
 
 
@@ -306,6 +365,41 @@ def test_the_behaviour_is_uniform_and_says_how_likely_its_action_was(repeat, fir
     np.testing.assert_array_equal(agent.memory(4, None).action, np.zeros(4))
 
 
+@pytest.mark.parametrize("family", ["squashed", "factored"])
+def test_the_behaviour_is_uniform_over_bounds_and_over_factors(family):
+    B = 20_000
+    agent = make(policy_slopes.spec(family, 2))
+    u = random_weights(BASIS.size, policy_slopes.NUM_OUTPUTS[family]).u
+    action, extras, memory = jax.jit(agent.act)(u, jax.random.key(0), timestep(B, False), agent.memory(B, None))
+    action = np.asarray(action)
+    if family == "factored":
+        assert action.dtype == np.int32 and set(extras) == {"b"}
+        np.testing.assert_allclose(np.bincount(action @ [2, 1], minlength=6) / B, 1 / 6, atol=0.02)
+        np.testing.assert_allclose(extras["b"], 1 / 6, rtol=1e-5)
+        np.testing.assert_array_equal(memory.action, action)
+        return
+    unit = 2 * (action - policy_slopes.LOW) / (policy_slopes.HIGH - policy_slopes.LOW) - 1
+    np.testing.assert_allclose(unit, np.tanh(extras["raw"]), atol=1e-5)
+    for number in unit.T:
+        np.testing.assert_allclose(np.histogram(number, 10, (-1, 1))[0] / B, 0.1, atol=0.02)
+    np.testing.assert_allclose(extras["b"], 0.25)  # a density where both numbers' bounds are -1 and 1
+    assert abs(np.corrcoef(unit.T)[0, 1]) < 0.03 and np.isfinite(extras["raw"]).all()
+
+
+def test_importance_makes_the_behaviours_mean_the_targets():
+    """E_b[rho f(a)] = E_pi[f(a)], for the density is of what the environment is given."""
+    B = 200_000
+    agent = make(policy_slopes.spec("squashed", 2), sigma_initial=0.5)
+    u = random_weights(BASIS.size, 4).u
+    now, memory = timestep(B, False), agent.memory(B, None)
+    played, extras, _ = jax.jit(agent.act)(u, jax.random.key(0), now, memory)
+    target, _, _ = jax.jit(agent.act_greedily)(u, jax.random.key(1), now, memory)
+    policy = policies.make_policy("test", policy_slopes.spec("squashed", 2), "state", 0.5, squash=True)
+    rho = np.exp(policy.log_prob(x_of(np.zeros(2)) @ u, extras["raw"])) / extras["b"]
+    np.testing.assert_allclose(rho.mean(), 1.0, atol=0.02)
+    np.testing.assert_allclose((rho[:, None] * played).mean(axis=0), target.mean(axis=0), atol=0.02)
+
+
 def test_evaluations_play_the_target_policy():
     B = 9000
     agent, u = make(), random_weights(BASIS.size).u
@@ -328,9 +422,11 @@ def test_table():
 
 
 def test_what_does_not_fit_is_refused():
-    bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^off_pac needs discrete actions; this environment's are continuous; use "):
-        off_pac.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
+    infinite = BoundedActions(policy_slopes.LOW, policy_slopes.HIGH + np.inf)
+    with pytest.raises(ValueError, match=r"^off_pac needs actions with finite bounds"):
+        off_pac.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), infinite))
+    with pytest.raises(ValueError, match=r"^config\.repeat=0\.9 is for "):
+        make(policy_slopes.spec("squashed", 2), repeat=0.9)
     with pytest.raises(ValueError, match=r"hold 0 bounds each; this environment's observations are \(2,\)$"):
         off_pac.make(Config(), SPEC)
     with pytest.raises(ValueError, match=r"would be .* features, of 20000 at most"):
@@ -353,6 +449,7 @@ def test_what_does_not_fit_is_refused():
         ("alpha_v", 0.0),
         ("alpha_w", -1.0),
         ("alpha_u", float("inf")),
+        ("sigma_initial", 0.0),
         ("discount", 1.5),
         ("lambda_", -0.1),
         ("repeat", 1.1),

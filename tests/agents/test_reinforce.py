@@ -1,6 +1,7 @@
 """REINFORCE and all-actions against the boxes of Sutton and Barto 2018 (sections 13.2 to 13.4) and against the true
 policy gradient of an environment of two states, by enumeration."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -20,6 +21,7 @@ from agents.agent import (
     WholeEpisodes,
 )
 from agents.reinforce import Config, Params
+from tests.agents import policy_slopes
 from tests.agents.numbered_states import numbered
 
 STATES, A, LONGEST = 5, 3, 8
@@ -153,10 +155,46 @@ def test_initial_preferences_are_where_a_table_starts():
         u(s, jax.random.key(0), Sample(random_episodes(1, 4))) for u, s in zip(update, (state, there))
     )
     np.testing.assert_allclose(tables(new.params)[0] + preferences, tables(expected.params)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(
-        ValueError, match=r"config\.initial_preferences=\(1\.0,\) must be one for each of the 3 actions"
-    ):
+    with pytest.raises(ValueError, match=r"config\.initial_preferences=\(1\.0,\) must be one for each of 3 outputs"):
         tabular(initial_preferences=(1.0,))
+
+
+@WEIGHTING
+@pytest.mark.parametrize("baseline", [False, True])
+@pytest.mark.parametrize(("family", "sigma"), [("gaussian", "state"), ("gaussian", "free"), ("factored", "state")])
+def test_an_update_of_other_policies_is_the_boxs(family, sigma, baseline, weighting):
+    """A Gaussian whose mu and log sigma are linear in what is seen, or whose sigma nothing seen moves; factors."""
+    gamma, B, P = ALPHAS["discount"], 4, policy_slopes.NUM_OUTPUTS[family]
+    fields = {"batch_size": B, "sigma": sigma, "sigma_initial": policy_slopes.SIGMA_INITIAL, "baseline": baseline}
+    config = Config(**ALPHAS, **fields, discount_weighting=weighting)
+    agent = reinforce.make(config, policy_slopes.spec(family, 4, LONGEST))
+    steps = policy_slopes.with_actions(family, random_episodes(1, B, (4,)))
+    state, rng, free = agent.init(jax.random.key(0)), np.random.default_rng(0), 2 if sigma == "free" else 0
+    theta, w, start = rng.normal(size=(4, P - free)) / 3, rng.normal(size=(4, 1)), rng.normal(size=free) / 3
+    params = as_params(theta, w if baseline else None)
+    if free:
+        params.theta["params"]["free"] = jnp.asarray(start, jnp.float32)
+    assert jax.tree.structure(params) == jax.tree.structure(state.params)
+
+    of_outputs, of_theta, of_w = np.zeros(P), np.zeros((4, P)), np.zeros((4, 1))
+    for b in range(B):
+        T = actions_of(steps, b)
+        for t in range(T):
+            x = steps.observation[t, b].astype(float)
+            G = sum(gamma ** (k - t) * steps.reward[k, b] for k in range(t, T))
+            delta = G - (x @ w[:, 0] if baseline else 0.0)
+            _, slope = policy_slopes.ln_pi_and_slope(family, np.concatenate([x @ theta, start]), steps, t, b)
+            moved = (gamma**t if weighting else 1.0) * delta * slope / B
+            of_outputs, of_theta = of_outputs + moved, of_theta + np.outer(x, moved)
+            of_w[:, 0] += delta * x / B
+    new, feedback = jax.jit(agent.update)(state._replace(params=params), jax.random.key(0), Sample(steps))
+    got = new.params.theta["params"]
+    np.testing.assert_allclose(got["Dense_0"]["kernel"], theta + 0.3 * of_theta[:, : P - free], rtol=1e-3, atol=1e-4)
+    if free:
+        np.testing.assert_allclose(got["free"], start + 0.3 * of_outputs[P - free :], rtol=1e-3, atol=1e-4)
+    if baseline:
+        np.testing.assert_allclose(tables(new.params)[1], w + 0.2 * of_w, rtol=1e-3, atol=1e-4)
+    assert np.isfinite(list(feedback.metrics.values())).all()
 
 
 @ALL_FORMS
@@ -371,6 +409,22 @@ def test_acting_samples_the_policy_and_evaluations_take_its_mode():
     assert (np.asarray(action) == 1).all()
 
 
+def test_continuous_actions_are_clipped_and_their_raw_ones_kept():
+    start, B = (0.5, -0.5, 0.2, 0.0), 6000
+    agent = reinforce.make(Config(initial_preferences=start), policy_slopes.spec("gaussian", 4, LONGEST))
+    theta, zeros = agent.policy(agent.init(jax.random.key(0))), np.zeros(B, np.float32)
+    timestep = TimeStep(np.ones((B, 4), np.float32), zeros, zeros + 1, zeros > 0, zeros > 0)
+    action, extras, _ = jax.jit(agent.act)(theta, jax.random.key(0), timestep, ())
+    raw, low, high = np.asarray(extras["raw"]), policy_slopes.LOW, policy_slopes.HIGH
+    np.testing.assert_allclose(raw.mean(axis=0), start[:2], atol=0.05)
+    np.testing.assert_allclose(raw.std(axis=0), np.exp(start[2:]), rtol=0.05)
+    assert (np.abs(raw) > 1).any()
+    np.testing.assert_allclose(action, low + (np.clip(raw, -1, 1) + 1) / 2 * (high - low), rtol=1e-4, atol=1e-5)
+    action, extras, _ = agent.act_greedily(theta, jax.random.key(0), timestep, ())
+    np.testing.assert_allclose(action, np.tile([1.0, 0.25], (B, 1)), rtol=1e-5)
+    assert extras == {}
+
+
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
@@ -393,9 +447,12 @@ def test_the_longest_episode_is_the_environments_or_told():
 
 
 def test_what_does_not_fit_is_refused():
-    bounds = np.ones(1, np.float32)
-    with pytest.raises(ValueError, match=r"^reinforce needs discrete actions; this environment's are continuous; use "):
-        reinforce.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds)))
+    continuous = policy_slopes.spec("gaussian", 4, LONGEST)
+    with pytest.raises(ValueError, match=r"^all_actions needs discrete actions; this environment's are continuous; "):
+        reinforce.make(Config(form="all_actions"), continuous)
+    infinite = BoundedActions(policy_slopes.LOW, policy_slopes.HIGH + np.inf)
+    with pytest.raises(ValueError, match=r"^reinforce needs actions with finite bounds"):
+        reinforce.make(Config(), dataclasses.replace(continuous, actions=infinite))
     with pytest.raises(ValueError, match=r"reinforce has no convolutions .* frames; use impala$"):
         reinforce.make(Config(), EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(A)))
     with pytest.raises(ValueError, match=r"config\.baseline is for config\.form=reinforce"):
@@ -410,6 +467,7 @@ def test_what_does_not_fit_is_refused():
         ("alpha_theta", 0.0),
         ("alpha_w", float("inf")),
         ("optimizer_epsilon", 0.0),
+        ("sigma_initial", 0.0),
         ("max_episode_steps", -1),
         ("discount", 1.5),
     ],

@@ -26,7 +26,7 @@ MISTAKES = {
     "flag's range": ("train", ["--num_actors=0"], ["num_actors"]),
     "placement": ("train", ["--placement=cloud"], ["placement", "threads, processes, serial"]),
     "batch": ("train", ["--config.batch_size=33"], ["batch_size=33", "envs_per_actor"]),
-    "continuous environment": ("train", ["--agent=reinforce", "--env=Pendulum-v1"], ["discrete", "continuous"]),
+    "continuous environment": ("train", ["--agent=all_actions", "--env=Pendulum-v1"], ["all_actions", "discrete"]),
     "discrete environment": ("train", ["--agent=ddpg"], ["ddpg", "continuous", "discrete"]),
     "values of continuous actions": ("train", ["--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
     "values of factored actions": ("train", ["--agent=dqn", "--env=binned:3:Pendulum-v1"], ["factored; use a2c"]),

@@ -161,7 +161,8 @@ ENVIRONMENTS = {
 }
 SEEING = sorted(agent for agent in presets.PRESETS if "torso" in configs.fields(agent))
 CONTINUOUS = {"ddpg", "d4pg", "dpg", "apex_dpg"}
-EITHER = {"a2c", "a3c", "impala", "mix_match", "ppo", "trpo"}
+EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "reinforce"}
+EITHER |= {"reinforce_baseline", "trpo"}
 # What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
 ASKING = {
     "dpg": "observation_low",

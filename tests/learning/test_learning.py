@@ -62,6 +62,12 @@ def test_policy_gradients_learn_cartpole(tmp_path, agent):
 
 
 @pytest.mark.learn
+@pytest.mark.parametrize("agent", ["actor_critic_lambda", "reinforce"])
+def test_policy_gradients_of_continuous_actions_balance_a_pendulum(tmp_path, agent):
+    assert evaluation(tmp_path, f"--agent={agent}", "--env=InvertedPendulum-v4", "--max_env_steps=150000") >= 900
+
+
+@pytest.mark.learn
 def test_off_pac_learns_mountain_car(tmp_path):
     """Where the behaviour reaches the goal in one episode of fifteen."""
     assert evaluation(tmp_path, "--agent=off_pac", "--env=MountainCar-v0") >= -150
