@@ -50,7 +50,7 @@ def meet(run: Run) -> Meeting:
         raise UsageError(f"--coordinator: {values.coordinator!r} is no address, as localhost:8000 is")
     meeting = _meet(run, hosts, name, int(port))
     pods.start_jax(hosts, (name, int(port) + 1))
-    run.check_pod(hosts.count)
+    _check(run, meeting)
     return meeting
 
 
@@ -88,13 +88,23 @@ def _meet_in_cluster(run: Run) -> Meeting:
     mine = [*map(int, socket.gethostbyname(socket.gethostname()).split(".")), ports.free_port()]
     *address, port = multihost_utils.broadcast_one_to_all(np.array(mine, np.int32)).tolist()
     meeting = _meet(run, hosts, ".".join(map(str, address)), port)
-    run.check_pod(hosts.count)
+    _check(run, meeting)
     return meeting
+
+
+def _check(run: Run, meeting: Meeting) -> None:
+    """Raises UsageError on every host if they cannot run this: only now, for it computes."""
+    try:
+        run.check_pod(meeting.hosts.count)
+    except UsageError:
+        meeting.close(END_SECONDS)
+        raise
 
 
 def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     """This host's part, until `max_env_steps`, a signal to any host, or the first error on any."""
     stop = stop_on_signals()  # now: JAX's service takes SIGTERM for itself when it starts
+    pods.tell_before_an_abort(meeting)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
@@ -113,6 +123,7 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     except Exception as error:
         if isinstance(error, jax.errors.JaxRuntimeError) or isinstance(error.__cause__, jax.errors.JaxRuntimeError):
             meeting.check(2 * pods.LOST_SECONDS)  # what breaks JAX is most often a host that is gone
+        meeting.fail()
         raise
     meeting.close(END_SECONDS)
 

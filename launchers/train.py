@@ -49,7 +49,9 @@ def train() -> int:
             flush=True,
         )
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    lines = native_lines_in(logdir / "logs" / "reverb.log") if run.carrier == "reverb" else contextlib.nullcontext()
+    native = {"reverb": run.carrier == "reverb", "native": run.placement == "pod"}
+    log = next((name for name, there in native.items() if there), None)
+    lines = native_lines_in(logdir / "logs" / f"{log}.log") if log else contextlib.nullcontext()
     with sittings.hold(logdir, f"train_{host}" if host else "train"), lines:
         placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
     if host:

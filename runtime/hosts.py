@@ -7,22 +7,21 @@ and the connections stay, by which a host's end is heard wherever JAX would wait
 
 import collections
 import contextlib
+import ctypes
 import dataclasses
-import functools
 import json
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src import distributed
 
 from agents.agent import AXIS, Version
 
@@ -80,7 +79,7 @@ class Meeting:
             listener = socket.create_server(("", address[1]))
         except OSError as error:
             raise HostsDiffer(f"the first host cannot listen on port {address[1]}: {error.strerror}") from error
-        trouble, came = "", []
+        trouble, came = "", list[socket.socket]()
         with listener:
             while len(came) < self.hosts.count - 1:  # also when there is trouble: it is told to all
                 listener.settimeout(max(0.01, self._deadline - time.monotonic()))
@@ -166,6 +165,13 @@ class Meeting:
                 with contextlib.suppress(OSError):
                     _send(other, {"lost": lost})
 
+    def fail(self) -> None:
+        """Says that this host goes on no more, and waits as `close` does."""
+        for connection in list(self._left.values()):
+            with contextlib.suppress(OSError):
+                _send(connection, {"lost": f"host {self.hosts.index} of {self.hosts.count} ended"})
+        self.close(2 * LOST_SECONDS)
+
     def check(self, wait: float = 0.0) -> None:
         """Raises HostLost if a host is lost, or becomes so within `wait` seconds."""
         with self._changed:
@@ -208,16 +214,13 @@ def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None
     Raises:
       ValueError, RuntimeError: it finds none.
     """
-    # Where a host is gone JAX's client aborts the process, with lines of C++: unless it is told what to do instead, for
-    # which `initialize` has no argument. Meeting hears of it, with a word.
-    library: Any = distributed._jax
-    client = functools.partial(library.get_distributed_runtime_client, missed_heartbeat_callback=lambda status: None)
-    with mock.patch.object(library, "get_distributed_runtime_client", client):
-        if hosts and address:
-            place = f"{address[0]}:{address[1]}"
-            jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
-        else:
-            jax.distributed.initialize()
+    # Of the others' ends Meeting hears, with a word.
+    jax.config.update("jax_enable_recoverability", True)
+    if hosts and address:
+        place = f"{address[0]}:{address[1]}"
+        jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
+    else:
+        jax.distributed.initialize()
 
 
 class Agreement:
@@ -263,6 +266,26 @@ def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
         return time.monotonic() - since[0] > seconds
 
     return patience
+
+
+def tell_before_an_abort(meeting: Meeting) -> None:
+    """Has this process end with a line where JAX's client aborts it, as it does when the first host is gone: it says so
+    in C++, to nobody, and takes no other order."""
+
+    def handle(number: int) -> None:  # in a thread of C++, which ctypes gives Python's lock
+        try:
+            meeting.check(LOST_SECONDS)
+        except HostLost as error:
+            leave(error)
+        leave(HostLost("JAX gave this host of the pod up: the newest file in the logs of its --logdir says more"))
+
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
+    _kept.append(handler)
+    # By the C library: what Python's `signal` takes would be called when the process is gone.
+    ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+
+
+_kept: list[Any] = []  # what C++ may call must live as long as the process
 
 
 def leave(error: HostLost) -> None:
