@@ -32,7 +32,7 @@ from agents.parts.exploration import (
     ranks_or_zeros,
 )
 from agents.parts.networks import QNetwork
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer, new_every
 from agents.parts.torsos import check_frames
 
 
@@ -56,7 +56,9 @@ class Config:
     optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 0.0  # 0: not clipped
-    decay_env_steps: int = 0  # alpha falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # alpha first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
     epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
@@ -70,9 +72,10 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
-            not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
+            not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps", "warmup_env_steps"),
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
+        check_decay(self)
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
             raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
 
