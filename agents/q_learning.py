@@ -46,6 +46,7 @@ class Config:
     frame_stack: int = 1  # frames of its episode that the network sees at once; 1 where observations are no frames
     hidden_sizes: tuple[int, ...] = ()  # the mlp's; (): linear in what is seen, and so a table where that is one-hot
     activation: Literal["tanh", "relu"] = "relu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of a network's arithmetic; parameters stay float32
 
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one update
@@ -76,6 +77,11 @@ class Config:
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
         check_decay(self)
+        if self.dtype != "float32" and self.torso == "mlp" and not self.hidden_sizes:
+            raise ValueError(
+                f"config.dtype={self.dtype} is for networks, not for a linear function: give config.hidden_sizes=64 or "
+                "config.dtype=float32"
+            )
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
             raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
 
@@ -180,7 +186,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     num_actions, shape, dtype = discrete_actions("q_learning", spec), spec.observation_shape, spec.observation_dtype
     check_frames(config.torso, config.frame_stack, shape)
-    network = QNetwork(config.torso, num_actions, config.hidden_sizes, config.activation)
+    network = QNetwork(config.torso, num_actions, config.hidden_sizes, config.activation, dtype=jnp.dtype(config.dtype))
     linear = config.torso == "mlp" and not config.hidden_sizes
     optimizer = make_optimizer(
         config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm
