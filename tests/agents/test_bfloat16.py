@@ -64,7 +64,7 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
         ("tasks", {"curriculum": "tasks", "lstm_size": 8, "shared_body": False}, DISCRETE),
     ],
     "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
-    "q_learning": [("", {"optimizer": "adam", "learning_rate": 1e-3, "target_period": 20}, DISCRETE)],
+    "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
 }
 # Every torso in one network, and every network on one of them.
@@ -87,7 +87,11 @@ def cases() -> list[Any]:
     for name, variants in VECTORS.items():
         for variant, fields, actions in variants:
             spec = EnvironmentSpec((5,), np.dtype(np.float32), actions, num_tasks=2 if variant == "tasks" else 1)
-            found.append(pytest.param(name, {"torso": "mlp"} | fields, spec, id=f"{name}-mlp-{variant}".strip("-")))
+            found.append(
+                pytest.param(
+                    name, {"torso": "mlp", "learning_rate": 1e-3} | fields, spec, id=f"{name}-mlp-{variant}".strip("-")
+                )
+            )
     for name, torso, actions in FRAMES:
         spec = EnvironmentSpec((max(8, LEAST_SIDES[torso]),) * 2, np.dtype(np.uint8), actions)
         found.append(pytest.param(name, {"torso": torso}, spec, id=f"{name}-{torso}"))
