@@ -20,7 +20,7 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policy_network import Memory, functions
 
 
@@ -55,7 +55,9 @@ class Config:
     epsilon: float = 0.1  # inside RMSProp's root, outside Adam's
     rmsprop_decay: float = 0.99  # alpha
     max_gradient_norm: float = 40.0  # of the gradient summed over time
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -64,9 +66,10 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "epsilon", "max_gradient_norm", "reward_scale", "sigma_initial"),
-            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps"),
+            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps", "warmup_env_steps"),
             fractions=("discount", "lambda_", "rmsprop_decay"),
         )
+        check_decay(self)
 
 
 class Hypers(NamedTuple):

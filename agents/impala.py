@@ -19,7 +19,7 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policy_network import Memory, functions
 
 
@@ -57,7 +57,9 @@ class Config:
     rmsprop_momentum: float = 0.0
     rmsprop_initial: float = 0.0  # of its averages of squares; TensorFlow's, which the paper's code uses, begin at 1
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -69,9 +71,13 @@ class Config:
                 *("learning_rate", "epsilon", "rho_bar", "policy_rho_bar", "c_bar", "max_gradient_norm"),
                 *("reward_scale", "sigma_initial"),
             ),
-            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "decay_env_steps", "rmsprop_initial"),
+            not_negative=(
+                *("lstm_size", "baseline_cost", "entropy_cost", "rmsprop_initial"),
+                *("decay_env_steps", "warmup_env_steps"),
+            ),
             fractions=("discount", "lambda_", "rmsprop_decay", "rmsprop_momentum"),
         )
+        check_decay(self)
         if self.c_bar > self.rho_bar:
             raise ValueError(f"config.c_bar={self.c_bar} must not exceed config.rho_bar={self.rho_bar} (section 4.1)")
 

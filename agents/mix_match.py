@@ -45,7 +45,7 @@ from agents.parts import normalizer, reward_scale, stacking
 from agents.parts.advantages import explained_variance
 from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
 from agents.parts.networks import LSTM, ActorCritic, LSTMState
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer
 from agents.parts.policies import Policy, make_policy
 from agents.parts.torsos import check_frames, make_torso
 
@@ -85,7 +85,9 @@ class Config:
     learning_rate: float = 5e-4  # Adam's
     epsilon: float = 1e-5  # Adam's, outside the root
     max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -94,9 +96,13 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "epsilon", "max_gradient_norm", "reward_scale", "sigma_initial"),
-            not_negative=("lstm_size", "kl_cost", "baseline_cost", "entropy_cost", "decay_env_steps"),
+            not_negative=(
+                *("lstm_size", "kl_cost", "baseline_cost", "entropy_cost"),
+                *("decay_env_steps", "warmup_env_steps"),
+            ),
             fractions=("alpha", "discount", "lambda_"),
         )
+        check_decay(self)
         if self.curriculum == "architectures" and not self.lstm_size:
             raise ValueError("config.curriculum=architectures ends in an agent with an LSTM: give config.lstm_size")
         if self.curriculum != "actions" and self.transfer != "kl":

@@ -22,7 +22,7 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, remaining
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer, remaining
 from agents.parts.policy_network import Memory, functions
 
 
@@ -47,7 +47,7 @@ class Config:
     epochs: int = 3  # K, passes over a batch in one update
     minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
     clip_epsilon: float = 0.1  # of the ratio
-    decay_clip: bool = True  # it falls with the learning rate
+    decay_clip: bool = True  # it falls with the learning rate, but does not rise with it
     discount: float = 0.99  # gamma
     lambda_: float = 0.95  # of GAE
     baseline_cost: float = 1.0  # c_1
@@ -61,7 +61,9 @@ class Config:
     learning_rate: float = 2.5e-4
     adam_epsilon: float = 1e-5
     max_gradient_norm: float = 0.5
-    decay_env_steps: int = 0  # the learning rate falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
 
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
@@ -70,9 +72,13 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "epochs", "minibatches", "queue_batches"),
             positive=("clip_epsilon", "learning_rate", "adam_epsilon", "max_gradient_norm", "sigma_initial"),
-            not_negative=("lstm_size", "baseline_cost", "entropy_cost", "max_kl", "decay_env_steps"),
+            not_negative=(
+                *("lstm_size", "baseline_cost", "entropy_cost", "max_kl"),
+                *("decay_env_steps", "warmup_env_steps"),
+            ),
             fractions=("discount", "lambda_"),
         )
+        check_decay(self)
         rows = self.batch_size if self.lstm_size else self.batch_size * self.unroll_length
         if rows % self.minibatches:
             what = "environments (with an LSTM)" if self.lstm_size else "rows"

@@ -32,7 +32,7 @@ from agents.parts.exploration import (
     ranks_or_zeros,
 )
 from agents.parts.networks import QNetwork
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
+from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer, new_every
 from agents.parts.torsos import check_frames
 
 
@@ -46,6 +46,7 @@ class Config:
     frame_stack: int = 1  # frames of its episode that the network sees at once; 1 where observations are no frames
     hidden_sizes: tuple[int, ...] = ()  # the mlp's; (): linear in what is seen, and so a table where that is one-hot
     activation: Literal["tanh", "relu"] = "relu"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of a network's arithmetic; parameters stay float32
 
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one update
@@ -56,7 +57,9 @@ class Config:
     optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 0.0  # 0: not clipped
-    decay_env_steps: int = 0  # alpha falls linearly to 0 over so many environment steps; 0: constant
+    warmup_env_steps: int = 0  # alpha first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
     epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
@@ -70,9 +73,15 @@ class Config:
             self,
             counts=("frame_stack", "unroll_length", "batch_size", "queue_batches"),
             positive=("learning_rate", "optimizer_epsilon"),
-            not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps"),
+            not_negative=("epsilon_steps", "target_period", "max_gradient_norm", "decay_env_steps", "warmup_env_steps"),
             fractions=("discount", "epsilon_initial", "epsilon_final", "rmsprop_decay"),
         )
+        check_decay(self)
+        if self.dtype != "float32" and self.torso == "mlp" and not self.hidden_sizes:
+            raise ValueError(
+                f"config.dtype={self.dtype} is for networks, not for a linear function: give config.hidden_sizes=64 or "
+                "config.dtype=float32"
+            )
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
             raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
 
@@ -177,7 +186,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     num_actions, shape, dtype = discrete_actions("q_learning", spec), spec.observation_shape, spec.observation_dtype
     check_frames(config.torso, config.frame_stack, shape)
-    network = QNetwork(config.torso, num_actions, config.hidden_sizes, config.activation)
+    network = QNetwork(config.torso, num_actions, config.hidden_sizes, config.activation, dtype=jnp.dtype(config.dtype))
     linear = config.torso == "mlp" and not config.hidden_sizes
     optimizer = make_optimizer(
         config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm

@@ -6,9 +6,9 @@ https://arxiv.org/abs/1506.02438). Sections and equations below are the first pa
 theta_old is the policy that the update starts with: the surrogate rises from it, and the divergence is from it. The
 policy that acted, which may be a few updates older, is the importance ratio's denominator (eq. 14's q).
 
-Deviations: the policies may differ as said; the Fisher matrix is of all of the batch, and is damped; advantages are
-brought to mean 0 and variance 1; the value descends by Adam (GAE's paper: within a trust region too). Rows whose action
-the environment threw away (they close an episode) are no transitions and teach nothing.
+Deviations: the policies may differ as said; the Fisher matrix is of all of the batch unless a part is asked for, and is
+damped; advantages are brought to mean 0 and variance 1; the value descends by Adam (GAE's paper: within a trust region
+too). Rows whose action the environment threw away (they close an episode) are no transitions and teach nothing.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
@@ -50,6 +51,7 @@ class Config:
 
     delta: float = 0.01  # the most that the policies may diverge in one update, mean KL in nats
     damping: float = 0.1  # added to the Fisher matrix's diagonal
+    fisher_fraction: float = 1.0  # of the batch's rows, whose mean the Fisher matrix is
     cg_iterations: int = 10  # of conjugate gradients, at most
     backtracks: int = 10  # shorter steps that the line search tries after the first
     backtrack: float = 0.5  # how much shorter each is
@@ -73,9 +75,9 @@ class Config:
                 *("frame_stack", "unroll_length", "batch_size", "cg_iterations"),
                 *("value_epochs", "value_minibatches", "queue_batches"),
             ),
-            positive=("reward_scale", "sigma_initial", "delta", "value_learning_rate"),
+            positive=("reward_scale", "sigma_initial", "delta", "fisher_fraction", "value_learning_rate"),
             not_negative=("damping", "backtracks"),
-            fractions=("discount", "lambda_", "backtrack"),
+            fractions=("fisher_fraction", "discount", "lambda_", "backtrack"),
         )
         rows = self.batch_size * self.unroll_length
         if rows % self.value_minibatches:
@@ -153,6 +155,16 @@ def fisher(policy: Policy, outputs: Callable[[Any], Any], params: Any, weights: 
         return pmean(Fv)
 
     return product
+
+
+def spread_rows(T: int, B: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+    """A fraction of the rows of a batch [T, B], to the nearest row but never none: their times and their environments.
+
+    They are evenly spread over the batch's environments laid end to end, for rows side by side are nearly the same.
+    """
+    number = max(1, round(fraction * T * B))
+    environments, times = np.divmod(np.arange(number) * (T * B) // number, T)
+    return times, environments
 
 
 def natural_step(product: Callable[[Any], Any], g: Any, delta: Any, damping: Any, iterations: int) -> Any:
@@ -277,6 +289,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         L_old, g = jax.value_and_grad(L)(state.params)
         g = pmean(g)
         product = fisher(policy, outputs, state.params, weights)
+        if config.fisher_fraction < 1.0:  # a metric need not be of all rows (appendix C)
+            T, B = live.shape
+            part = spread_rows(T, B, config.fisher_fraction)
+            some, some_first, some_live = jax.tree.map(lambda x: x[part][None], (seen, first, live))
+            some_weights = some_live / jnp.maximum(pmean(some_live.sum()), 1.0)
+            product = fisher(
+                policy, lambda params: f.heads(params, some, some_first, ())[0], state.params, some_weights
+            )
         step = natural_step(product, g, hypers.delta, hypers.damping, config.cg_iterations)
         taken = line_search(evaluate, state.params, step, hypers.delta, config.backtracks, config.backtrack)
 

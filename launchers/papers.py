@@ -64,7 +64,7 @@ ASYNC_Q = {
 
 CONTROL_RUN = ONE | {"eval_episodes": 10}
 LOCOMOTION_RUN = {"num_actors": 1, "eval_episodes": 10, "synchronous": True}
-LOCOMOTION = {"unroll_length": 1_000, "lambda_": 1.0}
+LOCOMOTION = {"unroll_length": 1_000, "lambda_": 1.0, "fisher_fraction": 0.1}
 BIG_LOCOMOTION_RUN = LOCOMOTION_RUN | {"max_env_steps": 200_000_000, "envs_per_actor": 1_000}
 BIG_LOCOMOTION = LOCOMOTION | {"batch_size": 1_000, "hidden_sizes": (50,)}
 
@@ -222,7 +222,7 @@ PAPERS: dict[str, list[Paper]] = {
                 "synchronous": True,
             },
             # The paper's batch of 100,000 stacks of frames would be 11 GB before the first layer.
-            {"torso": "shallow", "frame_stack": 4, "batch_size": 32, "lambda_": 1.0},
+            {"torso": "shallow", "frame_stack": 4, "batch_size": 32, "lambda_": 1.0, "fisher_fraction": 0.1},
         ),
         Paper(
             "Swimmer-v*",

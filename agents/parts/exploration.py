@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions
 
@@ -107,8 +108,7 @@ def ranks_or_zeros(num_envs: int, ranks: Any) -> chex.Array:
 
 def linear_epsilon(initial: Any, final: Any, steps: int, step: chex.Array) -> chex.Array:
     """epsilon, which goes linearly from `initial` to `final` over so many updates; steps of 0: it is `final`."""
-    remaining = jnp.maximum(0.0, 1.0 - step / steps) if steps else 0.0
-    return jnp.asarray(final + (initial - final) * remaining, jnp.float32)
+    return jnp.asarray(optax.linear_schedule(initial, final, steps)(step) if steps else final, jnp.float32)
 
 
 def epsilon_greedy(key: jax.Array, values: chex.Array, epsilon: Any) -> chex.Array:

@@ -57,17 +57,34 @@ def of_weights(params: Any) -> Any:
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
+# From 1 to 0 and from 0 to 1, over 1: of shares of a time, which float32 holds however many environment steps it has.
+DECAYS = {"linear": optax.linear_schedule(1.0, 0.0, 1), "cosine": optax.cosine_decay_schedule(1.0, 1)}
+WARMUP = optax.linear_schedule(0.0, 1.0, 1)
+
+
+def check_decay(config: Any) -> None:
+    """Raises ValueError where a learning rate would have fallen to 0 before it has risen."""
+    if 0 < config.decay_env_steps <= config.warmup_env_steps:
+        raise ValueError(
+            f"config.warmup_env_steps={config.warmup_env_steps} must be below "
+            f"config.decay_env_steps={config.decay_env_steps}, where the rate is 0; on a command line that "
+            "is --max_env_steps unless it is given"
+        )
+
+
 def remaining(config: Any, state: Any) -> chex.Array | float:
-    """The share that is left after `state.env_steps` of what falls linearly to 0 over `config.decay_env_steps`; 1 where
-    those are 0."""
+    """The share that is left after `state.env_steps` of what falls to 0 from `config.warmup_env_steps` to
+    `config.decay_env_steps`, as `config.decay` says; 1 where the latter are 0."""
     if not config.decay_env_steps:
         return 1.0
-    return jnp.maximum(0.0, 1.0 - state.env_steps / float(config.decay_env_steps))
+    start, end = float(config.warmup_env_steps), float(config.decay_env_steps)
+    return DECAYS[config.decay](jnp.maximum(0.0, state.env_steps - start) / (end - start))
 
 
 def learning_rate_of(config: Any, state: Any) -> chex.Array:
-    """What is left of `state.hypers.learning_rate`."""
-    return state.hypers.learning_rate * remaining(config, state)
+    """`state.hypers.learning_rate`, or as much of it as warm-up and decay let be after `state.env_steps`."""
+    rate = state.hypers.learning_rate * remaining(config, state)
+    return rate * WARMUP(state.env_steps / float(config.warmup_env_steps)) if config.warmup_env_steps else rate
 
 
 def descend(

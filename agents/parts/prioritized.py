@@ -7,6 +7,7 @@ from typing import Any
 
 import chex
 import jax.numpy as jnp
+import optax
 
 from agents.agent import Sample, Transition, pmax
 
@@ -15,7 +16,7 @@ EPSILON = 1e-6  # the paper's: an item whose error was 0 can still be sampled
 
 def exponent(initial: float, steps: int, step: chex.Array) -> chex.Array:
     """beta, which rises linearly from `initial` to 1 over so many updates (section 3.4); steps of 0: it stays."""
-    return initial + (1.0 - initial) * jnp.minimum(1.0, step / steps) if steps else jnp.float32(initial)
+    return jnp.asarray(optax.linear_schedule(initial, 1.0, steps)(step), jnp.float32)
 
 
 def importance_weights(likelihood: chex.Array, beta: chex.Array, normalize: bool = True) -> chex.Array:

@@ -37,7 +37,7 @@ def refused(config_class: type, name: str, value: typing.Any) -> None:
 
 @pytest.mark.parametrize(("config_class", "name"), fields(int), ids=name_of)
 def test_a_whole_number_is_one_and_can_be_counted(config_class, name):
-    largest = MOST_ENV_STEPS if name == "decay_env_steps" else LARGEST
+    largest = MOST_ENV_STEPS if name.endswith("_env_steps") else LARGEST
     for value in [*NOT_FINITE, -1, True, False, 1.5, 2.0, "2", None, (2,), largest + 1, 10**400]:
         refused(config_class, name, value)
     assert getattr(config_class(), name) == getattr(dataclasses.replace(config_class()), name), "its default is allowed"
@@ -77,6 +77,19 @@ def test_a_choice_is_one_of_those_declared(module):
         if typing.get_origin(kind) is typing.Literal:
             refused(config_class, name, "none of these")
             refused(config_class, name, None)
+
+
+@pytest.mark.parametrize(
+    "config_class", [each for each, name in fields(int) if name == "warmup_env_steps"], ids=name_of
+)
+def test_a_learning_rate_has_risen_before_it_has_fallen(config_class):
+    for warmup in (100, 101):
+        with pytest.raises(
+            ValueError, match=rf"config\.warmup_env_steps={warmup} must be below config\.decay_env_steps=100"
+        ):
+            config_class(warmup_env_steps=warmup, decay_env_steps=100)
+    config_class(warmup_env_steps=99, decay_env_steps=100)
+    config_class(warmup_env_steps=100)  # and then stays
 
 
 @pytest.mark.parametrize("agent", configs.AGENTS)

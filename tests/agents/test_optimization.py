@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from agents.agent import Blocks, Sequences, Step, TableSpec, queue_table, replay_table
+from agents.agent import MOST_ENV_STEPS, Blocks, Sequences, Step, TableSpec, queue_table, replay_table
 from agents.parts import normalizer
 from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
 
@@ -31,13 +31,42 @@ def test_hypers_are_the_configs_fields_of_their_names():
     assert all(isinstance(x, jax.Array) and x.dtype == jnp.float32 and x.shape == () for x in hypers)
 
 
+def rate(env_steps, **fields) -> float:
+    """The learning rate of a peak of 0.5."""
+    config = types.SimpleNamespace(**{"warmup_env_steps": 0, "decay_env_steps": 0, "decay": "linear"} | fields)
+    state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), env_steps=jnp.float32(env_steps))
+    return float(learning_rate_of(config, state))
+
+
 @pytest.mark.parametrize(("env_steps", "left"), [(0, 1.0), (6e9, 0.7), (2e10, 0.0), (3e10, 0.0)])
 def test_the_learning_rate_falls_to_0_over_the_environment_steps(env_steps, left):
-    config = types.SimpleNamespace(decay_env_steps=2 * 10**10)
-    state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), env_steps=jnp.float32(env_steps))
-    np.testing.assert_allclose(learning_rate_of(config, state), 0.5 * left, atol=1e-7)
-    config.decay_env_steps = 0
-    assert learning_rate_of(config, state) == 0.5
+    np.testing.assert_allclose(rate(env_steps, decay_env_steps=2 * 10**10), 0.5 * left, atol=1e-7)
+    assert rate(env_steps) == 0.5
+
+
+@pytest.mark.parametrize("decay_env_steps", [7, 300_000, 50_000_000, MOST_ENV_STEPS])
+def test_a_linear_decay_is_the_share_that_is_left_to_the_bit(decay_env_steps):
+    """What runs before there were others computed."""
+    for env_steps in np.random.default_rng(0).uniform(0, 1.2 * decay_env_steps, 50).astype(np.float32):
+        left = max(np.float32(0), np.float32(1) - env_steps / np.float32(decay_env_steps))
+        assert rate(env_steps, decay_env_steps=decay_env_steps) == np.float32(0.5) * left
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 300, 4 * 10**9])
+def test_the_learning_rate_rises_from_0_and_falls_to_0(decay, warmup):
+    end = warmup + 2_000
+    fields = {"warmup_env_steps": warmup, "decay_env_steps": end, "decay": decay}
+    for share in (0.25, 0.5, 0.75, 1.0):
+        if warmup:
+            np.testing.assert_allclose(rate(share * warmup, **fields), 0.5 * share, rtol=1e-6)
+            assert rate(share * warmup, warmup_env_steps=warmup) == pytest.approx(0.5 * share)
+        if warmup < 10**6:  # beyond, float32 counts environment steps by hundreds
+            left = 1 - share if decay == "linear" else 0.5 * (1 + np.cos(np.pi * share))
+            np.testing.assert_allclose(rate(warmup + share * 2_000, **fields), 0.5 * left, rtol=1e-5, atol=1e-7)
+    assert rate(0, **fields) == (0.0 if warmup else 0.5)
+    assert rate(2 * end, **fields) == pytest.approx(0.0, abs=1e-7)
+    assert rate(2 * end, warmup_env_steps=warmup) == 0.5
 
 
 def test_a_step_goes_down_the_gradient_at_one_rate_or_at_one_for_each_part():

@@ -269,6 +269,11 @@ def test_the_clip_falls_with_the_learning_rate_if_it_is_asked_to():
         np.testing.assert_allclose(x, y, atol=1e-6)
     assert clipped == pytest.approx(clipped_by_hand) and clipped > 0
     assert max(np.abs(x - y).max() for x, y in zip(half, other, strict=True)) > 1e-4
+    rising, clipped = after(12, warmup_env_steps=24, decay_env_steps=48, learning_rate=0.1, clip_epsilon=0.2)
+    by_hand, clipped_by_hand = after(learning_rate=0.05, clip_epsilon=0.2)
+    for x, y in zip(rising, by_hand, strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+    assert clipped == pytest.approx(clipped_by_hand), "it does not rise with it"
 
 
 def test_table():

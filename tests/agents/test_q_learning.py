@@ -450,3 +450,12 @@ def test_frames_are_stacked_alike_by_acting_and_by_learning():
 def test_settings_out_of_range_are_refused(field, value):
     with pytest.raises(ValueError, match=f"config.{field}"):
         q_learning.Config(**{field: value})
+
+
+def test_a_linear_function_is_of_float32():
+    with pytest.raises(
+        ValueError, match=r"config\.dtype=bfloat16 .*: give config\.hidden_sizes=64 or config\.dtype=float32"
+    ):
+        q_learning.Config(dtype="bfloat16")
+    q_learning.Config(dtype="bfloat16", hidden_sizes=(8,))
+    q_learning.Config(dtype="bfloat16", torso="shallow")

@@ -240,14 +240,27 @@ def kl(spec, p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return (np.log(sigma_q / sigma_p) + squares / (2 * sigma_q**2) - 0.5).sum(-1)
 
 
+@pytest.mark.parametrize("T, B", [(6, 4), (5, 7), (1, 9), (128, 3)])
+@pytest.mark.parametrize("fraction", [1e-6, 0.1, 0.3, 0.5, 0.9, 1.0])
+def test_a_part_of_the_rows_is_spread_evenly(T, B, fraction):
+    times, environments = trpo.spread_rows(T, B, fraction)
+    rows = environments * T + times  # environments end to end
+    assert len(rows) == max(1, round(fraction * T * B)) and rows[0] == 0
+    assert set(times) <= set(range(T)) and set(environments) <= set(range(B))
+    gaps = np.diff([*rows, T * B])
+    assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
+
+
 @SPECS
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_policys_step_is_the_papers(spec, seed):
-    """theta + size sqrt(2 delta / s F s) s with F s = g, from an explicit F and g, by NumPy."""
+def test_the_policys_step_is_the_papers(spec, seed, fraction):
+    """theta + size sqrt(2 delta / s F s) s with F s = g, from an explicit F and g, by NumPy; F perhaps of every other
+    row of each environment, all else of all rows."""
     family = "softmax" if spec is DISCRETE else "gaussian"
     delta, damping = 0.02, 0.05
     fields = {"delta": 0.5, "damping": damping, "cg_iterations": 200, "sigma_initial": 0.5, "reward_scale": 0.5}
-    agent = trpo.make(config(**fields, discount=0.5, lambda_=0.8), spec)
+    agent = trpo.make(config(**fields, discount=0.5, lambda_=0.8, fisher_fraction=fraction), spec)
     state = randomised(agent.init(jax.random.key(0)), seed)
     hypers = state.hypers._replace(delta=jnp.float32(delta), discount=jnp.float32(0.9))  # the state's, not the config's
     state = state._replace(hypers=hypers)
@@ -278,9 +291,12 @@ def test_the_policys_step_is_the_papers(spec, seed):
             J[i, o, o : D * k : k], J[i, o, D * k + o] = x[i], 1.0
         for o in range(k, outputs.shape[1]):
             J[i, o, (D + 1) * k + o - k] = 1.0
-    F = np.mean([j.T @ explicit_fisher(family, o) @ j for j, o in zip(J, outputs)], axis=0) + damping * np.eye(
-        J.shape[2]
-    )
+    of_F = np.zeros_like(live)
+    of_F[:: round(1 / fraction)] = 1.0
+    of_F = select(of_F) > 0
+    assert (len(of_F) - of_F.sum() > 3) == (fraction < 1)
+    F = np.mean([j.T @ explicit_fisher(family, o) @ j for j, o in zip(J[of_F], outputs[of_F])], axis=0)
+    F += damping * np.eye(J.shape[2])
     slopes = np.zeros_like(outputs)  # of log pi
     for index in range(outputs.shape[1]):
         h = np.zeros(outputs.shape[1])
@@ -456,8 +472,10 @@ def test_a_batch_of_dead_rows_alone_teaches_nothing():
 
 
 @SPECS
-def test_two_shards_are_one_batch(spec):
-    agent = trpo.make(config(batch_size=6, hidden_sizes=(4,), normalize_observations=True), spec)
+@pytest.mark.parametrize("fraction", [1.0, 0.5])
+def test_two_shards_are_one_batch(spec, fraction):
+    fields = {"hidden_sizes": (4,), "normalize_observations": True, "fisher_fraction": fraction}
+    agent = trpo.make(config(batch_size=6, **fields), spec)
     state = agent.init(jax.random.key(0))
     sample = played(agent, state, 1, 6, 6, spec)
     assert sample.steps.first[1:, :3].sum() != sample.steps.first[1:, 3:].sum(), "shards of unlike transitions"
@@ -561,7 +579,15 @@ def test_what_does_not_fit_is_refused(options, spec, message):
     ("field", "value"),
     [
         *(("unroll_length", 0), ("batch_size", 0), ("cg_iterations", 0), ("value_epochs", 0), ("delta", 0.0)),
-        *(("damping", -1.0), ("backtracks", -1), ("backtrack", 1.5), ("lambda_", 1.5), ("sigma_initial", 0.0)),
+        *(
+            ("damping", -1.0),
+            ("backtracks", -1),
+            ("backtrack", 1.5),
+            ("lambda_", 1.5),
+            ("fisher_fraction", 0.0),
+            ("fisher_fraction", 1.1),
+            ("sigma_initial", 0.0),
+        ),
         *(("delta", float("inf")), ("delta", float("nan")), ("value_learning_rate", 0.0), ("reward_scale", 0.0)),
     ],
 )

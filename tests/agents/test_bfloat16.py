@@ -1,0 +1,178 @@
+"""What networks compute in bfloat16 is near what they compute in float32, as they learn: every agent that has `dtype`,
+every torso, with and without an LSTM."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from agents.agent import (
+    Agent,
+    BoundedActions,
+    DiscreteActions,
+    EnvironmentSpec,
+    FactoredActions,
+    Sample,
+    Sequences,
+    Step,
+    TimeStep,
+    Transition,
+    Transitions,
+)
+from agents.parts.torsos import LEAST_SIDES
+from launchers import configs
+
+UPDATES, B = 100, 8
+TOLERANCE = 0.02
+
+DISCRETE = DiscreteActions(4)
+CONTINUOUS = BoundedActions(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
+FACTORED = FactoredActions((3, 2), small=((0, 0), (2, 1)))
+
+# Small, of each field that a Config has.
+SMALL = {
+    "frame_stack": 1,
+    "hidden_sizes": (16,),
+    "unroll_length": 5,
+    "batch_size": B,
+    "minibatches": 2,
+    "burn_in": 2,
+    "sequence_length": 6,
+    "overlap": 3,
+    "n_step": 1,
+    "min_replay_size": 1,
+}
+# By module: a name, what is unlike SMALL, and the actions.
+VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
+    "a2c": [
+        ("", {}, DISCRETE),
+        ("lstm", {"lstm_size": 8, "lstm_previous": True}, DISCRETE),
+        ("separate_value", {"separate_value": True}, CONTINUOUS),
+    ],
+    "apex_dqn": [("", {}, DISCRETE)],
+    "dqn": [
+        ("", {}, DISCRETE),
+        ("dueling", {"double": True, "dueling": True, "head_size": 16, "replay": "prioritized"}, DISCRETE),
+    ],
+    "impala": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, FACTORED)],
+    "mix_match": [
+        ("actions", {"curriculum": "actions"}, FACTORED),
+        ("architectures", {"curriculum": "architectures", "lstm_size": 8}, DISCRETE),
+        ("tasks", {"curriculum": "tasks", "lstm_size": 8, "shared_body": False}, DISCRETE),
+    ],
+    "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
+    "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
+    "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
+}
+# Every torso in one network, and every network on one of them.
+FRAMES = [*(("impala", torso, DISCRETE) for torso in LEAST_SIDES), ("dqn", "shallow", DISCRETE)]
+FRAMES += [("mix_match", "shallow", FACTORED)]
+
+
+def modules() -> dict[str, Any]:
+    """Those of agents whose network may compute in bfloat16."""
+    found = {place.removeprefix("agents."): configs.agent_module(agent) for agent, place in configs.AGENTS.items()}
+    return {name: module for name, module in found.items() if "dtype" in fields_of(module)}
+
+
+def fields_of(module: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(module.Config)}
+
+
+def cases() -> list[Any]:
+    found = []
+    for name, variants in VECTORS.items():
+        for variant, fields, actions in variants:
+            spec = EnvironmentSpec((5,), np.dtype(np.float32), actions, num_tasks=2 if variant == "tasks" else 1)
+            found.append(
+                pytest.param(
+                    name, {"torso": "mlp", "learning_rate": 1e-3} | fields, spec, id=f"{name}-mlp-{variant}".strip("-")
+                )
+            )
+    for name, torso, actions in FRAMES:
+        spec = EnvironmentSpec((max(8, LEAST_SIDES[torso]),) * 2, np.dtype(np.uint8), actions)
+        found.append(pytest.param(name, {"torso": torso}, spec, id=f"{name}-{torso}"))
+    return found
+
+
+def make(module: Any, fields: dict[str, Any], spec: EnvironmentSpec, dtype: str) -> Agent:
+    small = {name: value for name, value in SMALL.items() if name in fields_of(module)}
+    return module.make(module.Config(**small | fields, dtype=dtype), spec)
+
+
+def stream(agent: Agent, state: Any, spec: EnvironmentSpec) -> list[Sample]:
+    """A sample for each update, of what `state` did in a world that pays the first factor of an action by what is
+    seen: a vector's first number, or how much brighter a frame's left half is."""
+    rng, N, items = np.random.default_rng(0), UPDATES * B, agent.table.items
+    if isinstance(items, Transitions):
+        rows = 2
+    else:
+        rows = items.burn_in + items.length if isinstance(items, Sequences) else items.length + 1
+    shape = (rows, N)
+    if spec.frame_sides:
+        light = rng.uniform(-100, 100, (*shape, 1, 1)) * np.where(np.arange(spec.frame_sides[1]) % 2, 1, -1)
+        observation = np.clip(128 + light + rng.normal(size=(*shape, *spec.frame_sides)), 0, 255).astype(np.uint8)
+        sign = np.sign(light[..., 0, 0])
+    else:
+        observation = rng.normal(size=(*shape, *spec.observation_shape)).astype(np.float32)
+        sign = np.sign(observation[..., 0])
+    first = rng.random(shape) < 0.1
+    first[0], first[1] = True, False
+    closing = np.concatenate([first[1:], np.zeros((1, N), bool)])
+
+    before = memory = agent.memory(N, None)
+    act, params, played = jax.jit(agent.act), agent.policy(state), []
+    for t in range(rows):
+        now = TimeStep(observation[t], np.zeros(N, np.float32), np.ones(N, np.float32), first[t], closing[t])
+        action, extras, memory = act(params, jax.random.key(t), now, memory)
+        played.append((action, extras))
+    action, extras = jax.tree.map(lambda *x: np.stack(x), *played)
+    chosen = action if action.ndim == 2 else action[..., 0]
+    reward = (sign * np.where(chosen > 0, 1.0, -1.0)).astype(np.float32)
+    discount = np.where(np.concatenate([closing[1:], closing[:1]]), 0.0, 1.0).astype(np.float32)
+
+    def of(update: int, x: Any, axis: int = 1) -> Any:
+        part = slice(update * B, (update + 1) * B)
+        return jax.tree.map(lambda x: x[(slice(None),) * axis + (part,)], x)
+
+    if isinstance(items, Transitions):
+        rows_of = Transition(observation[0], action[0], reward[0], 0.9 * discount[0], observation[1])
+        return [Sample(of(i, rows_of, 0), likelihood=np.ones(B, np.float32)) for i in range(UPDATES)]
+    steps = Step(observation, action, reward, discount, first, extras)
+    return [Sample(of(i, steps), of(i, before, 0), np.ones(B, np.float32)) for i in range(UPDATES)]
+
+
+def learn(agent: Agent, state: Any, samples: list[Sample]) -> tuple[Any, np.ndarray]:
+    """The state after all updates, and each one's loss."""
+    update, losses = jax.jit(agent.update), []
+    for i, sample in enumerate(samples):
+        state, feedback = update(state, jax.random.key(i), sample)
+        losses.append(feedback.metrics["loss"])
+    return state, np.array(losses, np.float64)
+
+
+def test_each_agent_that_has_it_is_here():
+    assert VECTORS.keys() == modules().keys()
+
+
+@pytest.mark.parametrize(("name", "fields", "spec"), cases())
+def test_losses_are_float32s_within_2_percent(name, fields, spec):
+    """The difference's root mean square over all updates, against that of the losses."""
+    module = modules()[name]
+    exact, rough = (make(module, fields, spec, dtype) for dtype in ("float32", "bfloat16"))
+    state = exact.init(jax.random.key(0))
+    samples = stream(exact, state, spec)
+    learnt, losses = learn(exact, state, samples)
+    roughly_learnt, rough_losses = learn(rough, state, samples)
+
+    error = np.sqrt(np.mean((rough_losses - losses) ** 2) / np.mean(losses**2))
+    moved = max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (learnt.params, state.params)), strict=True))
+    print(
+        name, fields, f"error {error:.5f}, moved {moved:.3f}, losses {losses[:10].mean():.4f} {losses[-10:].mean():.4f}"
+    )
+    assert 0 < error < TOLERANCE
+    assert jax.tree.map(jnp.result_type, roughly_learnt) == jax.tree.map(jnp.result_type, learnt)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(roughly_learnt.params))
