@@ -92,12 +92,8 @@ class Config:
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=(
-                "discount",
-                "rmsprop_decay",
-                "epsilon_initial",
-                "epsilon_final",
-                "uniform_fraction",
-                "importance_exponent",
+                *("discount", "rmsprop_decay", "epsilon_initial", "epsilon_final"),
+                *("uniform_fraction", "importance_exponent"),
             ),
         )
         check_replay_sizes(self)
