@@ -220,6 +220,8 @@ class TableSpec:
     min_size: int = 1  # before the first sample
     samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: as it comes
     priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
+    priority: Literal["proportional", "rank"] = "proportional"  # rank: 1 / rank of i by its priority is in p_i's place
+    uniform_fraction: float = 0.0  # of samples that are drawn from all items alike, of a prioritized table
 
 
 def queue_table(config: Any, items: Blocks | WholeEpisodes) -> TableSpec:
@@ -240,6 +242,8 @@ def replay_table(
         min_size=config.min_replay_size,
         samples_per_insert=config.samples_per_insert,
         priority_exponent=config.priority_exponent,
+        priority=config.priority,
+        uniform_fraction=config.uniform_fraction,
     )
 
 

@@ -58,7 +58,9 @@ class Config:
     min_replay_size: int = 1_000
     random_start: bool = False
     samples_per_insert: float = 256.0
+    priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.6
+    uniform_fraction: float = 0.0
     importance_exponent: float = 0.4
     importance_steps: int = 0
     normalize_weights: bool = True

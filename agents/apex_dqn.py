@@ -52,7 +52,9 @@ class Config:
     replay_size: int = 2_000_000
     min_replay_size: int = 50_000
     samples_per_insert: float = 0.8  # what the paper's learner (9,700 a second) and 360 actors (12,500) came to
+    priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.6
+    uniform_fraction: float = 0.0
     importance_exponent: float = 0.4
     importance_steps: int = 0
     normalize_weights: bool = True

@@ -88,7 +88,9 @@ class Config:
     min_replay_size: int = 1_000  # before the first update
     random_start: bool = False  # actions are uniformly random before the first update
     samples_per_insert: float = 256.0  # batch_size: an update for each step
+    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
     priority_exponent: float = 0.6  # alpha
+    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
     importance_exponent: float = 1.0  # beta, at first: weights are (R p_i)^-beta
     importance_steps: int = 0  # updates until beta has risen to 1; 0: it stays
     normalize_weights: bool = False  # divides them by the batch's largest, which algorithm 1 does not
@@ -105,7 +107,7 @@ class Config:
                 *("critic_weight_decay", "max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
-            fractions=("discount", "tau", "importance_exponent"),
+            fractions=("discount", "tau", "uniform_fraction", "importance_exponent"),
         )
         if not self.v_min < self.v_max:
             raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}")

@@ -71,7 +71,9 @@ class Config:
     min_replay_size: int = 1_000  # before the first update
     random_start: bool = False  # actions are uniformly random before the first update; CleanRL's, for 25,000 steps
     samples_per_insert: float = 256.0  # batch_size: an update for each step
+    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
     priority_exponent: float = 0.6  # alpha
+    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
     importance_exponent: float = 0.4  # beta, at first
     importance_steps: int = 100_000  # updates until beta has risen to 1; 0: it stays
 
@@ -84,7 +86,7 @@ class Config:
                 *("critic_weight_decay", "max_gradient_norm", "noise_scale", "ou_theta", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
-            fractions=("discount", "tau", "importance_exponent"),
+            fractions=("discount", "tau", "uniform_fraction", "importance_exponent"),
         )
         check_replay_sizes(self)
         check_action_layer(self)

@@ -75,7 +75,9 @@ class Config:
     replay_size: int = 1_000_000
     min_replay_size: int = 50_000  # before the first update; played with epsilon_initial
     samples_per_insert: float = 8.0  # a quarter of batch_size: an update for each four actions
+    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
     priority_exponent: float = 0.6  # alpha
+    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
     importance_exponent: float = 0.4  # beta, at first
     importance_steps: int = 12_500_000  # updates until beta has risen to 1: 200 million frames; 0: it stays
     normalize_weights: bool = True  # divides them by the batch's largest
@@ -89,7 +91,10 @@ class Config:
                 *("head_size", "max_gradient_norm", "epsilon_steps", "samples_per_insert"),
                 *("priority_exponent", "importance_steps"),
             ),
-            fractions=("discount", "rmsprop_decay", "epsilon_initial", "epsilon_final", "importance_exponent"),
+            fractions=(
+                *("discount", "rmsprop_decay", "epsilon_initial", "epsilon_final"),
+                *("uniform_fraction", "importance_exponent"),
+            ),
         )
         check_replay_sizes(self)
 

@@ -71,7 +71,9 @@ class Config:
     replay_size: int = 100_000  # sequences
     min_replay_size: int = 1_000  # before the first update
     samples_per_insert: float = 0.8  # how often a sequence is sampled on average
+    priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.9
+    uniform_fraction: float = 0.0
     importance_exponent: float = 0.6
     priority_eta: float = 0.9  # eta, of a sequence's largest error in its priority; the rest is the mean's
 
@@ -87,7 +89,7 @@ class Config:
                 *("head_size", "burn_in", "rescaling_epsilon", "epsilon_spread", "samples_per_insert"),
                 "priority_exponent",
             ),
-            fractions=("discount", "epsilon", "importance_exponent", "priority_eta"),
+            fractions=("discount", "epsilon", "uniform_fraction", "importance_exponent", "priority_eta"),
         )
         for name in ("overlap", "n_step"):
             if getattr(self, name) >= self.sequence_length:

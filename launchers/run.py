@@ -95,6 +95,13 @@ class Run(settings.Settings):
                 "random sampling has no seed; give --carrier=local or --placement=threads"
             )
         table, batch = agent.table, agent.batch_size * self.updates_per_dispatch
+        if self.carrier == "reverb" and table.kind == "prioritized":
+            for name, plain in (("priority", "proportional"), ("uniform_fraction", 0.0)):
+                if getattr(table, name) != plain:
+                    raise UsageError(
+                        f"config.{name}={getattr(table, name)}: Reverb has no such sampler, it draws in proportion to "
+                        f"priorities alone; give --carrier=local or --config.{name}={plain}"
+                    )
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
         share = table.max_size // self.num_replay_servers

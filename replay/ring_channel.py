@@ -19,7 +19,7 @@ from agents.agent import Agent, Params, Sample, Step, TableSpec
 from replay import channels
 from replay.flushing import STALL_SECONDS
 from replay.limiter import Limiter
-from replay.rings import NEVER, Chunk, Masses, Ring, Rows
+from replay.rings import NEVER, Chunk, Masses, Ranks, Ring, Rows
 from replay.rows import Batch, Priority, Row, never
 from replay.structures import Structure
 
@@ -77,7 +77,8 @@ class RingChannel:
         self.opened = np.zeros((num_actors, num_envs), np.int64)  # memories that are kept, and that were
 
         rows_specs = Rows(mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS)
-        mass_specs = Masses(mesh.COLUMNS, mesh.ROWS, mesh.ROWS)
+        ranks_specs = Ranks(mesh.COLUMNS, mesh.ROWS) if ring.ranked else ()
+        mass_specs = Masses(mesh.COLUMNS, mesh.ROWS, mesh.ROWS, mesh.ROWS, ranks_specs)
         columns = mesh.COLUMNS
         chunk_specs = Chunk(*[columns] * 5, *[mesh.ROWS] * 3, *[mesh.REPLICATED] * 2)
         self.specs = rows_specs, mass_specs
@@ -100,6 +101,8 @@ class RingChannel:
 
         self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
         self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
+        self._rank = mesh.compile(ring.rank, (mass_specs,), mass_specs, donate_argnums=(0,)) if ring.ranked else None
+        self._ranked_at = 0, 0  # items inserted and sampled when all were ranked last
         self._feed = lambda chunk: mesh.feed(chunk, chunk_specs)
         self._with_params = priority is not None
         self._sent: tuple[Params, Any] = (), mesh.put(())
@@ -149,6 +152,7 @@ class RingChannel:
                     self._changed.wait(0.2)
             self._drain(handed)
             if ready:
+                self._rank_if_due()
                 env_steps, self._env_steps = self._env_steps, 0
                 yield Batch(None, None, env_steps)
                 waiting_since = time.monotonic()
@@ -174,6 +178,14 @@ class RingChannel:
             if self.ring.memory_slots:
                 self.opened[actor] += (chunk.memory_slots < self.ring.memory_slots).sum(axis=0)
             self._env_steps += env_steps
+
+    def _rank_if_due(self) -> None:
+        """Where priorities are rank-based, ranks all items anew: whenever there were twice as many, for at first all
+        changes fast, and whenever as many were drawn as the rings have places."""
+        limiter, (inserted, sampled) = self._limiter, self._ranked_at
+        places = self.ring.anchors * self._mesh.size
+        if self._rank and (limiter.inserted >= 2 * inserted or limiter.sampled - sampled >= places):
+            self.masses, self._ranked_at = self._rank(self.masses), (limiter.inserted, limiter.sampled)
 
     def drain(self) -> int:
         """Puts what actors handed over into the rings; the items that were completed so far."""
@@ -225,7 +237,7 @@ class RingChannel:
         return {
             # By number: a checkpoint gives back dictionaries, in the order of their keys.
             "rows": {f"{i:03}": x for i, x in enumerate(jax.tree.leaves(rows))},
-            "masses": self._mesh.fetch(self.masses.of_rows, self._mesh.COLUMNS),
+            "masses": self._mesh.fetch(self.ring.numbers(self.masses), self._mesh.COLUMNS),
             "heads": self.heads,
             "tails": self.tails,
             "opened": self.opened,
@@ -251,6 +263,7 @@ class RingChannel:
         self.heads[:], self.tails[:], self.opened[:] = saved["heads"], saved["tails"], saved["opened"]
         self._limiter.inserted, self._limiter.sampled = (int(x) for x in saved["counts"])
         self._items[:] = self._mesh.local(self.masses.count)
+        self._ranked_at = self._limiter.inserted, self._limiter.sampled
 
 
 class RingWriter:

@@ -70,12 +70,21 @@ class Rows(NamedTuple):
     memory_of: Any  # int32 [A T, E], where the row's is, if it opened; () where none is kept
 
 
+class Ranks(NamedTuple):
+    """Of rank-based priorities: what items are ranked by, and among."""
+
+    priorities: chex.Array  # float32 [A T, E], p of an item, 0 of none
+    ascending: chex.Array  # float32 [devices * anchors], each device's priorities in order, as they last were ranked
+
+
 class Masses(NamedTuple):
-    """How likely each anchor is to be drawn: p^alpha of an item, 0 of none."""
+    """How likely each anchor is to be drawn: p^alpha of an item, or rank^-alpha; 0 of none."""
 
     of_rows: chex.Array  # float32 [A T, E]
     sums: sums.Sums  # of each device's own
     count: chex.Array  # int32 [devices], items
+    counts: Any = ()  # sums likewise, of 1 for each item; () where none are drawn uniformly
+    ranks: Any = ()  # Ranks; () where priorities are proportional
 
 
 class Chunk(NamedTuple):
@@ -117,6 +126,8 @@ class Ring:
         self.cut, self.num_actors, self.num_envs, self.devices = cut, num_actors, num_envs, devices
         self.share = num_envs // devices  # environments of an actor on a device
         self.prioritized, self._exponent = table.kind == "prioritized", table.priority_exponent
+        self.ranked = self.prioritized and table.priority == "rank"
+        self._uniform = table.uniform_fraction if self.prioritized else 0.0
         self.chunk = max(1, CHUNK_ITEMS // num_envs)  # C
         # P, the most items that a chunk completes, most often.
         self.at_once = self.share * (self.chunk // getattr(table.items, "period", 1) + 1)
@@ -147,11 +158,32 @@ class Ring:
             zeros(integers, self.length) if self.cut.memory_gap else (),
         )
 
-    def init_masses(self, of_rows: chex.Array | None = None) -> Masses:
-        """Of one device's rings: empty, or with the masses of their rows."""
-        if of_rows is None:
-            of_rows = jnp.zeros((self.num_actors * self.length, self.share))
-        return Masses(of_rows, sums.build(of_rows.reshape(-1)), jnp.sum(of_rows > 0, dtype=jnp.int32)[None])
+    def init_masses(self, numbers: chex.Array | None = None) -> Masses:
+        """Of one device's rings: empty, or with what `numbers` gave of their rows."""
+        if numbers is None:
+            numbers = jnp.zeros((self.num_actors * self.length, self.share))
+        of_rows, ranks = self._rank(numbers) if self.ranked else (numbers, ())
+        flat = of_rows.reshape(-1)
+        counts = sums.build(sums.presence(flat)) if self._uniform else ()
+        return Masses(of_rows, sums.build(flat), jnp.sum(of_rows > 0, dtype=jnp.int32)[None], counts, ranks)
+
+    def numbers(self, masses: Masses) -> chex.Array:
+        """All that has to be known of `masses`, [A T, E]: p of each item where they go by ranks, else p^alpha."""
+        return masses.ranks.priorities if self.ranked else masses.of_rows
+
+    def rank(self, masses: Masses) -> Masses:
+        """Of rank-based priorities: every item's mass by its rank among all of its device's, as priorities are now.
+        Those of one priority share no rank: they follow each other as they lie in the rings."""
+        return self.init_masses(masses.ranks.priorities)
+
+    def _rank(self, priorities: chex.Array) -> tuple[chex.Array, Ranks]:
+        flat = priorities.reshape(-1)
+        ascending, order = jax.lax.sort((flat, jnp.arange(self.anchors)), num_keys=1)
+        masses = jnp.zeros(self.anchors).at[order].set(self._mass_of_rank(self.anchors - jnp.arange(self.anchors)))
+        return jnp.where(flat > 0, masses, 0.0).reshape(priorities.shape), Ranks(priorities, ascending)
+
+    def _mass_of_rank(self, rank: chex.Array) -> chex.Array:
+        return jnp.maximum(rank.astype(jnp.float32) ** -self._exponent, LEAST_MASS)
 
     def write(self, rows: Rows, chunk: Chunk) -> Rows:
         """Puts a chunk's rows in their place."""
@@ -180,7 +212,7 @@ class Ring:
         """Has new `items` of these `priorities`, and none at the anchors `gone`; no anchor is in both. What is as large
         as `anchors` stands for none. `change`: in the number of items."""
         index = jnp.concatenate([items, gone])
-        values = jnp.concatenate([self._mass(priorities, jnp.ones(len(items))), jnp.zeros(len(gone))])
+        values = jnp.concatenate([self._number(priorities, jnp.ones(len(items))), jnp.zeros(len(gone))])
         # One scatter, and no look at what was there: else XLA's CPU backend copies all masses.
         return self._set(masses._replace(count=masses.count + change), index, values)
 
@@ -213,25 +245,47 @@ class Ring:
         """This device's `size` items of a batch, and their anchors.
 
         An item of device d is drawn with probability P_d(i) / devices; the likelihood is that times the number of all
-        devices' items, so that importance weights are right for the mixture.
+        devices' items, so that importance weights are right for the mixture. Of a table with a `uniform_fraction` u,
+        P_d(i) is (1 - u) of what its priority gives it and u of one in the device's number of items.
         """
-        flat = masses.of_rows.reshape(-1)
+        flat, u = masses.of_rows.reshape(-1), self._uniform
         items = sums.sample(flat, masses.sums, key, size)
+        probability = flat[items] / sums.total(masses.sums)
+        if u:
+            which, any_key = jax.random.split(jax.random.fold_in(key, 1))
+            of_all = sums.sample(flat, masses.counts, any_key, size, sums.presence)
+            items = jnp.where(jax.random.bernoulli(which, u, (size,)), of_all, items)
+            probability = (1.0 - u) * flat[items] / sums.total(masses.sums) + u / masses.count[0]
         count = jax.lax.psum(masses.count[0], AXIS).astype(jnp.float32)
-        likelihood = flat[items] / sums.total(masses.sums) * count / jax.lax.psum(1, AXIS)
+        likelihood = probability * count / jax.lax.psum(1, AXIS)
         return self.look(rows, items)._replace(likelihood=likelihood), items
 
     def reprioritize(self, masses: Masses, items: chex.Array, priorities: chex.Array) -> Masses:
         """Gives items [B] that were drawn new priorities; one that is not finite leaves its item the old one."""
-        return self._set(masses, items, self._mass(priorities, masses.of_rows.reshape(-1)[items]))
+        return self._set(masses, items, self._number(priorities, self.numbers(masses).reshape(-1)[items]))
 
-    def _mass(self, priorities: chex.Array, otherwise: chex.Array) -> chex.Array:
-        masses = jnp.maximum(jnp.maximum(priorities, 0.0) ** self._exponent, LEAST_MASS)
-        return jnp.where(jnp.isfinite(masses), masses, otherwise)
+    def _number(self, priorities: chex.Array, otherwise: chex.Array) -> chex.Array:
+        """What `numbers` is to hold of items; `otherwise` of those whose priority is not finite."""
+        exponent = 1.0 if self.ranked else self._exponent
+        numbers = jnp.maximum(jnp.maximum(priorities, 0.0) ** exponent, LEAST_MASS)
+        return jnp.where(jnp.isfinite(numbers), numbers, otherwise)
 
     def _set(self, masses: Masses, index: chex.Array, values: chex.Array) -> Masses:
-        flat = masses.of_rows.reshape(-1).at[index].set(values, mode="drop")
-        return masses._replace(of_rows=flat.reshape(masses.of_rows.shape), sums=sums.update(flat, masses.sums, index))
+        """`values`: of `numbers`, of the anchors `index`."""
+
+        def put(rows, values):
+            return rows.reshape(-1).at[index].set(values, mode="drop")
+
+        ranks, shape = masses.ranks, masses.of_rows.shape
+        if self.ranked:
+            greater = self.anchors - jnp.searchsorted(ranks.ascending, values, side="right")
+            ranks = ranks._replace(priorities=put(ranks.priorities, values).reshape(shape))
+            values = jnp.where(values > 0, self._mass_of_rank(1 + greater), 0.0)
+        flat = put(masses.of_rows, values)
+        counts = sums.update(flat, masses.counts, index, sums.presence) if self._uniform else ()
+        return masses._replace(
+            of_rows=flat.reshape(shape), sums=sums.update(flat, masses.sums, index), counts=counts, ranks=ranks
+        )
 
 
 def rows_of(table: TableSpec) -> int:

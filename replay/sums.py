@@ -4,7 +4,7 @@ Each sum is over FAN_OUT of the level below. Sampling goes down the tree, settin
 numbers a level. Sums are computed from what they are of, never by adding differences, so that nothing drifts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import chex
 import jax
@@ -13,6 +13,11 @@ import jax.numpy as jnp
 FAN_OUT = 16  # measured on a CPU, of 2 to 1,024: the fewest microseconds to sample and to set 32 to 2,048 of a million
 
 Sums = tuple[chex.Array, ...]  # the lowest level first, each padded to a multiple of FAN_OUT; the last has FAN_OUT
+
+
+def presence(masses: chex.Array) -> chex.Array:
+    """1 of what has any mass, else 0."""
+    return (masses > 0).astype(masses.dtype)
 
 
 def build(masses: chex.Array) -> Sums:
@@ -26,13 +31,18 @@ def build(masses: chex.Array) -> Sums:
     return tuple(levels)
 
 
-def update(masses: chex.Array, sums: Sums, index: chex.Array) -> Sums:
-    """The sums once the `masses` at `index`, int32 [n], have changed; an index of N or more is passed over."""
+def update(
+    masses: chex.Array, sums: Sums, index: chex.Array, of: Callable[[chex.Array], chex.Array] | None = None
+) -> Sums:
+    """The sums once the `masses` at `index`, int32 [n], have changed; an index of N or more is passed over. `of`: of
+    each mass, what was summed (say, its presence), computed of those alone that are looked at; None: the mass."""
     below, updated = masses, []
     for level in sums:
         index = jnp.where(index < len(below), index // FAN_OUT, len(level))  # beyond the padding: passed over
         inside = jnp.minimum(index, len(below) // FAN_OUT - 1)
-        level = level.at[index].set(below.reshape(-1, FAN_OUT)[inside].sum(axis=1), mode="drop")
+        children = below.reshape(-1, FAN_OUT)[inside]
+        children = of(children) if of and below is masses else children
+        level = level.at[index].set(children.sum(axis=1), mode="drop")
         updated.append(level)
         below = level
     return tuple(updated)
@@ -43,14 +53,21 @@ def total(sums: Sums) -> chex.Array:
     return sums[-1].sum()
 
 
-def sample(masses: chex.Array, sums: Sums, key: chex.PRNGKey, size: int) -> chex.Array:
-    """`size` independent draws, int32 [size]: index i with probability masses[i] / total. Never one of mass 0, however
-    sums are rounded, while there is any other."""
+def sample(
+    masses: chex.Array,
+    sums: Sums,
+    key: chex.PRNGKey,
+    size: int,
+    of: Callable[[chex.Array], chex.Array] | None = None,
+) -> chex.Array:
+    """`size` independent draws, int32 [size]: index i with probability masses[i] / total, or of what `of` makes of the
+    masses, as of `update`. Never one of 0, however sums are rounded, while there is any other."""
     rest = jax.random.uniform(key, (size,)) * total(sums)
     node = jnp.zeros(size, jnp.int32)
     levels: Sequence[chex.Array] = (masses, *sums)
     for level in reversed(levels):
-        node, rest = _descend(level.reshape(-1, FAN_OUT)[node], node, rest)
+        children = level.reshape(-1, FAN_OUT)[node]
+        node, rest = _descend(of(children) if of and level is masses else children, node, rest)
     return node
 
 

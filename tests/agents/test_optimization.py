@@ -130,11 +130,12 @@ def test_a_row_before_a_first_is_not_live():
 
 def test_tables_are_of_the_configs_sizes():
     config = types.SimpleNamespace(
-        batch_size=4, queue_batches=3, replay_size=90, min_replay_size=7, samples_per_insert=2.5, priority_exponent=0.6
-    )
+        batch_size=4, queue_batches=3, replay_size=90, min_replay_size=7, samples_per_insert=2.5, priority_exponent=0.6,
+        priority="rank", uniform_fraction=0.25,
+    )  # fmt: skip
     assert queue_table(config, Blocks(5)) == TableSpec("queue", Blocks(5), "queue", max_size=12)
     items = Sequences(1, 5, 2)
-    expected = TableSpec("replay", items, "prioritized", 90, min_size=7, samples_per_insert=2.5, priority_exponent=0.6)
+    expected = TableSpec("replay", items, "prioritized", 90, 7, 2.5, 0.6, priority="rank", uniform_fraction=0.25)
     assert replay_table(config, items, "prioritized") == expected
 
 

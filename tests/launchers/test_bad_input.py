@@ -109,6 +109,11 @@ MISTAKES = {
     "servers of a queue": ("train", ["--num_replay_servers=2"], ["num_replay_servers=2", "queue"]),
     "worker's batch": ("train", ["--agent=a3c", "--config.batch_size=2"], ["batch_size=2", "envs_per_actor=1"]),
     "workers": ("train", ["--agent=a3c", "--num_actors=0"], ["num_actors", "1 or more"]),
+    "mixture of more than all": (
+        "train",
+        ["--agent=r2d2", "--carrier=local", "--config.uniform_fraction=1.5"],
+        ["uniform_fraction", "within [0, 1]"],
+    ),
     "gradients of priorities": ("train", ["--agent=gorila", "--config.replay=prioritized"], ["replay=uniform"]),
     "gradients of no halves": ("train", ["--agent=impala", "--travels=gradients"], ["--travels=experience"]),
     "what travels": ("train", ["--travels=rumours"], ["travels", "experience, gradients"]),

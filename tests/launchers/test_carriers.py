@@ -32,6 +32,16 @@ CASES = {
         {"batch_size": 4, "samples_per_insert": 1.0, "min_replay_size": 64, "replay_size": 200, "torso": "shallow"},
         (250, 450),
     ),
+    "DQN by ranks, and some of all": (
+        "prioritized_dqn",
+        "Catch-v0",
+        {"envs_per_actor": 4, "updates_per_dispatch": 2},
+        {
+            **{"hidden_sizes": (8,), "batch_size": 4, "samples_per_insert": 2.0, "min_replay_size": 64},
+            **{"replay_size": 200, "priority": "rank", "priority_exponent": 0.7, "uniform_fraction": 0.1},
+        },
+        (300, 600),
+    ),
     "r2d2": (
         "r2d2",
         "Catch-v0",
@@ -148,3 +158,18 @@ def test_a_serial_run_with_a_replay_in_reverb_is_refused():
         why = r"Reverb is not installed[^\n]*give --carrier=local$"
     with pytest.raises(UsageError, match=why):
         runs.make("ddpg", "Pendulum-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
+
+
+@pytest.mark.parametrize(("field", "value"), [("priority", "rank"), ("uniform_fraction", 0.1)])
+@pytest.mark.parametrize("agent", ["prioritized_dqn", "r2d2"])
+def test_what_reverbs_sampler_cannot_do_is_refused(agent, field, value):
+    why = rf"^config.{field}={value}: [^\n]*give --carrier=local or --config.{field}=[^\n]*$"
+    if importlib.util.find_spec("reverb") is None:
+        why = r"Reverb is not installed[^\n]*give --carrier=local$"
+    with pytest.raises(UsageError, match=why):
+        runs.make(agent, "Catch-v0", {"carrier": "reverb"}, {field: value}).check_fit()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("reverb") is None, reason="its sampler refuses")
+def test_a_uniform_replay_has_no_priorities_to_refuse():
+    runs.make("dqn", "Catch-v0", {"carrier": "reverb"}, {"priority": "rank", "uniform_fraction": 0.1}).check_fit()

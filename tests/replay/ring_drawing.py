@@ -25,16 +25,24 @@ def priority_of(row: Any, environment: Any) -> Any:
     return 1.0 + 3.0 * environment + row % 5
 
 
-def make_channel(mesh: devices.Mesh, kind: Any, exponent: float = 0.6) -> RingChannel:
-    table = TableSpec("replay", Transitions(1, 0.5), kind, 10_000, priority_exponent=exponent)
+# Of each kind of draw what its table has.
+KINDS: dict[str, dict[str, Any]] = {
+    "uniform": {"kind": "uniform"},
+    "prioritized": {"kind": "prioritized"},
+    "mixed": {"kind": "prioritized", "uniform_fraction": 0.5},
+    "ranked": {"kind": "prioritized", "priority": "rank"},
+    "ranked and mixed": {"kind": "prioritized", "priority": "rank", "uniform_fraction": 0.5},
+}
+
+
+def make_channel(mesh: devices.Mesh, kind: str, exponent: float = 0.6, saved: Any = None) -> RingChannel:
+    table = TableSpec("replay", Transitions(1, 0.5), max_size=10_000, priority_exponent=exponent, **KINDS[kind])
 
     def priority(params, transition):
         return params * priority_of(transition.observation[:, 1], transition.observation[:, 0])
 
-    agent = Agent(
-        None, None, None, None, None, None, table, SHARE * mesh.size, priority if kind == "prioritized" else None
-    )
-    return RingChannel(mesh, agent, table, STRUCTURE, SHARE * mesh.size, 1, ENVIRONMENTS, 10**9)
+    agent = Agent(None, None, None, None, None, None, table, SHARE * mesh.size, None if kind == "uniform" else priority)
+    return RingChannel(mesh, agent, table, STRUCTURE, SHARE * mesh.size, 1, ENVIRONMENTS, 10**9, saved)
 
 
 def write(channel: RingChannel, rows: int = ROWS) -> None:
@@ -60,6 +68,7 @@ def compile_draw(mesh: devices.Mesh, channel: RingChannel) -> Any:
 
 def draw(mesh: devices.Mesh, channel: RingChannel, draws: int = DRAWS) -> dict[str, list[float]]:
     compiled = compile_draw(mesh, channel)
+    next(channel.batches())
     found: dict[str, list[float]] = {"environment": [], "row": [], "likelihood": []}
     for number in range(draws):
         key = mesh.put(jax.random.key_data(jax.random.key(number)))
@@ -75,7 +84,7 @@ def main() -> dict[str, Any]:
     report = {}
     for mapper in devices.MAPPERS:
         mesh = devices.make_mesh(mapper)
-        for kind in ("uniform", "prioritized"):
+        for kind in KINDS:
             channel = make_channel(mesh, kind)
             write(channel)
             report[f"{mapper} {kind}"] = draw(mesh, channel) | {"devices": mesh.size}

@@ -247,7 +247,7 @@ def drawn(request):
 
 
 @pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
-@pytest.mark.parametrize("kind", ["uniform", "prioritized"])
+@pytest.mark.parametrize("kind", ring_drawing.KINDS)
 def test_items_are_drawn_by_their_priorities_and_say_how_likely_that_was(drawn, mapper, kind):
     """Each device draws of its own environments; the likelihood is that of the mixture."""
     found = drawn[f"{mapper} {kind}"]
@@ -257,16 +257,31 @@ def test_items_are_drawn_by_their_priorities_and_say_how_likely_that_was(drawn, 
     of_device = np.arange(len(row)) // ring_drawing.SHARE % shards
     np.testing.assert_array_equal(environment // share, of_device, "devices by turns, each of its own")
     e, r = np.meshgrid(np.arange(ring_drawing.ENVIRONMENTS), np.arange(rows), indexing="ij")
-    weight = (2 * ring_drawing.priority_of(r, e)) ** 0.6 if kind == "prioritized" else np.ones(e.shape)
+    table = ring_drawing.KINDS[kind]
+    weight = (2 * ring_drawing.priority_of(r, e)) ** 0.6 if kind != "uniform" else np.ones(e.shape)
+    if "priority" in table:
+        ranks = np.zeros(e.shape)
+        for first in range(0, len(e), share):  # each device ranks its own
+            order = sorted(
+                (-weight[i, t], -t, -i) for i in range(first, first + share) for t in range(rows)
+            )  # the heaviest first, and of those the last in the rings
+            for rank, (_, t, i) in enumerate(order, 1):
+                ranks[-i, -t] = rank
+        weight = ranks**-0.6
     by_device = weight.reshape(shards, -1)
-    probability = (by_device / by_device.sum(axis=1, keepdims=True) / shards).reshape(e.shape)
+    u = table.get("uniform_fraction", 0.0)
+    by_device = (1 - u) * by_device / by_device.sum(axis=1, keepdims=True) + u / (share * rows)
+    probability = (by_device / shards).reshape(e.shape)
     np.testing.assert_allclose(found["likelihood"], e.size * probability[environment, row], rtol=1e-4)
     counts = np.zeros(e.shape)
     np.add.at(counts, (environment, row), 1)
     assert scipy.stats.chisquare(counts.ravel(), probability.ravel() * len(row)).pvalue > IMPLAUSIBLE
-    other = weight.ravel()[::-1] / weight.sum()
-    if kind == "prioritized":
-        assert scipy.stats.chisquare(counts.ravel(), other * len(row)).pvalue < IMPLAUSIBLE, "the test can tell"
+    others = [] if kind == "uniform" else [probability.ravel()[::-1]]
+    if u:
+        others = [(weight / weight.sum()).ravel(), np.full(e.size, 1 / e.size)]
+    for other in others:
+        ratio = np.sum(counts.ravel() * np.log(probability.ravel() / other))
+        assert ratio > -np.log(IMPLAUSIBLE), "draws tell the law from others"
 
 
 @pytest.mark.parametrize("exponent", [0.6, 1.0])
@@ -293,6 +308,55 @@ def test_new_priorities_decide_what_is_drawn(exponent):
     assert counts[2] == 0, "of priority 0"
     likely = masses > 1e-20
     assert scipy.stats.chisquare(counts[likely], masses[likely] / masses[likely].sum() * 30_000).pvalue > IMPLAUSIBLE
+
+
+def test_ranks_are_among_priorities_as_they_were_until_all_are_ranked_anew():
+    """And a checkpoint has priorities, from which ranks come back."""
+    mesh, alpha, rng = devices.make_mesh(), 0.7, np.random.default_rng(0)
+    channel = ring_drawing.make_channel(mesh, "ranked and mixed", alpha)
+    ring_drawing.write(channel)
+    batches = channel.batches()
+    next(batches)
+    anchors = all_items(channel)[2]
+    number, places = len(anchors), channel.ring.anchors
+    before = np.asarray(channel.masses.ranks.priorities).reshape(-1)[anchors]
+    reprioritize = mesh.compile(
+        channel.reprioritize, (channel.specs[1], mesh.ROWS, mesh.ROWS), channel.specs[1], donate_argnums=(0,)
+    )
+
+    def set_all(priorities):
+        channel.masses = reprioritize(channel.masses, mesh.put(anchors, mesh.ROWS), mesh.put(priorities, mesh.ROWS))
+
+    after = rng.permutation(number).astype(np.float32)
+    after[:2] = np.nan, np.inf
+    set_all(after)
+    after[:2] = before[:2]  # one that is not finite leaves the old one
+    after = np.maximum(after, np.float32(1e-30))  # an item of priority 0 is an item
+    greater = (before > after[:, None]).sum(axis=1)
+    np.testing.assert_allclose(all_items(channel)[1], (1.0 + greater) ** -alpha, rtol=1e-5)
+    next(batches)
+    np.testing.assert_allclose(
+        all_items(channel)[1], (1.0 + greater) ** -alpha, rtol=1e-5, err_msg="it is not time yet"
+    )
+    again = ring_drawing.make_channel(mesh, "ranked and mixed", alpha, jax.tree.map(np.array, channel.state()))
+    for _ in range(places // ring_drawing.SHARE + 1):
+        next(batches)
+    order = np.lexsort((np.arange(number), after))[::-1]  # of equals the last in the rings first
+    masses = np.zeros(number)
+    masses[order] = np.arange(1.0, number + 1) ** -alpha
+    for each in (channel, again):
+        np.testing.assert_allclose(all_items(each)[1], masses, rtol=1e-5)
+        np.testing.assert_array_equal(np.asarray(each.masses.ranks.priorities).reshape(-1)[anchors], after)
+        assert float(sums.total(each.masses.counts)) == number
+    jax.tree.map(np.testing.assert_array_equal, channel.masses, again.masses)
+    ring_drawing.write(channel, 2 * channel.ring.length)  # every row is written over
+    assert float(sums.total(channel.masses.counts)) == int(channel.masses.count[0]) == len(all_items(channel)[2])
+    assert np.all((np.asarray(channel.masses.ranks.priorities) > 0) == (np.asarray(channel.masses.of_rows) > 0))
+
+
+def test_a_table_without_ranks_and_mixture_keeps_nothing_for_them():
+    masses = ring_drawing.make_channel(devices.make_mesh(), "prioritized").masses
+    assert masses.counts == masses.ranks == ()
 
 
 @pytest.mark.parametrize("size", [16, 48, 4096, 100_000])
