@@ -7,7 +7,9 @@ import hashlib
 import json
 import pathlib
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from runtime import hosts as pods
 from runtime.hosts import Hosts, HostsDiffer, Meeting
 from runtime.scheduling import give_way
 
+HEARD_SECONDS = 2.0  # in which the end of another's process is heard
 END_SECONDS = 60.0  # in which other hosts are at their end, once the first is
 
 
@@ -109,23 +112,39 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     members = roles.make_parts(run, logdir, hosts)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
         carrier = executor.submit(roles.connect, members.values(), logdir, port).result()
-    works = {
+    works: dict[program.Role, Callable[[threading.Event], Iterator[Any]]] = {
         role: functools.partial(roles.play, role, members[role.member], carrier)
         for role in program.roles_of(run)
         if role.kind in ("learner", "actor") or (role.kind == "evaluator" and hosts.index == 0)
     }
+    works = {role: _ending(work, run, stop) if role.kind == "learner" else work for role, work in works.items()}
     try:
         if hosts.index == 0:
             with Display(run, logdir) as display:
                 threads.play(works, stop, functools.partial(_attend, meeting, display.refresh))
         else:
             threads.play(works, stop, functools.partial(_attend, meeting, lambda: None))
-    except Exception as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) or isinstance(error.__cause__, jax.errors.JaxRuntimeError):
-            meeting.check(2 * pods.LOST_SECONDS)  # what breaks JAX is most often a host that is gone
+    except Exception:
+        # What breaks JAX, in many ways, is most often a host that is gone, and whose end is heard as soon.
+        meeting.check(HEARD_SECONDS)
         meeting.fail()
         raise
     meeting.close(END_SECONDS)
+
+
+def _ending(
+    learn: Callable[[threading.Event], Iterator[Any]], run: Run, stop: threading.Event
+) -> Callable[[threading.Event], Iterator[Any]]:
+    """A learner's work. If it ends before the run does, another host was asked to: this one's other roles end then."""
+
+    def work(asked: threading.Event) -> Iterator[Any]:
+        version = None
+        for version in learn(asked):
+            yield version
+        if version and version.env_steps < run.max_env_steps:
+            stop.set()
+
+    return work
 
 
 def _attend(meeting: Meeting, refresh: Callable[[], None]) -> None:

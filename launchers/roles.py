@@ -314,7 +314,7 @@ class Learning:
             state, version = hosts.share_state(state, version)
         self._channel, self._replay, self._saves_replay = channel, replay, self._first_host or pod
         warn_of_lost(self._checkpointer.counts.get("replay", 0), channel)
-        if pod:
+        if self._first_host:
             warn_of_left_out(parts)
         prioritized = parts.table.kind == "prioritized" and channel.source is None
         self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
@@ -448,7 +448,7 @@ def warn_of_lost(saved: int, channel: Any) -> None:
 
 def warn_of_left_out(parts: Parts) -> None:
     """Says so if there were more hosts once, whose replays nobody reads now; of a folder that hosts share."""
-    if parts.hosts.index == 0 and parts.replays:
+    if parts.replays:
         names = [f"replay_{k}" for k in range(parts.hosts.count * parts.run.num_replay_servers, settings.MANY)]
         left = list(itertools.takewhile(lambda name: (parts.logdir / name).exists(), names))
         if left:
@@ -464,9 +464,7 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
     None."""
     if parts.run.carrier != "local" or not parts.replays:
         return parts.channel(carrier), None
-    pod = parts.hosts.count > 1
-    folder = f"replay_{parts.hosts.index}" if pod else "replay"
-    checkpointer = Checkpointer(parts.logdir / folder, None, keep=1, owner=True)
+    checkpointer = Checkpointer(parts.logdir / f"replay_{parts.hosts.index}", None, keep=1, owner=True)
     try:
         restored = checkpointer.restore()
     except Damaged:  # which was said; a learner can do without

@@ -71,7 +71,7 @@ def train(name: str, logdir, *lengths: int):
         serial.train(run, logdir, 0)
     agent_ = run.make_agent(run.spec())
     state, version = Checkpointer(logdir / "checkpoints", agent_).restore()
-    replay, _ = Checkpointer(logdir / "replay", None).restore()
+    replay, _ = Checkpointer(logdir / "replay_0", None).restore()
     assert version.env_steps >= lengths[-1] and version.learner_steps > 20
     return state, version, replay
 
