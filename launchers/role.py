@@ -35,7 +35,7 @@ class Place:
     task: int = setting(0, "which of the role's processes this is, from 0", least=0)
     member: int = setting(None, "of a population of separate learners: whose role this is, from 0", least=0)
     replay: str = setting(None, "the replay servers: host:port, or several with commas between")
-    connect_seconds: float = setting(120.0, "how long to wait for those on other machines", least=0)
+    connect_seconds: float = setting(120.0, "how long to wait for the replay server", least=0)
     coordinator: str = setting(None, "several learner hosts: host:port of the first (jax.distributed)")
     num_learners: int = setting(1, "several learner hosts: how many; --task tells them apart", most=MANY)
 
@@ -106,7 +106,7 @@ def role() -> int:
         works = {role: functools.partial(roles.play, role, parts, carrier) for role in processes[process]}
     # The main thread is never inside Reverb, so that a signal is always heard.
     threads.play(works, stop, lambda: None)
-    if process.kind == "learner" and values.num_learners > 1 and not stop.is_set():
+    if process.kind == "learner" and values.num_learners > 1:
         jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
     return stop.exit_code  # 0 is for work that is done
 

@@ -319,10 +319,14 @@ class Sitting:
 class Pod:
     """Which of a pod's hosts this is, and where it finds the first; what the cluster says itself need not be given."""
 
-    coordinator: str = setting(None, "of a pod: host:port of the first host; the port after it is used too")
-    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY)
-    host: int = setting(None, "of a pod: which of the hosts this is, from 0", least=0)
-    connect_seconds: float = setting(120.0, "how long to wait for those on other machines", least=0)
+    coordinator: str = setting(
+        None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="#a-pod"
+    )
+    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY, free=True, see="#a-pod")
+    host: int = setting(None, "of a pod: which of the hosts this is, from 0", least=0, free=True, see="#a-pod")
+    connect_seconds: float = setting(
+        120.0, "of a pod: how long to wait for the other hosts", least=0, free=True, see="#a-pod"
+    )
 
 
 DECLARED = declarations(Settings)

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from launchers.settings import Setting, Settings, Share, Sitting, declarations
+from launchers.settings import Pod, Setting, Settings, Share, Sitting, declarations
 
 README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
 HEADING = "## Flags of `scripts/train`"
@@ -20,7 +20,7 @@ def table() -> str:
         "| flag | meaning | values | default, unless a preset has another | may change on resume |",
         "|---|---|---|---|---|",
     ]
-    for name, declared in (declarations(Settings) | declarations(Sitting)).items():
+    for name, declared in (declarations(Settings) | declarations(Sitting) | declarations(Pod)).items():
         meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
         resume = "yes" if declared.free else ""
         lines.append(f"| `--{name}` | {meaning} | {_values(declared)} | {_default(declared)} | {resume} |")
@@ -44,9 +44,9 @@ def _default(declared: Setting) -> str:
         return str(declared.default)
     if declared.kind is bool:
         return f"`{str(declared.default).lower()}`"
-    return (
-        f"`{declared.default:g}`" if declared.kind is not str else f"`{declared.default}`" if declared.default else ""
-    )
+    if declared.default in (None, ""):
+        return ""
+    return f"`{declared.default}`" if declared.kind is str else f"`{declared.default:g}`"
 
 
 def written(text: str) -> str:

@@ -269,8 +269,9 @@ def test_roles_by_hand_with_two_learner_hosts(tmp_path):
         for process in roles.values():
             process.kill()
     _, version = checkpoint(tmp_path)
-    # Both learners' sequences count: 8 of 5 steps from each.
-    assert version.env_steps == version.learner_steps * 2 * 8 * 5 >= 3000
+    # Both learners' sequences count, 8 of 5 rows from each, but for rows that are no transitions; two updates late.
+    assert 3000 <= version.env_steps <= version.learner_steps * 2 * 8 * 5
+    assert version.env_steps > 0.8 * (version.learner_steps - 2) * 2 * 8 * 5
 
 
 def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
