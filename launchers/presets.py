@@ -436,6 +436,14 @@ def ppo() -> list[Preset]:
         ),
         Preset("Pendulum-v1", CONTINUOUS_PPO_RUN | {"max_env_steps": 400_000}, CONTINUOUS_PPO | pendulum),
         Preset(
+            "LunarLander-v3",
+            PPO_RUN | {"max_env_steps": 1_000_000, "envs_per_actor": 16},
+            SMALL_PPO
+            | ANY_REWARDS
+            | {"separate_value": True, "unroll_length": 256, "batch_size": 16, "epochs": 4, "minibatches": 32}
+            | {"discount": 0.999, "lambda_": 0.98, "learning_rate": 5e-4, "entropy_cost": 0.01},
+        ),
+        Preset(
             "Hopper-v4",
             CONTINUOUS_PPO_RUN | {"max_env_steps": 1_000_000},
             CONTINUOUS_PPO | {"sigma_initial": 1.0, "discount": 0.99, "lambda_": 0.95},

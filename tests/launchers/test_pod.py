@@ -6,9 +6,11 @@ import subprocess
 
 import pytest
 
+from launchers import roles
 from launchers import run as runs
 from runtime import metrics
 from runtime.checkpoint import Checkpointer
+from runtime.hosts import Hosts
 from tests.launchers import command_line
 from tests.runtime.test_hosts import free_port
 
@@ -126,3 +128,20 @@ def test_a_command_line_that_is_no_pods_is_refused(arguments, words, tmp_path):
     (line,) = output.strip().splitlines()
     assert code == 2 and line.startswith("error: ") and words in line, output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("agent", ["dqn", "impala"])
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_hosts_share_batches_and_replays_evenly_and_no_two_actors_are_alike(agent, count, tmp_path):
+    config = {"batch_size": 16} | ({"replay_size": 4000, "min_replay_size": 400} if agent == "dqn" else {})
+    run = runs.make(agent, "CartPole-v1", {"num_actors": 3, "envs_per_actor": 4, "placement": "pod"}, config)
+    whole = run.make_agent(run.spec()).table
+    places, seeds = set(), set()
+    for index in range(count):
+        parts = roles.Parts(run, tmp_path, hosts=Hosts(index, count))
+        assert parts.batch_size * count == 16
+        assert parts.table.max_size * count == whole.max_size
+        assert parts.table.min_size * count == whole.min_size or whole.min_size == parts.table.min_size == 1
+        places |= {parts.place(task) for task in range(3)}
+        seeds |= {run.seed_of("actor", parts.place(task)) for task in range(3)}
+    assert places == set(range(3 * count)) and len(seeds) == 3 * count

@@ -204,7 +204,7 @@ class FakeCheckpointer:
 
     def save(self, state, version, counts=None):
         self.calls.append((state, version))
-        assert (counts is None) == (self.directory.name == "replay")
+        assert (counts is None) == (self.directory.name == "replay_0")
         assert counts in (None, {"replay": 7})
 
     def close(self):
@@ -509,7 +509,7 @@ def settings_of(name: str, **settings) -> runs.Run:
 
 @pytest.mark.parametrize("name", ["uniform", "queue"])
 def test_learning_goes_on_from_what_was_saved(name, fakes, tmp_path):
-    saved = {"checkpoints": ("an old state", Version(4, 90)), "replay": ("an old replay", Version(4, 90))}
+    saved = {"checkpoints": ("an old state", Version(4, 90)), "replay_0": ("an old replay", Version(4, 90))}
     FakeCheckpointer.saved = saved
     parts, carrier = Parts(make(name), tmp_path), Carrier("the rings" if name == "uniform" else None)
     learning, _, _ = roles.open_learning(parts, carrier, lambda: False)
@@ -532,7 +532,7 @@ def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypa
 
     class Broken(FakeCheckpointer):
         def restore(self):
-            if self.directory.name == "replay":
+            if self.directory.name == "replay_0":
                 raise runtime.checkpoint.Damaged("no checkpoint can be read")
             return super().restore()
 
@@ -543,7 +543,7 @@ def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypa
     FakeCheckpointer.saved = {"checkpoints": ("an old state", Version(4, 90))}
     parts, carrier = Parts(make("uniform"), tmp_path), Carrier("the rings")
     learning, _, _ = roles.open_learning(parts, carrier, lambda: False)
-    assert carrier.channel[0].saved is None and aside == [("replay", True)] and learning.version == Version(4, 90)
+    assert carrier.channel[0].saved is None and aside == [("replay_0", True)] and learning.version == Version(4, 90)
 
 
 class Saving(FakeCheckpointer):
@@ -574,7 +574,7 @@ def test_what_is_learnt_is_published_and_saved_at_the_end(name, fakes, saves, tm
     assert given.made.published == 1
     assert saves[0] == ("checkpoints", "the state now", Version(3, 1200))
     if name == "uniform":
-        assert saves[1:] == [("replay", "what the replay holds", Version(3, 1200))] and not carrier.one.calls
+        assert saves[1:] == [("replay_0", "what the replay holds", Version(3, 1200))] and not carrier.one.calls
     else:
         assert len(saves) == 1 and carrier.one.calls == ["save"]
     assert fakes.recorders[0].made.closed
@@ -1225,6 +1225,9 @@ class TheParts(NamedTuple):
     logdir: pathlib.Path
     member: int | None
 
+    def place(self, task: int) -> int:
+        return task
+
 
 @pytest.mark.parametrize("sitting", [0, 2])
 @pytest.mark.parametrize("which", ["learner", "evaluator", "actor", "replay"])
@@ -1369,7 +1372,7 @@ class Threads:
 
     def __init__(self, monkeypatch, logdir: pathlib.Path, broken: str = "", learning: int = 1):
         self.order, self.lazy, self.broken, self.learning = [], set(), broken, learning
-        self.members = {m: SimpleNamespace(name=m, logdir=logdir / f"member_{m}") for m in range(2)}
+        self.members = {m: SimpleNamespace(name=m, logdir=logdir / f"member_{m}", place=int) for m in range(2)}
         for parts in self.members.values():
             parts.logdir.mkdir()
         monkeypatch.setattr(threads, "Display", Nothing)

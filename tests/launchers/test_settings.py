@@ -124,7 +124,7 @@ def test_what_a_preset_says_is_not_given(monkeypatch):
 
 @pytest.mark.parametrize("name", DECLARED)
 def test_what_a_resumed_run_may_be_given_anew(name, tmp_path):
-    run = runs.make("a2c", "CartPole-v1", {}, {})
+    run = runs.make("a2c", "CartPole-v1", {"synchronous": False}, {})
     runs.save(run, tmp_path)
     changed = dataclasses.replace(run, **{name: other_than(name)})
     assert getattr(changed, name) != getattr(run, name)
