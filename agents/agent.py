@@ -369,9 +369,28 @@ def psum(tree: Any) -> Any:
 
 
 def _across_devices(reduce: str, tree: Any) -> Any:
-    from jax import lax  # here: a mistake at the command line is found before JAX is imported
+    import jax  # here: a mistake at the command line is found before JAX is imported
+
+    def of(x: Any) -> Any:
+        return getattr(jax.lax, reduce)(x, AXIS)
 
     try:
-        return getattr(lax, reduce)(tree, AXIS)
+        return _in_one(of, tree) if jax.process_count() > 1 else of(tree)
     except NameError:  # the axis is not bound: one device, no mapping
         return tree
+
+
+def _in_one(reduce: Callable[[Any], Any], tree: Any) -> Any:
+    """`reduce` of all float32 arrays side by side, and of each of the others. From one host to another every call takes
+    its time, however small the array, and XLA's CPU backend makes one of each."""
+    import jax
+    import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
+
+    leaves, structure = jax.tree.flatten(tree)
+    alike = [jnp.asarray(x).dtype == jnp.float32 for x in leaves]
+    joined, apart = ravel_pytree([x for x, is_alike in zip(leaves, alike, strict=True) if is_alike])
+    reduced = iter(apart(reduce(joined)) if any(alike) else [])
+    return structure.unflatten(
+        [next(reduced) if is_alike else reduce(x) for x, is_alike in zip(leaves, alike, strict=True)]
+    )

@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -216,11 +216,25 @@ def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None
     """
     # Of the others' ends Meeting hears, with a word.
     jax.config.update("jax_enable_recoverability", True)
-    if hosts and address:
-        place = f"{address[0]}:{address[1]}"
-        jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
-    else:
-        jax.distributed.initialize()
+    with _native_lines_nowhere():  # it warns, in C++, that this is new
+        if hosts and address:
+            place = f"{address[0]}:{address[1]}"
+            jax.distributed.initialize(place, hosts.count, hosts.index, cluster_detection_method="deactivate")
+        else:
+            jax.distributed.initialize()
+
+
+@contextlib.contextmanager
+def _native_lines_nowhere() -> Iterator[None]:
+    """Drops what C++ writes to the standard error."""
+    seen = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(seen, 2)
+            os.close(seen)
 
 
 class Agreement:
