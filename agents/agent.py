@@ -391,6 +391,5 @@ def _in_one(reduce: Callable[[Any], Any], tree: Any) -> Any:
     alike = [jnp.asarray(x).dtype == jnp.float32 for x in leaves]
     joined, apart = ravel_pytree([x for x, is_alike in zip(leaves, alike, strict=True) if is_alike])
     reduced = iter(apart(reduce(joined)) if any(alike) else [])
-    return structure.unflatten(
-        [next(reduced) if is_alike else reduce(x) for x, is_alike in zip(leaves, alike, strict=True)]
-    )
+    leaves = [next(reduced) if is_alike else reduce(x) for x, is_alike in zip(leaves, alike, strict=True)]
+    return jax.tree.unflatten(structure, leaves)

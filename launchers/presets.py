@@ -306,7 +306,8 @@ def a2c() -> list[Preset]:
     sighted = {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
-        Preset("MaskedCartPole-v1", A2C_RUN, SMALL_A2C | masked),
+        # Out of step: of two seeds in step one ended at 190.
+        Preset("MaskedCartPole-v1", A2C_RUN | {"synchronous": False}, SMALL_A2C | masked),
         Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
         *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset(
