@@ -222,6 +222,9 @@ class TableSpec:
     priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
     priority: Literal["proportional", "rank"] = "proportional"  # rank: 1 / rank of i by its priority is in p_i's place
     uniform_fraction: float = 0.0  # of samples that are drawn from all items alike, of a prioritized table
+    eviction_exponent: float = (
+        0.0  # a full table loses item i with probability p_i^this / sum_k p_k^this; 0: the oldest
+    )
 
 
 def queue_table(config: Any, items: Blocks | WholeEpisodes) -> TableSpec:

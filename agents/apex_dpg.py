@@ -5,7 +5,8 @@ Horgan et al. 2018, https://arxiv.org/abs/1803.00933; sections below are that pa
 Deviations: the learner is D4PG's (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), so the critic is
 distributional. Exploration differs between environments as the paper's epsilon_i does for Ape-X DQN (section 4.1). The
 gradient's norm is clipped as in Ape-X DQN (appendix C), and not the policy's gradient element by element. The oldest
-items are evicted first. Actors hold the target networks too, so that their priorities are the learner's to the letter.
+items are evicted first, unless eviction goes by priority, and the replay's size is a hard limit. Actors hold the target
+networks too, so that their priorities are the learner's to the letter.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from agents.parts.networks import PolicyAndCritic
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """d4pg.Config's fields, and `noise_spread`; always prioritised."""
+    """d4pg.Config's fields, `noise_spread` and `eviction_exponent`; always prioritised."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     layer_norm: bool = False
@@ -61,19 +62,24 @@ class Config:
     priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.6
     uniform_fraction: float = 0.0
+    eviction_exponent: float = 0.0  # item i of a full replay is evicted in proportion to p_i^this; 0: the oldest is
     importance_exponent: float = 0.4
     importance_steps: int = 0
     normalize_weights: bool = True
 
     def __post_init__(self):
         check_ranges(self, not_negative=("noise_spread",), fractions=("noise_scale",))
+        if self.eviction_exponent > 0:
+            raise ValueError(
+                f"config.eviction_exponent={self.eviction_exponent} would evict what is worth most: give 0 or less"
+            )
         learner(self)  # which checks the rest
 
 
 def learner(config: Config) -> d4pg.Config:
     """D4PG's share of the settings."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    del fields["noise_spread"]
+    del fields["noise_spread"], fields["eviction_exponent"]
     return d4pg.Config(**fields, replay="prioritized")
 
 
@@ -125,4 +131,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         distance = f.distance(params.critic, params.targets, jax.random.key(0), transition)
         return prioritized.priorities(distance.errors)
 
-    return agent._replace(policy=policy, memory=memory, act=act, act_greedily=act_greedily, priority=priority)
+    table = dataclasses.replace(agent.table, eviction_exponent=config.eviction_exponent)
+    return agent._replace(
+        policy=policy, memory=memory, act=act, act_greedily=act_greedily, priority=priority, table=table
+    )

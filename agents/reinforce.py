@@ -48,9 +48,7 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
     activation: Literal["tanh", "relu"] = "tanh"
-    initial_preferences: tuple[
-        float, ...
-    ] = ()  # the policy's outputs, h(s, ., theta), before it learns; (): 0, or near
+    initial_preferences: tuple[float, ...] = ()  # the policy's outputs, h(s, ., theta), at first; (): all 0, or near
     sigma: Literal["state", "free"] = "state"  # of continuous actions' Gaussian: an output as mu is, or one parameter
     sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
 

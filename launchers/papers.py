@@ -265,7 +265,7 @@ PAPERS: dict[str, list[Paper]] = {
             dm_control,
             "ManipulatorBringBall-v1",
             FEW_ACTORS | {"max_env_steps": 10_000_000, "envs_per_actor": 16, "eval_episodes": 10},
-            {"hidden_sizes": (400, 300)},
+            {"hidden_sizes": (400, 300), "eviction_exponent": -0.4},
         )
     ],
     "dpg": [

@@ -102,6 +102,11 @@ class Run(settings.Settings):
                         f"config.{name}={getattr(table, name)}: Reverb has no such sampler, it draws in proportion to "
                         f"priorities alone; give --carrier=local or --config.{name}={plain}"
                     )
+        if self.carrier == "local" and table.eviction_exponent:
+            raise UsageError(
+                f"config.eviction_exponent={table.eviction_exponent}: the rings of --carrier=local are written over in "
+                "the order of time; give --carrier=reverb or --config.eviction_exponent=0"
+            )
         if batch % self.num_replay_servers:
             raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
         share = table.max_size // self.num_replay_servers

@@ -28,8 +28,9 @@ def build_table(
     """The Reverb table of a spec; of several servers' each, its share.
 
     A queue is first in, first out, each item once, and full when `spec.max_size` sequences wait: its writers then wait.
-    A replay is sampled uniformly or by priority, and forgets the oldest; with `samples_per_insert`, whoever is ahead
-    of that ratio by more than the error buffer waits. The buffer is wide enough for one side always to be free.
+    A replay is sampled uniformly or by priority, and forgets the oldest, or by priority too; with `samples_per_insert`,
+    whoever is ahead of that ratio by more than the error buffer waits. The buffer is wide enough for one side always to
+    be free.
 
     Args:
       structure: of one item, as Reverb sees it: packed, but for a queue's.
@@ -49,7 +50,9 @@ def build_table(
         sampler=reverb.selectors.Uniform()
         if spec.kind == "uniform"
         else reverb.selectors.Prioritized(spec.priority_exponent),
-        remover=reverb.selectors.Fifo(),
+        remover=reverb.selectors.Prioritized(spec.eviction_exponent)
+        if spec.eviction_exponent
+        else reverb.selectors.Fifo(),
         max_size=-(-spec.max_size // num_servers),
         rate_limiter=limiter,
         signature=signature_of(structure),

@@ -3,9 +3,11 @@
   scripts/textbook baird                # TD diverges and GTD does not (Sutton and Barto 2018, section 11.2)
   scripts/textbook cliff_walking        # Sarsa against Q-learning (example 6.6)
   scripts/textbook short_corridor       # REINFORCE with and without a baseline (example 13.1)
+  scripts/textbook blind_cliffwalk      # uniform against prioritised replay (Schaul et al. 2016, section 3.1)
 
-Baird's counterexample is Off-PAC's critic with the target policy held; the others are ordinary runs of scripts/train
-in --logdir. A line is the mean over seeds, a band its 95 % bootstrap interval.
+Baird's counterexample is Off-PAC's critic with the target policy held, the blind cliffwalk the local replay's tree of
+sums; the others are ordinary runs of scripts/train in --logdir. A line is the mean over seeds, a band its 95 %
+bootstrap interval.
 """
 
 import contextlib
@@ -237,6 +239,67 @@ def short_corridor(asked: Textbook, runs: pathlib.Path) -> list[Line]:
     return lines
 
 
+# The blind cliffwalk ----------------------------------------------------------------------------------------------
+
+
+def cliffwalk_transitions(n: int) -> tuple[np.ndarray, ...]:
+    """(state, whether the action was right, reward, whether the episode goes on), [2^(n+1) - 2] each: what the 2^n
+    sequences of n actions lead through. A wrong action ends the episode, and only the last right one is rewarded."""
+    found = []
+    for sequence in range(2**n):
+        for state in range(n):
+            right, last = sequence >> state & 1, state == n - 1
+            found.append((state, right, float(right and last), bool(right and not last)))
+            if not right:
+                break
+    return tuple(np.array(column) for column in zip(*found, strict=True))
+
+
+def updates_until_learnt(n: int, alpha: float, most: int, seeds: int) -> np.ndarray:
+    """Updates of Q-learning, a transition each, until the mean squared error of its table is below 10^-3, [seeds]; at
+    most `most`. Transitions are drawn with probability p^alpha, where p is the last error's size, 1 at first."""
+    import jax
+    import jax.numpy as jnp
+
+    from agents.parts.prioritized import priorities
+    from replay import sums
+
+    s, right, reward, going_on = (jnp.asarray(column) for column in cliffwalk_transitions(n))
+    gamma, step_size = 1.0 - 1.0 / n, 0.25
+    truth = jnp.zeros((n, 2)).at[:, 1].set(gamma ** jnp.arange(n - 1, -1, -1))
+    places = -(-len(s) // sums.FAN_OUT) * sums.FAN_OUT
+
+    def unlearnt(carry):
+        Q, *_, updates = carry
+        return (jnp.mean(jnp.square(Q - truth)) >= 1e-3) & (updates < most)
+
+    def update(carry):
+        Q, masses, tree, key, updates = carry
+        i = sums.sample(masses, tree, jax.random.fold_in(key, updates), 1)
+        bootstrap = going_on[i] * jnp.max(Q[jnp.minimum(s[i] + 1, n - 1)], axis=-1)
+        delta = reward[i] + gamma * bootstrap - Q[s[i], right[i]]
+        masses = masses.at[i].set(priorities(delta) ** alpha)
+        return Q.at[s[i], right[i]].add(step_size * delta), masses, sums.update(masses, tree, i), key, updates + 1
+
+    def learn(key):
+        masses = jnp.where(jnp.arange(places) < len(s), 1.0, 0.0)
+        Q_key, draw_key = jax.random.split(key)
+        start = (0.1 * jax.random.normal(Q_key, (n, 2)), masses, sums.build(masses), draw_key, jnp.int32(0))
+        return jax.lax.while_loop(unlearnt, update, start)[-1]
+
+    return np.asarray(jax.jit(jax.vmap(learn))(jax.random.split(jax.random.key(n), seeds)), np.float64)
+
+
+def blind_cliffwalk(asked: Textbook, runs: pathlib.Path) -> list[Line]:
+    """How many updates it takes to learn n states, by uniform and by prioritised replay."""
+    states, most = np.arange(2, 3 + max(1, round(11 * asked.budget))), 3_000_000
+    return [
+        Line(label, states, np.stack([updates_until_learnt(int(n), alpha, most, asked.seeds) for n in states], axis=1))
+        for label, alpha in [("uniform replay", 0.0), ("prioritised replay, proportional, alpha = 0.6", 0.6),
+                             ("prioritised replay, proportional, alpha = 1", 1.0)]
+    ]  # fmt: skip
+
+
 # Figures ----------------------------------------------------------------------------------------------------------
 
 FIGURES = {
@@ -260,6 +323,13 @@ FIGURES = {
         "mean return of the policy",
         {"the best policy's, -11.6 (Sutton and Barto 2018, example 13.1)": -11.6},
         limits=(-95.0, -8.0),
+    ),
+    "blind_cliffwalk": Figure(
+        blind_cliffwalk,
+        "states n; the replay has 2^(n+1) - 2 transitions",
+        "updates until the values are learnt",
+        {},
+        scale="log",
     ),
 }
 

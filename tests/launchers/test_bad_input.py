@@ -114,6 +114,12 @@ MISTAKES = {
         ["--agent=r2d2", "--carrier=local", "--config.uniform_fraction=1.5"],
         ["uniform_fraction", "within [0, 1]"],
     ),
+    "eviction of the best": ("train", ["--agent=apex_dpg", "--config.eviction_exponent=0.4"], ["give 0 or less"]),
+    "eviction from rings": (
+        "train",
+        ["--agent=apex_dpg", "--env=Pendulum-v1", "--carrier=local", "--config.eviction_exponent=-0.4"],
+        ["eviction_exponent=-0.4", "--carrier=reverb", "--config.eviction_exponent=0"],
+    ),
     "gradients of priorities": ("train", ["--agent=gorila", "--config.replay=prioritized"], ["replay=uniform"]),
     "gradients of no halves": ("train", ["--agent=impala", "--travels=gradients"], ["--travels=experience"]),
     "what travels": ("train", ["--travels=rumours"], ["travels", "experience, gradients"]),

@@ -287,6 +287,24 @@ def test_a_full_table_forgets_the_oldest(serve, kind, num_servers):
     assert sorted(name[1] for name in contents(client, share)) == list(range(13 - share, 13))
 
 
+@pytest.mark.parametrize("exponent", [-0.4, -1.0])
+def test_a_full_table_may_forget_by_priority(serve, exponent):
+    spec = dataclasses.replace(SPEC, max_size=900, eviction_exponent=exponent, priority_exponent=0.0)
+    client = serve(table_of(spec))
+    steps = [0.001, 0.1, 10.0]
+    write(client, np.repeat(steps, 300))
+    write(client, [1e9] * 100, first=900)  # which are forgotten themselves about never
+    left = {name[1] for name in contents(client, 900)}
+    gone = np.array([sum(index not in left for index in range(start, start + 300)) for start in (0, 300, 600)])
+    assert len(left) == 900 and gone.sum() == 100
+    expected, there = np.zeros(3), np.full(3, 300.0)
+    for _ in range(100):  # each from what the ones before left
+        chance = (there - expected) * powers(steps, exponent)
+        expected += chance / chance.sum()
+    assert chi_square(gone, expected / expected.sum()) > IMPLAUSIBLE
+    assert chi_square(gone, np.full(3, 1 / 3)) < IMPLAUSIBLE, "not the oldest, nor all alike"
+
+
 def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_are_not(serve, caplog):
     """NaN is what a diverged update gives: the learner is to find out by itself, not to hang."""
     client = serve(table_of(SPEC))

@@ -32,6 +32,7 @@ def draw(tmp_path, name: str, *arguments: str) -> tuple[int, str, list[dict[str,
         ("baird", 0.1, {"v_7", "v_8", "root projected Bellman error"}),
         ("cliff_walking", 0.1, {"Sarsa", "Q-learning"}),
         ("short_corridor", 0.03, {"REINFORCE, alpha = 2^-13"}),
+        ("blind_cliffwalk", 0.2, {"uniform replay", "prioritised replay, proportional, alpha = 1"}),
     ],
 )
 def test_a_figure_is_made_of_a_tiny_budget(tmp_path, name, budget, lines):
@@ -45,7 +46,7 @@ def test_a_figure_is_made_of_a_tiny_budget(tmp_path, name, budget, lines):
 def test_an_unknown_figure_is_refused(tmp_path):
     code, output, _ = draw(tmp_path, "cliff")
     assert code == 2
-    assert "error: textbook draws baird, cliff_walking, short_corridor: name one or several" in output
+    assert "error: textbook draws baird, cliff_walking, short_corridor, blind_cliffwalk: name one or several" in output
 
 
 def test_intervals_hold_the_mean_and_are_those_of_means():
