@@ -106,7 +106,7 @@ def _check(run: Run, meeting: Meeting) -> None:
 
 def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     """This host's part, until `max_env_steps`, a signal to any host, or the first error on any."""
-    stop = stop_on_signals()  # now: JAX's service takes SIGTERM for itself when it starts
+    stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
     pods.tell_before_an_abort(meeting)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)

@@ -211,7 +211,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal; on any way out, every child has ended."""
     ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
     replay = ",".join(f"localhost:{port}" for port in ports)
-    stop = stop_on_signals()
+    stop = stop_on_signals(run.preemption_notice)
     _start_forkserver()
     with Display(run, logdir) as display:
         running = {}

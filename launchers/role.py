@@ -89,7 +89,7 @@ def role() -> int:
         run.check_fit(servers=1)
     elif values.replay.count(",") + 1 != run.num_replay_servers:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
-    stop = stop_on_signals()
+    stop = stop_on_signals(run.preemption_notice)
     if process.kind != "learner":
         give_way()
     if asked:

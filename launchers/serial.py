@@ -19,7 +19,7 @@ class _Stopped(Exception):
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from."""
-    stop = stop_on_signals()
+    stop = stop_on_signals(run.preemption_notice)
     (parts,) = roles.make_parts(run, logdir).values()
     carrier = roles.connect([parts], logdir, port)
     variables = parts.variables(carrier)

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -208,6 +209,13 @@ class Settings:
     )
     checkpoint_seconds: float = setting(
         600.0, "seconds from one checkpoint to the next", least=0, most=COUNT, free=True, learnt=False
+    )
+    preemption_notice: str = setting(
+        "",
+        "a file that appears, or a URL that answers, before this machine is taken away: the run ends in order",
+        free=True,
+        learnt=False,
+        see="#preemption",
     )
     carrier: str = setting(
         "reverb" if importlib.util.find_spec("reverb") else "local",
@@ -435,6 +443,10 @@ def check(settings: Settings) -> None:
             f"environments{' in all members' if settings.population else ''}, of {MANY:,} at most"
         )
     keywords(settings.env_kwargs)
+    if "://" in settings.preemption_notice and not re.match("https?://[^/]", settings.preemption_notice):
+        raise UsageError(
+            f"--preemption_notice={settings.preemption_notice}: give a file, or an http:// or https:// address"
+        )
     count = len(settings.tasks)
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:

@@ -1,8 +1,18 @@
-"""Ending on request: Ctrl-C, SIGTERM and a closed terminal ask for an orderly end; a second Ctrl-C or SIGTERM is obeyed
-at once."""
+"""Ending on request: Ctrl-C, SIGTERM, a closed terminal and a cloud's notice ask for an orderly end; a second Ctrl-C or
+SIGTERM is obeyed at once."""
 
+import contextlib
+import http.client
+import os
+import pathlib
 import signal
 import threading
+import urllib.request
+
+from absl import logging
+
+NOTICE_SECONDS = 1.0  # between two looks for a notice; clouds give half a minute or more
+NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no notice
 
 
 class Stop(threading.Event):
@@ -11,8 +21,9 @@ class Stop(threading.Event):
     exit_code = 0
 
 
-def stop_on_signals() -> Stop:
-    """A Stop that SIGINT, SIGTERM and SIGHUP set. Call it in the main thread, which must return to Python to hear them.
+def stop_on_signals(notice: str = "") -> Stop:
+    """A Stop that SIGINT, SIGTERM and SIGHUP set, and the `notice`, as `noticed` sees it. Call it in the main thread,
+    which must return to Python to hear signals.
 
     Where SIGHUP is ignored already, as under nohup, it stays so.
     """
@@ -29,4 +40,23 @@ def stop_on_signals() -> Stop:
     for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN:
             signal.signal(which, handle)
+    if notice:
+        threading.Thread(target=_watch, args=(notice, stop), name="notice", daemon=True).start()
     return stop
+
+
+def _watch(notice: str, stop: Stop) -> None:
+    while not stop.wait(NOTICE_SECONDS):
+        if noticed(notice):
+            logging.warning("%s says that this machine will be taken away: the run ends in order", notice)
+            stop.set()
+
+
+def noticed(notice: str) -> bool:
+    """Whether a file is there, or a URL answers anything but NONE_YET. What does not answer says nothing."""
+    if "://" not in notice:
+        return os.path.exists(pathlib.Path(notice).expanduser())
+    request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})  # which Google's insists on
+    with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request, timeout=5) as answer:
+        return answer.read(1000).strip().upper() not in NONE_YET
+    return False

@@ -69,7 +69,7 @@ def play(
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
-    stop = stop_on_signals()
+    stop = stop_on_signals(run.preemption_notice)
     members = roles.make_parts(run, logdir)
     with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
         carrier = executor.submit(roles.connect, members.values(), logdir, port).result()

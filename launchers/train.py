@@ -15,9 +15,12 @@ def train() -> int:
 
     from launchers import population as populations
     from launchers import ports, settings, sittings
+    from launchers.shutdown import noticed
     from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
+    if run.preemption_notice and noticed(run.preemption_notice):
+        raise settings.UsageError(f"--preemption_notice={run.preemption_notice} is there already: remove it first")
     meeting = None
     if run.placement == "pod":
         from launchers import pod

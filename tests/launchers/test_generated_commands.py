@@ -89,7 +89,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(role, "_carrier", lambda run, addresses, seconds: addresses)
     monkeypatch.setattr(checkpoint, "Checkpointer", Restored)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
-    monkeypatch.setattr(shutdown, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: threading.Event())
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
     monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
     modules = tmp_path / "modules"

@@ -1119,7 +1119,7 @@ def test_each_process_is_told_which_role_it_is(members, port, tmp_path, monkeypa
     monkeypatch.setattr(processes, "RoleProcess", Child)
     monkeypatch.setattr(processes, "Display", Nothing)
     monkeypatch.setattr(processes, "_start_forkserver", lambda: None)
-    monkeypatch.setattr(processes, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(processes, "stop_on_signals", lambda notice: threading.Event())
     monkeypatch.setattr(program, "ATTEND_SECONDS", 0.0)
     monkeypatch.setattr(Child, "made", [])
     monkeypatch.setattr(Child, "order", [])
@@ -1240,7 +1240,7 @@ def test_a_role_by_hand_is_the_role_that_was_asked_for(which, sitting, monkeypat
     monkeypatch.setitem(
         sys.modules, "replay.reverb_carrier", SimpleNamespace(ReverbCarrier=lambda clients, max_env_steps: clients)
     )
-    monkeypatch.setattr(shutdown, "stop_on_signals", shutdown.Stop)
+    monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: shutdown.Stop())
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
     monkeypatch.setattr(roles, "make_parts", lambda run, logdir: {None: TheParts(logdir, None)})
@@ -1289,7 +1289,7 @@ def _plain(given: Any) -> Any:
 def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
-    monkeypatch.setattr(shutdown, "stop_on_signals", shutdown.Stop)
+    monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: shutdown.Stop())
     monkeypatch.setattr(roles, "Parts", lambda *_: None)
     run = runs.dataclasses.replace(make("uniform"), carrier="reverb", num_replay_servers=2, num_actors=5)
     runs.save(runs.replace(run, placement="threads", actors_per_process=2), tmp_path)
@@ -1378,7 +1378,7 @@ class Threads:
         monkeypatch.setattr(threads, "Display", Nothing)
         monkeypatch.setattr(program, "ATTEND_SECONDS", 0.01)
         self.stop = threading.Event()
-        monkeypatch.setattr(threads, "stop_on_signals", lambda: self.stop)
+        monkeypatch.setattr(threads, "stop_on_signals", lambda notice: self.stop)
         monkeypatch.setattr(threads, "give_way", lambda: self.lazy.add(threading.current_thread().name))
         monkeypatch.setattr(roles, "make_parts", lambda run, logdir: self.members)
         monkeypatch.setattr(roles, "connect", lambda members, logdir, port: ("carrier", [*members], logdir, port))
@@ -1440,7 +1440,7 @@ def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, m
     source = "the rings" if name == "uniform" else None
     carrier = Carrier(source)
     monkeypatch.setattr(serial, "Display", Nothing)
-    monkeypatch.setattr(serial, "stop_on_signals", threading.Event)
+    monkeypatch.setattr(serial, "stop_on_signals", lambda notice: threading.Event())
     monkeypatch.setattr(roles, "connect", lambda members, logdir, port: carrier)
 
     def act(parts, given, task, sitting, stop):

@@ -1,0 +1,93 @@
+"""What a run is told before its machine is taken away."""
+
+import contextlib
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from launchers import shutdown
+from launchers.shutdown import noticed
+from runtime import metrics
+from tests.launchers import command_line
+
+WAIT = 60.0
+
+
+@contextlib.contextmanager
+def serving(code: int, body: bytes) -> Iterator[str]:
+    """The address of a server that answers so."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("localhost", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://localhost:{server.server_address[1]}/notice"
+        finally:
+            server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("code", "body", "says"),
+    [
+        (200, b"TRUE", True),
+        (200, b"TERMINATE_ON_HOST_MAINTENANCE", True),
+        (200, b'{"action": "terminate", "time": "2017-09-18T08:22:00Z"}', True),
+        (200, b"FALSE\n", False),
+        (200, b"none", False),
+        (200, b"", False),
+        (404, b"TRUE", False),
+        (500, b"TRUE", False),
+    ],
+)
+def test_a_url_says_so_by_an_answer(code, body, says):
+    with serving(code, body) as address:
+        assert noticed(address) == says
+
+
+def test_what_does_not_answer_says_nothing():
+    assert not noticed(f"http://localhost:{command_line.free_port()}/notice")
+    assert not noticed("http://no.such.host.invalid/")
+
+
+def test_a_file_says_so_by_being_there(tmp_path):
+    file = tmp_path / "notice"
+    assert not noticed(str(file))
+    file.touch()
+    assert noticed(str(file))
+
+
+def test_a_notice_asks_for_an_orderly_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutdown, "NOTICE_SECONDS", 0.01)
+    monkeypatch.setattr(shutdown.signal, "signal", lambda *_: None)  # the tests' own stay
+    file = tmp_path / "notice"
+    stop = shutdown.stop_on_signals(str(file))
+    assert not stop.wait(0.1)
+    file.touch()
+    assert stop.wait(WAIT) and stop.exit_code == 0
+
+
+@pytest.mark.parametrize("placement", ["threads", "processes"])
+def test_a_run_that_gets_notice_is_saved(placement, tmp_path):
+    file, logdir = tmp_path / "notice", tmp_path / "run"
+    arguments = (*command_line.TINY, f"--logdir={logdir}", f"--placement={placement}", f"--preemption_notice={file}")
+    training = command_line.start("train", *arguments, "--max_env_steps=1000000000", "--checkpoint_seconds=100000")
+    try:
+        command_line.wait_for("learning", lambda: metrics.latest(logdir, "learner") or training.poll() is not None)
+        file.touch()
+        output, _ = training.communicate(timeout=120)
+    finally:
+        training.kill()
+    assert training.returncode == 0 and "will be taken away" in output, output
+    assert list((logdir / "checkpoints").glob("learner_steps_*"))
+    code, output = command_line.run("train", *arguments)
+    assert code == 2 and "is there already: remove it first" in output
