@@ -255,49 +255,62 @@ def cliffwalk_transitions(n: int) -> tuple[np.ndarray, ...]:
     return tuple(np.array(column) for column in zip(*found, strict=True))
 
 
-def updates_until_learnt(n: int, alpha: float, most: int, seeds: int) -> np.ndarray:
-    """Updates of Q-learning, a transition each, until the mean squared error of its table is below 10^-3, [seeds]; at
-    most `most`. Transitions are drawn with probability p^alpha, where p is the last error's size, 1 at first."""
+def updates_until_learnt(states: np.ndarray, alphas: list[float], most: int, seeds: int) -> np.ndarray:
+    """Updates of Q-learning, a transition each, until the mean squared error of a table of n states is below 10^-3, for
+    each exponent and each n in `states`, [alphas, seeds, states]; at most `most`. Transitions are drawn in proportion
+    to p^alpha, where p is the last error's size, 1 at first."""
     import jax
     import jax.numpy as jnp
 
     from agents.parts.prioritized import priorities
     from replay import sums
 
-    s, right, reward, going_on = (jnp.asarray(column) for column in cliffwalk_transitions(n))
-    gamma, step_size = 1.0 - 1.0 / n, 0.25
-    truth = jnp.zeros((n, 2)).at[:, 1].set(gamma ** jnp.arange(n - 1, -1, -1))
-    places = -(-len(s) // sums.FAN_OUT) * sums.FAN_OUT
+    largest = int(states.max())
+    places = -(-(2 ** (largest + 1) - 2) // sums.FAN_OUT) * sums.FAN_OUT  # of all n alike, so that one program serves
 
-    def unlearnt(carry):
-        Q, *_, updates = carry
-        return (jnp.mean(jnp.square(Q - truth)) >= 1e-3) & (updates < most)
+    @jax.jit
+    def learn(key, n, s, right, reward, going_on, alpha):
+        gamma, step_size = 1.0 - 1.0 / n, 0.25
+        here = jnp.arange(largest) < n
+        truth = jnp.zeros((largest, 2)).at[:, 1].set(gamma ** (n - 1.0 - jnp.arange(largest)))
 
-    def update(carry):
-        Q, masses, tree, key, updates = carry
-        i = sums.sample(masses, tree, jax.random.fold_in(key, updates), 1)
-        bootstrap = going_on[i] * jnp.max(Q[jnp.minimum(s[i] + 1, n - 1)], axis=-1)
-        delta = reward[i] + gamma * bootstrap - Q[s[i], right[i]]
-        masses = masses.at[i].set(priorities(delta) ** alpha)
-        return Q.at[s[i], right[i]].add(step_size * delta), masses, sums.update(masses, tree, i), key, updates + 1
+        def unlearnt(carry):
+            Q, *_, updates = carry
+            return (jnp.sum(here[:, None] * jnp.square(Q - truth)) / (2 * n) >= 1e-3) & (updates < most)
 
-    def learn(key):
-        masses = jnp.where(jnp.arange(places) < len(s), 1.0, 0.0)
-        Q_key, draw_key = jax.random.split(key)
-        start = (0.1 * jax.random.normal(Q_key, (n, 2)), masses, sums.build(masses), draw_key, jnp.int32(0))
-        return jax.lax.while_loop(unlearnt, update, start)[-1]
+        def update(carry):
+            Q, masses, tree, updates = carry
+            i = sums.sample(masses, tree, jax.random.fold_in(key, updates), 1)
+            bootstrap = going_on[i] * jnp.max(Q[jnp.minimum(s[i] + 1, largest - 1)], axis=-1)
+            delta = reward[i] + gamma * bootstrap - Q[s[i], right[i]]
+            masses = masses.at[i].set(priorities(delta) ** alpha)
+            return Q.at[s[i], right[i]].add(step_size * delta), masses, sums.update(masses, tree, i), updates + 1
 
-    return np.asarray(jax.jit(jax.vmap(learn))(jax.random.split(jax.random.key(n), seeds)), np.float64)
+        masses = (s >= 0).astype(jnp.float32)
+        Q = 0.1 * jax.random.normal(jax.random.fold_in(key, most), (largest, 2))
+        return jax.lax.while_loop(unlearnt, update, (Q, masses, sums.build(masses), jnp.int32(0)))[-1]
+
+    found = np.zeros((len(alphas), seeds, len(states)))
+    for column, n in enumerate(states):
+        transitions = cliffwalk_transitions(int(n))
+        padded = [np.pad(x.astype(np.float32), (0, places - len(x)), constant_values=-1) for x in transitions]
+        s, right, reward, going_on = padded[0].astype(np.int32), padded[1].astype(np.int32), *padded[2:]
+        for row, alpha in enumerate(alphas):
+            keys = jax.random.split(jax.random.key(int(n)), seeds)
+            found[row, :, column] = [learn(key, float(n), s, right, reward, going_on, alpha) for key in keys]
+    return found
 
 
 def blind_cliffwalk(asked: Textbook, runs: pathlib.Path) -> list[Line]:
     """How many updates it takes to learn n states, by uniform and by prioritised replay."""
-    states, most = np.arange(2, 3 + max(1, round(11 * asked.budget))), 3_000_000
-    return [
-        Line(label, states, np.stack([updates_until_learnt(int(n), alpha, most, asked.seeds) for n in states], axis=1))
-        for label, alpha in [("uniform replay", 0.0), ("prioritised replay, proportional, alpha = 0.6", 0.6),
-                             ("prioritised replay, proportional, alpha = 1", 1.0)]
-    ]  # fmt: skip
+    states = np.arange(2, 3 + max(1, round(11 * asked.budget)))
+    labels = {
+        "uniform replay": 0.0,
+        "prioritised replay, proportional, alpha = 0.6": 0.6,
+        "prioritised replay, proportional, alpha = 1": 1.0,
+    }
+    found = updates_until_learnt(states, [*labels.values()], 3_000_000, asked.seeds)
+    return [Line(label, states, each) for label, each in zip(labels, found, strict=True)]
 
 
 # Figures ----------------------------------------------------------------------------------------------------------
