@@ -1,0 +1,27 @@
+"""An environment that keeps its actor waiting, as a simulator or a robot does: `--env=gymnasium:environments.slow:ID`.
+
+What many actors are for shows where experience is slow to come by, and not the learner.
+"""
+
+import time
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+
+class SlowCartPole(gymnasium.Wrapper):
+    """CartPole, of which every step takes so many `seconds` in which nothing is computed; most 1."""
+
+    def __init__(self, seconds: float = 0.005, **keywords: Any):
+        if not 0.0 <= seconds <= 1.0:
+            raise ValueError(f"seconds={seconds} must be from 0 to 1")
+        super().__init__(CartPoleEnv(**keywords))
+        self._seconds = seconds
+
+    def step(self, action: Any) -> Any:
+        time.sleep(self._seconds)
+        return self.env.step(action)
+
+
+gymnasium.register("SlowCartPole-v0", "environments.slow:SlowCartPole", max_episode_steps=500)
