@@ -32,9 +32,9 @@ import pytest
 
 import runtime
 from agents.agent import Version
-from launchers import evaluate, flags, plot, processes, program, role, serial, settings, shutdown, threads, train
+from launchers import evaluate, flags, plot, pod, processes, program, role, serial, settings, shutdown, threads, train
 from launchers import run as runs
-from runtime import checkpoint, evaluator, scheduling
+from runtime import checkpoint, evaluator, hosts, scheduling
 from scripts import bench, bench_learners
 from tests.launchers import generated, odd_values
 from tests.launchers.generated import FOLDER, Line
@@ -77,11 +77,23 @@ class BegunBench:
         raise Begun(run)
 
 
+class Met:
+    """A pod's hosts, of which all came."""
+
+    def __init__(self, of: hosts.Hosts, *_: Any):
+        self.hosts = of
+
+    def close(self, seconds: float) -> None:
+        """Nobody waits."""
+
+
 @pytest.fixture
 def nothing_begins(monkeypatch, tmp_path):
     """Where work would begin, Begun is raised instead."""
-    for placement in (threads, serial, processes):
+    for placement in (threads, serial, processes, pod):
         monkeypatch.setattr(placement, "train", begin)
+    monkeypatch.setattr(pod, "Meeting", Met)
+    monkeypatch.setattr(hosts, "start_jax", lambda *_: None)
     monkeypatch.setattr(threads, "play", begin)
     monkeypatch.setattr(evaluator, "play", begin)
     monkeypatch.setattr(bench, "Bench", BegunBench)
@@ -196,7 +208,7 @@ def judge_run(line: Line, folder: pathlib.Path, run: runs.Run) -> None:
 
 
 def judge_train(line: Line, folder: pathlib.Path, given: Any) -> None:
-    run, logdir, port = given
+    run, logdir, port, *_ = given
     judge_run(line, folder, run)
     assert runs.load(logdir) == run
     assert 0 <= port <= 65_536 - run.num_replay_servers and port == int(said(line, folder).get("port", "0"), 0)
