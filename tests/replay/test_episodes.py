@@ -102,7 +102,7 @@ def test_each_episode_is_taken_once_in_order_and_to_the_last_number(serve, num_e
     for _ in range(len(expected) // batch_size):
         batch = within(WAIT, "a batch", next, batches)
         assert batch.sample.steps.observation.shape == (6, batch_size, 3) and batch.sample.likelihood == ()
-        assert batch.learner_steps is None and batch.rows == 5 * batch_size
+        assert batch.learner_steps is None and 0 < batch.env_steps <= 5 * batch_size
         for column in range(batch_size):
             environment, item = item_of(batch.sample, column)
             check(batch.sample, column, environment, item)

@@ -308,7 +308,7 @@ def test_new_experience_is_counted_in_items_of_all_servers(serve):
 
     def all_counted():
         batch = within(WAIT, "a batch", next, batches)
-        assert batch.rows == batch.env_steps >= 0
+        assert batch.env_steps >= 0
         counted.append(counted[-1] + batch.env_steps)
         return counted[-1] >= expected
 
