@@ -152,9 +152,9 @@ class Meeting:
                     if lost := said.get("lost", ""):
                         break
                 else:
-                    lost = "" if ended else f"host {index} of {self.hosts.count} ended"
+                    lost = "" if ended or self._over else f"host {index} of {self.hosts.count} ended"
         except (OSError, ValueError):
-            lost = "" if ended else f"host {index} of {self.hosts.count} is silent"
+            lost = "" if ended or self._over else f"host {index} of {self.hosts.count} is silent"
         with self._changed:
             self._left.pop(index, None)
             self._lost = self._lost or lost

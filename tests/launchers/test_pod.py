@@ -93,7 +93,7 @@ def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(argume
     [
         (2, ("--config.discount=0.9",), {"host_1": ("--config.discount=0.8",)}, "--config.discount is 0.9 on host 0"),
         (3, ("--config.batch_size=8",), {}, "--num_hosts=3 does not divide config.batch_size=8"),
-        (2, ("--agent=a3c", "--travels=gradients"), {}, "where gradients travel there is one learner host"),
+        (2, ("--agent=a3c", "--config.batch_size=4"), {}, "where gradients travel there is one learner host"),
         (2, ("--population=2", "--tune=learning_rate:log:1e-4:1e-2"), {}, "a population's members"),
         (2, ("--connect_seconds=4",), {"host_1": ("--num_hosts=3",)}, "count is 2 on host 0 and 3 on host 1"),
     ],
