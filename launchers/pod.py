@@ -1,7 +1,7 @@
 """Placement `pod`: the same command on every host. Each has its own actors and its own queue or replay, and its devices
 are part of one mesh; only gradients go from host to host."""
 
-import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import json
@@ -21,7 +21,6 @@ from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
 from runtime import hosts as pods
 from runtime.hosts import Hosts, HostsDiffer, Meeting
-from runtime.scheduling import give_way
 
 HEARD_SECONDS = 2.0  # in which the end of another's process is heard
 END_SECONDS = 60.0  # in which other hosts are at their end, once the first is
@@ -110,8 +109,7 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     pods.tell_before_an_abort(meeting)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
-    with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
-        carrier = executor.submit(roles.connect, members.values(), logdir, port).result()
+    carrier = threads.connect(members.values(), logdir, port)
     works: dict[program.Role, Callable[[threading.Event], Iterator[Any]]] = {
         role: functools.partial(roles.play, role, members[role.member], carrier)
         for role in program.roles_of(run)
@@ -119,11 +117,8 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     }
     works = {role: _ending(work, run, stop) if role.kind == "learner" else work for role, work in works.items()}
     try:
-        if hosts.index == 0:
-            with Display(run, logdir) as display:
-                threads.play(works, stop, functools.partial(_attend, meeting, display.refresh))
-        else:
-            threads.play(works, stop, functools.partial(_attend, meeting, lambda: None))
+        with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
+            threads.play(works, stop, functools.partial(_attend, meeting, display))
     except Exception:
         # What breaks JAX, in many ways, is most often a host that is gone, and whose end is heard as soon.
         meeting.check(HEARD_SECONDS)
@@ -147,9 +142,10 @@ def _ending(
     return work
 
 
-def _attend(meeting: Meeting, refresh: Callable[[], None]) -> None:
+def _attend(meeting: Meeting, display: Display | None) -> None:
     try:
         meeting.check()
     except pods.HostLost as error:
         pods.leave(error)
-    refresh()
+    if display:
+        display.refresh()

@@ -4,7 +4,7 @@ import concurrent.futures
 import functools
 import pathlib
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from launchers import program, roles
@@ -67,12 +67,17 @@ def play(
         thread.ended()  # what broke while it ended
 
 
+def connect(members: Collection[roles.Parts], logdir: pathlib.Path, port: int) -> Any:
+    """As roles.connect, whose servers' threads give way to learners."""
+    with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
+        return executor.submit(roles.connect, members, logdir, port).result()
+
+
 def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
     stop = stop_on_signals(run.preemption_notice)
     members = roles.make_parts(run, logdir)
-    with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:  # servers' threads inherit it
-        carrier = executor.submit(roles.connect, members.values(), logdir, port).result()
+    carrier = connect(members.values(), logdir, port)
     works = {
         role: functools.partial(roles.play, role, members[role.member], carrier)
         for role in program.roles_of(run)

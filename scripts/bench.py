@@ -39,7 +39,7 @@ import jax
 import numpy as np
 
 from agents.agent import BoundedActions, FactoredActions, Sample, Step, TimeStep, Version
-from launchers import flags, program, roles
+from launchers import flags, program, roles, threads
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import Run
@@ -47,7 +47,6 @@ from launchers.settings import Settings, UsageError, setting
 from launchers.threads import RoleThread
 from replay.rows import Row
 from runtime import devices, leave_out_tensorflow
-from runtime.scheduling import give_way
 
 
 @dataclasses.dataclass
@@ -282,8 +281,7 @@ class Bench:
             # By how far actors may be ahead grows with the replay's minimum: of Atari's they would use up the time
             # that is measured, and as much of the processor as the learner.
             parts.table = dataclasses.replace(parts.table, min_size=min(parts.table.min_size, LEAST_ITEMS))
-        with concurrent.futures.ThreadPoolExecutor(1, initializer=give_way) as executor:
-            carrier = executor.submit(roles.connect, [parts], parts.logdir, 0).result()
+        carrier = threads.connect([parts], parts.logdir, 0)
 
         learning, batches, publisher = roles.open_learning(parts, carrier, stop.is_set)
         actors = [
