@@ -67,7 +67,7 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
     "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
 }
-# Every torso in one network, and every network on one of them. They learn in steps so small that the loss falls: where it
+# Every torso in one network, and every network on one of them. Steps are small enough that the loss falls: where it
 # grows, any two roundings part.
 FRAMES = [*(("impala", torso, DISCRETE) for torso in LEAST_SIDES), ("dqn", "shallow", DISCRETE)]
 FRAMES += [("mix_match", "shallow", FACTORED)]
