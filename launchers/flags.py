@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from launchers.run import Run
 
 MOST_LETTERS = 2000  # of what an error says
+# What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is not
+# finite.
+MENDABLE = (UsageError, EnvironmentFailure, OSError, FloatingPointError)
 FLAGS = flags.FlagValues()  # what the command line that was parsed last says; none but a command's own flags are in it
 flags.FLAGS.mark_as_parsed()  # libraries' flags, which no command takes
 
@@ -153,7 +156,7 @@ def _parse(argv: list[str], known_only: bool = False) -> list[str]:
     try:
         return FLAGS(argv, known_only)
     except (flags.Error, ValueError, TypeError) as error:
-        raise UsageError(_one_line(error)) from error
+        raise UsageError(one_line(error)) from error
 
 
 def any_given() -> bool:
@@ -190,7 +193,8 @@ def logdir_from_flags() -> pathlib.Path:
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """What an error says, on one line and cut where it is long."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
 
@@ -200,11 +204,9 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     try:
         return command(*parse(command, argv))
-    # What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is
-    # not finite.
-    except (UsageError, EnvironmentFailure, OSError, FloatingPointError) as error:
+    except MENDABLE as error:
         with contextlib.suppress(OSError):  # nobody may be there to read it
-            print(f"error: {_one_line(error)}", file=sys.stderr, flush=True)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
     except Exception:
         with contextlib.suppress(OSError):

@@ -12,8 +12,6 @@ import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
 import pathlib
-import re
-import shutil
 import signal
 import sys
 import threading
@@ -26,21 +24,17 @@ from launchers import flags, program, role
 from launchers.ports import free_port
 from launchers.run import Run, UsageError
 from launchers.shutdown import stop_on_signals
+from launchers.supervision import Restarts, RoleLog
 from launchers.terminal import Display
 
 Connection = multiprocessing.connection.Connection
 
-MAX_RESTARTS = 10  # of one process; then the run ends
-HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
-PAUSE_SECONDS = 0.5, 30.0  # before a process starts again: the shortest, the longest
 GRACE_SECONDS = 90.0  # for a child to end once asked; then it is killed
-NO_ROOM = 1 << 20  # bytes free on a disk that was full when something was to be written
 FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from which it was forked
 
 # What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
 # devices: a fork would lose the ones and share the others.
 PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
-WARNING = re.compile(r"WARNING:absl:(.*)")  # a line of a role's log by which it warns of something
 _forks = multiprocessing.get_context("forkserver")
 
 
@@ -64,17 +58,17 @@ class RoleProcess:
           held: an end of a pipe that tells others, by staying open, that a process of this kind is left.
           awaited: other ends of the pipes of those who need this role: it outlives them if the launcher dies.
         """
-        self.name, self._arguments, self._say = name, arguments, say
+        self.name, self._arguments = name, arguments
         self._ends = held, awaited
-        self.log = logdir / "logs" / f"{name}.log"
-        self.log.parent.mkdir(exist_ok=True)
-        self._told = self.log.stat().st_size if self.log.exists() else 0  # how much of it was looked through
+        self._log = RoleLog(logdir, name, say)
+        self._restarts = Restarts(self._log, say)
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._restarts, self._start_at, self._deadline = 0, 0.0, 0.0
+        self._start_at, self._deadline = 0.0, 0.0
 
     def _start(self) -> None:
-        self._started = time.monotonic()
-        self._process = _forks.Process(target=_play, args=(self._arguments, self.log, *self._ends), name=self.name)
+        self._restarts.begin()
+        arguments = self._arguments, self._log.path, *self._ends
+        self._process = _forks.Process(target=_play, args=arguments, name=self.name)
         self._process.start()
 
     def _exit_code(self) -> int | None:
@@ -97,46 +91,12 @@ class RoleProcess:
                 self._start()
             return False
         code = self._exit_code()
-        self._tell_warnings()
-        if code:
-            self._bury(code)
-        return code == 0
-
-    def _tell_warnings(self) -> None:
-        """Says what the role has warned of since the last look: nobody reads its log while all goes well."""
-        with contextlib.suppress(OSError), open(self.log, "rb") as file:
-            file.seek(self._told)
-            for line in file:
-                if not line.endswith(b"\n"):  # it is being written
-                    break
-                self._told += len(line)
-                if found := WARNING.match(line.decode(errors="replace").rstrip()):
-                    self._say(f"{self.name}: {found[1]}")
-
-    def _bury(self, code: int) -> None:
+        self._log.tell_warnings()
         if code == 2:
-            raise UsageError(f"{self.name}: {self._last_line().removeprefix('error: ')}")
-        now = time.monotonic()
-        if now - self._started > HEALTHY_SECONDS:
-            self._restarts = 0
-        if self._restarts >= MAX_RESTARTS:
-            raise UsageError(f"{self.name} died {MAX_RESTARTS + 1} times; its last words are in {self.log}")
-        shortest, longest = PAUSE_SECONDS
-        pause = min(longest, shortest * 2 ** max(0, self._restarts - 1))
-        self._restarts += 1
-        self._process, self._start_at = None, now + pause
-        self._say(f"{self.name} {_how(code)}; restart {self._restarts} of {MAX_RESTARTS} in {pause:.1f} s ({self.log})")
-
-    def _last_line(self) -> str:
-        try:
-            text = self.log.read_text(errors="replace")
-        except OSError as error:
-            return f"{self.log} cannot be read ({error.strerror}): was the logdir removed?"
-        lines = [line for line in text.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("error: ")]
-        if not errors and shutil.disk_usage(self.log.parent).free < NO_ROOM:
-            return f"no space is left for {self.log}: make room, then give the same command again"
-        return (errors or lines or ["no words"])[-1]
+            raise UsageError(f"{self.name}: {self._log.last_words().removeprefix('error: ')}")
+        if code:
+            self._process, self._start_at = None, time.monotonic() + self._restarts.after(_how(code))
+        return code == 0
 
     def ask(self) -> None:
         self._deadline = time.monotonic() + GRACE_SECONDS

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 import re
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from launchers import flags
-from launchers.settings import MANY, Settings, Sitting, UsageError, setting
+from launchers.settings import KINDS, MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
     from launchers.program import Role
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from replay.reverb_carrier import ReverbCarrier
 
 SLACK_STEPS = 1_000_000  # by which a run's last batch may lead beyond its end
-KINDS = ("replay", "learner", "evaluator", "actor")  # program.KINDS, which brings JAX
 
 
 @dataclasses.dataclass
@@ -53,7 +54,7 @@ def role() -> int:
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
     for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
-        _check_addresses(flag, addresses.split(",") if addresses else [])
+        check_addresses(flag, addresses.split(",") if addresses else [])
     saved = (logdir / "config.json").exists() and not flags.any_given()
     # --actors_per_process says which actors are --task's, wherever they run.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
@@ -66,22 +67,19 @@ def role() -> int:
         raise UsageError(
             "a run with --carrier=local has all its roles in one process: give scripts/train --carrier=reverb"
         )
-    import jax
-
-    if values.role == "replay" or (values.role != "learner" and run.actor_backend == "cpu"):
-        jax.config.update("jax_platforms", "cpu")  # leave the accelerator to the learner
+    leave_accelerators(run, values.role)
     if asked:
         populations.check(run)
         run.check_fit()
-    from launchers import ports, program, roles, threads
+    from launchers import ports, program
     from launchers.program import Role
     from launchers.shutdown import stop_on_signals
-    from runtime.scheduling import give_way
 
-    if values.num_learners > 1:
-        run.check_hosts(values.num_learners)
+    hosts = values.num_learners
+    if hosts > 1:
+        run.check_hosts(hosts)
     process = Role(values.role, values.task, values.member)
-    processes = program.processes_of(run, values.num_learners)
+    processes = program.processes_of(run, hosts)
     if process not in processes:
         raise UsageError(_missing(process, list(processes)))
     if process.kind == "replay":
@@ -90,28 +88,68 @@ def role() -> int:
     elif values.replay.count(",") + 1 != run.num_replay_servers:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
     stop = stop_on_signals(run.preemption_notice)
-    if process.kind != "learner":
-        give_way()
     if asked:
         populations.save(run, logdir)
-    if process.kind == "learner" and values.num_learners > 1:
-        jax.distributed.initialize(values.coordinator, values.num_learners, process.task)
-    works: dict[Role, Any]
-    if process.kind == "replay":
-        members = roles.make_parts(run, logdir).values()
-        works = {process: functools.partial(roles.serving, members, logdir, process.task, values.port)}
-    else:
-        parts = roles.Parts(run, logdir, process.member)
-        carrier = _carrier(run, values.replay.split(","), values.connect_seconds)
-        works = {role: functools.partial(roles.play, role, parts, carrier) for role in processes[process]}
-    # The main thread is never inside Reverb, so that a signal is always heard.
-    threads.play(works, stop, lambda: None)
-    if process.kind == "learner" and values.num_learners > 1:
-        jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
+    replay = values.replay.split(",") if values.replay else []
+    take_part(run, logdir, process, stop, replay, values.port, values.connect_seconds, values.coordinator or "", hosts)
     return stop.exit_code  # 0 is for work that is done
 
 
-def _check_addresses(flag: str, addresses: Sequence[str]) -> None:
+def take_part(
+    run: Run,
+    logdir: pathlib.Path,
+    process: Role,
+    stop: threading.Event,
+    replay: Sequence[str] = (),
+    port: int = 0,
+    connect_seconds: float = 120.0,
+    coordinator: str = "",
+    num_learners: int = 1,
+) -> None:
+    """What one of a run's processes does, in this one, until its work is done or `stop` is set.
+
+    Args:
+      process: one of `program.processes_of(run, num_learners)`.
+      replay: the addresses of the replay servers, unless it is one of them.
+      port: a replay server's.
+      connect_seconds: to wait for the replay servers.
+      coordinator: the address of the first learner host, where there are several.
+    """
+    import jax
+
+    from launchers import program, roles, threads
+    from runtime.scheduling import give_way
+
+    several = process.kind == "learner" and num_learners > 1
+    if process.kind != "learner":
+        give_way()
+    if several:
+        jax.distributed.initialize(coordinator, num_learners, process.task)
+    works: dict[Role, Any]
+    if process.kind == "replay":
+        members = roles.make_parts(run, logdir).values()
+        works = {process: functools.partial(roles.serving, members, logdir, process.task, port)}
+    else:
+        parts = roles.Parts(run, logdir, process.member)
+        carrier = _carrier(run, replay, connect_seconds)
+        played = program.processes_of(run, num_learners)[process]
+        works = {role: functools.partial(roles.play, role, parts, carrier) for role in played}
+    # The thread that is here is never inside Reverb: as the main one it always hears signals.
+    threads.play(works, stop, lambda: None)
+    if several:
+        jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
+
+
+def leave_accelerators(run: Run, kind: str) -> None:
+    """Has JAX compute on the CPU where a role of this kind does, so that accelerators are the learner's. Before JAX
+    computes anything."""
+    import jax
+
+    if kind == "replay" or (kind != "learner" and run.actor_backend == "cpu"):
+        jax.config.update("jax_platforms", "cpu")
+
+
+def check_addresses(flag: str, addresses: Sequence[str]) -> None:
     """Raises UsageError unless each is host:port."""
     for address in addresses:
         host, _, port = address.rpartition(":")

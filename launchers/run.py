@@ -169,21 +169,33 @@ class Run(settings.Settings):
         agent = self.make_agent(spec)
         if self.travels == "gradients":
             agent = agent._replace(table=agent.table.items.table)  # type: ignore[union-attr]
-        table, way = agent.table, channels.way(agent.table)
+        table = agent.table
         self._check_sizes(agent, spec)
         if table.kind == "queue":
             return spec
         if self.carrier == "local" or self.travels == "gradients":
             self._check_rings(agent, spec)
             return spec
-        steps = way.counter(table)[1]  # to an item
-        items = min(table.max_size, -(-self.max_env_steps // steps)) * servers // self.num_replay_servers
+        items = self._most_items(agent) * servers // self.num_replay_servers
         self._check_room(
-            items * way.item_bytes(agent, spec),
+            items * channels.way(table).item_bytes(agent, spec),
             f"a replay of {items:,} {type(table.items).__name__.lower()}",
             "--config.replay_size",
         )
         return spec
+
+    def replay_bytes(self) -> int:
+        """What all of the run's replay servers hold, about; of what is learnt from once it is little, and 0 here."""
+        spec = self.spec()
+        agent = self.make_agent(spec)
+        if agent.table.kind == "queue":
+            return 0
+        return self._most_items(agent) * channels.way(agent.table).item_bytes(agent, spec)
+
+    def _most_items(self, agent: Agent) -> int:
+        """How many items its replay comes to hold."""
+        steps = channels.way(agent.table).counter(agent.table)[1]  # to an item
+        return min(agent.table.max_size, -(-self.max_env_steps // steps))
 
     def check_hosts(self, num_learners: int) -> None:
         """Raises UsageError if a learner cannot be spread over so many hosts, more than one."""

@@ -21,6 +21,8 @@ from launchers import papers, presets
 COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
 MANY = 2**20  # of what takes a thread, a process or an environment each
 LAST_PORT = 2**16 - 1
+MOST_RESOURCES = 2**53  # of one kind that a process may need
+KINDS = ("replay", "learner", "evaluator", "actor")  # of roles: program.KINDS, which brings JAX
 STEPS = 10**15  # of environment steps, which are counted in 64 bits
 
 
@@ -41,7 +43,9 @@ POPULATION = Only(
 GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
 REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
 GYMNASIUM = Only("Gymnasium's environments: give --env=gymnasium:ID", lambda run: "gymnasium:" in run["env"])
-PROCESSES = Only("actors in processes: give --placement=processes", lambda run: run["placement"] == "processes")
+PROCESSES = Only(
+    "actors in processes: give --placement=processes or ray", lambda run: run["placement"] in ("processes", "ray")
+)
 
 
 class Share(NamedTuple):
@@ -162,15 +166,15 @@ class Settings:
     envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
     placement: str = setting(
         "threads",
-        "where the roles run; pod: on several hosts, each of which gives this command; serial: with a replay or for "
-        "whole episodes with --carrier=local",
-        choices=("threads", "processes", "serial", "pod"),
+        "where the roles run; pod: on several hosts, each of which gives this command; ray: on the nodes of a Ray "
+        "cluster; serial: with a replay or for whole episodes with --carrier=local",
+        choices=("threads", "processes", "serial", "pod", "ray"),
         free=True,
         learnt=False,
         see="#placements",
     )
     actors_per_process: int = setting(
-        2, "with processes: actors that share a process", most=MANY, free=True, learnt=False, only=PROCESSES
+        2, "with processes or ray: actors that share a process", most=MANY, free=True, learnt=False, only=PROCESSES
     )
     actor_backend: str = setting(
         "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
@@ -333,9 +337,40 @@ class Pod:
     num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY, free=True, see="#a-pod")
     host: int = setting(None, "of a pod: which of the hosts this is, from 0", least=0, free=True, see="#a-pod")
     connect_seconds: float = setting(
-        120.0, "of a pod: how long to wait for the other hosts", least=0, free=True, see="#a-pod"
+        120.0,
+        "of a pod, or with ray: how long to wait for all hosts",
+        least=0,
+        free=True,
+        see="#a-pod",
     )
 
+
+@dataclasses.dataclass
+class RayCluster:
+    """Where a run's processes find a Ray cluster, and what they need of its nodes."""
+
+    ray_address: str = setting(
+        None,
+        "with ray: the cluster, host:port or auto; else one of this machine is started",
+        free=True,
+        see="#a-ray-cluster",
+    )
+    ray_resources: str = setting(
+        None,
+        'with ray: what a process of each kind of role needs of a node, as JSON: {"learner": {"CPU": 4, "GPU": 1}}',
+        free=True,
+        see="#a-ray-cluster",
+    )
+    num_learners: int = setting(
+        1, "with ray: hosts of the learner, which has a queue then", most=MANY, free=True, see="#a-ray-cluster"
+    )
+
+
+# Flags of single placements: with others they say nothing, and are refused.
+OF_PLACEMENT = {
+    "pod": ("coordinator", "num_hosts", "host"),
+    "ray": ("ray_address", "ray_resources", "num_learners"),
+}
 
 DECLARED = declarations(Settings)
 
@@ -431,11 +466,13 @@ def check(settings: Settings) -> None:
         check_value(name, getattr(settings, name), declared)
     if settings.carrier == "reverb" and not importlib.util.find_spec("reverb"):
         raise UsageError("--carrier=reverb: Reverb is not installed, for it needs Python 3.11; give --carrier=local")
-    if settings.carrier == "local" and settings.placement == "processes":
+    if settings.carrier == "local" and settings.placement in ("processes", "ray"):
         raise UsageError(
-            "--placement=processes needs --carrier=reverb, which joins processes (and Python 3.11); give "
+            f"--placement={settings.placement} needs --carrier=reverb, which joins processes (and Python 3.11); give "
             "--placement=threads"
         )
+    if settings.placement == "ray" and not importlib.util.find_spec("ray"):
+        raise UsageError("--placement=ray: Ray is not installed: pip install ray, or give --placement=processes")
     environments = max(1, settings.population) * settings.num_actors * settings.envs_per_actor
     if environments > MANY:
         raise UsageError(
@@ -451,6 +488,14 @@ def check(settings: Settings) -> None:
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:
             raise UsageError(f"--{name}={getattr(settings, name)} must be a multiple of the {count} tasks of --env")
+
+
+def check_idle(flags: Any, settings: Settings) -> None:
+    """Raises UsageError if one of the `flags` is for another placement than the run's."""
+    for placement, names in OF_PLACEMENT.items():
+        for name in names:
+            if placement != settings.placement and flags[name].present:
+                raise UsageError(f"--{name} is for --placement={placement}: give that, or leave --{name} out")
 
 
 def check_port(port: int, settings: Settings) -> None:
@@ -475,6 +520,32 @@ def keywords(env_kwargs: str) -> dict[str, Any]:
         raise UsageError(
             f"""--env_kwargs={env_kwargs} is no object of JSON{why}: give, say, --env_kwargs='{{"k": 1}}'"""
         )
+    return value
+
+
+def resources(text: str | None) -> dict[str, dict[str, float]]:
+    """What --ray_resources says: amounts by the names of Ray's resources, by kinds of roles.
+
+    Raises:
+      UsageError: it says no such thing.
+    """
+    example = """--ray_resources='{"learner": {"CPU": 4, "GPU": 1}}'"""
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--ray_resources={text} is no JSON ({error}): give, say, {example}") from error
+    if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
+        raise UsageError(f"--ray_resources={text} is no object of objects: give, say, {example}")
+    for kind, each in value.items():
+        if kind not in KINDS:
+            raise UsageError(f"--ray_resources: {kind!r} is no kind of role: there are {', '.join(KINDS)}")
+        for name, amount in each.items():
+            number = isinstance(amount, int | float) and not isinstance(amount, bool)
+            if not number or not 0 <= amount < MOST_RESOURCES:  # NaN is not, either
+                raise UsageError(f"--ray_resources: {kind} has {name}: {amount!r}, which is no amount, 0 or more")
+            # So is it with Ray: there is no half of two GPUs.
+            if name != "memory" and amount > 1 and amount != int(amount):
+                raise UsageError(f"--ray_resources: {kind} has {name}: {amount}, and above 1 amounts are whole numbers")
     return value
 
 

@@ -41,11 +41,16 @@ def stop_on_signals(notice: str = "") -> Stop:
         if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN:
             signal.signal(which, handle)
     if notice:
-        threading.Thread(target=_watch, args=(notice, stop), name="notice", daemon=True).start()
+        watch(notice, stop)
     return stop
 
 
-def _watch(notice: str, stop: Stop) -> None:
+def watch(notice: str, stop: threading.Event) -> None:
+    """Has `stop` set once there is a `notice`, as `noticed` sees it."""
+    threading.Thread(target=_watch, args=(notice, stop), name="notice", daemon=True).start()
+
+
+def _watch(notice: str, stop: threading.Event) -> None:
     while not stop.wait(NOTICE_SECONDS):
         if noticed(notice):
             logging.warning("%s says that this machine will be taken away: the run ends in order", notice)

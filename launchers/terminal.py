@@ -53,7 +53,7 @@ class Display:
 
     def __init__(self, run: Run, logdir: pathlib.Path):
         self._run, self._logdirs = run, logdirs(run, logdir)
-        self._console = rich.console.Console(soft_wrap=True, highlight=False)
+        self._console = rich.console.Console(file=sys.stdout, soft_wrap=True, highlight=False)
         for logdir in self._logdirs:
             metrics.show(logdir, "evaluating", None)  # of an earlier sitting, if that was killed
         self._evaluations = [len(metrics.read(logdir / "evaluator.csv")) for logdir in self._logdirs]

@@ -4,10 +4,10 @@ import contextlib
 import importlib
 
 from launchers import flags
-from launchers.settings import Pod, Settings, Sitting
+from launchers.settings import Pod, RayCluster, Settings, Sitting
 
 
-@flags.command(Settings, Sitting, Pod)
+@flags.command(Settings, Sitting, Pod, RayCluster)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
@@ -21,15 +21,18 @@ def train() -> int:
 
     if run.preemption_notice and noticed(run.preemption_notice):
         raise settings.UsageError(f"--preemption_notice={run.preemption_notice} is there already: remove it first")
+    settings.check_idle(flags.FLAGS, run)
     meeting = None
     if run.placement == "pod":
         from launchers import pod
 
         meeting = pod.meet(run)
-    elif idle := [name for name in ("coordinator", "num_hosts", "host") if getattr(flags.FLAGS, name) is not None]:
-        raise settings.UsageError(f"--{idle[0]} is for hosts of a pod: give --placement=pod, or leave --{idle[0]} out")
+    if run.placement == "ray":
+        from launchers import ray as rays
+
+        rays.check(run)
     host = meeting.hosts.index if meeting else 0
-    if run.placement == "processes":
+    if run.placement in ("processes", "ray"):
         jax.config.update("jax_platforms", "cpu")  # of this process alone: accelerators are its roles'
     if run.carrier == "local":
         leave_out_tensorflow()
@@ -52,7 +55,7 @@ def train() -> int:
             flush=True,
         )
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
-    native = {"reverb": run.carrier == "reverb", "native": run.placement == "pod"}
+    native = {"reverb": run.carrier == "reverb", "native": run.placement in ("pod", "ray")}
     log = next((name for name, there in native.items() if there), None)
     lines = native_lines_in(logdir / "logs" / f"{log}.log") if log else contextlib.nullcontext()
     with sittings.hold(logdir, f"train_{host}" if host else "train"), lines:

@@ -1,0 +1,411 @@
+"""Placement `ray`: each process of a run on whatever node of a Ray cluster has room for it. Ray ships the code, places
+the processes and starts again those that died, elsewhere if their node is gone; Reverb carries the experience, as ever.
+
+The replay servers, the learner and the evaluator are one placement group: Ray finds room for all of them at once, and
+anew for those whose node is lost. Actors have no state and are placed one by one: the run goes on with those for whom
+there is room, and more of them join as nodes do.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from launchers import flags, ports, program, role, settings
+from launchers.processes import GRACE_SECONDS
+from launchers.program import Role
+from launchers.run import Run
+from launchers.settings import UsageError
+from launchers.shutdown import noticed, stop_on_signals, watch
+from launchers.supervision import Restarts, RoleLog
+from launchers.terminal import Display
+
+ROOT = pathlib.Path(__file__).parent.parent
+LEFT_OUT = [".git", ".venv*", "docs", "tests", "runs"]  # of what nodes are sent; and what .gitignore names
+# Environment variables that a run's processes are given as this one has them.
+HANDED_ON = ("GLIBC_TUNABLES", "JAX_", "XLA_", "SHOAL_")
+NAMED = {"CPU", "GPU", "memory"}  # resources for which Ray has options of their own
+ACCELERATORS = ("GPU", "TPU")
+GB = 1e9
+WAITING_SECONDS = 30.0  # for a place, before that is said
+LOOK_SECONDS = 1.0  # between two looks for a place
+SERVING_SECONDS = 300.0  # from a replay server's place to its first answer
+PROBE_SECONDS = 10.0  # for somebody to answer at the cluster's address
+KEPT_SECONDS = 300.0  # by which a node that is to be taken away is gone
+
+Needs = dict[str, float]  # amounts by the names of Ray's resources
+
+
+class Claim(NamedTuple):
+    """Where a process runs, and a port that is free there."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Player:
+    """A process of a run, on the node that Ray gave it. What it prints is in LOGDIR/logs and in Ray's logs."""
+
+    def __init__(self, run: Run, logdir: pathlib.Path, process: Role, num_learners: int):
+        self._part = run, logdir, process, num_learners
+        self._asked = threading.Event()
+        log = RoleLog(logdir, process.name, print).path
+        # A process of its own, which writes the last words too.
+        tee = subprocess.Popen(["tee", "-a", log], stdin=subprocess.PIPE, start_new_session=True)
+        assert tee.stdin
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        for descriptor in (1, 2):
+            os.dup2(tee.stdin.fileno(), descriptor)
+        tee.stdin.close()
+        role.leave_accelerators(run, process.kind)
+
+    def claim(self, port: int) -> Claim:
+        """`port`: which one it is to be, unless 0."""
+        return Claim(ray.util.get_node_ip_address(), port or ports.free_port())
+
+    def play(self, replay: Sequence[str], port: int, coordinator: str) -> bool:
+        """As `role.take_part`. Whether the work is done, or was asked to end; else the node will be taken away."""
+        run, logdir, process, num_learners = self._part
+        notice = run.preemption_notice
+        if notice:
+            watch(notice, self._asked)
+        try:
+            role.take_part(run, logdir, process, self._asked, replay, port, SERVING_SECONDS, coordinator, num_learners)
+        except flags.MENDABLE as error:
+            print(f"error: {flags.one_line(error)}", flush=True)
+            raise UsageError(flags.one_line(error)) from None
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)  # and Ray starts a new process
+        return not (notice and noticed(notice))
+
+    def ask(self) -> None:
+        """Asks it to end."""
+        self._asked.set()
+
+    def stay(self, seconds: float) -> None:
+        """Returns after so long, if this process still is there."""
+        time.sleep(seconds)
+
+
+class RayRole:
+    """A process of a run, as the launcher sees it: a program.Running."""
+
+    def __init__(self, process: Role, cluster: "Cluster", needs: Needs, strategy: Any):
+        """`needs`: what Ray must have free for it on a node; `strategy`: by which Ray chooses the node."""
+        self.process, self._cluster, self._needs = process, cluster, needs
+        self._log = RoleLog(cluster.logdir, process.name, cluster.say)
+        self._restarts = Restarts(self._log, cluster.say)
+        # Of Ray's restarts there is no end: they are counted here, and those that are meant are not.
+        own = {{"CPU": "num_cpus", "GPU": "num_gpus"}.get(name, name): needs[name] for name in needs.keys() & NAMED}
+        others = {name: amount for name, amount in needs.items() if name not in NAMED}
+        actor = ray.remote(Player).options(
+            **own, resources=others, scheduling_strategy=strategy, name=process.name, max_restarts=-1, max_concurrency=4
+        )
+        self._player: Any = actor.remote(cluster.run, cluster.logdir, process, cluster.num_learners)
+        self.claim: Claim | None = None
+        self._claiming: Any = None
+        self._playing: Any = None
+        self._again_at, self._deadline = 0.0, 0.0
+        self._waits_since, self._meant = time.monotonic(), False
+
+    def ended(self) -> bool:
+        """Has it play once it has a place and all that it needs have one; again whenever it died.
+
+        Raises:
+          UsageError: a person must mend something, or it died too often.
+        """
+        self._log.tell_warnings()
+        try:
+            if self._playing is None:
+                self._begin()
+                return False
+            if not _is_ready(self._playing):
+                return False
+            done = ray.get(self._playing)
+        except ray.exceptions.RayActorError as error:
+            self._bury(error)
+            return False
+        except UsageError as error:  # Ray raises its own that is one of these, too
+            raise UsageError(f"{self.process.name}: {flags.one_line(getattr(error, 'cause', error))}") from None
+        if done is False:
+            self._cluster.say(f"{self.process.name}: its node will be taken away; it goes on elsewhere")
+            self._meant, self._playing = True, self._player.stay.remote(KEPT_SECONDS)
+            return False
+        if done is None:  # it stayed
+            self.restart()
+            return False
+        return True
+
+    def _begin(self) -> None:
+        """Has it play, if by now it can."""
+        if time.monotonic() < self._again_at:
+            return
+        if self.claim is None:
+            if self._claiming is None:
+                self._claiming = self._player.claim.remote(self._cluster.port_of(self.process))
+                self._waits_since = time.monotonic()
+            if not _is_ready(self._claiming):
+                if time.monotonic() > self._waits_since + WAITING_SECONDS:
+                    self._waits_since = float("inf")
+                    self._cluster.say(f"{self.process.name} waits for a node with {_words(self._needs)} free")
+                return
+            self.claim, self._claiming = ray.get(self._claiming), None
+            self._cluster.placed(self)
+        told = self._cluster.tell(self)
+        if told is not None:
+            self._restarts.begin()
+            self._playing = self._player.play.options(name=self.process.name).remote(*told)
+
+    def _bury(self, error: Exception) -> None:
+        self.claim = self._claiming = self._playing = None
+        if isinstance(error, ray.exceptions.ActorDiedError):  # for ever
+            raise UsageError(f"{self.process.name} cannot run: {flags.one_line(error)}") from error
+        if self._meant:
+            self._meant = False
+            return
+        self._again_at = time.monotonic() + self._restarts.after("died, or its node did")
+        self._cluster.died(self)
+
+    def restart(self) -> None:
+        """Has it start anew, wherever it is."""
+        if self._playing is not None:
+            self._meant = True
+            ray.kill(self._player, no_restart=False)
+
+    def ask(self) -> None:
+        self._deadline = time.monotonic() + GRACE_SECONDS
+        if self._playing is not None:
+            self._player.ask.remote()
+
+    def wait(self) -> None:
+        """Waits for the end; kills what has not ended in time, and what is left of what has."""
+        if self._playing is not None:
+            ray.wait([self._playing], timeout=max(0.0, self._deadline - time.monotonic()))
+        ray.kill(self._player)
+
+
+class Cluster:
+    """What the processes of a run need to know of each other, as the launcher does."""
+
+    def __init__(self, run: Run, logdir: pathlib.Path, port: int, display: Display):
+        self.run, self.logdir, self.say, self.num_learners = run, logdir, display.say, flags.FLAGS.num_learners
+        self._port, self._roles = port, list[RayRole]()
+        self._served: dict[int, Claim] = {}  # the last place of each replay server
+
+    def start(self, needs: Mapping[Role, Needs], group: PlacementGroup, places: Sequence[Role]) -> dict[Role, RayRole]:
+        """Starts all processes; `places`: whose are the group's bundles."""
+        for process, each in needs.items():
+            strategy: Any = "SPREAD"
+            if process in places:
+                strategy = PlacementGroupSchedulingStrategy(group, places.index(process))
+            self._roles.append(RayRole(process, self, each, strategy))
+        return {each.process: each for each in self._roles}
+
+    def port_of(self, process: Role) -> int:
+        """The port that a replay server is to have: the one it had, for those that wait for it there; 0: any."""
+        if process.kind != "replay":
+            return 0
+        before = self._served.get(process.task)
+        return before.port if before else self._port and self._port + process.task
+
+    def placed(self, of: RayRole) -> None:
+        """A process has a place. Where a replay server has moved, all that were with it start anew."""
+        if of.process.kind != "replay":
+            return
+        assert of.claim
+        before, self._served[of.process.task] = self._served.get(of.process.task), of.claim
+        if before and before != of.claim:
+            self.say(f"{of.process.name} has moved to {of.claim.address}: all others start again")
+            for each in self._roles:
+                if each.process.kind != "replay":
+                    each.restart()
+
+    def tell(self, to: RayRole) -> tuple[Any, ...] | None:
+        """What a process is to be told to play; None: others that it needs have no place yet."""
+        if to.process.kind == "replay":
+            assert to.claim
+            return [], to.claim.port, ""
+        if len(self._served) < self.run.num_replay_servers:
+            return None
+        coordinator = ""
+        if to.process.kind == "learner" and self.num_learners > 1:
+            gang = [each for each in self._roles if each.process.kind == "learner"]
+            if any(each.claim is None for each in gang):
+                return None
+            first = gang[0].claim
+            assert first
+            coordinator = first.address
+        return [self._served[task].address for task in sorted(self._served)], 0, coordinator
+
+    def died(self, of: RayRole) -> None:
+        """A process did. Learners' hosts break off together, and begin together."""
+        if of.process.kind == "learner":
+            for each in self._roles:
+                if each is not of and each.process.kind == "learner" and self.num_learners > 1:
+                    each.restart()
+
+
+def train(run: Run, logdir: pathlib.Path, port: int) -> None:
+    """Trains until `max_env_steps` or a signal; on any way out, every process has ended."""
+    logdir = logdir.absolute()
+    needs = {process: {"CPU": 1.0} for process in program.processes_of(run, flags.FLAGS.num_learners)}
+    with joined(len(needs)):
+        stop = stop_on_signals(run.preemption_notice)  # only now: Ray takes signals for itself when it starts
+        needs = {process: needs_of(run, process.kind) for process in needs}
+        places = [process for process in needs if process.kind != "actor"]
+        group = reserve(needs, places, stop)
+        if group is None:
+            return
+        with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"):
+            running = Cluster(run, logdir, port, display).start(needs, group, places)
+            program.conduct(running, stop, display.refresh)
+
+
+@contextlib.contextmanager
+def _ray_lines_in(path: pathlib.Path) -> Iterator[None]:
+    """Has what Ray prints appended to a file: of a process or a node that is gone it says a page, in the middle of the
+    live line. A Display that is there already writes to the terminal as before."""
+    path.parent.mkdir(exist_ok=True)
+    with (
+        open(path, "a", buffering=1, errors="backslashreplace") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
+        yield
+
+
+def check(run: Run) -> None:
+    """Raises UsageError if the flags say what cannot be, or if nobody is at --ray_address."""
+    values = flags.FLAGS
+    settings.resources(values.ray_resources)
+    if values.num_learners > 1:
+        run.check_hosts(values.num_learners)
+    address = values.ray_address
+    if address in (None, "auto"):
+        return
+    role.check_addresses("ray_address", [address])
+    host, _, port = address.rpartition(":")
+    try:  # Ray itself tries for minutes
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+    except OSError as error:
+        raise UsageError(f"--ray_address={address}: nobody answers there ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def joined(processes: int) -> Iterator[None]:
+    """Connected to the cluster that --ray_address names, or to one of this machine alone, which is started for that
+    time and has room for so many processes.
+
+    Raises:
+      UsageError: no cluster answers.
+    """
+    address = flags.FLAGS.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    own: dict[str, Any] = {}
+    if address == "local":  # no data goes through Ray: its store of objects is as small as it may be
+        own = {"num_cpus": max(processes, os.cpu_count() or 1), "object_store_memory": 80 * 2**20}
+    handed_on = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    shipped = {"working_dir": str(ROOT), "excludes": LEFT_OUT, "env_vars": handed_on}
+    try:
+        ray.init(address, runtime_env=shipped, log_to_driver=False, logging_level=logging.ERROR, **own)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if address == "auto" and isinstance(error, ConnectionError):
+            why = "none runs on this machine: `ray start --head` starts one, or leave --ray_address out"
+        else:
+            why = flags.one_line(error)
+        raise UsageError(f"--ray_address={address}: no Ray cluster could be joined: {why}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def needs_of(run: Run, kind: str) -> Needs:
+    """What a process of a kind of role needs of a node: a core, and what --ray_resources says of its kind; a replay
+    server the memory of what it holds, the learner all accelerators of the node that has most."""
+    needs: Needs = {"CPU": 1.0}
+    if kind == "replay":
+        needs["memory"] = run.replay_bytes() // run.num_replay_servers
+    if kind == "learner":
+        for name in ACCELERATORS:
+            needs[name] = max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"])
+    needs |= settings.resources(flags.FLAGS.ray_resources).get(kind, {})
+    return {name: amount for name, amount in needs.items() if amount}
+
+
+def reserve(needs: Mapping[Role, Needs], places: Sequence[Role], stop: threading.Event) -> PlacementGroup | None:
+    """Room for the processes in `places`, a bundle for each, and nodes that could have the others; None: `stop` was set
+    before there was any.
+
+    Raises:
+      UsageError: there is none after --connect_seconds.
+    """
+    # Learners of several hosts are spread over nodes; else what talks much is close together.
+    several = sum(process.kind == "learner" for process in places) > 1
+    group = placement_group([dict(needs[process]) for process in places], "SPREAD" if several else "PACK")
+    ready, deadline = group.ready(), time.monotonic() + flags.FLAGS.connect_seconds
+    said = False
+    while not stop.is_set():
+        if ray.wait([ready], timeout=LOOK_SECONDS)[0] and all(map(_is_anywhere, needs.values())):
+            return group
+        if time.monotonic() > deadline:
+            raise UsageError(_lack(needs))
+        if not said:
+            print("waiting for room in the Ray cluster", flush=True)
+            said = True
+    return None
+
+
+def _lack(needs: Mapping[Role, Needs]) -> str:
+    """Why there is no room."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for process, each in needs.items():
+        for name, amount in each.items():
+            most = max(node.get(name, 0.0) for node in nodes)
+            if most < amount:
+                return (
+                    f"{process.name} needs {_words({name: amount})}, and the most that a node of the Ray cluster has "
+                    f"is {_words({name: most})}: add a node, or give --ray_resources"
+                )
+    first = {process: each for process, each in needs.items() if process.kind != "actor" or process.task == 0}
+    names = {name for each in first.values() for name in each}
+    wanted = {name: sum(each.get(name, 0.0) for each in first.values()) for name in sorted(names)}
+    free = {name: ray.available_resources().get(name, 0.0) for name in wanted}
+    return (
+        f"the Ray cluster has no room for {', '.join(process.name for process in first)}: together they need "
+        f"{_words(wanted)}, and {_words(free)} are free: add nodes, or give --ray_resources"
+    )
+
+
+def _words(needs: Needs) -> str:
+    return ", ".join(
+        f"{amount / GB:.1f} GB of memory" if name == "memory" else f"{amount:,.10g} {name}"
+        for name, amount in needs.items()
+    )
+
+
+def _is_anywhere(needs: Needs) -> bool:
+    """Whether a node could have room for these, if nothing else were there."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return any(all(node.get(name, 0.0) >= amount for name, amount in needs.items()) for node in nodes)
+
+
+def _is_ready(reference: Any) -> bool:
+    return bool(ray.wait([reference], timeout=0)[0])

@@ -1,0 +1,178 @@
+"""Placement `ray`: a run over the nodes of a cluster, which outlives what dies of it."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+
+import pytest
+
+from runtime import metrics
+from tests.launchers import command_line
+from tests.launchers.test_pod import env_steps, saved
+
+QUEUE = (*command_line.TINY, "--agent=impala", "--actors_per_process=1")
+REPLAY = (*command_line.TINY_REPLAY, "--actors_per_process=1")
+FOR_EVER = ("--max_env_steps=1000000000", "--eval_period=20000", "--checkpoint_seconds=1", "--eval_episodes=1")
+STORE = 80 * 2**20  # bytes, the least that Ray allows
+SECONDS = 300  # for a process to be there again
+
+
+class Nodes:
+    """A Ray cluster of this machine. Each node has an address of its own, and its first one no room."""
+
+    def __init__(self):
+        cluster_utils = pytest.importorskip("ray.cluster_utils")
+        first = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
+        self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=first)
+        self.address, self._count = self._cluster.address, 1
+
+    def add(self, **resources):
+        self._count += 1
+        address = f"127.0.0.{self._count}"
+        return self._cluster.add_node(**resources, object_store_memory=STORE, node_ip_address=address)
+
+    def remove(self, node):
+        """As if its machine had lost its power."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def close(self):
+        self._cluster.shutdown()
+
+
+@pytest.fixture
+def nodes():
+    found = Nodes()
+    yield found
+    found.close()
+
+
+def processes(name: str) -> list[int]:
+    """Those that play a role, by the name that Ray gives them."""
+    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    return [int(line.split()[0]) for line in listed.splitlines() if re.search(rf" ray::{name}\b", line)]
+
+
+def end(launcher: subprocess.Popen) -> str:
+    """What it said until it ended, as it was asked to."""
+    launcher.send_signal(signal.SIGTERM)
+    try:
+        output, _ = launcher.communicate(timeout=180)
+    finally:
+        launcher.kill()
+    assert launcher.returncode == 0 and "Traceback" not in output, output
+    assert not processes("(learner|actor|evaluator|replay)"), "nothing is left"
+    return output
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("arguments", [QUEUE, REPLAY], ids=["a queue", "a replay"])
+def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
+    lost = nodes.add(num_cpus=16)
+    launcher = command_line.start(
+        "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", *arguments, *FOR_EVER
+    )
+
+    def goes_on(after: str) -> None:
+        before = env_steps(tmp_path)
+        command_line.wait_for(
+            f"learning, {after}",
+            lambda: launcher.poll() is not None or env_steps(tmp_path) > before + 200,
+            SECONDS,
+        )
+        assert launcher.poll() is None, launcher.communicate()[0]
+
+    goes_on("at first")
+    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS)
+    names = ["actor_0", "actor_1", "evaluator_0", "learner_0", "replay_0"]
+    random.Random(0).shuffle(names)
+    for name in names:
+        command_line.wait_for(f"{name} to play", lambda name=name: processes(name), SECONDS)
+        for process in processes(name):
+            os.kill(process, signal.SIGKILL)
+        goes_on(f"without {name}")
+    nodes.add(num_cpus=16)
+    nodes.remove(lost)
+    goes_on("on another node")
+
+    output = end(launcher)
+    for name in names:
+        assert re.search(rf"{name} (died|has moved)", output), output
+    assert "replay_0 has moved to 127.0.0.3:" in output, output
+    assert saved(tmp_path).env_steps >= env_steps(tmp_path)
+    if arguments is REPLAY:
+        assert {path.name for path in tmp_path.glob("replay_*")} == {"replay_0", "replay_1"}
+
+
+@pytest.mark.timeout(900)
+def test_actors_join_when_there_is_room(nodes, tmp_path):
+    """Three nodes' worth of actors begin on one node."""
+    nodes.add(num_cpus=4)
+    launcher = command_line.start(
+        "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", *QUEUE, *FOR_EVER
+    )
+    command_line.wait_for("one actor's learning", lambda: env_steps(tmp_path) > 200, SECONDS)
+    assert sum(bool(processes(f"actor_{task}")) for task in range(2)) == 1
+    nodes.add(num_cpus=1)
+    command_line.wait_for(
+        "both actors", lambda: all(metrics.latest(tmp_path, f"actor_{task}") for task in range(2)), SECONDS
+    )
+    end(launcher)
+
+
+@pytest.mark.timeout(900)
+def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
+    for _ in range(2):
+        nodes.add(num_cpus=4)
+    launcher = command_line.start(
+        "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", "--num_learners=2",
+        *QUEUE, *FOR_EVER,
+    )  # fmt: skip
+    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 200, SECONDS)
+    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS)
+    before = saved(tmp_path)
+    for process in processes("learner_1"):
+        os.kill(process, signal.SIGKILL)
+    command_line.wait_for("a later checkpoint", lambda: saved(tmp_path).env_steps > before.env_steps + 1000, SECONDS)
+    assert "learner_1 died" in end(launcher)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--ray_address=auto",), "none runs on this machine"),
+        (("--ray_address=localhost:1",), "nobody answers there"),
+        (("--ray_address=somewhere",), "is no address"),
+        (("--ray_resources={",), "is no JSON"),
+        (("--ray_resources=[]",), "is no object of objects"),
+        (('--ray_resources={"teacher": {}}',), "'teacher' is no kind of role"),
+        (('--ray_resources={"actor": {"CPU": -1}}',), "is no amount"),
+        (('--ray_resources={"actor": {"CPU": 1.5}}',), "whole numbers"),
+        (('--ray_resources={"learner": {"GPU": 3}}', "--connect_seconds=1"), "learner_0 needs 3 GPU"),
+        (('--ray_resources={"actor": {"x": 3}}', "--connect_seconds=1"), "actor_0 needs 3 x"),
+        (('--ray_resources={"learner": {"CPU": 999}}', "--connect_seconds=1"), "learner_0 needs 999 CPU"),
+        (("--num_learners=2", "--agent=dqn"), "an agent with a replay has one learner host"),
+        (("--config.learning_rate=1e30", "--config.max_gradient_norm=1e30"), "learner_0: "),
+        (("--placement=threads", "--ray_address=auto"), "--ray_address is for --placement=ray"),
+        (("--placement=processes", "--num_learners=2"), "--num_learners is for --placement=ray"),
+    ],
+)
+def test_what_is_wrong_is_one_line(arguments, words, tmp_path):
+    pytest.importorskip("ray")
+    code, output = command_line.run(
+        "train", "--placement=ray", *command_line.TINY[:-1], f"--logdir={tmp_path}", *arguments, timeout=200
+    )
+    *_, line = output.strip().splitlines()
+    assert code == 2 and line.startswith("error: ") and words in line, output
+    assert "Traceback" not in output
+
+
+def test_one_command_learns_without_a_cluster(tmp_path):
+    pytest.importorskip("ray")
+    code, output = command_line.run(
+        "train", "--placement=ray", *QUEUE, f"--logdir={tmp_path}", "--max_env_steps=2000", "--eval_episodes=1"
+    )
+    assert code == 0 and "Traceback" not in output, output
+    assert saved(tmp_path).env_steps >= 2000 and env_steps(tmp_path) >= 2000
+    assert not processes("(learner|actor|evaluator|replay)"), "nothing is left"
