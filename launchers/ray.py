@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -78,7 +78,9 @@ class Player:
 
     def claim(self, port: int) -> Claim:
         """`port`: which one it is to be, unless 0."""
-        return Claim(ray.util.get_node_ip_address(), port or ports.free_port())
+        here = ray.get_runtime_context().get_node_id()
+        (host,) = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here]
+        return Claim(host, port or ports.free_port())
 
     def play(self, replay: Sequence[str], port: int, coordinator: str) -> bool:
         """As `role.take_part`. Whether the work is done, or was asked to end; else the node will be taken away."""
@@ -205,8 +207,8 @@ class RayRole:
 class Cluster:
     """What the processes of a run need to know of each other, as the launcher does."""
 
-    def __init__(self, run: Run, logdir: pathlib.Path, port: int, display: Display):
-        self.run, self.logdir, self.say, self.num_learners = run, logdir, display.say, flags.FLAGS.num_learners
+    def __init__(self, run: Run, logdir: pathlib.Path, port: int, say: Callable[[str], None]):
+        self.run, self.logdir, self.say, self.num_learners = run, logdir, say, flags.FLAGS.num_learners
         self._port, self._roles = port, list[RayRole]()
         self._served: dict[int, Claim] = {}  # the last place of each replay server
 
@@ -267,15 +269,13 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     """Trains until `max_env_steps` or a signal; on any way out, every process has ended."""
     logdir = logdir.absolute()
     needs = {process: {"CPU": 1.0} for process in program.processes_of(run, flags.FLAGS.num_learners)}
-    with joined(len(needs)):
+    with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(needs)):
         stop = stop_on_signals(run.preemption_notice)  # only now: Ray takes signals for itself when it starts
         needs = {process: needs_of(run, process.kind) for process in needs}
         places = [process for process in needs if process.kind != "actor"]
-        group = reserve(needs, places, stop)
-        if group is None:
-            return
-        with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"):
-            running = Cluster(run, logdir, port, display).start(needs, group, places)
+        group = reserve(needs, places, stop, display.say)
+        if group is not None:
+            running = Cluster(run, logdir, port, display.say).start(needs, group, places)
             program.conduct(running, stop, display.refresh)
 
 
@@ -350,7 +350,9 @@ def needs_of(run: Run, kind: str) -> Needs:
     return {name: amount for name, amount in needs.items() if amount}
 
 
-def reserve(needs: Mapping[Role, Needs], places: Sequence[Role], stop: threading.Event) -> PlacementGroup | None:
+def reserve(
+    needs: Mapping[Role, Needs], places: Sequence[Role], stop: threading.Event, say: Callable[[str], None]
+) -> PlacementGroup | None:
     """Room for the processes in `places`, a bundle for each, and nodes that could have the others; None: `stop` was set
     before there was any.
 
@@ -368,7 +370,7 @@ def reserve(needs: Mapping[Role, Needs], places: Sequence[Role], stop: threading
         if time.monotonic() > deadline:
             raise UsageError(_lack(needs))
         if not said:
-            print("waiting for room in the Ray cluster", flush=True)
+            say("waiting for room in the Ray cluster")
             said = True
     return None
 
