@@ -141,7 +141,8 @@ def _check_names(in_pod: bool) -> str:
     ):
         if text is not None and (len(text) > most or not re.fullmatch(pattern, text)):
             raise UsageError(
-                f"--{flag}: {text!r} is no name in Kubernetes: give small letters, digits and '-', {most} at most"
+                f"--{flag}: {text!r} is no name in Kubernetes: give small letters, digits and '-', a letter first, "
+                f"{most} at most"
             )
     of_roles = [f"{role}_resources" for role in ("replay", "learner", "evaluator", "actor")]
     for flag in of_roles if in_pod else ("host_resources", "num_hosts"):
