@@ -16,7 +16,7 @@ import numpy as np
 
 from launchers import flags, ports, program, roles, threads
 from launchers.run import Run
-from launchers.settings import LAST_PORT, UsageError
+from launchers.settings import UsageError
 from launchers.shutdown import stop_on_signals
 from launchers.terminal import Display
 from runtime import hosts as pods
@@ -47,11 +47,9 @@ def meet(run: Run) -> Meeting:
     hosts = Hosts(values.host, values.num_hosts)
     if hosts.index >= hosts.count:
         raise UsageError(f"--host={hosts.index}: hosts are numbered from 0, below --num_hosts={hosts.count}")
-    name, _, port = values.coordinator.rpartition(":")
-    if not name or not port.isdecimal() or not 0 < int(port) < LAST_PORT:
-        raise UsageError(f"--coordinator: {values.coordinator!r} is no address, as localhost:8000 is")
-    meeting = _meet(run, hosts, name, int(port))
-    pods.start_jax(hosts, (name, int(port) + 1))
+    name, port = ports.parse_address("coordinator", values.coordinator, ports=2)  # the next is JAX's own service's
+    meeting = _meet(run, hosts, name, port)
+    pods.start_jax(hosts, (name, port + 1))
     _check(run, meeting)
     return meeting
 
@@ -103,10 +101,12 @@ def _check(run: Run, meeting: Meeting) -> None:
         raise
 
 
-def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
-    """This host's part, until `max_env_steps`, a signal to any host, or the first error on any."""
+def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
+    """This host's part, until `max_env_steps`, a signal to any host, or the first error on any; whether one of them was
+    asked to end."""
     stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
-    pods.tell_before_an_abort(meeting)
+    leave = functools.partial(pods.leave, code=flags.FLAGS.unfinished_code or 2)
+    pods.tell_before_an_abort(meeting, leave)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     carrier = threads.connect(members.values(), logdir, port)
@@ -118,13 +118,17 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> None:
     works = {role: _ending(work, run, stop) if role.kind == "learner" else work for role, work in works.items()}
     try:
         with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
-            threads.play(works, stop, functools.partial(_attend, meeting, display))
+            threads.play(works, stop, functools.partial(_attend, meeting, display, leave))
     except Exception:
         # What breaks JAX, in many ways, is most often a host that is gone, and whose end is heard as soon.
-        meeting.check(HEARD_SECONDS)
+        try:
+            meeting.check(HEARD_SECONDS)
+        except pods.HostLost as error:
+            leave(error)
         meeting.fail()
         raise
     meeting.close(END_SECONDS)
+    return stop.is_set()
 
 
 def _ending(
@@ -142,10 +146,10 @@ def _ending(
     return work
 
 
-def _attend(meeting: Meeting, display: Display | None) -> None:
+def _attend(meeting: Meeting, display: Display | None, leave: Callable[[pods.HostLost], None]) -> None:
     try:
         meeting.check()
     except pods.HostLost as error:
-        pods.leave(error)
+        leave(error)
     if display:
         display.refresh()

@@ -1,8 +1,9 @@
-"""Ports for replay servers."""
+"""Ports and addresses. Nothing here needs JAX: an address is understood before a second is spent on importing it."""
 
+import re
 import socket
 
-from launchers.settings import UsageError
+from launchers.settings import LAST_PORT, UsageError
 
 _held: dict[int, socket.socket] = {}  # what keeps other runs off a port
 
@@ -39,6 +40,18 @@ def check_port(port: int) -> None:
             probe.bind(("::", port))
         except OSError as error:
             raise UsageError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
+
+
+def parse_address(flag: str, text: str, ports: int = 1) -> tuple[str, int]:
+    """The host and the port that `text`, the value of --`flag`, names; so many `ports` are used, from that one on.
+
+    Raises:
+      UsageError: it is not host:port.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= LAST_PORT - ports + 1:
+        raise UsageError(f"--{flag}: {text!r} is no address, which is host:port, as localhost:8000 is")
+    return host, int(port)
 
 
 def free_port() -> int:

@@ -167,8 +167,8 @@ def _start_forkserver() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
 
 
-def train(run: Run, logdir: pathlib.Path, port: int) -> None:
-    """Trains until `max_env_steps` or a signal; on any way out, every child has ended."""
+def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
+    """Trains until `max_env_steps` or a signal; whether it was asked to end. On any way out, every child has ended."""
     ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
     replay = ",".join(f"localhost:{port}" for port in ports)
     stop = stop_on_signals(run.preemption_notice)
@@ -185,3 +185,4 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
             held = pipes[process.kind][1]
             running[process] = RoleProcess(process.name, arguments, logdir, display.say, held, awaited)
         program.conduct(running, stop, display.refresh)
+    return stop.is_set()

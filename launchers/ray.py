@@ -265,8 +265,8 @@ class Cluster:
                     each.restart()
 
 
-def train(run: Run, logdir: pathlib.Path, port: int) -> None:
-    """Trains until `max_env_steps` or a signal; on any way out, every process has ended."""
+def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
+    """Trains until `max_env_steps` or a signal; whether it was asked to end. On any way out every process has ended."""
     logdir = logdir.absolute()
     needs = {process: {"CPU": 1.0} for process in program.processes_of(run, flags.FLAGS.num_learners)}
     with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(needs)):
@@ -277,6 +277,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         if group is not None:
             running = Cluster(run, logdir, port, display.say).start(needs, group, places)
             program.conduct(running, stop, display.refresh)
+    return stop.is_set()
 
 
 @contextlib.contextmanager
@@ -301,10 +302,9 @@ def check(run: Run) -> None:
     address = values.ray_address
     if address in (None, "auto"):
         return
-    role.check_addresses("ray_address", [address])
-    host, _, port = address.rpartition(":")
+    host, port = ports.parse_address("ray_address", address)
     try:  # Ray itself tries for minutes
-        socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+        socket.create_connection((host.strip("[]"), port), PROBE_SECONDS).close()
     except OSError as error:
         raise UsageError(f"--ray_address={address}: nobody answers there ({error.strerror or error})") from error
 

@@ -12,12 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import re
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launchers import flags
+from launchers import flags, ports
 from launchers.settings import KINDS, MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
@@ -54,7 +53,8 @@ def role() -> int:
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
     for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
-        check_addresses(flag, addresses.split(",") if addresses else [])
+        for address in addresses.split(",") if addresses else []:
+            ports.parse_address(flag, address)
     saved = (logdir / "config.json").exists() and not flags.any_given()
     # --actors_per_process says which actors are --task's, wherever they run.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
@@ -71,7 +71,7 @@ def role() -> int:
     if asked:
         populations.check(run)
         run.check_fit()
-    from launchers import ports, program
+    from launchers import program
     from launchers.program import Role
     from launchers.shutdown import stop_on_signals
 
@@ -147,14 +147,6 @@ def leave_accelerators(run: Run, kind: str) -> None:
 
     if kind == "replay" or (kind != "learner" and run.actor_backend == "cpu"):
         jax.config.update("jax_platforms", "cpu")
-
-
-def check_addresses(flag: str, addresses: Sequence[str]) -> None:
-    """Raises UsageError unless each is host:port."""
-    for address in addresses:
-        host, _, port = address.rpartition(":")
-        if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
-            raise UsageError(f"--{flag}: {address!r} is no address, which is host:port, as localhost:8000 is")
 
 
 def _missing(process: Role, processes: Sequence[Role]) -> str:

@@ -17,8 +17,9 @@ class _Stopped(Exception):
     """The run is to end, and what the learner waits for will not come."""
 
 
-def train(run: Run, logdir: pathlib.Path, port: int) -> None:
-    """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from."""
+def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
+    """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from. Whether it was
+    asked to end."""
     stop = stop_on_signals(run.preemption_notice)
     (parts,) = roles.make_parts(run, logdir).values()
     carrier = roles.connect([parts], logdir, port)
@@ -75,3 +76,4 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
         work.close()
     if failures:
         raise failures[0]
+    return stop.is_set()

@@ -366,11 +366,27 @@ class RayCluster:
     )
 
 
+@dataclasses.dataclass
+class Ending:
+    """What is told of a run's end to whoever would start it again."""
+
+    unfinished_code: int = setting(
+        None,
+        "the exit code of a run that ends before --max_env_steps with nothing to mend: by a signal, a notice or the "
+        "loss of a pod's host",
+        most=255,
+        free=True,
+        see="#stopping-and-resuming",
+        default_words="0, 0 and 2",
+    )
+
+
 # Flags of single placements: with others they say nothing, and are refused.
 OF_PLACEMENT = {
     "pod": ("coordinator", "num_hosts", "host"),
     "ray": ("ray_address", "ray_resources", "num_learners"),
 }
+
 
 DECLARED = declarations(Settings)
 

@@ -73,8 +73,9 @@ def connect(members: Collection[roles.Parts], logdir: pathlib.Path, port: int) -
         return executor.submit(roles.connect, members, logdir, port).result()
 
 
-def train(run: Run, logdir: pathlib.Path, port: int) -> None:
-    """Trains until `max_env_steps`, a signal or the first role's error, which is raised here."""
+def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
+    """Trains until `max_env_steps`, a signal or the first role's error, which is raised here; whether it was asked to
+    end."""
     stop = stop_on_signals(run.preemption_notice)
     members = roles.make_parts(run, logdir)
     carrier = connect(members.values(), logdir, port)
@@ -85,3 +86,4 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> None:
     }
     with Display(run, logdir) as display:
         play(works, stop, display.refresh)
+    return stop.is_set()

@@ -4,10 +4,10 @@ import contextlib
 import importlib
 
 from launchers import flags
-from launchers.settings import Pod, RayCluster, Settings, Sitting
+from launchers.settings import Ending, Pod, RayCluster, Settings, Sitting
 
 
-@flags.command(Settings, Sitting, Pod, RayCluster)
+@flags.command(Settings, Sitting, Pod, RayCluster, Ending)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
@@ -59,16 +59,17 @@ def train() -> int:
     log = next((name for name, there in native.items() if there), None)
     lines = native_lines_in(logdir / "logs" / f"{log}.log") if log else contextlib.nullcontext()
     with sittings.hold(logdir, f"train_{host}" if host else "train"), lines:
-        placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
+        asked_to_end = placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
+    code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
     if host:
-        return 0
+        return code
     from runtime import plot
 
     if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):
         print(f"the learning curve is {logdir / 'curve.png'}")
     if plot.draw_lineages(logdir, logdir / "lineages.png"):
         print(f"the population's hyperparameters and scores are in {logdir / 'lineages.png'}")
-    return 0
+    return code
 
 
 def run() -> None:

@@ -282,9 +282,9 @@ def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
     return patience
 
 
-def tell_before_an_abort(meeting: Meeting) -> None:
-    """Has this process end with a line where JAX's client aborts it, as it does when the first host is gone: it says so
-    in C++, to nobody, and takes no other order."""
+def tell_before_an_abort(meeting: Meeting, leave: Callable[[HostLost], None]) -> None:
+    """Has this process `leave` with a line where JAX's client aborts it, as it does when the first host is gone: it
+    says so in C++, to nobody, and takes no other order."""
 
     def handle(number: int) -> None:  # in a thread of C++, which ctypes gives Python's lock
         try:
@@ -302,8 +302,9 @@ def tell_before_an_abort(meeting: Meeting) -> None:
 _kept: list[Any] = []  # what C++ may call must live as long as the process
 
 
-def leave(error: HostLost) -> None:
-    """Ends this process with the error's words: its learner waits in JAX for a host that does not come again."""
+def leave(error: HostLost, code: int) -> None:
+    """Ends this process with the error's words and an exit code: its learner waits in JAX for a host that does not come
+    again."""
     with contextlib.suppress(OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
-    os._exit(2)
+    os._exit(code)

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launchers import configs, evaluate, plot, role, settings
+from launchers import configs, evaluate, manifests, plot, role, settings
 from launchers import run as runs
 from launchers.settings import Setting, Settings, Sitting
 from scripts import bench, bench_learners
@@ -19,14 +19,15 @@ from tests.launchers import odd_values as odd
 from tests.launchers.odd_values import FOLDER
 
 DECLARING: dict[str, tuple[type, ...]] = {
-    "train": (Settings, Sitting),
+    "train": (Settings, Sitting, settings.Ending),
     "role": (Settings, Sitting, role.Place),
+    "manifests": (Settings, Sitting, manifests.Manifest),
     "evaluate": (evaluate.Evaluation,),
     "plot": (plot.Picture,),
     "bench": (Settings, bench.Timing),
     "bench_learners": (bench_learners.Choice, bench.Timing),
 }
-SHARES = {"train": 10, "role": 5, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
+SHARES = {"train": 10, "role": 5, "manifests": 3, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
 
 
 @dataclasses.dataclass
@@ -69,7 +70,8 @@ def _value(draw: random.Random, name: str, of: Setting) -> str:
     elif of.kind in (pathlib.Path, bool):
         pools = [odd.PATHS if of.kind is pathlib.Path else odd.BOOLS]
     elif of.kind is str:
-        pools = [of.choices] * 4 if of.choices else [odd.TEXTS, odd.RANGES if name == "tune" else odd.ADDRESSES]
+        like = {"tune": odd.RANGES, "tpu": odd.SLICES} | dict.fromkeys(odd.RESERVING, odd.RESOURCES)
+        pools = [of.choices] * 4 if of.choices else [odd.TEXTS, like.get(name, odd.ADDRESSES)]
     else:
         number: Any = of.kind
         edges = [number(of.least) - 1, number(of.least), number(of.least) + 1, number(of.most), number(of.most) + 1]
@@ -123,7 +125,10 @@ def _of_run(draw: random.Random, command: str) -> Line:
         arguments = [f"--agent={agent}", f"--env={_fitting(draw, agent)}"]
     arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < 0.35 else ()
     arguments += _flags(draw, command, agent, draw.choice((0, 1, 1, 2, 2, 3, 5)))
-    if "logdir" in declared(command) and draw.random() < 0.8:
+    if command == "manifests":
+        arguments += [flag for flag in ("--image=shoal:cpu", "--claim=runs") if draw.random() < 0.95]
+        arguments += draw.choice(((), (), ("--placement=pod", "--num_hosts=2"), ("--placement=pod", "--tpu=v5:2x4")))
+    elif "logdir" in declared(command) and draw.random() < 0.8:
         arguments.append(f"--logdir={FOLDER}/new")
     return Line(command, arguments, files)
 

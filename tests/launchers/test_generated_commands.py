@@ -8,6 +8,7 @@ what would have been done makes sense:
   finite and within its declared range; and the run that is saved comes back as the same run, and is that of the same
   line once more.
 - role: what would be played are roles of that run, of the kind and the task that the line names.
+- manifests: what is printed, or written to --output, is a JobSet.
 - evaluate: the run is its logdir's, and it plays at least as many episodes as the line asks for, as many of each task.
 - plot: there is a picture, whole, of the kind that its name says.
 
@@ -29,19 +30,35 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import yaml
 
 import runtime
 from agents.agent import Version
-from launchers import evaluate, flags, plot, pod, processes, program, role, serial, settings, shutdown, threads, train
+from launchers import (
+    evaluate,
+    flags,
+    manifests,
+    plot,
+    pod,
+    processes,
+    program,
+    role,
+    serial,
+    settings,
+    shutdown,
+    threads,
+    train,
+)
 from launchers import run as runs
 from runtime import checkpoint, evaluator, hosts, scheduling
 from scripts import bench, bench_learners
-from tests.launchers import generated, odd_values
+from tests.launchers import generated, kubernetes, odd_values
 from tests.launchers.generated import FOLDER, Line
 
 COMMANDS = {
     "train": train.train,
     "role": role.role,
+    "manifests": manifests.manifests,
     "evaluate": evaluate.evaluate,
     "plot": plot.plot,
     "bench": bench.bench,
@@ -112,7 +129,8 @@ def nothing_begins(monkeypatch, tmp_path):
 
 
 def attempt(line: Line, folder: pathlib.Path) -> tuple[int | None, Any, str]:
-    """The exit code, or None where work would have begun; with what; and what stands on stderr."""
+    """The exit code and what was printed, or None where work would have begun and with what; and what stands on
+    stderr."""
     folder.mkdir()
     for name, content in line.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -122,7 +140,8 @@ def attempt(line: Line, folder: pathlib.Path) -> tuple[int | None, Any, str]:
     command, errors, out = COMMANDS[line.command], io.StringIO(), sys.stdout
     seen, sys.stderr, sys.stdout = sys.stderr, errors, io.StringIO()
     try:
-        return flags.attempt(command, [line.command, *line.words(folder)]), None, errors.getvalue()
+        code = flags.attempt(command, [line.command, *line.words(folder)])
+        return code, sys.stdout.getvalue(), errors.getvalue()
     except Begun as begun:
         return None, begun.args, errors.getvalue()
     except BaseException as error:  # which no command lets out
@@ -148,7 +167,8 @@ def judge(line: Line, folder: pathlib.Path) -> bool:
         return False
     assert code in (None, 0), errors
     assert "error" not in errors, errors
-    judges = {"train": judge_train, "role": judge_role, "evaluate": judge_evaluate, "plot": judge_plot}
+    judges = {"train": judge_train, "role": judge_role, "manifests": judge_manifest}
+    judges |= {"evaluate": judge_evaluate, "plot": judge_plot}
     if line.command in judges:
         judges[line.command](line, folder, given)
     return True
@@ -226,6 +246,11 @@ def judge_role(line: Line, folder: pathlib.Path, given: Any) -> None:
     assert [*works] == known.get(program.Role(told["role"], task, None if member is None else int(member, 0))) or (
         told["role"] == "replay" and [*works] == [program.Role("replay", task)]
     )
+
+
+def judge_manifest(line: Line, folder: pathlib.Path, printed: str) -> None:
+    written = said(line, folder).get("output")
+    kubernetes.check(yaml.safe_load(pathlib.Path(written).expanduser().read_text() if written else printed))
 
 
 def judge_evaluate(line: Line, folder: pathlib.Path, given: Any) -> None:

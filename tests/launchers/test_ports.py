@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launchers.ports import check_port, free_port, hold_port
+from launchers.ports import check_port, free_port, hold_port, parse_address
 from launchers.run import UsageError
 from tests.launchers.command_line import ENVIRONMENT
 
@@ -37,6 +37,27 @@ def test_a_replay_servers_port_is_in_use():
 def test_a_free_port_and_0_are_allowed():
     check_port(0)
     check_port(free_port())
+
+
+@pytest.mark.parametrize(
+    ("text", "ports", "address"),
+    [
+        ("localhost:8000", 1, ("localhost", 8000)),
+        ("[::1]:7", 2, ("[::1]", 7)),
+        ("run-replay-0-0.run:65535", 1, ("run-replay-0-0.run", 65535)),
+        ("a:65534", 2, ("a", 65534)),
+        ("a:65535", 2, None),
+        ("a:65536", 1, None),
+        *((text, 1, None) for text in ("", "a", "a:", ":1", "a:0", "a:-1", "a:1 ", "a:٣", "a:²", "a:0x1", "a:1\n")),
+    ],
+)
+def test_an_address_is_a_host_and_a_port(text, ports, address):
+    if address:
+        assert parse_address("replay", text, ports) == address
+        return
+    with pytest.raises(UsageError, match=r"^--replay: .* is no address") as error:
+        parse_address("replay", text, ports)
+    assert "\n" not in str(error.value)
 
 
 def hold_in_another_process(port: int) -> subprocess.Popen:

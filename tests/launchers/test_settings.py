@@ -9,17 +9,17 @@ import sys
 import pytest
 
 from agents import pbt
-from launchers import evaluate, flags, plot, role, settings
+from launchers import evaluate, flags, manifests, plot, role, settings
 from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
 from scripts import readme
 from tests.launchers import command_line
 
-ALL = {
-    name: declared
-    for declaring in (settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation, plot.Picture)
-    for name, declared in settings.declarations(declaring).items()
-}
+DECLARING = (
+    *(settings.Settings, settings.Sitting, settings.Pod, settings.Ending, role.Place, manifests.Manifest),
+    *(evaluate.Evaluation, plot.Picture),
+)
+ALL = {name: declared for declaring in DECLARING for name, declared in settings.declarations(declaring).items()}
 NUMBERS = [name for name, declared in ALL.items() if declared.kind in (int, float)]
 TEXTS = sorted(name for name, declared in ALL.items() if declared.kind is str)
 # Where each of the conditions holds.
@@ -45,7 +45,7 @@ def other_than(name: str) -> object:
     return "else" if declared.kind is str else min(7, declared.most)
 
 
-@flags.command(settings.Settings, settings.Sitting, role.Place, evaluate.Evaluation)
+@flags.command(*DECLARING)
 def nothing() -> int:
     return 0
 

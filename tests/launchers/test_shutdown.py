@@ -76,10 +76,13 @@ def test_a_notice_asks_for_an_orderly_end(tmp_path, monkeypatch):
     assert stop.wait(WAIT) and stop.exit_code == 0
 
 
-@pytest.mark.parametrize("placement", ["threads", "processes"])
-def test_a_run_that_gets_notice_is_saved(placement, tmp_path):
+@pytest.mark.parametrize(
+    ("placement", "flags", "code"), [("threads", (), 0), ("processes", ("--unfinished_code=75",), 75)]
+)
+def test_a_run_that_gets_notice_is_saved(placement, flags, code, tmp_path):
     file, logdir = tmp_path / "notice", tmp_path / "run"
-    arguments = (*command_line.TINY, f"--logdir={logdir}", f"--placement={placement}", f"--preemption_notice={file}")
+    arguments = (*command_line.TINY, f"--logdir={logdir}", f"--preemption_notice={file}")
+    arguments += (f"--placement={placement}", *flags)
     training = command_line.start("train", *arguments, "--max_env_steps=1000000000", "--checkpoint_seconds=100000")
     try:
         command_line.wait_for("learning", lambda: metrics.latest(logdir, "learner") or training.poll() is not None)
@@ -87,7 +90,7 @@ def test_a_run_that_gets_notice_is_saved(placement, tmp_path):
         output, _ = training.communicate(timeout=120)
     finally:
         training.kill()
-    assert training.returncode == 0 and "will be taken away" in output, output
+    assert training.returncode == code and "will be taken away" in output, output
     assert list((logdir / "checkpoints").glob("learner_steps_*"))
     code, output = command_line.run("train", *arguments)
     assert code == 2 and "is there already: remove it first" in output
