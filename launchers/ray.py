@@ -299,14 +299,16 @@ def check(run: Run) -> None:
     settings.resources(values.ray_resources)
     if values.num_learners > 1:
         run.check_hosts(values.num_learners)
-    address = values.ray_address
-    if address in (None, "auto"):
-        return
-    host, port = ports.parse_address("ray_address", address)
-    try:  # Ray itself tries for minutes
+    if values.ray_address not in (None, "auto"):
+        probe(*ports.parse_address("ray_address", values.ray_address))
+
+
+def probe(host: str, port: int) -> None:
+    """Raises UsageError if nobody is there, for whom Ray itself would wait for minutes."""
+    try:
         socket.create_connection((host.strip("[]"), port), PROBE_SECONDS).close()
     except OSError as error:
-        raise UsageError(f"--ray_address={address}: nobody answers there ({error.strerror or error})") from error
+        raise UsageError(f"--ray_address={host}:{port}: nobody answers there ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager

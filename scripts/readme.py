@@ -20,7 +20,9 @@ def table() -> str:
         "| flag | meaning | values | default, unless a preset has another | may change on resume |",
         "|---|---|---|---|---|",
     ]
-    for name, declared in (item for of in (Settings, Sitting, Pod, RayCluster, Ending) for item in declarations(of).items()):
+    for name, declared in (
+        item for of in (Settings, Sitting, Pod, RayCluster, Ending) for item in declarations(of).items()
+    ):
         meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
         resume = "yes" if declared.free else ""
         lines.append(f"| `--{name}` | {meaning} | {_values(declared)} | {_default(declared)} | {resume} |")

@@ -29,8 +29,8 @@ NO_REVERB = f"no Reverb here (Python {sys.version_info.major}.{sys.version_info.
 
 
 def names_reverb(text: str) -> bool:
-    """Whether an import error's text is about Reverb, or TensorFlow, which is here for Reverb alone."""
-    return any(f"No module named '{name}" in text for name in ("reverb", "tensorflow"))
+    """Whether an import error's text is about Reverb, or what is here for Reverb alone."""
+    return any(f"No module named '{name}" in text for name in ("reverb", "tensorflow", "ray"))
 
 
 @pytest.hookimpl(wrapper=True)

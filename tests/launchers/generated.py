@@ -19,7 +19,7 @@ from tests.launchers import odd_values as odd
 from tests.launchers.odd_values import FOLDER
 
 DECLARING: dict[str, tuple[type, ...]] = {
-    "train": (Settings, Sitting, settings.Ending),
+    "train": (Settings, Sitting, settings.RayCluster, settings.Ending),
     "role": (Settings, Sitting, role.Place),
     "manifests": (Settings, Sitting, manifests.Manifest),
     "evaluate": (evaluate.Evaluation,),
@@ -70,7 +70,9 @@ def _value(draw: random.Random, name: str, of: Setting) -> str:
     elif of.kind in (pathlib.Path, bool):
         pools = [odd.PATHS if of.kind is pathlib.Path else odd.BOOLS]
     elif of.kind is str:
-        like = {"tune": odd.RANGES, "tpu": odd.SLICES} | dict.fromkeys(odd.RESERVING, odd.RESOURCES)
+        like = {"tune": odd.RANGES, "tpu": odd.SLICES, "ray_resources": odd.NEEDS} | dict.fromkeys(
+            odd.RESERVING, odd.RESOURCES
+        )
         pools = [of.choices] * 4 if of.choices else [odd.TEXTS, like.get(name, odd.ADDRESSES)]
     else:
         number: Any = of.kind

@@ -20,6 +20,10 @@ BOOLS = ("true", "false", "1", "0", "True", "yes", "", "2", "nan")
 ADDRESSES = ("localhost:1", "a:1,b:2", "zzz", ":1", "a:", "a:99999", "[::1]:7")
 RESERVING = tuple(f"{role}_resources" for role in ("replay", "learner", "evaluator", "actor", "host"))
 RESOURCES = ("cpu=2", "memory=8Gi", "cpu=500m,memory=1.5G", "cpu=", "cpu=-1", "cpu=1,cpu=2", "gpu=1", "memory=8GB", "=")
+NEEDS = (
+    *('{"learner": {"GPU": 1}}', '{"actor": {"CPU": 0.5}, "replay": {"memory": 1}}', '{"learner": {"GPU": 1.5}}', "{}"),
+    *('{"learner": 1}', '{"teacher": {}}', '{"actor": {"CPU": NaN}}', '{"actor": {"CPU": "1"}}', "[[]]", "{"),
+)
 SLICES = ("tpu-v6e-slice:2x2", "tpu-v4-podslice:2x2x2", "v5:4x4", "v5", "v5:", ":2x2", "v5:0x4", "v5:2x2x2x2", "v5:2×2")
 RANGES = (
     *("learning_rate:log:1e-4:1e-2", "discount:linear:0.9:0.99", "learning_rate:step=0.1:0:1", "learning_rate:log:0:1"),
@@ -81,6 +85,7 @@ SURROUNDINGS = (
     ("--population=3", "--population_mode=vmap", "--tune=learning_rate:log:1e-4:1e-2"),
     ("--travels=gradients",),
     ("--placement=processes",),
+    ("--placement=ray",),
     ("--placement=serial", "--carrier=local"),
     ("--carrier=local",),
     ("--num_replay_servers=2", "--num_actors=4"),

@@ -49,6 +49,7 @@ from launchers import (
     threads,
     train,
 )
+from launchers import ray as rays
 from launchers import run as runs
 from runtime import checkpoint, evaluator, hosts, scheduling
 from scripts import bench, bench_learners
@@ -107,9 +108,10 @@ class Met:
 @pytest.fixture
 def nothing_begins(monkeypatch, tmp_path):
     """Where work would begin, Begun is raised instead."""
-    for placement in (threads, serial, processes, pod):
+    for placement in (threads, serial, processes, pod, rays):
         monkeypatch.setattr(placement, "train", begin)
     monkeypatch.setattr(pod, "Meeting", Met)
+    monkeypatch.setattr(rays, "probe", lambda host, port: None)
     monkeypatch.setattr(hosts, "start_jax", lambda *_: None)
     monkeypatch.setattr(threads, "play", begin)
     monkeypatch.setattr(evaluator, "play", begin)
