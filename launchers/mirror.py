@@ -25,6 +25,7 @@ from launchers.settings import UsageError, local_path
 LOOK_SECONDS = 2.0  # between two looks for what is uploaded at once: a checkpoint, an evaluation
 UPLOAD_SECONDS = 60.0  # after which all else that has changed is uploaded too
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # before what failed is tried again
+LOCK_SECONDS = 600  # in which another process of this machine has done its part: then something is wrong with it
 FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, NotImplementedError)  # no use in that
 
 MARKERS = ("contents.json", "DONE")  # the last file of orbax's checkpoints, as Shoal writes them, and of Reverb's
@@ -49,14 +50,15 @@ def _connect(url: str) -> tuple[Any, str]:
     """The file system of a URL, and the path there."""
     import fsspec  # only where there is a URL
 
+    scheme, _, rest = url.partition("://")
+    if not scheme or not rest.strip("/"):
+        raise UsageError("name a scheme and a folder, as gs://bucket/run does")
     try:
-        kind = fsspec.get_filesystem_class(url.split("://")[0])
+        kind = fsspec.get_filesystem_class(scheme)
         options = {"auto_mkdir": True} if getattr(kind, "local_file", False) else {}
         system, root = fsspec.core.url_to_fs(url, **options)
     except Exception as error:  # there is no such scheme, or a library is missing, which it names
         raise UsageError(str(error)) from error
-    if not root.strip("/"):
-        raise UsageError("name a folder, as gs://bucket/run does")
     return system, root.rstrip("/")
 
 
@@ -141,7 +143,7 @@ class Mirror:
         that; for one process of this machine at a time."""
         path, new = self.folder / ".mirror.json", self.folder / ".mirror.new"
         with open(self.folder / ".mirror.lock", "w") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_EX)
+            _persist(fcntl.lockf, lock, fcntl.LOCK_EX | fcntl.LOCK_NB, pauses=[0.1] * 10 * LOCK_SECONDS)
             known: dict[str, list[Any]] = {}
             with contextlib.suppress(OSError, ValueError):
                 known = json.loads(path.read_text())
@@ -282,9 +284,9 @@ class Mirror:
         self._saved_in.clear()
 
 
-def _persist(function: Callable[..., Any], *args: Any) -> Any:
+def _persist(function: Callable[..., Any], *args: Any, pauses: Collection[float] | None = None) -> Any:
     """What a function returns; where it fails it is called again, a few times."""
-    for pause in PAUSES:
+    for pause in PAUSES if pauses is None else pauses:
         try:
             return function(*args)
         except FINAL:

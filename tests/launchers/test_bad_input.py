@@ -93,7 +93,12 @@ MISTAKES = {
     "place of nobody's": ("train", ["--logdir=~nouser/x"], ["--logdir=~nouser/x", "no user 'nouser'"]),
     "place elsewhere": ("train", ["--logdir=gs://bucket/run"], ["--logdir=gs://bucket/run", "install gcsfs"]),
     "place of no kind": ("train", ["--logdir=zz://bucket/run"], ["--logdir=zz://bucket/run", "not known: zz"]),
-    "place without a folder": ("role", ["--logdir=memory://", "--role=actor"], ["--logdir=memory://", "name a folder"]),
+    "place without a folder": (
+        "role",
+        ["--logdir=memory://", "--role=actor"],
+        ["--logdir=memory://", "a folder, as gs://"],
+    ),
+    "place without a scheme": ("train", ["--logdir=://x"], ["--logdir=://x", "name a scheme"]),
     "place that is a file": ("train", [f"--logdir=file://{__file__}"], [f"file://{__file__} is a file"]),
     "place that cannot be": ("train", ["--logdir=file:///dev/null/x"], ["file:///dev/null/x", "Not a directory"]),
     "no run at a place": ("evaluate", ["--logdir=memory://a/b"], ["no run in memory://a/b"]),

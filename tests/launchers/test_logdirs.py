@@ -149,9 +149,12 @@ def test_what_was_uploaded_is_never_lost_and_no_half_checkpoint_is_taken(seed, s
         machine(draw.choice(("first", "second")))
         shaky.killed_at = -1
         run = insist(Mirror, "shaky://bucket/run")
+        csv, list_of_uploads = run.folder / "learner.csv", run.folder / ".mirror.json"
+        had = csv.read_bytes() if csv.exists() else b""
         insist(run.fetch, {"checkpoints"})
+        assert not had or len(csv.read_bytes()) >= len(had), "fewer rows than this machine had"
+        before = list_of_uploads.read_bytes()
         assert check_whole(run.folder) >= safe, "an older checkpoint than was uploaded"
-        csv = run.folder / "learner.csv"
         assert len(csv.read_text().splitlines() if csv.exists() else []) >= rows, "fewer rows than were uploaded"
         number = max(number, check_whole(run.folder))
         (run.folder / "config.json").write_text("{}")
@@ -168,7 +171,7 @@ def test_what_was_uploaded_is_never_lost_and_no_half_checkpoint_is_taken(seed, s
                 safe, rows = number, len(csv.read_text().splitlines())
                 assert uploaded() == contents(run.folder), "after an upload both have the same"
         except Killed:
-            pass
+            list_of_uploads.write_bytes(before)  # a process that is killed does not write it any more
     assert safe, "no upload was ever completed: the cases test nothing"
 
 
@@ -257,9 +260,7 @@ def attempt(command, *arguments: str) -> int:
 
 def newest_checkpoint(paths) -> int:
     """Of the whole ones among these paths, how many updates."""
-    names = [
-        path.split("/")[-2] for path in paths if path.endswith("checkpoints/") is False and "contents.json" in path
-    ]
+    names = [path.split("/")[-2] for path in paths if path.endswith("/contents.json") and "/checkpoints/" in path]
     return max((int(name.split("_")[-1]) for name in names), default=0)
 
 
@@ -289,14 +290,18 @@ def test_a_run_goes_on_from_its_url_and_is_evaluated_and_drawn_from_there(machin
 
 def test_a_url_that_cannot_be_written_at_the_end_is_one_line_and_nothing_is_lost(shaky, machine, capfd, monkeypatch):
     real = shaky.put_file
-    monkeypatch.setattr(
-        shaky, "put_file", lambda self, lpath, rpath, **_: real(self, lpath, f"{rpath}{1 / ('csv' not in rpath)}"[:-3])
-    )
+
+    def put_file(self, lpath, rpath, **kwargs):
+        if rpath.endswith("learner.csv"):
+            raise RuntimeError("the quota is used up")
+        real(self, lpath, rpath, **kwargs)
+
+    monkeypatch.setattr(shaky, "put_file", put_file)
     url = "shaky://bucket/run"
     assert attempt(train.train, *QUICK, f"--logdir={url}", "--max_env_steps=800", "--eval_period=800") == 2
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(said) == 1 and "the same command on this machine uploads the rest" in said[0] and url in said[0]
-    monkeypatch.undo()
+    monkeypatch.setattr(shaky, "put_file", real)
     (folder,) = machine("first").iterdir()
     rows = len((folder / "learner.csv").read_text().splitlines())
     assert attempt(train.train, *QUICK, f"--logdir={url}", "--max_env_steps=800", "--eval_period=800") == 0
@@ -312,8 +317,18 @@ def start(machine: pathlib.Path, module: str, *arguments: str) -> subprocess.Pop
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
     }
     with open(machine / "output", "ab") as output:
-        command = [sys.executable, "-m", f"launchers.{module}", *arguments]
+        command = [sys.executable, "-X", "faulthandler", "-m", f"launchers.{module}", *arguments]
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+
+
+def expect_end(process: subprocess.Popen, machine: pathlib.Path, code: int = 0) -> None:
+    """Waits for a command's end; if it does not come, what its threads are at is in its output."""
+    try:
+        assert process.wait(WAIT) == code, (machine / "output").read_text()
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
+        process.wait()
+        raise AssertionError(f"waited {WAIT} s for its end: {(machine / 'output').read_text()}") from None
 
 
 @pytest.mark.parametrize("placement", ["threads", "serial"])
@@ -329,12 +344,12 @@ def test_a_run_that_was_killed_goes_on_elsewhere_from_the_checkpoint_that_was_up
         training.wait()
     assert saved(), (tmp_path / "first" / "output").read_text()
     again = start(tmp_path / "second", "evaluate", f"--logdir={url}", "--episodes=2")
-    assert again.wait(WAIT) == 0
+    expect_end(again, tmp_path / "second")
     words = (tmp_path / "second" / "output").read_text().split()
     (env_steps,) = (int(word.split("=")[1]) for word in words if word.startswith("env_steps="))
     going_on = start(tmp_path / "third", "train", *rest, f"--max_env_steps={env_steps + 400}", "--eval_period=1000000")
     try:
-        assert going_on.wait(WAIT) == 0, (tmp_path / "third" / "output").read_text()
+        expect_end(going_on, tmp_path / "third")
     finally:
         going_on.kill()
     (folder,) = (tmp_path / "third" / "shoal" / "logdirs").iterdir()
@@ -354,7 +369,7 @@ def test_processes_write_here_and_their_launcher_uploads(arguments, tmp_path):
     for machine, more in (("first", ()), ("second", ("--max_env_steps=2400",))):
         training = start(tmp_path / machine, "train", *rest, *more)
         try:
-            assert training.wait(240) == 0, (tmp_path / machine / "output").read_text()
+            expect_end(training, tmp_path / machine)
         finally:
             training.terminate()
         (folder,) = (tmp_path / machine / "shoal" / "logdirs").iterdir()
@@ -379,11 +394,11 @@ def test_roles_on_two_machines_have_one_url(tmp_path):
         ]
         own["first"].append(start(tmp_path / "first", "role", "--role=actor", replay, url))  # both actors
         for process in own["second"]:
-            assert process.wait(240) == 0, (tmp_path / "second" / "output").read_text()
+            expect_end(process, tmp_path / "second")
         for process in own["first"]:
             process.terminate()
         for process in own["first"]:
-            assert process.wait(WAIT) == 128 + signal.SIGTERM, (tmp_path / "first" / "output").read_text()
+            expect_end(process, tmp_path / "first", 128 + signal.SIGTERM)
     finally:
         for process in (*own["first"], *own["second"]):
             process.kill()
