@@ -1,15 +1,14 @@
 """Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
 
 import dataclasses
-import pathlib
 
-from launchers import flags
-from launchers.settings import UsageError, setting
+from launchers import flags, mirror
+from launchers.settings import Logdir, UsageError, setting
 
 
 @dataclasses.dataclass
 class Evaluation:
-    logdir: pathlib.Path = setting(None, "the run's folder")
+    logdir: Logdir = setting(None, "the run's folder, or its URL")
     episodes: int = setting(100, "episodes to play, of each member of a stacked population")
     eval_policy: str = setting(None, "greedy or sampled", choices=("greedy", "sampled"), default_words="the run's")
     eval_epsilon: float = setting(None, "how likely a random action is", least=0, most=1, default_words="the run's")
@@ -28,7 +27,7 @@ def evaluate() -> int:
     from runtime import leave_out_tensorflow
 
     leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
-    logdir = flags.FLAGS.logdir
+    logdir = mirror.fetched(flags.FLAGS.logdir, {"checkpoints"})
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
     said = {name: getattr(flags.FLAGS, name) for name in ("eval_policy", "eval_epsilon")}

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from absl import flags, logging
 
 from environments.environment import EnvironmentFailure
-from launchers import configs, settings
-from launchers.settings import Setting, Settings, UsageError
+from launchers import configs, mirror, settings
+from launchers.settings import Logdir, Setting, Settings, UsageError
 
 if TYPE_CHECKING:
     from launchers.run import Run
@@ -49,12 +49,13 @@ class _Parser(flags.ArgumentParser):
             raise ValueError(f"give {self._noun}") from error
 
 
-PARSERS: dict[type, flags.ArgumentParser] = {
+PARSERS: dict[Any, flags.ArgumentParser] = {
     int: _Parser(flags.IntegerParser().parse, "a whole number, written out"),
     float: _Parser(flags.FloatParser().parse, "a number"),
     bool: _Parser(flags.BooleanParser().parse, "true or false"),
     str: flags.ArgumentParser(),
     pathlib.Path: _Parser(lambda path: path if isinstance(path, pathlib.Path) else settings.local_path(path), "a path"),
+    Logdir: _Parser(lambda given: given if isinstance(given, pathlib.Path) else mirror.place(given), "a path or a URL"),
 }
 
 
@@ -185,10 +186,11 @@ def _given_config() -> dict[str, Any]:
     }
 
 
-def logdir_from_flags() -> pathlib.Path:
+def logdir_from_flags() -> Logdir:
     """--logdir, or a new one under runs/."""
     if FLAGS.logdir:
-        return FLAGS.logdir
+        logdir: Logdir = FLAGS.logdir
+        return logdir
     env = FLAGS.env.replace(":", "-").replace("/", "-").replace(",", "+")
     return pathlib.Path("runs") / f"{FLAGS.agent}-{env}-{time.strftime('%Y%m%d-%H%M%S')}"
 

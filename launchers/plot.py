@@ -4,7 +4,7 @@ members' scores and hyperparameters."""
 import dataclasses
 import pathlib
 
-from launchers import flags, settings
+from launchers import flags, mirror, settings
 from launchers.settings import UsageError, setting
 
 
@@ -15,14 +15,14 @@ class Picture:
     lineages: bool = setting(False, "of one population: its members' scores and hyperparameters instead")
 
 
-@flags.command(Picture, arguments="the folders of runs")
+@flags.command(Picture, arguments="the folders of runs, or their URLs")
 def plot(*names: str) -> int:
     asked, logdirs = flags.FLAGS, []
     if not names:
         raise UsageError("plot needs the folders of runs, each a --logdir of scripts/train's")
     for name in names:
         try:
-            logdirs.append(settings.local_path(name))
+            logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
         except UsageError as error:
             raise UsageError(f"{name!r}: {error}") from error
         settings.saved(logdirs[-1])

@@ -297,6 +297,8 @@ def check(run: Run) -> None:
     """Raises UsageError if the flags say what cannot be, or if nobody is at --ray_address."""
     values = flags.FLAGS
     settings.resources(values.ray_resources)
+    if isinstance(values.logdir, str):
+        raise UsageError(f"--logdir={values.logdir}: with --placement=ray give a folder that all nodes share")
     if values.num_learners > 1:
         run.check_hosts(values.num_learners)
     if values.ray_address not in (None, "auto"):

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launchers import flags, ports
+from launchers import flags, mirror, ports
 from launchers.settings import KINDS, MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
@@ -49,12 +49,19 @@ def role() -> int:
         raise UsageError("a role needs --logdir, the folder of its run")
     if values.role != "replay" and not values.replay:
         raise UsageError(f"--role={values.role} needs --replay=host:port, the address of the replay server")
-    logdir = values.logdir
     if values.num_learners > 1 and not values.coordinator:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
     for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
         for address in addresses.split(",") if addresses else []:
             ports.parse_address(flag, address)
+    saves = {"learner": {"checkpoints"}, "replay": {f"replay_{values.task}"}}
+    with mirror.mirrored(values.logdir, saves.get(values.role, set())) as folder:
+        return _play(folder)
+
+
+def _play(logdir: pathlib.Path) -> int:
+    """The role that the flags name, in a folder of this machine."""
+    values = flags.FLAGS
     saved = (logdir / "config.json").exists() and not flags.any_given()
     # --actors_per_process says which actors are --task's, wherever they run.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))

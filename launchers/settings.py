@@ -23,6 +23,7 @@ MANY = 2**20  # of what takes a thread, a process or an environment each
 LAST_PORT = 2**16 - 1
 MOST_RESOURCES = 2**53  # of one kind that a process may need
 KINDS = ("replay", "learner", "evaluator", "actor")  # of roles: program.KINDS, which brings JAX
+Logdir = pathlib.Path | str  # where a run lives: a folder of this machine, or a URL
 STEPS = 10**15  # of environment steps, which are counted in 64 bits
 
 
@@ -69,7 +70,7 @@ class Setting(NamedTuple):
     """One declaration."""
 
     help: str
-    kind: type  # int, float, str, bool or pathlib.Path
+    kind: Any  # int, float, str, bool, pathlib.Path or Logdir
     default: Any  # a value, a Share, PRESET, or None: there is none
     least: float | None  # of a number
     most: float | None
@@ -319,8 +320,12 @@ class Settings:
 class Sitting:
     """What is said of one sitting of a run, and is no part of it."""
 
-    logdir: pathlib.Path = setting(
-        None, "where the run lives; an existing one is resumed", free=True, default_words="runs/AGENT-ENV-TIME"
+    logdir: Logdir = setting(
+        None,
+        "where the run lives, a path or a URL; an existing one is resumed",
+        free=True,
+        see="#elsewhere",
+        default_words="runs/AGENT-ENV-TIME",
     )
     port: int = setting(
         0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=LAST_PORT, free=True
@@ -567,7 +572,7 @@ def resources(text: str | None) -> dict[str, dict[str, float]]:
 
 def check_value(name: str, value: Any, declared: Setting) -> None:
     """Raises UsageError unless the declaration of --`name` allows `value`."""
-    if declared.kind in (bool, pathlib.Path):
+    if declared.kind in (bool, pathlib.Path, Logdir):
         if not isinstance(value, declared.kind):
             raise UsageError(
                 f"--{name} must be {'true or false' if declared.kind is bool else 'a path'}, not {value!r}"

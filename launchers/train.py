@@ -1,10 +1,18 @@
 """Trains an agent: `scripts/train --agent=impala --env=Pong-v5`."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
+import pathlib
+from typing import TYPE_CHECKING
 
-from launchers import flags
+from launchers import flags, mirror
 from launchers.settings import Ending, Pod, RayCluster, Settings, Sitting
+
+if TYPE_CHECKING:
+    from launchers.run import Run
+    from runtime.hosts import Meeting
 
 
 @flags.command(Settings, Sitting, Pod, RayCluster, Ending)
@@ -14,9 +22,8 @@ def train() -> int:
     import jax
 
     from launchers import population as populations
-    from launchers import ports, settings, sittings
+    from launchers import ports, settings
     from launchers.shutdown import noticed
-    from launchers.terminal import native_lines_in
     from runtime import leave_out_tensorflow
 
     if run.preemption_notice and noticed(run.preemption_notice):
@@ -39,12 +46,26 @@ def train() -> int:
     settings.check_port(flags.FLAGS.port, run)
     ports.check_port(flags.FLAGS.port)
     populations.check(run)
-    spec = run.check_fit(run.num_replay_servers)  # before anything is written
+    run.check_fit(run.num_replay_servers)  # before anything is written
+    # Of a pod each host has its own replays, and the first restores the learner for all.
+    replays = [f"replay_{host * run.num_replay_servers + server}" for server in range(run.num_replay_servers)]
+    with mirror.mirrored(logdir, {*replays} if host else {"checkpoints", *replays}) as folder:
+        return _train(run, folder, meeting)
+
+
+def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
+    """Trains in a folder of this machine."""
+    from launchers import population as populations
+    from launchers import settings, sittings
+    from launchers.terminal import native_lines_in
+
+    host = meeting.hosts.index if meeting else 0
     populations.save(run, logdir)
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     if run.carrier == "reverb":
         print("Reverb listens on every network interface of this machine: README, Keeping strangers out", flush=True)
+    spec = run.spec()
     cut = run.cuts_at(spec)
     if cut is not None:
         limit = (
@@ -57,8 +78,9 @@ def train() -> int:
     placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
     native = {"reverb": run.carrier == "reverb", "native": run.placement in ("pod", "ray")}
     log = next((name for name, there in native.items() if there), None)
-    lines = native_lines_in(logdir / "logs" / f"{log}.log") if log else contextlib.nullcontext()
-    with sittings.hold(logdir, f"train_{host}" if host else "train"), lines:
+    of_host = f"_{host}" if host else ""
+    lines = native_lines_in(logdir / "logs" / f"{log}{of_host}.log") if log else contextlib.nullcontext()
+    with sittings.hold(logdir, f"train{of_host}"), lines:
         asked_to_end = placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
     code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
     if host:

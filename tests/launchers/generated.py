@@ -13,7 +13,7 @@ from typing import Any
 
 from launchers import configs, evaluate, manifests, plot, role, settings
 from launchers import run as runs
-from launchers.settings import Setting, Settings, Sitting
+from launchers.settings import Logdir, Setting, Settings, Sitting
 from scripts import bench, bench_learners
 from tests.launchers import odd_values as odd
 from tests.launchers.odd_values import FOLDER
@@ -67,8 +67,8 @@ def _value(draw: random.Random, name: str, of: Setting) -> str:
     pools: list[Sequence[str]]
     if name in ("agent", "env"):
         pools = [odd.ENVS if name == "env" else (*sorted(configs.AGENTS), *odd.ODD_AGENTS)]
-    elif of.kind in (pathlib.Path, bool):
-        pools = [odd.PATHS if of.kind is pathlib.Path else odd.BOOLS]
+    elif of.kind in (pathlib.Path, Logdir, bool):
+        pools = [odd.BOOLS if of.kind is bool else odd.PATHS]
     elif of.kind is str:
         like = {"tune": odd.RANGES, "tpu": odd.SLICES, "ray_resources": odd.NEEDS} | dict.fromkeys(
             odd.RESERVING, odd.RESOURCES

@@ -75,7 +75,8 @@ FOLDER = "<folder>"  # a line's own
 PATHS = (
     *(f"{FOLDER}/new", f"{FOLDER}/new/and/deeper", f"{FOLDER}/file", f"{FOLDER}/file/below", FOLDER),
     *(f"{FOLDER}/é 日本", f"{FOLDER}/\udcff", f"{FOLDER}/a\nb", f"{FOLDER}/loop/x"),
-    *("gs://bucket/run", "s3://", "file:///tmp/x", "hdfs://a/b", "~nouser/x", "~nouser", "", "/dev/null/x", "/proc/x"),
+    *("gs://bucket/run", "s3://", "file:///dev/null/x", "zz://a/b", "memory://", "a::b://", "://", "hdfs://a/b"),
+    *("~nouser/x", "~nouser", "", "/dev/null/x", "/proc/x"),
     *(f"{FOLDER}/{'z' * 300}", f"{FOLDER}/{'z/' * 3000}"),
 )
 PICTURES = ("a.png", "a.svg", "a.pdf", "a.PNG", "a", "a.txt", "a.pgf", ".png", "file/x.png", "no/x.png", "a.")

@@ -150,6 +150,7 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (("--logdir=file:///tmp/run",), "give a folder that all nodes share"),
         (("--ray_address=auto",), "none runs on this machine"),
         (("--ray_address=localhost:1",), "nobody answers there"),
         (("--ray_address=somewhere",), "is no address"),
