@@ -89,8 +89,9 @@ def manifests() -> int:
         raise UsageError(
             "a run with --carrier=local has all its roles in one process: give --placement=pod or --carrier=reverb"
         )
-    if run.placement == "serial":
-        raise UsageError("--placement=serial is of one process: leave --placement out, or give --placement=pod")
+    if run.placement in ("serial", "ray"):
+        why = "is of one process" if run.placement == "serial" else "asks Ray to place processes, not Kubernetes"
+        raise UsageError(f"--placement={run.placement} {why}: leave --placement out, or give --placement=pod")
     # Only now, when the command line is understood: JAX, which here is to compute nothing.
     import jax
     import yaml

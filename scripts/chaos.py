@@ -3,12 +3,15 @@
   scripts/chaos --kills=100                       # of a run with a queue and of one with two replay servers, by turns
   scripts/chaos --kills=5 --finish --runs=queue   # the run then goes on to its end: the score it reaches
   scripts/chaos --kills=0 --finish --runs=queue   # the same without faults, to compare with
+  scripts/chaos --kills=20 --placement=ray        # of processes that Ray keeps
+  scripts/chaos --kills=20 --placement=pod        # of one of two hosts: the other must end, and both go on
 
 After each fault the learner, and the actors that it hit, must write rows again within --patience seconds; of a fault
 before the learner has written anything since it was started, as much later as the run's first start took. After every
-few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a checkpoint
-that can be evaluated and is no older than any seen before; then the same command goes on. The same --seed makes the
-same faults, at the same intervals.
+few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a
+checkpoint that can be evaluated and is no older than any seen before; then the same command goes on. Of a pod's hosts
+a fault of one is the end of both, within --patience seconds; both are started again then, and must learn. The same
+--seed makes the same faults, at the same intervals.
 """
 
 import contextlib
@@ -16,8 +19,10 @@ import dataclasses
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -34,6 +39,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 class Chaos:
     kills: int = setting(20, "how many faults, of all runs together", least=0)
     seed: int = setting(0, "what the faults and the runs come from", least=0)
+    placement: str = setting("processes", "where the roles run", choices=("processes", "pod", "ray"))
     runs: str = setting("queue,replay", "which of the runs, with commas between")
     stop_seconds: float = setting(60.0, "how long a process is stopped (SIGSTOP)", least=0)
     patience: float = setting(30.0, "seconds in which a run must have recovered", least=0)
@@ -57,6 +63,8 @@ RUNS = {
         "--config.min_replay_size=500",
     ],
 }
+HOSTS = 2  # of a pod
+LOST = 2  # the exit code of a host that has lost another
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]  # of the launcher
 SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
 
@@ -91,22 +99,43 @@ def processes_of(logdir: pathlib.Path) -> Iterator[tuple[dict[str, str], int]]:
             yield dict(each.lstrip("-").split("=", 1) for each in arguments if "=" in each), int(entry.name)
 
 
+def played_below(launcher: int) -> Iterator[tuple[str, int]]:
+    """Of each live process in which Ray plays a role, below a launcher: the role's name, and the process's id."""
+    parents, names = {}, {}
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            title = (entry / "cmdline").read_text().strip("\0 ")
+            state, parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            parents[int(entry.name)] = int(parent)
+            found = re.fullmatch(r"ray::((replay|learner|evaluator|actor)_\d+)", title)
+            if found and state != "Z":
+                names[int(entry.name)] = found[1]
+    for process, name in names.items():
+        above: int | None = process
+        while above and above != launcher:
+            above = parents.get(above)
+        if above:
+            yield name, process
+
+
 @dataclasses.dataclass
 class Run:
-    """A run under `processes`, started and ended any number of times."""
+    """A run, started and ended any number of times."""
 
     name: str
     logdir: pathlib.Path
     arguments: list[str]  # beside those of RUNS
     patience: float  # seconds in which it must have recovered
+    placement: str = "processes"
     newest: int = 0  # checkpoint seen so far, in updates
     slowest: float = 0.0  # recovery so far, in seconds
     start_up: float = 0.0  # seconds that its first start took
     rows_before: int = 0  # of the learner, at its last start
     launcher: subprocess.Popen = dataclasses.field(init=False)
+    hosts: list[subprocess.Popen] = dataclasses.field(init=False)
 
     def start(self) -> None:
-        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], "--placement=processes", *self.arguments]
+        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], f"--placement={self.placement}", *self.arguments]
         command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5"]
         self.logdir.mkdir(parents=True, exist_ok=True)
         self.rows_before = self.rows("learner")
@@ -115,6 +144,8 @@ class Run:
 
     def processes(self) -> dict[str, int]:
         """The live role processes, name -> process id."""
+        if self.placement == "ray":
+            return dict(played_below(self.launcher.pid))
         return {f"{given['role']}_{given['task']}": process for given, process in processes_of(self.logdir)}
 
     def rows(self, role: str) -> int:
@@ -171,10 +202,17 @@ class Run:
             raise Failure(f"the launcher ended with exit code {self.launcher.returncode}")
         wait_for("the last process to be gone", lambda: not self.processes(), self.patience)
         self.check_checkpoints()
+        self.check_evaluates()
+
+    def check_evaluates(self) -> None:
+        """Raises Failure unless the newest checkpoint can be evaluated."""
         command = [str(ROOT / "scripts" / "evaluate"), f"--logdir={self.logdir}", "--episodes=5"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise Failure(f"evaluate ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
+
+    def go_on(self) -> None:
+        """Nothing: the launcher itself goes on after a fault."""
 
     def kill(self) -> None:
         """Ends all that is left of it."""
@@ -186,6 +224,66 @@ class Run:
     def score(self) -> str:
         last = metrics.latest(self.logdir, "evaluator")
         return f"{last['return_mean']:.1f} at {last['env_steps']:,.0f} env steps" if last else "none"
+
+
+class PodRun(Run):
+    """A run of two hosts on this machine. A fault of one is the end of both."""
+
+    def start(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], "--placement=pod", *self.arguments]
+        command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5", f"--coordinator=localhost:{port}"]
+        self.logdir.mkdir(parents=True, exist_ok=True)
+        self.rows_before = self.rows("learner")
+        self.hosts = []
+        for host in range(HOSTS):
+            with open(self.logdir / f"host_{host}.log", "ab") as log:
+                words = [*command, f"--num_hosts={HOSTS}", f"--host={host}"]
+                self.hosts.append(subprocess.Popen(words, stdout=log, stderr=log))
+        self.launcher = self.hosts[0]
+
+    def processes(self) -> dict[str, int]:
+        return {f"host_{index}": host.pid for index, host in enumerate(self.hosts) if host.poll() is None}
+
+    @property
+    def over(self) -> bool:
+        return not self.processes()
+
+    def fault(self, rng: random.Random, stop_seconds: float) -> str:
+        time.sleep(rng.uniform(0.0, 8.0))
+        victim, number = rng.randrange(HOSTS), rng.choice([*SIGNALS, *ENDS[:2]])
+        process = self.hosts[victim]
+        process.send_signal(number)
+        if number == signal.SIGSTOP:
+            time.sleep(stop_seconds)
+            process.send_signal(signal.SIGCONT)
+        self.slowest = max(self.slowest, wait_for("both hosts' ends", lambda: self.over, self.patience))
+        # A host that is asked to end while they meet is not there to agree on that.
+        allowed = {0, LOST, -number, 128 + number}
+        for host, each in enumerate(self.hosts):
+            if each.returncode not in allowed:
+                raise Failure(f"host_{host} ended with exit code {each.returncode}")
+        self.check_checkpoints()
+        return f"{number.name} of host_{victim}"
+
+    def go_on(self) -> None:
+        self.start()
+        before = self.rows("learner")
+        wait_for("rows of the learner", lambda: self.rows("learner") > before, self.patience + self.start_up)
+
+    def end(self, number: signal.Signals | None) -> None:
+        if number:
+            self.launcher.send_signal(number)
+        wait_for("both hosts' ends", lambda: self.over, self.patience if number else 3600.0)
+        self.check_checkpoints()
+        self.check_evaluates()
+
+    def kill(self) -> None:
+        for process in self.processes().values():
+            _send(process, signal.SIGKILL)
+        wait_for("the killed run's end", lambda: self.over, 60.0)
 
 
 def _send(process: int, number: signal.Signals) -> None:
@@ -223,6 +321,7 @@ def harass(run: Run, kills: int, finish: bool, stop_seconds: float, rng: random.
             for _ in range(min(PER_LAUNCH, kills - done)):
                 done += 1
                 words = run.fault(rng, stop_seconds)
+                run.go_on()
                 print(f"{run.name} {done}/{kills}: {words}; slowest so far {run.slowest:.0f} s", flush=True)
             own_end = run.over or (finish and done >= kills)
             number = None if own_end else rng.choice(ENDS)
@@ -243,7 +342,8 @@ def chaos() -> int:
     arguments = [f"--seed={asked.seed}", *([] if asked.finish else [ENDLESS])]
     folder, failures = folder_for_runs(asked.logdir, "chaos"), []
     for index, name in enumerate(names):
-        run = Run(name, folder / name, arguments, asked.patience)
+        kind = PodRun if asked.placement == "pod" else Run
+        run = kind(name, folder / name, arguments, asked.patience, asked.placement)
         share = len(range(index, asked.kills, len(names)))
         rng = random.Random(f"{asked.seed} {name}")
         failures += harass(run, share, asked.finish, asked.stop_seconds, rng)

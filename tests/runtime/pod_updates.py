@@ -14,6 +14,7 @@ from agents import dqn, impala
 from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, Version
 from replay import channels
 from replay.local_carrier import LocalCarrier
+from replay.rings import CHUNK_ITEMS
 from replay.rows import Batch, Row
 from runtime import devices, hosts
 from runtime.hosts import Agreement, Hosts, Meeting
@@ -75,7 +76,8 @@ def learnt_from_rings(mesh: devices.Mesh, of: Hosts) -> tuple[list[float], float
     writer, rng = channel.writer(0, None, lambda: True), np.random.default_rng(1)
     state = jax.jit(agent.init)(jax.random.key(0))
     params = agent.policy(state)
-    for _ in range(80):
+    # A multiple of what an actor keeps until it hands it over, of however many environments: all is in the rings.
+    for _ in range(2 * CHUNK_ITEMS):
         step = Step(
             rng.normal(size=(ENVIRONMENTS, 3)).astype(np.float32),
             rng.integers(3, size=ENVIRONMENTS).astype(np.int32),

@@ -185,9 +185,8 @@ def test_a_pod_learns_what_one_host_with_its_devices_does(count, devices):
     assert {each["devices"] for each in pod} == {alone["devices"]} == {count * devices}
     for each in pod:
         np.testing.assert_allclose(each["blocks"], alone["blocks"], rtol=1e-5, atol=1e-6)
-        if count == 2:  # four hosts draw otherwise than one host's four devices: why is not known yet
-            np.testing.assert_allclose(each["rings"][0], alone["rings"][0], rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(each["rings"][1], alone["rings"][1], rtol=1e-5)
+        np.testing.assert_allclose(each["rings"][0], alone["rings"][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(each["rings"][1], alone["rings"][1], rtol=1e-5)
         # Two updates late, and alike: all hosts' steps, and that one of them is to end.
         steps = sum(10 + index for index in range(count))
         assert each["agreed"] == [[0, False]] * 2 + [[steps, False]] * 2 + [[steps, True], [steps, False]]
