@@ -139,20 +139,20 @@ class Bench:
             thread.join()
         return sum(results)
 
-    def rollout(self, rows: int) -> list[tuple[Step, Any]]:
-        """Real rows, with the memory before each."""
+    def rollout(self, rows: int) -> list[Row]:
+        """Real rows, each with the memory before it."""
         environment = self.run.make_environment(self.run.seed_of("bench"), self.envs)
         timestep, memory = environment.reset(), self.agent.memory(self.envs, None)
-        steps = []
+        made = []
         for count in range(rows):
             action, extras, following = self.parts.act(self.params, self.key, np.uint32(count), timestep, memory)
             action = np.asarray(action)
             successor = environment.step(action)
             step = Step(timestep.observation, action, successor.reward, successor.discount, timestep.first, extras)
-            steps.append((step, memory))
+            made.append(Row(step, memory, Version(0, 0), self.params, successor))
             timestep, memory = successor, following
         environment.close()
-        return steps
+        return made
 
     def written(self, rows: int) -> tuple[Any, float]:
         """A channel of the run's carrier with what so many rows make in it, where nobody waits for anybody; and CPU
@@ -163,11 +163,11 @@ class Bench:
         )
         self.carrier = roles.connect([parts], parts.logdir, 0)  # kept: its servers live as long
         channel = parts.channel(self.carrier)
-        writer, steps, start = channel.writer(0, parts.priority, lambda: False), self.rollout(rows), 0.0
-        for number, (step, memory) in enumerate(steps):
+        writer, made, start = channel.writer(0, parts.priority, lambda: False), self.rollout(rows), 0.0
+        for number, row in enumerate(made):
             if number == rows // 4:
                 start = time.process_time()
-            writer.append(Row(step, memory, Version(0, 0), self.params))
+            writer.append(row)
             if channel.source:
                 channel.drain()
         seconds = time.process_time() - start
@@ -224,12 +224,12 @@ class Bench:
             rest = jax.tree.map(lambda x: np.concatenate([x] * self.run.updates_per_dispatch), host[1:])
             return parts.send(Sample(steps, *rest))
         rows = self.rollout(self.run.config.unroll_length + 1)
-        steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(step for step, _ in rows))
+        steps = jax.tree.map(lambda *x: np.stack([np.asarray(a) for a in x]), *(row.step for row in rows))
         copies = -(-size // self.envs)
         return parts.send(
             Sample(
                 jax.tree.map(lambda x: np.concatenate([x] * copies, axis=1)[:, :size], steps),
-                jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * copies)[:size], rows[0][1]),
+                jax.tree.map(lambda x: np.concatenate([np.asarray(x)] * copies)[:size], rows[0].memory),
             )
         )
 
