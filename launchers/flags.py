@@ -165,6 +165,12 @@ def any_given() -> bool:
     return any(FLAGS[name].present for name in settings.DECLARED) or bool(_given_config())
 
 
+def words_of_run() -> dict[str, str]:
+    """The flags of the run itself that were given, by name, as words of another command line."""
+    names = [name for name in FLAGS if FLAGS[name].present]
+    return {name: FLAGS[name].serialize() for name in names if name in settings.DECLARED or name.startswith("config.")}
+
+
 def run_from_flags(used: Collection[str] = ()) -> "Run":
     """The run that the parsed flags ask for; `used` is as for `settings.resolve`.
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launchers import flags
-from launchers.settings import DECLARED, MANY, Settings, Sitting, UsageError, setting
+from launchers.settings import MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
     from launchers.run import Run
@@ -208,11 +208,7 @@ def _accelerators(in_pod: bool) -> tuple[int, Slice]:
 
 def _run_flags(run: "Run") -> list[str]:
     """What tells every process of the run. What an image and this machine might not have in common is always said."""
-    given = [
-        flags.FLAGS[name].serialize()
-        for name in flags.FLAGS
-        if flags.FLAGS[name].present and (name in DECLARED.keys() - {"agent", "env", "carrier"} or "config." in name)
-    ]
+    given = [word for name, word in flags.words_of_run().items() if name not in ("agent", "env", "carrier")]
     return [f"--agent={run.agent}", f"--env={run.env}", f"--carrier={run.carrier}", *sorted(given)]
 
 

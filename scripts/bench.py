@@ -23,6 +23,7 @@ one learner in which they are stacked (--population_mode=vmap), of N learners in
 """
 
 import concurrent.futures
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -32,7 +33,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -61,14 +62,20 @@ LONGEST = 256  # rows of any item
 LEAST_ITEMS = 1_000  # that a replay holds before the whole is timed
 
 
-def rate(seconds: float, work: Callable[[], float]) -> float:
-    """Environment steps a second of `work`, which does some and returns how many."""
+def timed(seconds: float, work: Callable[[], float]) -> tuple[float, float]:
+    """Of `work`, which does some environment steps and returns how many: seconds of a step, and CPU seconds of it, of
+    all threads."""
     for _ in range(3):  # compiled, also for arguments that come from its own results
         work()
-    steps, start = 0.0, time.perf_counter()
+    steps, start, used = 0.0, time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - start) < seconds:
         steps += work()
-    return steps / elapsed
+    return elapsed / steps, (time.process_time() - used) / steps
+
+
+def rate(seconds: float, work: Callable[[], float]) -> float:
+    """Environment steps a second of `work`, as `timed` takes it."""
+    return 1 / timed(seconds, work)[0]
 
 
 class Bench:
@@ -99,7 +106,9 @@ class Bench:
             return rng.uniform(actions.low, actions.high, (num_envs, *actions.shape)).astype(np.float32)
         return rng.integers(actions.num_actions, size=num_envs).astype(np.int32)
 
-    def environment(self, seconds: float) -> float:
+    @contextlib.contextmanager
+    def stepping(self) -> Iterator[Callable[[], int]]:
+        """What steps all actors' environments once."""
         num_envs = self.run.num_actors * self.envs
         environment, action = self.run.make_environment(self.run.seed_of("bench"), num_envs), self.actions(num_envs)
         environment.reset()
@@ -108,9 +117,12 @@ class Bench:
             environment.step(action)
             return num_envs
 
-        result = rate(seconds, work)
+        yield work
         environment.close()
-        return result
+
+    def environment(self, seconds: float) -> float:
+        with self.stepping() as work:
+            return rate(seconds, work)
 
     def timestep(self) -> TimeStep:
         environment = self.run.make_environment(self.run.seed_of("bench"), self.envs)
@@ -122,15 +134,7 @@ class Bench:
         timestep, results = self.timestep(), []
 
         def actor():
-            memory = self.agent.memory(self.envs, None)
-
-            def work():
-                nonlocal memory
-                action, _, memory = self.parts.act(self.params, self.key, np.uint32(0), timestep, memory)
-                np.asarray(action)
-                return self.envs
-
-            results.append(rate(seconds, work))
+            results.append(rate(seconds, self.acting(timestep)))
 
         threads = [threading.Thread(target=actor) for _ in range(self.run.num_actors)]
         for thread in threads:
@@ -138,6 +142,18 @@ class Bench:
         for thread in threads:
             thread.join()
         return sum(results)
+
+    def acting(self, timestep: TimeStep) -> Callable[[], int]:
+        """What chooses one actor's actions once."""
+        memory = self.agent.memory(self.envs, None)
+
+        def work():
+            nonlocal memory
+            action, _, memory = self.parts.act(self.params, self.key, np.uint32(0), timestep, memory)
+            np.asarray(action)
+            return self.envs
+
+        return work
 
     def rollout(self, rows: int) -> list[Row]:
         """Real rows, each with the memory before it."""
@@ -234,6 +250,10 @@ class Bench:
         )
 
     def learner(self, seconds: float) -> float:
+        return rate(seconds, self.updating())
+
+    def updating(self) -> Callable[[], float]:
+        """What makes an update, on one batch."""
         mesh, at_once = self.parts.mesh, self.run.updates_per_dispatch
         update, sample = devices.compile_update(mesh, self.agent, 0, at_once), self.sample_on_devices()
         state, step = mesh.put(self.state), mesh.put(np.uint32(0))
@@ -244,7 +264,7 @@ class Bench:
             jax.block_until_ready(feedback)
             return at_once * self.steps_per_update
 
-        return rate(seconds, work)
+        return work
 
     def plain(self, seconds: float) -> float:
         """What a careful person writes without this project: no replay, no threads, nothing out of date."""
