@@ -26,18 +26,19 @@ import numpy as np
 import rich.console
 import rich.table
 
+from agents.agent import Transitions
 from launchers import flags
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import Settings, UsageError, setting
 from replay import channels, structures
+from replay.rows import PULL_ITEMS, PULL_STEPS
 from runtime import metrics
 from scripts.bench import Bench, timed
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 START_SECONDS = 180.0  # for a run's first update
 END_SECONDS = 120.0  # for its end
-REPLAY_PULL_STEPS = 100  # environment steps from one pull to the next, about, of an actor that writes to a replay
 
 
 @dataclasses.dataclass
@@ -132,8 +133,8 @@ def measure(run: Run, seconds: float) -> Costs:
     if parts.replays:
         items = size / bench.steps_per_update  # that the learner takes for each environment step
         sample *= items
-        row_bytes, batch_bytes, pulls = channels.way(parts.table).item_bytes(parts.agent, spec), items * item, 0.0
-        pulls = 1 / REPLAY_PULL_STEPS
+        row_bytes, batch_bytes = channels.way(parts.table).item_bytes(parts.agent, spec), items * item
+        pulls = 1 / (PULL_ITEMS if isinstance(parts.table.items, Transitions) else PULL_STEPS)
     else:
         steps = run.config.unroll_length * channels.way(parts.table).sequences_per_item(parts.items)
         row_bytes = batch_bytes = item / steps

@@ -11,10 +11,12 @@ from tests.launchers import command_line
 
 
 @pytest.mark.timeout(600)
-def test_a_run_takes_faults_and_leaves_nothing(tmp_path):
-    """Two faults, then the launcher's end; a machine that is busy is given time."""
+@pytest.mark.parametrize(("placement", "kills"), [("processes", 2), ("pod", 1), ("ray", 1)])
+def test_a_run_takes_faults_and_leaves_nothing(placement, kills, tmp_path):
+    """Faults, then the launcher's end; a machine that is busy is given time."""
     pytest.importorskip("reverb")
-    command = [sys.executable, "scripts/chaos.py", "--kills=2", "--runs=queue", "--stop_seconds=1", "--patience=120"]
+    command = [sys.executable, "scripts/chaos.py", "--runs=queue", "--stop_seconds=1", "--patience=120"]
+    command += [f"--kills={kills}", f"--placement={placement}"]
     done = subprocess.run(
         [*command, f"--logdir={tmp_path}"],
         cwd=command_line.ROOT,
@@ -24,7 +26,7 @@ def test_a_run_takes_faults_and_leaves_nothing(tmp_path):
         timeout=550,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 faults, 0 failures" in done.stdout and "queue 2/2: " in done.stdout
+    assert f"{kills} faults, 0 failures" in done.stdout and f"queue {kills}/{kills}: " in done.stdout
     assert not list(chaos.processes_of(tmp_path / "queue"))
 
 
