@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from runtime import metrics
+from scripts import chaos
 from tests.launchers import command_line
 from tests.launchers.test_pod import env_steps, saved
 
@@ -49,10 +50,10 @@ def nodes():
     found.close()
 
 
-def processes(name: str) -> list[int]:
-    """Those that play a role, by the name that Ray gives them."""
-    listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
-    return [int(line.split()[0]) for line in listed.splitlines() if re.search(rf" ray::{name}\b", line)]
+def processes(name: str, above: int | None = None) -> list[int]:
+    """Those that play a role of a name, a pattern, on this process's nodes; or on all that are below another."""
+    played = chaos.played_below(above or os.getpid())
+    return [process for role, process in played if re.fullmatch(name, role)]
 
 
 def end(launcher: subprocess.Popen) -> str:
@@ -63,7 +64,7 @@ def end(launcher: subprocess.Popen) -> str:
     finally:
         launcher.kill()
     assert launcher.returncode == 0 and "Traceback" not in output, output
-    assert not processes("(learner|actor|evaluator|replay)"), "nothing is left"
+    command_line.wait_for("all roles' ends", lambda: not processes(".*"))
     return output
 
 
@@ -178,9 +179,10 @@ def test_what_is_wrong_is_one_line(arguments, words, tmp_path):
 
 
 def test_one_command_learns_without_a_cluster(tmp_path):
+    before = processes(".*", above=1)
     code, output = command_line.run(
         "train", "--placement=ray", *QUEUE, f"--logdir={tmp_path}", "--max_env_steps=2000", "--eval_episodes=1"
     )
     assert code == 0 and "Traceback" not in output, output
     assert saved(tmp_path).env_steps >= 2000 and env_steps(tmp_path) >= 2000
-    assert not processes("(learner|actor|evaluator|replay)"), "nothing is left"
+    command_line.wait_for("all roles' ends", lambda: not {*processes(".*", above=1)} - {*before})
