@@ -26,13 +26,11 @@ import numpy as np
 import rich.console
 import rich.table
 
-from agents.agent import Transitions
 from launchers import flags
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import Settings, UsageError, setting
 from replay import channels, structures
-from replay.rows import PULL_ITEMS, PULL_STEPS
 from runtime import metrics
 from scripts.bench import Bench, timed
 
@@ -133,8 +131,9 @@ def measure(run: Run, seconds: float) -> Costs:
     if parts.replays:
         items = size / bench.steps_per_update  # that the learner takes for each environment step
         sample *= items
-        row_bytes, batch_bytes = channels.way(parts.table).item_bytes(parts.agent, spec), items * item
-        pulls = 1 / (PULL_ITEMS if isinstance(parts.table.items, Transitions) else PULL_STEPS)
+        way = channels.way(parts.table)
+        row_bytes, batch_bytes = way.item_bytes(parts.agent, spec), items * item
+        pulls = 1 / way.ring(parts.table, parts.items).pull_period  # Reverb's writers have the same
     else:
         steps = run.config.unroll_length * channels.way(parts.table).sequences_per_item(parts.items)
         row_bytes = batch_bytes = item / steps
