@@ -60,14 +60,14 @@ class RoleProcess:
         """
         self.name, self._arguments = name, arguments
         self._ends = held, awaited
-        self._log = RoleLog(logdir, name, say)
-        self._restarts = Restarts(self._log, say)
+        self.log = RoleLog(logdir, name, say)
+        self._restarts = Restarts(self.log, say)
         self._process: multiprocessing.process.BaseProcess | None = None
         self._start_at, self._deadline = 0.0, 0.0
 
     def _start(self) -> None:
         self._restarts.begin()
-        arguments = self._arguments, self._log.path, *self._ends
+        arguments = self._arguments, self.log.path, *self._ends
         self._process = _forks.Process(target=_play, args=arguments, name=self.name)
         self._process.start()
 
@@ -91,9 +91,9 @@ class RoleProcess:
                 self._start()
             return False
         code = self._exit_code()
-        self._log.tell_warnings()
+        self.log.tell_warnings()
         if code == 2:
-            raise UsageError(f"{self.name}: {self._log.last_words().removeprefix('error: ')}")
+            raise UsageError(f"{self.name}: {self.log.last_words().removeprefix('error: ')}")
         if code:
             self._process, self._start_at = None, time.monotonic() + self._restarts.after(_how(code))
         return code == 0

@@ -120,7 +120,7 @@ def test_what_is_wrong_is_one_line_on_every_host(count, arguments, of_host, word
              "--connect_seconds=1"),
             "host 0 does not answer at localhost:1",
         ),
-        (("--num_hosts=2",), "--num_hosts is for hosts of a pod"),
+        (("--num_hosts=2",), "--num_hosts is for --placement=pod"),
     ],
 )  # fmt: skip
 def test_a_command_line_that_is_no_pods_is_refused(arguments, words, tmp_path):

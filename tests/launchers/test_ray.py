@@ -95,7 +95,14 @@ def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
             os.kill(process, signal.SIGKILL)
         goes_on(f"without {name}")
     nodes.add(num_cpus=16)
+    lost_with_it = {name: processes(name) for name in names}
     nodes.remove(lost)
+    for name, before in lost_with_it.items():  # Ray's processes outlive their node by some seconds
+        command_line.wait_for(
+            f"{name} to play on another node",
+            lambda name=name, before=before: processes(name) not in ([], before),
+            SECONDS,
+        )
     goes_on("on another node")
 
     output = end(launcher)
@@ -152,7 +159,6 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
     ("arguments", "words"),
     [
         (("--logdir=file:///tmp/run",), "give a folder that all nodes share"),
-        (("--ray_address=auto",), "none runs on this machine"),
         (("--ray_address=localhost:1",), "nobody answers there"),
         (("--ray_address=somewhere",), "is no address"),
         (("--ray_resources={",), "is no JSON"),
@@ -162,7 +168,6 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
         (('--ray_resources={"actor": {"CPU": 1.5}}',), "whole numbers"),
         (('--ray_resources={"learner": {"GPU": 3}}', "--connect_seconds=1"), "learner_0 needs 3 GPU"),
         (('--ray_resources={"actor": {"x": 3}}', "--connect_seconds=1"), "actor_0 needs 3 x"),
-        (('--ray_resources={"learner": {"CPU": 999}}', "--connect_seconds=1"), "learner_0 needs 999 CPU"),
         (("--num_learners=2", "--agent=dqn"), "an agent with a replay has one learner host"),
         (("--config.learning_rate=1e30", "--config.max_gradient_norm=1e30"), "learner_0: "),
         (("--placement=threads", "--ray_address=auto"), "--ray_address is for --placement=ray"),

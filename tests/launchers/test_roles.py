@@ -23,7 +23,20 @@ import runtime.checkpoint
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedback, Version
 from environments import tasks
 from environments.environment import Episodes
-from launchers import evaluate, flags, kinds, processes, program, role, roles, serial, shutdown, threads, train
+from launchers import (
+    evaluate,
+    flags,
+    kinds,
+    processes,
+    program,
+    role,
+    roles,
+    serial,
+    shutdown,
+    supervision,
+    threads,
+    train,
+)
 from launchers import population as populations
 from launchers import run as runs
 from launchers.ports import free_port
@@ -920,7 +933,8 @@ def child(monkeypatch, tmp_path):
         def start(self):
             started.append(self.given)
 
-    monkeypatch.setattr(processes, "time", clock)
+    for module in (processes, supervision):
+        monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(processes, "_forks", SimpleNamespace(Process=Process))
     (tmp_path / "logs").mkdir()
     process = processes.RoleProcess("actor_0", ["--role=actor", "--task=0"], tmp_path, said.append)
@@ -948,7 +962,7 @@ def test_who_dies_is_started_again_after_a_while_that_doubles_from_the_third_dea
         assert not process.ended() and len(started) == restart, "not yet"
         clock.now += 0.02
         assert not process.ended() and len(started) == restart + 1
-    clock.now += processes.HEALTHY_SECONDS + 1
+    clock.now += supervision.HEALTHY_SECONDS + 1
     codes.append(code)
     assert not process.ended() and "restart 1 of 10 in 0.5 s" in said[-1], "it lived long"
 
@@ -962,7 +976,7 @@ def test_who_ends_well_is_not_started_again(child):
 def test_what_a_role_warns_of_is_said_once_and_nothing_else_of_its_log(child):
     process, _, _, _, said = child
     warning = "WARNING:absl:"
-    with open(process.log, "a") as log:
+    with open(process.log.path, "a") as log:
         for line in ("serving on port 1", warning + "an actor waits", "W0000 00:00:17 12 gpu.cc:9] driver", "W1128 x"):
             print(line, file=log, flush=True)
             process.ended()
@@ -981,7 +995,7 @@ def test_what_a_role_warns_of_is_said_once_and_nothing_else_of_its_log(child):
 def test_an_end_that_cannot_be_read_about_is_said_all_the_same(child, log):
     process, codes, *_ = child
     if log:
-        process.log.write_text(log)
+        process.log.path.write_text(log)
     codes.append(2)
     with pytest.raises(UsageError, match=rf"^actor_0: .*{log or 'cannot be read'}"):
         process.ended()
@@ -1010,7 +1024,7 @@ def test_a_learner_that_cannot_begin_ends_the_run_and_one_that_could_does_not(mo
 
 def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
     process, codes, _, started, _ = child
-    process.log.write_text("a warning\nerror: no such flag\nother words\n")
+    process.log.path.write_text("a warning\nerror: no such flag\nother words\n")
     codes.append(2)
     with pytest.raises(UsageError, match=r"^actor_0: no such flag$"):
         process.ended()
@@ -1019,7 +1033,7 @@ def test_what_a_person_must_mend_is_not_tried_again(child, tmp_path):
 
 def test_who_dies_too_often_ends_the_run(child):
     process, codes, clock, started, said = child
-    for death in range(processes.MAX_RESTARTS):
+    for death in range(supervision.MAX_RESTARTS):
         codes.append(1)
         process.ended()
         assert len(said) == death + 1
@@ -1050,8 +1064,8 @@ def test_a_process_is_asked_to_end_then_killed_and_outlives_the_one_it_was_forke
     for name in ("heeding", "deaf"):
         running[name] = processes.RoleProcess(name, [], tmp_path, said.append)
         monkeypatch.setattr(running[name], "_arguments", tmp_path)
-        monkeypatch.setattr(running[name], "log", name)
-        monkeypatch.setattr(running[name], "_tell_warnings", lambda: None)
+        monkeypatch.setattr(running[name].log, "path", name)
+        monkeypatch.setattr(running[name].log, "tell_warnings", lambda: None)
         assert not running[name].ended()
     pids = {}
     for name in running:
