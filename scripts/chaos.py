@@ -233,7 +233,8 @@ class PodRun(Run):
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        command = [str(ROOT / "scripts" / "train"), *RUNS[self.name], "--placement=pod", *self.arguments]
+        of_run = [word for word in RUNS[self.name] if not word.startswith("--actors_per_process")]
+        command = [str(ROOT / "scripts" / "train"), *of_run, "--placement=pod", *self.arguments]
         command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5", f"--coordinator=localhost:{port}"]
         self.logdir.mkdir(parents=True, exist_ok=True)
         self.rows_before = self.rows("learner")
@@ -271,7 +272,10 @@ class PodRun(Run):
     def go_on(self) -> None:
         self.start()
         before = self.rows("learner")
-        wait_for("rows of the learner", lambda: self.rows("learner") > before, self.patience + self.start_up)
+        seconds = self.patience + self.start_up
+        wait_for("rows of the learner", lambda: self.over or self.rows("learner") > before, seconds)
+        if self.over:
+            raise Failure(f"the hosts ended with exit codes {[host.returncode for host in self.hosts]}")
 
     def end(self, number: signal.Signals | None) -> None:
         if number:
