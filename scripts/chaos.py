@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator
 from launchers import flags
 from launchers.settings import UsageError, setting
 from runtime import metrics
+from runtime.hosts import LOST_SECONDS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -260,6 +261,9 @@ class PodRun(Run):
         if number == signal.SIGSTOP:
             time.sleep(stop_seconds)
             process.send_signal(signal.SIGCONT)
+            if stop_seconds < LOST_SECONDS:  # the other waits for so long
+                self.wait_for_rows(["learner"], self.patience, self.start_up)
+                return f"{number.name} of host_{victim}, which went on"
         self.slowest = max(self.slowest, wait_for("both hosts' ends", lambda: self.over, self.patience))
         # A host that is asked to end while they meet is not there to agree on that.
         allowed = {0, LOST, -number, 128 + number}
@@ -270,6 +274,8 @@ class PodRun(Run):
         return f"{number.name} of host_{victim}"
 
     def go_on(self) -> None:
+        if not self.over:
+            return
         self.start()
         before = self.rows("learner")
         seconds = self.patience + self.start_up
