@@ -268,11 +268,11 @@ class Cluster:
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
     """Trains until `max_env_steps` or a signal; whether it was asked to end. On any way out every process has ended."""
     logdir = logdir.absolute()
-    needs = {process: {"CPU": 1.0} for process in program.processes_of(run, flags.FLAGS.num_learners)}
-    with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(needs)):
+    processes = list(program.processes_of(run, flags.FLAGS.num_learners))
+    with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(processes)):
         stop = stop_on_signals(run.preemption_notice)  # only now: Ray takes signals for itself when it starts
-        needs = {process: needs_of(run, process.kind) for process in needs}
-        places = [process for process in needs if process.kind != "actor"]
+        needs = {process: needs_of(run, process.kind) for process in processes}
+        places = [process for process in processes if process.kind != "actor"]
         group = reserve(needs, places, stop, display.say)
         if group is not None:
             running = Cluster(run, logdir, port, display.say).start(needs, group, places)
@@ -349,7 +349,7 @@ def needs_of(run: Run, kind: str) -> Needs:
         needs["memory"] = run.replay_bytes() // run.num_replay_servers
     if kind == "learner":
         for name in ACCELERATORS:
-            needs[name] = max(node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"])
+            needs[name] = max(node.get(name, 0.0) for node in _nodes())
     needs |= settings.resources(flags.FLAGS.ray_resources).get(kind, {})
     return {name: amount for name, amount in needs.items() if amount}
 
@@ -381,7 +381,7 @@ def reserve(
 
 def _lack(needs: Mapping[Role, Needs]) -> str:
     """Why there is no room."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     for process, each in needs.items():
         for name, amount in each.items():
             most = max(node.get(name, 0.0) for node in nodes)
@@ -400,6 +400,11 @@ def _lack(needs: Mapping[Role, Needs]) -> str:
     )
 
 
+def _nodes() -> list[Needs]:
+    """What each node of the cluster has in all."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _words(needs: Needs) -> str:
     return ", ".join(
         f"{amount / GB:.1f} GB of memory" if name == "memory" else f"{amount:,.10g} {name}"
@@ -409,8 +414,7 @@ def _words(needs: Needs) -> str:
 
 def _is_anywhere(needs: Needs) -> bool:
     """Whether a node could have room for these, if nothing else were there."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return any(all(node.get(name, 0.0) >= amount for name, amount in needs.items()) for node in nodes)
+    return any(all(node.get(name, 0.0) >= amount for name, amount in needs.items()) for node in _nodes())
 
 
 def _is_ready(reference: Any) -> bool:

@@ -22,13 +22,13 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 
 from launchers import flags
+from launchers.ports import free_port
 from launchers.settings import UsageError, setting
 from runtime import metrics
 from runtime.hosts import LOST_SECONDS
@@ -231,9 +231,7 @@ class PodRun(Run):
     """A run of two hosts on this machine. A fault of one is the end of both."""
 
     def start(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         of_run = [word for word in RUNS[self.name] if not word.startswith("--actors_per_process")]
         command = [str(ROOT / "scripts" / "train"), *of_run, "--placement=pod", *self.arguments]
         command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5", f"--coordinator=localhost:{port}"]

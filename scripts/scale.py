@@ -15,7 +15,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,7 @@ import rich.table
 
 from launchers import flags
 from launchers import run as runs
+from launchers.ports import free_port
 from launchers.run import Run
 from launchers.settings import Settings, UsageError, setting
 from replay import channels, structures
@@ -193,10 +193,7 @@ def check(run: Run, costs: Costs, given: Sequence[str], seconds: float, cores: i
                 commands = [[train, *common, f"--num_actors={count}", "--actors_per_process=1"]]
                 layout = Layout(actors=count, cores=cores, together=True)
             else:
-                with socket.socket() as probe:
-                    probe.bind(("", 0))
-                    port = probe.getsockname()[1]
-                hosts = [f"--coordinator=localhost:{port}", f"--num_hosts={count}", "--num_actors=1"]
+                hosts = [f"--coordinator=localhost:{free_port()}", f"--num_hosts={count}", "--num_actors=1"]
                 commands = [[train, *common, *hosts, f"--host={host}"] for host in range(count)]
                 layout = Layout(hosts=count, actors=count, cores=cores, together=True)
             name, said = slowest(limits(costs, layout))
