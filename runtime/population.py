@@ -119,16 +119,24 @@ class Exchange:
 
     def start(self, learner: Learner) -> None:
         """Before the first update. A member that has shown its state before was interrupted while its peers went on: it
-        goes on from the best of them."""
+        goes on from the best of them, or while none of them has a score from the newer of what it saved and showed."""
         if self._population.member is None:
             self._record(learner.version, learner.host_state(), self._scores(), self._population.members)
             return
         me, state = self._population.member, learner.host_state()
-        if self._states[me].filled():
+        scores = np.array(self._scores())
+        if not self._states[me].filled():
+            self._states[me].push(learner.version, state)
+        elif self._scored_peers(scores):
             self.rescue(learner, "it was interrupted")
             return
-        self._states[me].push(learner.version, state)
-        self._record(learner.version, state, self._scores(), {me: me})
+        else:
+            logging.warning("member %d goes on from itself: it was interrupted, and no other has a score yet", me)
+            version, shown = self._states[me].pull()
+            if version.learner_steps > learner.version.learner_steps:
+                state = shown
+                learner.replace(state)
+        self._record(learner.version, state, scores, {me: me})
 
     def __call__(self, learner: Learner) -> None:
         if learner.version.env_steps < self._due:
@@ -156,12 +164,17 @@ class Exchange:
         """
         me = self._population.member
         scores = np.array(self._scores())
-        peers = [m for m, state in enumerate(self._states) if m != me and state.filled() and not np.isnan(scores[m])]
+        peers = self._scored_peers(scores)
         if me is None or not peers:
             raise NotFinite(f"{why}, and no member of the population has come far enough to take its place")
         donor = max(peers, key=lambda m: scores[m])
         logging.warning("member %d goes on from member %d: %s", me, donor, why)
         self._record(learner.version, self._copy(learner, None, {me: donor}), scores, {me: donor})
+
+    def _scored_peers(self, scores: np.ndarray) -> list[int]:
+        """The other members that have shown a state and have a score: one that has just copied another has none."""
+        states = enumerate(self._states)
+        return [m for m, state in states if m != self._population.member and state.filled() and not np.isnan(scores[m])]
 
     def _copy(self, learner: Learner, state: State, donors: dict[int, int]) -> State:
         """The learner's state once its members have what their donors had, hyperparameters varied."""

@@ -1,6 +1,5 @@
 """Populations from the command line: stacked in one learner, and separate ones whose members are killed."""
 
-import functools
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from launchers import run as runs
 from launchers.run import UsageError
 from runtime import metrics
 from runtime.checkpoint import Checkpointer
+from scripts import chaos
 from tests.launchers import command_line
 
 TUNE = "--tune=learning_rate:log:1e-5:1e-2"
@@ -57,18 +57,22 @@ def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
             "both members' turns", lambda: training.poll() is not None or min(turns(0), turns(1)) > 2, timeout=240.0
         )
         assert training.poll() is None, training.communicate()[0]
-        victim = min(command_line.processes_of(tmp_path)["learner"])  # member 0's was started first
-        before = turns(0)
+        played = chaos.processes_of(tmp_path)
+        (victim,) = [each for given, each in played if (given["role"], given.get("member")) == ("learner", "0")]
         os.kill(victim, signal.SIGKILL)
-        command_line.wait_for("the member's return", functools.partial(lambda n: turns(0) > n, before))
-        back = metrics.read(tmp_path / "lineage_0.csv")[before]
-        assert back["donor"] == 1
+        command_line.wait_for("its end", lambda: not os.path.exists(f"/proc/{victim}"))
+        before = turns(0)
+        command_line.wait_for("the member's return", lambda: training.poll() is not None or turns(0) > before)
+        assert training.poll() is None, training.communicate()[0]
+        donor = metrics.read(tmp_path / "lineage_0.csv")[before]["donor"]
         steps = env_steps(0)
         command_line.wait_for("it to learn on", lambda: env_steps(0) > steps)
         training.terminate()
         output, _ = training.communicate(timeout=120)
         assert training.returncode == 0, output
         assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
+        # Its peer has no score where it had just copied the member that was killed.
+        assert f"member 0 goes on from {'member 1' if donor == 1 else 'itself'}: it was interrupted" in output
         assert not command_line.processes_of(tmp_path)
     finally:
         training.kill()

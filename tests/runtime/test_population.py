@@ -161,6 +161,26 @@ def test_a_member_that_comes_back_goes_on_from_its_best_peer(members):
     assert again.version.env_steps == 50
 
 
+@pytest.mark.parametrize("saved", [50, 150])
+def test_a_member_that_comes_back_while_no_peer_has_a_score_goes_on_from_itself(members, saved, tmp_path):
+    """Its peers have copied it, and none of their episodes has ended since. It last showed its state at 100."""
+    learners, exchanges, reports, exchange = members(3)
+    for learner, each in zip(learners, exchanges, strict=True):
+        each.start(learner)
+    for m, value in enumerate((3.0, 1.0, 2.0)):
+        report(reports[m], value)
+    for m in range(3):
+        learners[m].advance(100)
+        exchanges[m](learners[m])
+    assert [learner.replaced for learner in learners] == [0, 1, 1], "the worst of those with a score copied"
+    again = Learner(state_of(9), env_steps=saved)
+    exchange(0).start(again)
+    assert_same(again.state, state_of(0) if saved < 100 else state_of(9))
+    assert again.version.env_steps == saved
+    row = metrics.read(tmp_path / "lineage_0.csv")[-1]
+    assert (row["env_steps"], row["donor"]) == (saved, 0)
+
+
 def test_a_diverged_member_is_replaced_and_a_diverged_population_is_an_error(members):
     learners, exchanges, reports, _ = members(2)
     for learner, each in zip(learners, exchanges, strict=True):
