@@ -103,9 +103,7 @@ def test_the_processes_end_with_the_run(placement, number, whom, tmp_path):
             start_new_session=True,
         )
     try:
-        command_line.wait_for(
-            "learning", lambda: training.poll() is not None or metrics.latest(tmp_path / "run", "learner")
-        )
+        command_line.wait_for("learning", lambda: metrics.latest(tmp_path / "run", "learner"), running=[training])
         assert len(marked(mark)) > 8, "eight environments, and whoever started them"
         (os.killpg if whom == "all" else os.kill)(training.pid, number)
         code = training.wait(120)

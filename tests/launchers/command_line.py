@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from scripts import chaos
 from tests import compiling
@@ -64,10 +64,17 @@ def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]
     return done.returncode, done.stdout
 
 
-def wait_for(what: str, condition: Callable[[], object], timeout: float = 120.0) -> None:
-    """Returns once `condition()` is true; fails saying what it waited for."""
+def wait_for(
+    what: str, condition: Callable[[], object], timeout: float = 120.0, running: Sequence[subprocess.Popen] = ()
+) -> None:
+    """Returns once `condition()` is true; fails saying what it waited for, at once if one of the launchers that must be
+    `running` meanwhile has ended."""
     deadline = time.monotonic() + timeout
     while not condition():
+        for launcher in running:
+            if launcher.poll() is not None:
+                output, _ = launcher.communicate(timeout=10.0)
+                raise AssertionError(f"while {what} was waited for, a launcher ended: {output}")
         assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
         time.sleep(0.1)
 

@@ -256,7 +256,7 @@ def test_hosts_that_are_drained_are_not_done_and_go_on_when_they_start_again(tmp
 
     running = hosts(1_000_000_000)
     try:
-        command_line.wait_for("learning", lambda: env_steps() > 500 or any(p.poll() is not None for p in running), WAIT)
+        command_line.wait_for("learning", lambda: env_steps() > 500, WAIT, running)
         running[1].send_signal(signal.SIGTERM)
         for process in running:
             code, output = code_and_output(process)

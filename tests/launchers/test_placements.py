@@ -66,7 +66,7 @@ def test_a3c_with_one_worker_is_a2c_to_the_bit(tmp_path):
 def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
     training = command_line.start("train", *arguments)
-    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0, running=[training])
     training.send_signal(number)
     output, _ = training.communicate(timeout=60)
     assert training.returncode == 0, output
@@ -96,12 +96,9 @@ def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path
     try:
         command_line.wait_for(
             "learning and a checkpoint",
-            lambda: (
-                training.poll() is not None
-                or (env_steps(tmp_path) > 0 and any((tmp_path / "checkpoints").glob("learner_steps_*[0-9]")))
-            ),
+            lambda: env_steps(tmp_path) > 0 and any((tmp_path / "checkpoints").glob("learner_steps_*[0-9]")),
+            running=[training],
         )
-        assert training.poll() is None, training.communicate()[0]
         code, output = command_line.run("train", *arguments, "--max_env_steps=1000000000")
         assert code == 2 and "is running already" in output.splitlines()[-1], output
         for role, number in (
@@ -116,9 +113,9 @@ def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path
             os.kill(victim, number)
             before = env_steps(tmp_path)
             again = functools.partial(restarted, tmp_path, role, victim)
-            command_line.wait_for(f"another {role}", again)
+            command_line.wait_for(f"another {role}", again, running=[training])
             further = functools.partial(lambda steps: env_steps(tmp_path) > steps, before)
-            command_line.wait_for(f"learning to go on without its first {role}", further)
+            command_line.wait_for(f"learning to go on without its first {role}", further, running=[training])
         training.send_signal(signal.SIGHUP)
         output, _ = training.communicate(timeout=120)
         assert training.returncode == 0, output
@@ -137,19 +134,21 @@ def test_a_worker_that_is_killed_loses_its_own_rollout_alone(tmp_path):
         "train", *arguments, "--placement=processes", f"--logdir={tmp_path}", "--max_env_steps=1000000000"
     )
     try:
-        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0, running=[training])
         learner = command_line.processes_of(tmp_path)["learner"]
         for _ in range(2):
             victim = max(command_line.processes_of(tmp_path)["actor"])
             os.kill(victim, signal.SIGKILL)
             before = env_steps(tmp_path)
-            command_line.wait_for("learning to go on", functools.partial(lambda s: env_steps(tmp_path) > s, before))
+            further = functools.partial(lambda s: env_steps(tmp_path) > s, before)
+            command_line.wait_for("learning to go on", further, running=[training])
             command_line.wait_for(
                 "another worker",
                 functools.partial(
                     lambda v: len([p for p in command_line.processes_of(tmp_path).get("actor", []) if p != v]) == 2,
                     victim,
                 ),
+                running=[training],
             )
         assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
         training.terminate()
@@ -172,12 +171,9 @@ def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
     try:
         command_line.wait_for(
             "learning and a checkpoint of both replays",
-            lambda: (
-                training.poll() is not None
-                or (env_steps(tmp_path) > 0 and all(any((tmp_path / f"replay_{k}").glob("20*/DONE")) for k in (0, 1)))
-            ),
+            lambda: env_steps(tmp_path) > 0 and all(any((tmp_path / f"replay_{k}").glob("20*/DONE")) for k in (0, 1)),
+            running=[training],
         )
-        assert training.poll() is None, training.communicate()[0]
         for task in (0, 1):
             learner, victims = (command_line.processes_of(tmp_path)[role] for role in ("learner", "replay"))
             os.kill(min(victims), signal.SIGKILL)  # the oldest: first one server, then the other
@@ -186,12 +182,14 @@ def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
                 functools.partial(
                     lambda old: {*command_line.processes_of(tmp_path).get("replay", [])} - {*old}, victims
                 ),
+                running=[training],
             )
             before = learner_steps()
             # Both servers give their share of every batch: learning goes on only once both do.
             command_line.wait_for(
                 f"learning to go on without the first replay server {task}",
                 functools.partial(lambda steps: learner_steps() > steps + 20, before),
+                running=[training],
             )
             assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
         training.terminate()
@@ -205,7 +203,7 @@ def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
 def test_a_replay_is_resumed_with_what_it_held(tmp_path):
     arguments = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
     training = command_line.start("train", *arguments)
-    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0, running=[training])
     training.terminate()
     output, _ = training.communicate(timeout=100)
     assert training.returncode == 0, output
@@ -227,7 +225,7 @@ def test_a_replay_is_resumed_with_what_it_held(tmp_path):
 def test_children_end_when_the_launcher_is_killed_in_order_and_the_learner_saves(tmp_path):
     arguments = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--placement=processes")
     training = command_line.start("train", *arguments, "--max_env_steps=1000000000", "--checkpoint_seconds=1000")
-    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+    command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0, running=[training])
     training.kill()
     training.wait()
 
@@ -304,7 +302,7 @@ def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
         text=True,
     )
     try:
-        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0 or training.poll() is not None)
+        command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0, running=[training])
         for host in ("127.0.0.1", "::1", socket.gethostname()):
             with pytest.raises(OSError), socket.create_connection((host, port), timeout=2):
                 pass

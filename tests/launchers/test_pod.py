@@ -55,7 +55,7 @@ def saved(logdir):
 @pytest.mark.parametrize("arguments", [QUEUE, REPLAY], ids=["a queue", "a replay"])
 def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(arguments, tmp_path):
     pod = start(2, tmp_path, *arguments, *FOR_EVER)
-    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 500 or any(p.poll() is not None for p in pod), 300)
+    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 500, 300, running=pod)
     pod[1].send_signal(signal.SIGTERM)  # heard by one, obeyed by all
     for code, output in ends(pod):
         assert code == 0 and "Traceback" not in output, output
@@ -66,10 +66,7 @@ def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(argume
 
     lost, said = (75, ("--unfinished_code=75",)) if arguments is REPLAY else (2, ())
     pod = start(2, tmp_path, *arguments, *FOR_EVER, *said)
-    command_line.wait_for(
-        "a checkpoint of the second sitting",
-        lambda: saved(tmp_path) != first or any(p.poll() is not None for p in pod), 300,
-    )  # fmt: skip
+    command_line.wait_for("a checkpoint of the second sitting", lambda: saved(tmp_path) != first, 300, running=pod)
     pod[0].kill() if arguments is REPLAY else pod[1].kill()
     left = pod[1 if arguments is REPLAY else 0]
     output, _ = left.communicate(timeout=100)

@@ -78,19 +78,14 @@ def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
 
     def goes_on(after: str) -> None:
         before = env_steps(tmp_path)
-        command_line.wait_for(
-            f"learning, {after}",
-            lambda: launcher.poll() is not None or env_steps(tmp_path) > before + 200,
-            SECONDS,
-        )
-        assert launcher.poll() is None, launcher.communicate()[0]
+        command_line.wait_for(f"learning, {after}", lambda: env_steps(tmp_path) > before + 200, SECONDS, [launcher])
 
     goes_on("at first")
-    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS)
+    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS, [launcher])
     names = ["learner_0", "replay_0"] + ["actor_0", "actor_1", "evaluator_0"] * (arguments is QUEUE)
     random.Random(0).shuffle(names)
     for name in names:
-        command_line.wait_for(f"{name} to play", lambda name=name: processes(name), SECONDS)
+        command_line.wait_for(f"{name} to play", lambda name=name: processes(name), SECONDS, [launcher])
         for process in processes(name):
             os.kill(process, signal.SIGKILL)
         goes_on(f"without {name}")
@@ -102,6 +97,7 @@ def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
             f"{name} to play on another node",
             lambda name=name, before=before: processes(name) not in ([], before),
             SECONDS,
+            [launcher],
         )
     goes_on("on another node")
 
@@ -121,11 +117,11 @@ def test_actors_join_when_there_is_room(nodes, tmp_path):
     launcher = command_line.start(
         "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", *QUEUE, *FOR_EVER
     )
-    command_line.wait_for("one actor's learning", lambda: env_steps(tmp_path) > 200, SECONDS)
+    command_line.wait_for("one actor's learning", lambda: env_steps(tmp_path) > 200, SECONDS, [launcher])
     assert sum(bool(processes(f"actor_{task}")) for task in range(2)) == 1
     nodes.add(num_cpus=1)
     command_line.wait_for(
-        "both actors", lambda: all(metrics.latest(tmp_path, f"actor_{task}") for task in range(2)), SECONDS
+        "both actors", lambda: all(metrics.latest(tmp_path, f"actor_{task}") for task in range(2)), SECONDS, [launcher]
     )
     end(launcher)
 
@@ -138,8 +134,8 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
         "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", "--num_learners=2",
         *QUEUE, *FOR_EVER,
     )  # fmt: skip
-    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 200, SECONDS)
-    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS)
+    command_line.wait_for("learning", lambda: env_steps(tmp_path) > 200, SECONDS, [launcher])
+    command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS, [launcher])
     first = [processes(f"learner_{host}") for host in range(2)]
     assert all(first)
     for process in first[1]:
@@ -149,9 +145,12 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
             f"learner_{host} to begin anew",
             lambda host=host: processes(f"learner_{host}") not in ([], first[host]),
             SECONDS,
+            [launcher],
         )
     before = saved(tmp_path)
-    command_line.wait_for("a later checkpoint", lambda: saved(tmp_path).env_steps > before.env_steps, SECONDS)
+    command_line.wait_for(
+        "a later checkpoint", lambda: saved(tmp_path).env_steps > before.env_steps, SECONDS, [launcher]
+    )
     assert "learner_1 died" in end(launcher)
 
 

@@ -85,7 +85,7 @@ def test_a_run_that_gets_notice_is_saved(placement, flags, code, tmp_path):
     arguments += (f"--placement={placement}", *flags)
     training = command_line.start("train", *arguments, "--max_env_steps=1000000000", "--checkpoint_seconds=100000")
     try:
-        command_line.wait_for("learning", lambda: metrics.latest(logdir, "learner") or training.poll() is not None)
+        command_line.wait_for("learning", lambda: metrics.latest(logdir, "learner"), running=[training])
         file.touch()
         output, _ = training.communicate(timeout=120)
     finally:
