@@ -1,5 +1,6 @@
-"""Placement `ray`: each process of a run on whatever node of a Ray cluster has room for it. Ray ships the code, places
-the processes and starts again those that died, elsewhere if their node is gone; Reverb carries the experience, as ever.
+"""Placement `ray`: each process of a run on whatever node of a Ray cluster has room for it. Ray ships the code and
+places the processes, those that follow a dead one too, elsewhere if its node is gone; Reverb carries the experience, as
+ever.
 
 The replay servers, the learner and the evaluator are one placement group: Ray finds room for all of them at once, and
 anew for those whose node is lost. Actors have no state and are placed one by one: the run goes on with those for whom
@@ -10,6 +11,7 @@ import contextlib
 import logging
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +76,14 @@ class Player:
         for descriptor in (1, 2):
             os.dup2(tee.stdin.fileno(), descriptor)
         tee.stdin.close()
+        self._terminated = False
+        signal.signal(signal.SIGTERM, self._terminate)  # Ray's own would wait for ever for `play` to return
         role.leave_accelerators(run, process.kind)
+
+    def _terminate(self, number: int, frame: Any) -> None:
+        """Has the role end in order, and begin again in another process."""
+        self._terminated = True
+        self._asked.set()
 
     def claim(self, port: int) -> Claim:
         """`port`: which one it is to be, unless 0."""
@@ -95,7 +104,9 @@ class Player:
             raise UsageError(flags.one_line(error)) from None
         except BaseException:
             traceback.print_exc()
-            os._exit(1)  # and Ray starts a new process
+            os._exit(1)  # and another process follows
+        if self._terminated:
+            os._exit(128 + signal.SIGTERM)
         return not (notice and noticed(notice))
 
     def ask(self) -> None:
@@ -108,25 +119,26 @@ class Player:
 
 
 class RayRole:
-    """A process of a run, as the launcher sees it: a program.Running."""
+    """A process of a run, as the launcher sees it: a program.Running.
+
+    Each life of it is a Ray actor of its own: one that Ray itself started again while its node goes may get half of the
+    code, and then is dead for good.
+    """
 
     def __init__(self, process: Role, cluster: "Cluster", needs: Needs, strategy: Any):
         """`needs`: what Ray must have free for it on a node; `strategy`: by which Ray chooses the node."""
         self.process, self._cluster, self._needs = process, cluster, needs
         self._log = RoleLog(cluster.logdir, process.name, cluster.say)
         self._restarts = Restarts(self._log, cluster.say)
-        # Of Ray's restarts there is no end: they are counted here, and those that are meant are not.
         own = {{"CPU": "num_cpus", "GPU": "num_gpus"}.get(name, name): needs[name] for name in needs.keys() & NAMED}
         others = {name: amount for name, amount in needs.items() if name not in NAMED}
-        actor = ray.remote(Player).options(
-            **own, resources=others, scheduling_strategy=strategy, name=process.name, max_restarts=-1, max_concurrency=4
-        )
-        self._player: Any = actor.remote(cluster.run, cluster.logdir, process, cluster.num_learners)
+        self._options = {**own, "resources": others, "scheduling_strategy": strategy, "max_concurrency": 4}
+        self._player: Any = None  # the Ray actor of this life
         self.claim: Claim | None = None
         self._claiming: Any = None
         self._playing: Any = None
         self._again_at, self._deadline = 0.0, 0.0
-        self._waits_since, self._meant = time.monotonic(), False
+        self._waits_since, self._stays = 0.0, False
 
     def ended(self) -> bool:
         """Has it play once it has a place and all that it needs have one; again whenever it died.
@@ -142,14 +154,14 @@ class RayRole:
             if not _is_ready(self._playing):
                 return False
             done = ray.get(self._playing)
-        except ray.exceptions.RayActorError as error:
-            self._bury(error)
-            return False
         except UsageError as error:  # Ray raises its own that is one of these, too
             raise UsageError(f"{self.process.name}: {flags.one_line(getattr(error, 'cause', error))}") from None
+        except ray.exceptions.RayError as error:
+            self._bury(error)
+            return False
         if done is False:
             self._cluster.say(f"{self.process.name}: its node will be taken away; it goes on elsewhere")
-            self._meant, self._playing = True, self._player.stay.remote(KEPT_SECONDS)
+            self._stays, self._playing = True, self._player.stay.remote(KEPT_SECONDS)
             return False
         if done is None:  # it stayed
             self.restart()
@@ -161,36 +173,42 @@ class RayRole:
         if time.monotonic() < self._again_at:
             return
         if self.claim is None:
-            if self._claiming is None:
+            if self._player is None:
+                self._player = ray.remote(Player).options(**self._options).remote(*self._cluster.part(self.process))
                 self._claiming = self._player.claim.remote(self._cluster.port_of(self.process))
                 self._waits_since = time.monotonic()
+                self._restarts.begin()
             if not _is_ready(self._claiming):
                 if time.monotonic() > self._waits_since + WAITING_SECONDS:
                     self._waits_since = float("inf")
                     self._cluster.say(f"{self.process.name} waits for a node with {_words(self._needs)} free")
                 return
-            self.claim, self._claiming = ray.get(self._claiming), None
+            self.claim = ray.get(self._claiming)
             self._cluster.placed(self)
         told = self._cluster.tell(self)
         if told is not None:
-            self._restarts.begin()
             self._playing = self._player.play.options(name=self.process.name).remote(*told)
 
-    def _bury(self, error: Exception) -> None:
-        self.claim = self._claiming = self._playing = None
-        if isinstance(error, ray.exceptions.ActorDiedError):  # for ever
-            raise UsageError(f"{self.process.name} cannot run: {flags.one_line(error)}") from error
-        if self._meant:
-            self._meant = False
+    def _bury(self, error: ray.exceptions.RayError) -> None:
+        meant, played = self._stays, self._playing is not None
+        self._leave()
+        if meant:
             return
-        self._again_at = time.monotonic() + self._restarts.after("died, or its node did")
+        how = "died, or its node did" if played else f"could not begin: {flags.one_line(error)}"
+        self._again_at = time.monotonic() + self._restarts.after(how)
         self._cluster.died(self)
 
     def restart(self) -> None:
-        """Has it start anew, wherever it is."""
+        """Has it start anew, wherever there is room, if it plays."""
         if self._playing is not None:
-            self._meant = True
-            ray.kill(self._player, no_restart=False)
+            self._leave()
+
+    def _leave(self) -> None:
+        """Kills what is left of this life, if anything is."""
+        if self._player is not None:
+            ray.kill(self._player)
+        self._player = self.claim = self._claiming = self._playing = None
+        self._stays = False
 
     def ask(self) -> None:
         self._deadline = time.monotonic() + GRACE_SECONDS
@@ -201,7 +219,7 @@ class RayRole:
         """Waits for the end; kills what has not ended in time, and what is left of what has."""
         if self._playing is not None:
             ray.wait([self._playing], timeout=max(0.0, self._deadline - time.monotonic()))
-        ray.kill(self._player)
+        self._leave()
 
 
 class Cluster:
@@ -220,6 +238,10 @@ class Cluster:
                 strategy = PlacementGroupSchedulingStrategy(group, places.index(process))
             self._roles.append(RayRole(process, self, each, strategy))
         return {each.process: each for each in self._roles}
+
+    def part(self, process: Role) -> tuple[Run, pathlib.Path, Role, int]:
+        """What a Player of a process is made with."""
+        return self.run, self.logdir, process, self.num_learners
 
     def port_of(self, process: Role) -> int:
         """The port that a replay server is to have: the one it had, for those that wait for it there; 0: any."""

@@ -10,8 +10,9 @@ After each fault the learner, and the actors that it hit, must write rows again 
 before the learner has written anything since it was started, as much later as the run's first start took. After every
 few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a
 checkpoint that can be evaluated and is no older than any seen before; then the same command goes on. Of a pod's hosts
-a fault of one is the end of both, within --patience seconds; both are started again then, and must learn. The same
---seed makes the same faults, at the same intervals.
+a fault of one is the end of both, within --patience seconds, and where they had not met yet also the --connect_seconds
+for which they wait for each other; both are started again then, and must learn. The same --seed makes the same faults,
+at the same intervals.
 """
 
 import contextlib
@@ -66,6 +67,7 @@ RUNS = {
 }
 HOSTS = 2  # of a pod
 LOST = 2  # the exit code of a host that has lost another
+CONNECT_SECONDS = 30  # in which a pod's hosts must meet
 ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]  # of the launcher
 SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
 
@@ -235,6 +237,7 @@ class PodRun(Run):
         of_run = [word for word in RUNS[self.name] if not word.startswith("--actors_per_process")]
         command = [str(ROOT / "scripts" / "train"), *of_run, "--placement=pod", *self.arguments]
         command += [f"--logdir={self.logdir}", "--checkpoint_seconds=5", f"--coordinator=localhost:{port}"]
+        command += [f"--connect_seconds={CONNECT_SECONDS}"]
         self.logdir.mkdir(parents=True, exist_ok=True)
         self.rows_before = self.rows("learner")
         self.hosts = []
@@ -262,7 +265,9 @@ class PodRun(Run):
             if stop_seconds < LOST_SECONDS:  # the other waits for so long
                 self.wait_for_rows(["learner"], self.patience, self.start_up)
                 return f"{number.name} of host_{victim}, which went on"
-        self.slowest = max(self.slowest, wait_for("both hosts' ends", lambda: self.over, self.patience))
+        starting = CONNECT_SECONDS if self.rows("learner") <= self.rows_before else 0.0
+        waited = wait_for("both hosts' ends", lambda: self.over, self.patience + starting)
+        self.slowest = max(self.slowest, waited - starting)
         # A host that is asked to end while they meet is not there to agree on that.
         allowed = {0, LOST, -number, 128 + number}
         for host, each in enumerate(self.hosts):

@@ -80,25 +80,25 @@ def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
         before = env_steps(tmp_path)
         command_line.wait_for(f"learning, {after}", lambda: env_steps(tmp_path) > before + 200, SECONDS, [launcher])
 
+    def plays_anew(name: str, before: list[int]) -> None:
+        command_line.wait_for(f"{name} anew", lambda: processes(name) not in ([], before), SECONDS, [launcher])
+
     goes_on("at first")
     command_line.wait_for("a checkpoint", lambda: saved(tmp_path), SECONDS, [launcher])
     names = ["learner_0", "replay_0"] + ["actor_0", "actor_1", "evaluator_0"] * (arguments is QUEUE)
     random.Random(0).shuffle(names)
-    for name in names:
+    for index, name in enumerate(names):
         command_line.wait_for(f"{name} to play", lambda name=name: processes(name), SECONDS, [launcher])
-        for process in processes(name):
-            os.kill(process, signal.SIGKILL)
-        goes_on(f"without {name}")
+        before = processes(name)
+        for process in before:
+            os.kill(process, signal.SIGTERM if index % 2 else signal.SIGKILL)
+        plays_anew(name, before)
+        goes_on(f"without the first {name}")
     nodes.add(num_cpus=16)
     lost_with_it = {name: processes(name) for name in names}
     nodes.remove(lost)
     for name, before in lost_with_it.items():  # Ray's processes outlive their node by some seconds
-        command_line.wait_for(
-            f"{name} to play on another node",
-            lambda name=name, before=before: processes(name) not in ([], before),
-            SECONDS,
-            [launcher],
-        )
+        plays_anew(name, before)
     goes_on("on another node")
 
     output = end(launcher)
