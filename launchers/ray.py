@@ -347,6 +347,7 @@ def joined(processes: int) -> Iterator[None]:
     own: dict[str, Any] = {}
     if address == "local":  # no data goes through Ray: its store of objects is as small as it may be
         own = {"num_cpus": max(processes, os.cpu_count() or 1), "object_store_memory": 80 * 2**20}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default whatever else runs here goes before
     handed_on = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     shipped = {"working_dir": str(ROOT), "excludes": LEFT_OUT, "env_vars": handed_on}
     try:

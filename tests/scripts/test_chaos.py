@@ -11,7 +11,7 @@ from tests.launchers import command_line
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("placement", "kills"), [("processes", 2)])
+@pytest.mark.parametrize(("placement", "kills"), [("processes", 2), ("pod", 2), ("ray", 1)])
 def test_a_run_takes_faults_and_leaves_nothing(placement, kills, tmp_path):
     """Faults, then the launcher's end; a machine that is busy is given time."""
     pytest.importorskip("reverb")
