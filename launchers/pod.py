@@ -8,6 +8,7 @@ import json
 import pathlib
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ from launchers.terminal import Display
 from runtime import hosts as pods
 from runtime.hosts import Hosts, HostsDiffer, Meeting
 
-HEARD_SECONDS = 2.0  # in which the end of another's process is heard
+HEARD_SECONDS = 2.0  # in which the end of another's process is heard, which ends this one's
 END_SECONDS = 60.0  # in which other hosts are at their end, once the first is
 
 
@@ -60,9 +61,15 @@ def _meet(run: Run, hosts: Hosts, name: str, port: int) -> Meeting:
     told |= {f"--config.{key}": value for key, value in settings["config"].items()}
     told |= {"the code": _digest(), "the version of JAX": jax.__version__}
     try:
-        return Meeting(hosts, (name, port), told, flags.FLAGS.connect_seconds)
+        meeting = Meeting(hosts, (name, port), told, flags.FLAGS.connect_seconds)
     except HostsDiffer as error:
         raise UsageError(f"--placement=pod: {error}") from error
+    meeting.watch(_leave)  # before JAX starts, where hosts wait for each other for minutes
+    return meeting
+
+
+def _leave(error: pods.HostLost) -> None:
+    pods.leave(error, flags.FLAGS.unfinished_code or 2)
 
 
 def _digest() -> str:
@@ -105,8 +112,7 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
     """This host's part, until `max_env_steps`, a signal to any host, or the first error on any; whether one of them was
     asked to end."""
     stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
-    leave = functools.partial(pods.leave, code=flags.FLAGS.unfinished_code or 2)
-    pods.tell_before_an_abort(meeting, leave)
+    pods.tell_before_an_abort(meeting, _leave)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     carrier = threads.connect(members.values(), logdir, port)
@@ -118,13 +124,10 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
     works = {role: _ending(work, run, stop) if role.kind == "learner" else work for role, work in works.items()}
     try:
         with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
-            threads.play(works, stop, functools.partial(_attend, meeting, display, leave))
+            threads.play(works, stop, display.refresh if display else lambda: None)
     except Exception:
         # What breaks JAX, in many ways, is most often a host that is gone, and whose end is heard as soon.
-        try:
-            meeting.check(HEARD_SECONDS)
-        except pods.HostLost as error:
-            leave(error)
+        time.sleep(HEARD_SECONDS)
         meeting.fail()
         raise
     meeting.close(END_SECONDS)
@@ -144,12 +147,3 @@ def _ending(
             stop.set()
 
     return work
-
-
-def _attend(meeting: Meeting, display: Display | None, leave: Callable[[pods.HostLost], None]) -> None:
-    try:
-        meeting.check()
-    except pods.HostLost as error:
-        leave(error)
-    if display:
-        display.refresh()

@@ -63,7 +63,7 @@ class Meeting:
         Raises:
           HostsDiffer: on every host that came, with the same words.
         """
-        self.hosts, self._lost, self._over = hosts, "", False
+        self.hosts, self._lost, self._closing, self._over = hosts, "", False, False
         self._changed = threading.Condition()
         self._left: dict[int, socket.socket] = {}  # hosts that are not at their end yet
         self._deadline = time.monotonic() + seconds
@@ -172,16 +172,30 @@ class Meeting:
                 _send(connection, {"lost": f"host {self.hosts.index} of {self.hosts.count} ended"})
         self.close(2 * LOST_SECONDS)
 
-    def check(self, wait: float = 0.0) -> None:
-        """Raises HostLost if a host is lost, or becomes so within `wait` seconds."""
+    def check(self, wait: float | None = 0.0) -> None:
+        """Raises HostLost if a host is lost, or becomes so within `wait` seconds; None: waits until one is."""
         with self._changed:
             self._changed.wait_for(lambda: self._lost, wait)
             if self._lost:
                 raise HostLost(f"{self._lost}, so the others cannot go on: give every host the same command again")
 
+    def watch(self, leave: Callable[[HostLost], None]) -> None:
+        """From now on until `close`, a thread of its own calls `leave` once a host is lost: this process's others may
+        wait for that host, wherever in JAX."""
+
+        def wait() -> None:
+            try:
+                self.check(None)
+            except HostLost as error:
+                if not self._closing:
+                    leave(error)
+
+        threading.Thread(target=wait, name="watch", daemon=True).start()
+
     def close(self, seconds: float) -> None:
         """Says that this host is at its end. The first then waits for the others' processes to be gone: they are bound
         to what JAX joined them by, which is the first one's."""
+        self._closing = True
         for connection in list(self._left.values()):
             with contextlib.suppress(OSError):
                 _send(connection, {"ended": True})
@@ -300,11 +314,13 @@ def tell_before_an_abort(meeting: Meeting, leave: Callable[[HostLost], None]) ->
 
 
 _kept: list[Any] = []  # what C++ may call must live as long as the process
+_leaving = threading.Lock()
 
 
 def leave(error: HostLost, code: int) -> None:
     """Ends this process with the error's words and an exit code: its learner waits in JAX for a host that does not come
-    again."""
+    again. Any thread may call it, and more than one."""
+    _leaving.acquire()  # for good: the first one's words are said
     with contextlib.suppress(OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(code)

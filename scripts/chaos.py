@@ -10,9 +10,9 @@ After each fault the learner, and the actors that it hit, must write rows again 
 before the learner has written anything since it was started, as much later as the run's first start took. After every
 few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a
 checkpoint that can be evaluated and is no older than any seen before; then the same command goes on. Of a pod's hosts
-a fault of one is the end of both, within --patience seconds, and where they had not met yet also the --connect_seconds
-for which they wait for each other; both are started again then, and must learn. The same --seed makes the same faults,
-at the same intervals.
+a fault of one is the end of both, within --patience seconds; if they had not learned yet, as much later as a start
+takes and --connect_seconds, for which they wait for each other. Both are started again then, and must learn. The same
+--seed makes the same faults, at the same intervals.
 """
 
 import contextlib
@@ -265,7 +265,7 @@ class PodRun(Run):
             if stop_seconds < LOST_SECONDS:  # the other waits for so long
                 self.wait_for_rows(["learner"], self.patience, self.start_up)
                 return f"{number.name} of host_{victim}, which went on"
-        starting = CONNECT_SECONDS if self.rows("learner") <= self.rows_before else 0.0
+        starting = CONNECT_SECONDS + self.start_up if self.rows("learner") <= self.rows_before else 0.0
         waited = wait_for("both hosts' ends", lambda: self.over, self.patience + starting)
         self.slowest = max(self.slowest, waited - starting)
         # A host that is asked to end while they meet is not there to agree on that.

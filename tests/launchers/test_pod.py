@@ -86,6 +86,37 @@ def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(argume
     assert third.env_steps >= second.env_steps + 500 and third.learner_steps > second.learner_steps
 
 
+DIES = {
+    "before JAX": "pod.pods.start_jax = lambda *given: os._exit(9)",
+    "in JAX": "start = pod.pods.start_jax; pod.pods.start_jax = lambda *given: (start(*given), os._exit(9))",
+    "before it computes": "pod._check = lambda *given: os._exit(9)",
+    "before it learns": "pod.roles.make_parts = lambda *given: os._exit(9)",
+}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("moment", DIES)
+def test_a_host_that_dies_at_the_start_is_the_others_end(moment, victim, tmp_path):
+    """Wherever in JAX they wait for it."""
+    common = (*QUEUE, *FOR_EVER, f"--logdir={tmp_path}", "--placement=pod", "--num_hosts=2")
+    common += (f"--coordinator=localhost:{free_port()}",)
+    dying = f"import os\nfrom launchers import pod, train\n{DIES[moment]}\ntrain.run()"
+    pod = []
+    for host in (0, 1):
+        given = command_line.command("train", *common, f"--host={host}")
+        given = [given[0], "-c", dying, *given[3:]] if host == victim else given
+        pod.append(
+            subprocess.Popen(
+                given, env=command_line.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    (code, output), (other, lines) = ends(pod, timeout=100)[:: 1 if victim else -1]
+    assert other == 9, lines
+    error = [line for line in output.splitlines() if line.startswith("error:")]
+    assert code == 2 and error and re.search(rf"host {victim} of 2 (ended|is silent)", error[0]), output
+    assert len(error) == 1 and "Traceback" not in output, output
+
+
 @pytest.mark.parametrize(
     ("count", "arguments", "of_host", "words"),
     [

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
@@ -139,6 +140,23 @@ def test_who_ends_before_its_time_is_missed_by_all(lost):
             # The first one's threads go on here, and tell what they hear.
             with pytest.raises(HostLost, match=f"host {lost} of 3 ended" if lost else "of 3 ended"):
                 meeting.check(WAIT)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["while the others go on", "when the others are at their end"])
+def test_the_end_of_a_host_has_the_others_leave_wherever_they_are(ended):
+    port, left = free_port(), queue.Queue()
+    met = meet(*(host(index, 2, port, {}) for index in range(2)))
+    met[0].watch(left.put)
+    if ended:
+        threading.Thread(target=met[0].close, args=(WAIT,), daemon=True).start()
+        until(lambda: met[0]._closing, WAIT, "the end")
+    met[1].fail()
+    until(lambda: met[0]._lost, WAIT, "the loss to be heard")
+    if ended:
+        with pytest.raises(queue.Empty):
+            left.get(timeout=0.5)
+    else:
+        assert "host 1 of 2 ended, so the others cannot go on" in str(left.get(timeout=WAIT))
 
 
 def test_who_is_silent_is_missed(monkeypatch):
