@@ -65,6 +65,7 @@ def _meet(run: Run, hosts: Hosts, name: str, port: int) -> Meeting:
     except HostsDiffer as error:
         raise UsageError(f"--placement=pod: {error}") from error
     meeting.watch(_leave)  # before JAX starts, where hosts wait for each other for minutes
+    pods.tell_before_an_abort(meeting, _leave)
     return meeting
 
 
@@ -112,7 +113,6 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
     """This host's part, until `max_env_steps`, a signal to any host, or the first error on any; whether one of them was
     asked to end."""
     stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
-    pods.tell_before_an_abort(meeting, _leave)
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     carrier = threads.connect(members.values(), logdir, port)

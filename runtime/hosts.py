@@ -240,12 +240,13 @@ def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None
 
 @contextlib.contextmanager
 def _native_lines_nowhere() -> Iterator[None]:
-    """Drops what C++ writes to the standard error."""
+    """Drops what C++ writes to the standard error; Python's words, such as those of `leave`, are seen."""
     seen = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
+    with open(os.devnull, "wb") as nowhere, open(seen, "w", closefd=False) as words:
         os.dup2(nowhere.fileno(), 2)
         try:
-            yield
+            with contextlib.redirect_stderr(words):
+                yield
         finally:
             os.dup2(seen, 2)
             os.close(seen)
