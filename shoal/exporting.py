@@ -11,7 +11,7 @@ from jax.interpreters import partial_eval
 from agents.agent import Agent, EnvironmentSpec, Params, TimeStep
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-KEY, REWARD, FIRST_OF_MEMORY = 0, 2, 4  # places among what a Flat takes
+REWARD, MEMORY = 2, slice(4, None)  # places among what a Flat takes
 
 
 class Flat:
@@ -30,28 +30,27 @@ class Flat:
         action, _, remembered = self._act(self._params, key, timestep, remembered)
         return action, *jax.tree.leaves(remembered)
 
-    def structs(self, size: Any) -> list[jax.ShapeDtypeStruct]:
-        """Shapes and dtypes of what it takes of `size` observations, but for the key."""
+    def structs(self, size: Any) -> list[Any]:
+        """The shapes and dtypes of what it takes of `size` observations."""
         seen = (self._spec.observation_shape, self._spec.observation_dtype)
-        return [
-            jax.ShapeDtypeStruct((size, *shape), dtype)
-            for shape, dtype in (seen, ((), jnp.float32), ((), bool), *self._memory)
-        ]
+        arrays = (seen, ((), jnp.float32), ((), bool), *self._memory)
+        key = jax.eval_shape(jax.random.key, 0)
+        return [key, *(jax.ShapeDtypeStruct((size, *shape), dtype) for shape, dtype in arrays)]
 
     def _needed(self) -> list[bool]:
         """Which of what it takes the actions depend on; those of later calls too, which get the memory of this one."""
-        jaxpr = jax.make_jaxpr(self)(jax.eval_shape(jax.random.key, 0), *self.structs(1)).jaxpr
+        jaxpr = jax.make_jaxpr(self)(*self.structs(1)).jaxpr
         needed = [False] * len(jaxpr.invars)
         while True:
-            _, used = partial_eval.dce_jaxpr(jaxpr, [True, *needed[FIRST_OF_MEMORY:]])
+            _, used = partial_eval.dce_jaxpr(jaxpr, [True, *needed[MEMORY]])
             if list(used) == needed:
                 return needed
             needed = list(used)
 
 
 def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
-    """(observation [B, ...], reward [B], first [B], step, *memory) -> (action, *memory), as jax.export writes it; of the
-    memory only what actions depend on.
+    """(observation [B, ...], reward [B], first [B], step, *memory) -> (action, *memory), as jax.export writes it. The
+    memory is only what actions depend on.
 
     Args:
       key: of what is random, with the step.
@@ -62,12 +61,12 @@ def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a whole number from 1, or None, not {batch_size!r}")
-    kept = function.needed[FIRST_OF_MEMORY:]
+    kept = function.needed[MEMORY]
 
     def call_one(key, observation, reward, first, *memory):
         """Of one row alone, a batch of one, so that agents know all sizes: B may be a symbol."""
         given = iter(memory)
-        others = [jnp.zeros(x.shape, x.dtype) for x in function.structs(1)[FIRST_OF_MEMORY - 1 :]]
+        others = [jnp.zeros(x.shape, x.dtype) for x in function.structs(1)[MEMORY]]
         whole = [next(given)[None] if keep else other for keep, other in zip(kept, others, strict=True)]
         action, *after = function(key, observation[None], reward[None], first[None], *whole)
         return action[0], *(x[0] for keep, x in zip(kept, after, strict=True) if keep)
@@ -78,11 +77,11 @@ def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
 
     try:
         size: Any = jax_export.symbolic_shape("b")[0] if batch_size is None else batch_size
-        *seen, reward, first = function.structs(size)[: FIRST_OF_MEMORY - 1]
-        memory = function.structs(size)[FIRST_OF_MEMORY - 1 :]
-        taken = [*seen, reward, first, jax.ShapeDtypeStruct((), jnp.uint32)]
-        taken += [x for keep, x in zip(kept, memory, strict=True) if keep]
-        return bytes(jax_export.export(jax.jit(call), platforms=PLATFORMS)(*taken).serialize())
+        _, observation, reward, first, *memory = function.structs(size)
+        step = jax.ShapeDtypeStruct((), jnp.uint32)
+        memory = [x for keep, x in zip(kept, memory, strict=True) if keep]
+        exported = jax_export.export(jax.jit(call), platforms=PLATFORMS)(observation, reward, first, step, *memory)
+        return bytes(exported.serialize())
     except Exception as error:  # of whatever cannot be lowered
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         of = "batches of any size: try batch_size=1, or another" if batch_size is None else f"batch_size={batch_size}"

@@ -36,6 +36,8 @@ class Policy:
     spec: EnvironmentSpec
     version: Version  # how far the run had come when it saved the parameters: learner_steps and env_steps
     needs_reward: bool  # whether the agent is fed the last reward
+    _first: Any  # bool [B]: whose next observation opens an episode; None: everybody's, whoever they are
+    _memory: Any
 
     def __init__(
         self,
@@ -63,6 +65,7 @@ class Policy:
         self._act = actor.compile_act(act, device)
         self._flat = exporting.Flat(agent, act, params, spec)
         self.needs_reward = self._flat.needed[exporting.REWARD]
+        self._remembers = any(self._flat.needed[exporting.MEMORY])
         self.reset()
 
     def __call__(self, observation: Any, reward: Any = None) -> Any:
@@ -74,38 +77,37 @@ class Policy:
             but not where an episode begins.
 
         Raises:
-          ValueError: this is no observation of the environment's, the batch is of another size than the one before it,
-            or a reward is lacking.
+          ValueError: this is no observation of the environment's, a reward is lacking, or the batch is of another size
+            than the one before it, of which something is remembered.
         """
         batch, alone = self._interface.show(observation)
-        size = len(batch)
-        if self._first is None:
-            self._first = np.ones(size, bool)
-            self._memory = jax.device_put(self._agent.memory(size, None), self._device)
-        elif size != len(self._first):
+        size, first, memory = len(batch), self._first, self._memory
+        if first is not None and len(first) != size and self._remembers:
             raise ValueError(
-                f"{size} observations after a batch of {len(self._first)}: each has a memory of its own; policy.reset() "
+                f"{size} observations after a batch of {len(first)}: each has a memory of its own; policy.reset() "
                 "forgets all, and then a batch may be of another size"
             )
-        timestep = TimeStep(batch, self._rewards(reward), np.ones(size, np.float32), self._first, np.zeros(size, bool))
-        action, _, self._memory = self._act(self._params, self._key, np.uint32(self._count), timestep, self._memory)
+        if first is None or len(first) != size:
+            first, memory = np.ones(size, bool), jax.device_put(self._agent.memory(size, None), self._device)
+        timestep = TimeStep(batch, self._rewards(reward, first), np.ones(size, np.float32), first, np.zeros(size, bool))
+        action, _, self._memory = self._act(self._params, self._key, np.uint32(self._count), timestep, memory)
         self._count, self._first = self._count + 1, np.zeros(size, bool)
         taken = self._interface.take(np.asarray(action))
         return taken[0] if alone else taken
 
-    def _rewards(self, reward: Any) -> np.ndarray:
+    def _rewards(self, reward: Any, first: np.ndarray) -> np.ndarray:
         """What the agent sees of the rewards, float32 [B]: clipped as in training, and 0 where an episode begins."""
         if reward is None:
-            if self.needs_reward and not self._first.all():
+            if self.needs_reward and not first.all():
                 raise ValueError(
-                    "this agent is fed the last reward: call policy(observation, reward=...), and policy.reset() before "
-                    "an episode"
+                    "this agent is fed the last reward: call policy(observation, reward=...), and policy.reset() "
+                    "before an episode"
                 )
             reward = 0.0
         rewards = np.asarray(reward, np.float32)
-        if rewards.shape not in ((), self._first.shape) or not np.isfinite(rewards).all():
-            raise ValueError(f"reward must be finite, and one number for each of {self._first.size}, not {reward!r}")
-        rewards = np.where(self._first, np.float32(0.0), rewards)
+        if rewards.shape not in ((), first.shape) or not np.isfinite(rewards).all():
+            raise ValueError(f"reward must be finite, and one number for each of {first.size}, not {reward!r}")
+        rewards = np.where(first, np.float32(0.0), rewards)
         return self._clip(rewards) if self._clip else rewards
 
     def reset(self, done: Any = None) -> None:
@@ -119,11 +121,10 @@ class Policy:
           ValueError: `done` is not of the batch's size.
         """
         if done is None:
-            self._first: Any = None  # bool [B]: whose next observation opens an episode; None: everybody's
-            self._memory: Any = None
+            self._first = self._memory = None
         elif self._first is not None:
             opens = np.asarray(done, bool).reshape(-1)
-            if opens.shape != self._first.shape:
+            if len(opens) != len(self._first):
                 raise ValueError(f"policy.reset(done) of {len(opens)}, and the batch is of {len(self._first)}")
             self._first = self._first | opens
 
@@ -167,7 +168,7 @@ def load(
     """
     folder = _folder(logdir, ())
     run = runs.load(folder, check=False)
-    if run.population and (member is None or not 0 <= member < run.population):
+    if run.population and member not in range(run.population):
         raise UsageError(
             f"{logdir} is of a population: whose policy is it to be, of member=0 to member={run.population - 1}? "
             f"Not member={member}"
@@ -175,7 +176,7 @@ def load(
     if not run.population and member is not None:
         raise UsageError(f"{logdir} is of no population: leave member={member} out")
     if populations.learners(run) != [None]:
-        return load(f"{logdir}/member_{member}", sampled=sampled, epsilon=epsilon, seed=seed)
+        return load(f"{os.fspath(logdir).rstrip('/')}/member_{member}", sampled=sampled, epsilon=epsilon, seed=seed)
     folder = _folder(logdir, {"checkpoints"})
     spec, reward_clip = recorded.spec_of(run, folder)
     trained = run.make_agent(spec, check=False)

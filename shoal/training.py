@@ -1,8 +1,6 @@
 """Training from Python, as scripts/train does it, in this process."""
 
-import importlib
 import json
-import pathlib
 import signal
 import sys
 from typing import Any
@@ -46,7 +44,7 @@ def train(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> L
         )
     command_line.parse(command.train, ["shoal.train", *_words({"agent": agent, "env": env} | given)])
     logdir = command_line.logdir_from_flags()
-    command_line.FLAGS.logdir = logdir
+    command_line.FLAGS["logdir"].value = logdir
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         command.train()

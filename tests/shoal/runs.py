@@ -33,7 +33,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--agent=impala", "--env=Pendulum-v1", *BLOCKS, *SMALL, *LSTM, "--config.lstm_previous=true"),
     ),
     "impala of factors": ("--agent=impala", "--env=binned:5:Pendulum-v1", *BLOCKS, *SMALL),
-    "a3c": ("--agent=a3c", "--env=Pendulum-v1", *BLOCKS, *SMALL),
     "ppo": (
         *("--agent=ppo", "--env=Pendulum-v1", "--config.batch_size=4", "--config.unroll_length=16", *SMALL),
         "--config.minibatches=2",
@@ -58,6 +57,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--population=2", "--population_mode=vmap", "--tune=learning_rate:log:1e-4:1e-2"),
     ),
 }  # fmt: skip
+SEED = 3  # of evaluations
 LONGEST = 40  # steps of an evaluation that are looked at
 
 

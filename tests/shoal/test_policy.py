@@ -19,27 +19,12 @@ from launchers import recorded
 from launchers import run as runs
 from launchers.settings import UsageError
 from tests.launchers import command_line
-from tests.shoal.runs import COMMANDS, Evaluated, evaluated, trained
+from tests.shoal.runs import COMMANDS, SEED
 
 PLAIN = [name for name in COMMANDS if "members" not in name]
-SEED = 3
 RECURRENT = {"impala, recurrent", "r2d2"}
 DRAWN = {"sampled, with errors", "off_pac"}  # their evaluations' actions are random
 ONE = "q_learning"  # where one will do
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """The LOGDIR and the evaluation of each kind of run, once it is asked for."""
-    folder, found = tmp_path_factory.mktemp("runs"), {}
-
-    def make(name: str) -> tuple[pathlib.Path, Evaluated]:
-        if name not in found:
-            logdir = trained(name, folder)
-            found[name] = logdir, evaluated(logdir, SEED)
-        return found[name]
-
-    return make
 
 
 def same(name: str, logdir: pathlib.Path, taken, chosen, tolerance: float = 1e-6) -> None:
@@ -91,7 +76,9 @@ def test_an_agent_that_is_fed_rewards_says_so(name, made):
     logdir, evaluation = made(name)
     policy, raw = shoal.load(logdir), evaluation.raw[0]
     policy(raw)
-    with pytest.raises(ValueError, match=r"^this agent is fed the last reward: call policy\(observation, reward=[^\n]*$"):
+    with pytest.raises(
+        ValueError, match=r"^this agent is fed the last reward: call policy\(observation, reward=[^\n]*$"
+    ):
         policy(raw)
     policy.reset(np.arange(len(evaluation.rewards[0])) > 0)
     with pytest.raises(ValueError, match=r"^this agent is fed the last reward"):
@@ -106,9 +93,7 @@ def test_an_agent_that_is_fed_rewards_says_so(name, made):
 def test_rewards_are_seen_as_in_training(made):
     """Pong's are clipped to [-1, 1]; where an episode begins there is none."""
     policy = shoal.load(made("dqn of frames")[0])
-    policy(np.zeros((3, 84, 84), np.uint8))
-    policy.reset([False, True, False])
-    assert policy._rewards([5.0, 5.0, -0.5]).tolist() == [1.0, 0.0, -0.5]
+    assert policy._rewards([5.0, 5.0, -0.5], np.array([False, True, False])).tolist() == [1.0, 0.0, -0.5]
 
 
 @pytest.mark.parametrize(("sampled", "epsilon"), [(True, 0.0), (False, 0.0), (False, 1.0), (None, None)])
@@ -208,6 +193,21 @@ def test_a_member_with_a_learner_of_its_own_is_an_ordinary_run(made, tmp_path):
         shoal.load(whole, member=0)
 
 
+def test_a_url_is_a_logdir(made, tmp_path, monkeypatch):
+    """Of a population too, whose members have folders of their own; none of it takes the environment."""
+    logdir, evaluation = made("impala")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(runs.Run, "spec", None)
+    whole = tmp_path / "whole"
+    shutil.copytree(logdir, whole / "member_1")
+    values = json.loads((logdir / "config.json").read_text()) | {"population": 2, "tune": "learning_rate:log:1e-4:1e-2"}
+    (whole / "config.json").write_text(json.dumps(values | {"placement": "threads"}))
+    for policy in (shoal.load(f"file://{logdir}"), shoal.load(f"file://{whole}/", member=1)):
+        np.testing.assert_array_equal(policy(evaluation.raw[0]), evaluation.actions[0])
+    with pytest.raises(UsageError, match=r"^no run in file://[^\n]*/nowhere: it has no config.json$"):
+        shoal.load(f"file://{tmp_path}/nowhere")
+
+
 def emptied(logdir: pathlib.Path, folder: pathlib.Path, *left_out: str) -> pathlib.Path:
     shutil.copytree(logdir, folder / "run", ignore=shutil.ignore_patterns(*left_out))
     return folder / "run"
@@ -258,7 +258,10 @@ WRONG = {
         (np.zeros((84, 84)), "is of float64, and not of bytes, uint8"),
         (np.zeros((4, 4, 84, 84), np.uint8), r"has the shape \(4, 4, 84, 84\), and not \(84, 84\)"),
     ],
-    "double_dqn of choices": [(16, "an observation is a number that its space does not have"), (np.zeros((2, 2)), "shape")],
+    "double_dqn of choices": [
+        (16, "an observation is a number that its space does not have"),
+        (np.zeros((2, 2)), "has the shape"),
+    ],
     "ppo of parts": [
         (np.zeros(17), "is a ndarray, and not a dict of parts"),
         ({"position": np.zeros(8)}, "lacks its part 'velocity'"),
@@ -275,13 +278,24 @@ def test_what_is_no_observation_is_one_line(name, made):
     for observation, words in WRONG[name]:
         with pytest.raises(ValueError, match=rf"^an observation of {runs.load(logdir).env} [^\n]*{words}[^\n]*$"):
             policy(observation)
-    policy(evaluation.raw[0])
-    with pytest.raises(ValueError, match=r"^1 observations after a batch of 4: [^\n]*policy.reset\(\)[^\n]*$"):
-        policy(of_one(evaluation.raw[0], 0))
+    policy(evaluation.raw[0])  # which harmed nothing
+
+
+@pytest.mark.parametrize("name", ["dqn", "dqn of frames", "impala, recurrent", "ppo"])
+def test_a_batch_is_of_the_same_size_until_all_is_forgotten_where_anything_is_remembered(name, made):
+    logdir, evaluation = made(name)
+    policy, batch = shoal.load(logdir), evaluation.raw[0]
+    policy.reset([True])  # before the first call there is nothing to be forgotten
+    policy(batch)
     with pytest.raises(ValueError, match=r"^policy.reset\(done\) of 3, and the batch is of 4$"):
         policy.reset([True] * 3)
-    policy.reset()
-    policy(of_one(evaluation.raw[0], 0))
+    if name in ("dqn", "ppo"):
+        policy(of_one(batch, 0))
+    else:
+        with pytest.raises(ValueError, match=r"^1 observations after a batch of 4: [^\n]*policy.reset\(\)[^\n]*$"):
+            policy(of_one(batch, 0))
+        policy.reset()
+    same(name, logdir, policy(jax.tree.map(lambda x: x[:2], batch)), evaluation.actions[0][:2])
 
 
 def test_another_package_of_the_same_name_is_named(tmp_path):
