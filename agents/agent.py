@@ -133,6 +133,8 @@ class EnvironmentSpec:
     actions: DiscreteActions | BoundedActions | FactoredActions
     max_episode_steps: int | None = None  # actions after which an episode is truncated; None: not known
     num_tasks: int = 1  # of N tasks in one batch of environments, environment i has task i mod N
+    # Gymnasium's (observation space, action space), from which the above was made by their kind alone; else None.
+    spaces: Any = dataclasses.field(default=None, compare=False)
 
     @property
     def frame_sides(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 from environments import tasks
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
-__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make", "suite"]
+__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make", "settled_clip", "suite"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,15 @@ def make(
     options = _Options(evaluation, num_threads, max_steps, keywords or {}, vectorization, atari_protocol)
     environment = _make(name, num_envs, seed, options)
     environment.name = name
-    if reward_clip == "auto":
-        reward_clip = "unit" if suite(tasks.names(name)[0]) == "atari" else "none"
-    environment.reward_clip = reward_clip
+    environment.reward_clip = settled_clip(name, reward_clip)
     return environment
+
+
+def settled_clip(name: str, reward_clip: str) -> str:
+    """One of environments.environment.REWARD_CLIPS: what "auto" is for the environment called `name`, else itself."""
+    if reward_clip != "auto":
+        return reward_clip
+    return "unit" if suite(tasks.names(name)[0]) == "atari" else "none"
 
 
 def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment:

@@ -4,6 +4,7 @@ As in Tang and Agrawal 2020, https://arxiv.org/abs/1901.10500, section 4.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ def parse(name: str) -> tuple[int, str]:
     return int(number), inner
 
 
+def chooser(actions: BoundedActions, num_bins: int) -> Callable[[np.ndarray], np.ndarray]:
+    """How choices, [B, F], become the actions that they stand for, float32 [B, *shape]."""
+    # [N, F]
+    values = np.linspace(actions.low.reshape(-1), actions.high.reshape(-1), num_bins, dtype=np.float32)
+    factors = np.arange(values.shape[1])
+    return lambda choices: values[choices, factors].reshape(-1, *actions.shape)
+
+
 class Binned(Environment):
     """An environment with bounded actions of F numbers, each now a factor of N values from its low to its high.
 
@@ -48,11 +57,7 @@ class Binned(Environment):
             raise ValueError("binned:N:NAME needs an environment with continuous actions; use NAME alone")
         if not np.isfinite(actions.high - actions.low).all():
             raise ValueError(f"binned:N:NAME needs actions with finite bounds, not {actions.low} and {actions.high}")
-        self._shape = actions.shape
-        # [N, F]
-        self._values = np.linspace(actions.low.reshape(-1), actions.high.reshape(-1), num_bins, dtype=np.float32)
-        num_factors = self._values.shape[1]
-        self._factors = np.arange(num_factors)
+        self._choose, num_factors = chooser(actions, num_bins), actions.low.size
         centre = (num_bins // 2,) * num_factors
         alone = [
             (*centre[:factor], end, *centre[factor + 1 :]) for factor in range(num_factors) for end in (0, num_bins - 1)
@@ -65,8 +70,7 @@ class Binned(Environment):
         return self._continuous._reset()
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
-        values = self._values[action, self._factors]
-        return self._continuous._step(values.reshape(self.num_envs, *self._shape), resets)
+        return self._continuous._step(self._choose(action), resets)
 
     def close(self) -> None:
         self._continuous.close()

@@ -141,6 +141,7 @@ class EnvPoolEnvironment(Environment):
             shown.dtype,
             chosen.spec,
             longest if longest < UNLIMITED else None,
+            spaces=None if self._squeeze else (observation_space, action_space),  # a single frame is of neither
         )
         self._action_dtype = action_space.dtype
         self._indices = np.arange(num_envs, dtype=np.int32)

@@ -72,7 +72,13 @@ class GymnasiumEnvironment(Environment):
         own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
         own = None if own == -1 else own  # gymnasium.make's word for no limit
         longest = min(filter(None, (own, max_steps)), default=None)
-        self.spec = EnvironmentSpec(self._observations.shape, self._observations.dtype, self._actions.spec, longest)
+        self.spec = EnvironmentSpec(
+            self._observations.shape,
+            self._observations.dtype,
+            self._actions.spec,
+            longest,
+            spaces=(self._vector.single_observation_space, self._vector.single_action_space),
+        )
 
     def _reset(self) -> np.ndarray:
         with _contained():

@@ -14,7 +14,7 @@ class PositionsOnly(Environment):
     def __init__(self, cartpole: Environment):
         self._cartpole = cartpole
         self.num_envs = cartpole.num_envs
-        self.spec = dataclasses.replace(cartpole.spec, observation_shape=(2,))
+        self.spec = dataclasses.replace(cartpole.spec, observation_shape=(2,), spaces=None)
 
     def _reset(self) -> np.ndarray:
         return self._cartpole._reset()[:, ::2]

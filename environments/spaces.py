@@ -6,7 +6,7 @@ numbers are float32 as they are. A Dict or Tuple is one vector of all its parts.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -145,6 +145,36 @@ def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
         return np.concatenate([flat(part, batch[key]) for key, part in shown.items()], axis=1)
 
     return Observations((sum(math.prod(part.shape) for part in shown.values()),), FLOAT, show)
+
+
+def count(space: gymnasium.Space, observation: Any) -> int | None:
+    """How many observations of a space a value holds, batched as Gymnasium's vector environments do; None: it is one
+    observation alone.
+
+    Raises:
+      ValueError: it is neither.
+    """
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        shape, one = np.shape(observation), space.shape or ()
+        if shape not in (one, (*shape[:1], *one)):
+            raise ValueError(f"has the shape {shape}, and not {one}, or {('B', *one)} of a batch".replace("'", ""))
+        return None if shape == one else shape[0]
+    named, kind = isinstance(space, spaces.Dict), Mapping if isinstance(space, spaces.Dict) else tuple
+    if not isinstance(observation, kind):
+        raise ValueError(f"is a {type(observation).__name__}, and not a {'dict' if named else 'tuple'} of parts")
+    parts = dict(space.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces))
+    given = dict(observation.items() if isinstance(observation, Mapping) else enumerate(observation))
+    counts: dict[Any, int | None] = {}
+    for key, part in parts.items():
+        # A part without a shape is left out of what is shown; whether one is lacking is seen when it is shown.
+        if key in given and (part.shape is not None or isinstance(part, spaces.Dict | spaces.Tuple)):
+            try:
+                counts[key] = count(part, given[key])
+            except ValueError as error:
+                raise ValueError(f"in its part {key!r} {error}") from error
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"has parts that are no batch of the same size: {counts}")
+    return next(iter(counts.values()), None)
 
 
 def actions(space: gymnasium.Space) -> Actions:

@@ -50,6 +50,7 @@ class Tasks(Environment):
             specs[0],
             max_episode_steps=max(longest) if len(longest) == len(specs) else None,
             num_tasks=len(tasks),
+            spaces=specs[0].spaces if all(spec.spaces == specs[0].spaces for spec in specs) else None,
         )
 
     def _interleaved(self, parts: list[Any]) -> np.ndarray:

@@ -35,17 +35,11 @@ def evaluate() -> int:
     run = runs.replace(run, eval_episodes=episodes, **given)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
-    from launchers import roles, terminal
+    from launchers import recorded, roles, terminal
     from runtime import evaluator
-    from runtime.checkpoint import Checkpointer
 
     parts = roles.Parts(run, logdir)
-    restored = Checkpointer(logdir / "checkpoints", parts.agent).restore()
-    if restored is None:
-        raise UsageError(
-            f"no checkpoint in {logdir}/checkpoints yet: one is saved every --checkpoint_seconds and at the end"
-        )
-    state, version = restored
+    state, version = recorded.restored(parts.agent, logdir)
     seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True)
     params = jax.device_put(parts.agent.policy(state), parts.device)

@@ -30,8 +30,10 @@ FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError
 
 MARKERS = ("contents.json", "DONE")  # the last file of orbax's checkpoints, as Shoal writes them, and of Reverb's
 CHECKPOINT = re.compile(r"((?:.*/)?(checkpoints|replay_\d+))/[^/]+(?=/)")
-PASSING = re.compile(r"\.mirror.*|(.*/)?(damaged_.*|evaluating\.csv|config\.\d+|[^/]*\.new)")  # stays where it is
-AT_ONCE = re.compile(rf"(.*/)?({'|'.join(MARKERS)}|evaluator\.csv|config\.json|sittings/.*)")
+PASSING = re.compile(
+    r"\.mirror.*|(.*/)?(damaged_.*|evaluating\.csv|(config|spec)\.\d+|[^/]*\.new)"
+)  # stays where it is
+AT_ONCE = re.compile(rf"(.*/)?({'|'.join(MARKERS)}|evaluator\.csv|config\.json|spec\.json|sittings/.*)")
 
 
 def place(text: str) -> pathlib.Path | str:

@@ -16,7 +16,7 @@ import runtime  # noqa: F401  JAX is set up before its first computation
 from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
-from launchers import settings
+from launchers import recorded, settings
 from launchers.configs import agent_module, make_config
 from launchers.kinds import spec_of
 from launchers.settings import UsageError
@@ -30,8 +30,11 @@ class Run(settings.Settings):
 
     config: Any  # the agent's Config
 
-    def make_agent(self, spec: EnvironmentSpec) -> Agent:
+    def make_agent(self, spec: EnvironmentSpec, check: bool = True) -> Agent:
         """The agent; the same in every role.
+
+        Args:
+          check: whether what it learns from must be able to travel here, which who only acts need not ask.
 
         Raises:
           UsageError: it does not fit the environment.
@@ -46,7 +49,8 @@ class Run(settings.Settings):
                 travelling = travelling._replace(table=dataclasses.replace(travelling.table, items=items))
         except ValueError as error:
             raise UsageError(str(error)) from error
-        self._check_fit(agent, spec)
+        if check:
+            self._check_fit(agent, spec)
         return travelling
 
     def _check_fit(self, agent: Agent, spec: EnvironmentSpec) -> None:
@@ -335,10 +339,10 @@ def replace(run: Run, **changes: Any) -> Run:
 
 
 def save(run: Run, logdir: pathlib.Path) -> None:
-    """Writes LOGDIR/config.json, or checks that it is this run's.
+    """Writes LOGDIR/config.json, or checks that it is this run's, and LOGDIR/spec.json.
 
     Raises:
-      UsageError: the logdir cannot be written or belongs to another run.
+      UsageError: the logdir cannot be written or belongs to another run, or there is no such environment.
     """
     path = logdir / "config.json"
     try:
@@ -354,15 +358,18 @@ def save(run: Run, logdir: pathlib.Path) -> None:
             raise UsageError(
                 f"{logdir} has checkpoints of a run, but no config.json to say which: choose another --logdir"
             )
-        temporary = path.with_suffix(f".{os.getpid()}")  # roles may start at once
-        temporary.write_text(json.dumps(run.to_json(), indent=2) + "\n")
-        temporary.rename(path)
+        recorded.write(path, run.to_json())
+        recorded.save_spec(run, logdir)
     except OSError as error:
         raise UsageError(f"cannot write to --logdir {logdir}: {error.strerror}") from error
 
 
-def load(logdir: pathlib.Path) -> Run:
+def load(logdir: pathlib.Path, check: bool = True) -> Run:
     """The run of LOGDIR/config.json.
+
+    Args:
+      check: whether it must be able to go on here, which a policy need not: where it was trained there may have been
+        Reverb.
 
     Raises:
       UsageError: there is none, or it is not one of this version's.
@@ -371,7 +378,8 @@ def load(logdir: pathlib.Path) -> Run:
     try:
         config = make_config(agent_module(values["agent"]), values.pop("config"))
         run = Run(config=config, **values)
-        settings.check(run)
+        if check:
+            settings.check(run)
     except TypeError as error:
         raise UsageError(f"{path} was written by another version: {error}") from error
     except UsageError as error:

@@ -19,6 +19,7 @@ ALLOWED = {
     "replay": {"replay", "agents.agent"},
     "runtime": {"runtime", "environments", "replay", "agents"},
     "launchers": {"launchers", "runtime", "environments", "replay", "agents"},
+    "shoal": {"shoal", "launchers", "runtime", "environments", "replay", "agents"},
     "scripts": {"scripts", "launchers", "runtime", "environments", "replay", "agents"},
 }
 ROOMS = [room for room in ALLOWED if room != "scripts"]
@@ -173,6 +174,7 @@ WITHOUT_REVERB = [
     *("runtime.actor", "runtime.learner", "runtime.worker", "runtime.population"),
     *("launchers.roles", "launchers.run", "launchers.train", "launchers.evaluate", "launchers.plot"),
     *("launchers.threads", "launchers.serial", "launchers.population"),
+    *("shoal", "shoal.policy", "shoal.training", "environments.interface"),
 ]
 
 
@@ -238,6 +240,8 @@ def test_ways_of_travelling_are_told_apart_in_one_place():
         ("runtime/learner.py", "from jax.sharding import PartitionSpec as P"),
         ("launchers/roles.py", "def local(x):\n    return x.addressable_shards[0].data"),
         ("launchers/train.py", "from importlib import import_module\nimport_module('tests.conftest')"),
+        ("launchers/train.py", "def run():\n    import shoal"),
+        ("shoal/policy.py", "from scripts import bench"),
         ("scripts/bench.py", "import tests.conftest"),
     ],
 )
@@ -261,6 +265,7 @@ def test_checker_flags(path: str, source: str):
         ("runtime/devices.py", "from jax.sharding import PartitionSpec as P\nx.addressable_shards"),
         ("launchers/train.py", "import importlib\nimportlib.import_module('agents.dqn')  # not pmap"),
         ("launchers/serial.py", "from runtime.devices import ROWS, make_mesh\nmesh = make_mesh('pmap')"),
+        ("shoal/policy.py", "from launchers import run\nfrom runtime import evaluator\nfrom . import exporting"),
     ],
 )
 def test_checker_allows(path: str, source: str):
