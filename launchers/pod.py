@@ -9,7 +9,7 @@ import pathlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import jax
@@ -110,18 +110,18 @@ def _check(run: Run, meeting: Meeting) -> None:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
-    """This host's part, until `max_env_steps`, a signal to any host, or the first error on any; whether one of them was
+    """This host's part, until the run is done, a signal to any host, or the first error on any; whether one of them was
     asked to end."""
     stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     carrier = threads.connect(members.values(), logdir, port)
-    works: dict[program.Role, Callable[[threading.Event], Iterator[Any]]] = {
+    works: dict[program.Role, Callable[[threading.Event], Generator[Any, None, Any]]] = {
         role: functools.partial(roles.play, role, members[role.member], carrier)
         for role in program.roles_of(run)
         if role.kind in ("learner", "actor") or (role.kind == "evaluator" and hosts.index == 0)
     }
-    works = {role: _ending(work, run, stop) if role.kind == "learner" else work for role, work in works.items()}
+    works = {role: _ending(work, stop) if role.kind == "learner" else work for role, work in works.items()}
     try:
         with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
             threads.play(works, stop, display.refresh if display else lambda: None)
@@ -135,15 +135,13 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
 
 
 def _ending(
-    learn: Callable[[threading.Event], Iterator[Any]], run: Run, stop: threading.Event
-) -> Callable[[threading.Event], Iterator[Any]]:
-    """A learner's work. If it ends before the run does, another host was asked to: this one's other roles end then."""
+    learn: Callable[[threading.Event], Generator[Any, None, bool]], stop: threading.Event
+) -> Callable[[threading.Event], Generator[Any, None, None]]:
+    """A learner's work. If it ends before the run is done, a host was asked to: this one's other roles end then."""
 
-    def work(asked: threading.Event) -> Iterator[Any]:
-        version = None
-        for version in learn(asked):
-            yield version
-        if version and version.env_steps < run.max_env_steps:
+    def work(asked: threading.Event) -> Generator[Any, None, None]:
+        done = yield from learn(asked)
+        if not done:
             stop.set()
 
     return work

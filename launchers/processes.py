@@ -168,7 +168,7 @@ def _start_forkserver() -> None:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until `max_env_steps` or a signal; whether it was asked to end. On any way out, every child has ended."""
+    """Trains until the run is done or a signal; whether it was asked to end. On any way out, every child has ended."""
     ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
     replay = ",".join(f"localhost:{port}" for port in ports)
     stop = stop_on_signals(run.preemption_notice)

@@ -288,7 +288,7 @@ class Cluster:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until `max_env_steps` or a signal; whether it was asked to end. On any way out every process has ended."""
+    """Trains until the run is done or a signal; whether it was asked to end. On any way out every process has ended."""
     logdir = logdir.absolute()
     processes = list(program.processes_of(run, flags.FLAGS.num_learners))
     with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(processes)):

@@ -95,10 +95,19 @@ def _play(logdir: pathlib.Path) -> int:
     elif values.replay.count(",") + 1 != run.num_replay_servers:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
     stop = stop_on_signals(run.preemption_notice)
+    if isinstance(values.logdir, str) and run.stop_at_return is not None:
+        raise UsageError(
+            f"--stop_at_return with --logdir={values.logdir}: the learner finds evaluations in a folder that the roles "
+            "share, not at a URL: give such a --logdir, or leave --stop_at_return out"
+        )
     if asked:
         populations.save(run, logdir)
     replay = values.replay.split(",") if values.replay else []
     take_part(run, logdir, process, stop, replay, values.port, values.connect_seconds, values.coordinator or "", hosts)
+    if process.kind in ("learner", "evaluator") and not stop.is_set():
+        from launchers.terminal import tell_of_end
+
+        tell_of_end(run, logdir)
     return stop.exit_code  # 0 is for work that is done
 
 

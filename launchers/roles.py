@@ -210,15 +210,14 @@ def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
     return ReverbCarrier([server.localhost_client() for server in servers], servers)
 
 
-def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, None]:
-    """What a role does, other than serving a replay."""
+def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, Any]:
+    """What a role does, other than serving a replay; returns what its function does."""
     # The hosts of one learner play its one role together.
     place = jax.process_index() if role.kind == "learner" else parts.place(role.task)
     with sittings.hold(parts.logdir, f"{role.kind}_{place}") as sitting:
         if role.kind == "actor":
-            yield from act(parts, carrier, role.task, sitting, stop)
-        else:
-            yield from (learn if role.kind == "learner" else evaluate)(parts, carrier, stop)
+            return (yield from act(parts, carrier, role.task, sitting, stop))
+        return (yield from (learn if role.kind == "learner" else evaluate)(parts, carrier, stop))
 
 
 class Throttle:
@@ -281,7 +280,11 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
 
 
 class Learning:
-    """The learner's role: from the newest checkpoint to `max_env_steps`, recording and saving on the way."""
+    """The learner's role: from the newest checkpoint until the run is done, recording and saving on the way.
+
+    It is done at `max_env_steps`, or once an evaluation came to `stop_at_return`: the learner of the first host, beside
+    which the evaluator writes, looks for that in LOGDIR/evaluator.csv.
+    """
 
     def __init__(
         self,
@@ -310,6 +313,8 @@ class Learning:
         # Of a pod the first host restores for all: the others need not see its folder.
         saved = self._checkpointer.restore() if self._first_host or not pod else None
         state, version = saved or (parts.init(), Version(0, 0))
+        self._logdir, self._ends_at = parts.logdir, float(parts.run.max_env_steps)
+        self.look()
         if pod:
             state, version = hosts.share_state(state, version)
         self._channel, self._replay, self._saves_replay = channel, replay, self._first_host or pod
@@ -331,6 +336,7 @@ class Learning:
             parts.mesh,
             channel.source,
             asked,
+            lambda: self.version.env_steps >= self._ends_at,
         )
         self._recorder = Recorder(parts.logdir, "learner") if self._first_host else None
         key = jax.random.key(parts.run.seed_of("exchange", version.learner_steps))
@@ -343,17 +349,33 @@ class Learning:
     def version(self) -> Version:
         return self._learner.version
 
+    @property
+    def done(self) -> bool:
+        """Whether the run is: else it was asked to end."""
+        return self._learner.done or self.version.env_steps >= self._ends_at
+
+    def look(self) -> None:
+        """Looks where the run ends, as far as evaluations say now."""
+        if self._first_host:
+            self._ends_at = self._run.ends_at(self._logdir)
+
+    def _at_end(self) -> bool:
+        """Whether to break off now. Several hosts do so by themselves only where all of them must see it."""
+        several = jax.process_count() > 1
+        return self.version.env_steps >= (self._run.max_env_steps if several else self._ends_at)
+
     def publish(self) -> None:
         """Publishes the parameters as they are now, whatever publish_period says."""
         self._learner.publish()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[Version]:
-        """Learns until `max_env_steps` or the end of the batches; yields the version after each update.
+        """Learns until the run is done or the batches end; yields the version after each update.
 
         Raises:
           NotFinite: a metric is; nothing is saved then.
         """
-        if self.version.env_steps >= self._run.max_env_steps:
+        if hosts.first_says(self.done):
+            self._learner.done = True
             return
         due = Throttle()
         start, start_version, waited = time.perf_counter(), self.version, 0.0
@@ -364,10 +386,12 @@ class Learning:
             waited += host.pop("wait_seconds")
             if "lag" in host:
                 lags.append(host["lag"])
-            done = self.version.env_steps >= self._run.max_env_steps
             if self._exchange:
                 self._exchange(self._learner)
-            if due() or done:
+            recording = due()
+            if recording:
+                self.look()
+            if recording or self._at_end():
                 now, version = time.perf_counter(), self.version
                 self._record(
                     {
@@ -386,7 +410,7 @@ class Learning:
                 self._save(feedback)
                 saved = time.monotonic()
             yield self.version
-            if done:
+            if self._at_end():
                 break
         if feedback is not None:
             self._save(feedback)
@@ -489,9 +513,9 @@ def open_learning(
     return learning, batches, publisher
 
 
-def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, None]:
-    """The learner, until `max_env_steps` or `stop`; where samples and parameters pass through the host, with threads of
-    its own for them.
+def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, bool]:
+    """The learner, until the run is done or `stop`; where samples and parameters pass through the host, with threads of
+    its own for them. Returns whether the run is done.
 
     Raises:
       UsageError: it broke before its first update, as it would again each time that it was started.
@@ -515,15 +539,17 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
     if publisher:
         publisher.close()
     learning.close()
+    return learning.done
 
 
 def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any] | None, None, None]:
-    """The evaluator, until it has evaluated the last parameters or `stop`; yields each evaluation's metrics, and None
-    now and then while one goes on: LOGDIR/evaluating.csv has how far it is then."""
+    """The evaluator, until an evaluation came to `stop_at_return`, it has evaluated the last parameters, or `stop`;
+    yields each evaluation's metrics, and None now and then while one goes on: LOGDIR/evaluating.csv has how far it is
+    then."""
     run = parts.run
     recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
-    if done >= run.max_env_steps:
+    if done >= run.ends_at(parts.logdir):
         return
     variables = parts.variables(carrier)
     variables.wait()
@@ -558,5 +584,7 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         recorder.write(metrics)
         yield metrics
+        if metrics["env_steps"] >= run.ends_at(parts.logdir):
+            break
     show(parts.logdir, "evaluating", None)  # of one that was stopped
     recorder.close()

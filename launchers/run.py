@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import typing
@@ -151,6 +152,17 @@ class Run(settings.Settings):
             return spec_of(self.env, self.env_kwargs, self.atari_protocol)
         except ValueError as error:
             raise UsageError(str(error)) from error
+
+    def ends_at(self, logdir: pathlib.Path) -> float:
+        """After how many environment steps the run is done, as far as is known now: `max_env_steps`, or those of the
+        first evaluation that came to `stop_at_return`, if they are fewer."""
+        if self.stop_at_return is None:
+            return self.max_env_steps
+        from runtime import metrics  # only now: a mistake is to wait for nothing
+
+        evaluations = metrics.read(logdir / "evaluator.csv")
+        come = (row["env_steps"] for row in evaluations if row.get("return_mean", -math.inf) >= self.stop_at_return)
+        return min(self.max_env_steps, next(come, math.inf))
 
     def cuts_at(self, spec: EnvironmentSpec) -> int | None:
         """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""

@@ -18,7 +18,7 @@ class _Stopped(Exception):
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until `max_env_steps` or a signal: actors take turns while there is nothing to learn from. Whether it was
+    """Trains until the run is done or a signal: actors take turns while there is nothing to learn from. Whether it was
     asked to end."""
     stop = stop_on_signals(run.preemption_notice)
     (parts,) = roles.make_parts(run, logdir).values()
@@ -70,6 +70,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
                 learning.publish()
                 while take_turn(evaluations) is None:
                     display.refresh()
+                learning.look()  # now, and not when a second is over: nothing is to depend on the time
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for work in played.values():

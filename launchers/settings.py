@@ -43,6 +43,7 @@ POPULATION = Only(
 )
 GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
 REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
+ALONE = Only("a run without a population: leave --population out", lambda run: run["population"] == 0)
 GYMNASIUM = Only("Gymnasium's environments: give --env=gymnasium:ID", lambda run: "gymnasium:" in run["env"])
 PROCESSES = Only(
     "actors in processes: give --placement=processes or ray", lambda run: run["placement"] in ("processes", "ray")
@@ -162,6 +163,17 @@ class Settings:
         most=STEPS,
         free=True,
         learnt=False,
+    )
+    stop_at_return: float = setting(
+        None,
+        "the run is done before max_env_steps once an evaluation's return_mean is so high; roles on several machines "
+        "need one --logdir for that, a folder that they share",
+        least=-STEPS,
+        most=STEPS,
+        free=True,
+        learnt=False,
+        only=ALONE,
+        see="#stopping-and-resuming",
     )
     num_actors: int = setting(PRESET, "actors, each with --envs_per_actor environments", most=MANY)
     envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
@@ -583,6 +595,8 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
             raise UsageError(f"--{name} must be text, not {value!r}")
         if declared.choices and value not in declared.choices:
             raise UsageError(f"--{name} is one of {', '.join(declared.choices)}, not {value!r}")
+        return
+    if value is None and declared.default is None:  # a number that was not given
         return
     kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a finite number")
     infinite = isinstance(value, float) and not math.isfinite(value)  # not of an int, which may be no float at all

@@ -127,6 +127,17 @@ class Display:
             self._console.print(text)
 
 
+def tell_of_end(run: Run, logdir: pathlib.Path) -> None:
+    """Says so if a run is done before its max_env_steps."""
+    ends_at = run.ends_at(logdir)
+    if ends_at < run.max_env_steps:
+        print(
+            f"the run is done: an evaluation at {ends_at:,.0f} env steps came to --stop_at_return="
+            f"{run.stop_at_return:g}",
+            flush=True,
+        )
+
+
 def evaluating(episodes: float, steps: float, of: float, most: float) -> str:
     """How far an evaluation is, in words: `episodes` of so many have ended, in `steps` of each environment, of which
     there are `most`."""

@@ -74,7 +74,7 @@ def connect(members: Collection[roles.Parts], logdir: pathlib.Path, port: int) -
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until `max_env_steps`, a signal or the first role's error, which is raised here; whether it was asked to
+    """Trains until the run is done, a signal or the first role's error, which is raised here; whether it was asked to
     end."""
     stop = stop_on_signals(run.preemption_notice)
     members = roles.make_parts(run, logdir)

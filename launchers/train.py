@@ -57,7 +57,7 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     """Trains in a folder of this machine."""
     from launchers import population as populations
     from launchers import settings, sittings
-    from launchers.terminal import native_lines_in
+    from launchers.terminal import native_lines_in, tell_of_end
 
     host = meeting.hosts.index if meeting else 0
     populations.save(run, logdir)
@@ -85,6 +85,8 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
     if host:
         return code
+    if not asked_to_end:
+        tell_of_end(run, logdir)
     from runtime import plot
 
     if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):

@@ -253,8 +253,9 @@ def _native_lines_nowhere() -> Iterator[None]:
 
 
 class Agreement:
-    """What learners on several hosts must see alike: how much experience was new in an update, of all together, and
-    whether one of them was asked to end. It goes by the mesh, and is known two updates late, when it costs no waiting.
+    """What learners on several hosts must see alike: how much experience was new in an update, of all together, whether
+    one of them was asked to end, and whether one of them sees that the run is done. It goes by the mesh, and is known
+    two updates late, when it costs no waiting.
     """
 
     def __init__(self, mesh: Any):
@@ -263,16 +264,17 @@ class Agreement:
         self._sum = mesh.compile(lambda x: jax.lax.psum(jnp.sum(x, axis=0), AXIS), (mesh.ROWS,), mesh.REPLICATED)
         self._under_way: collections.deque[Any] = collections.deque()
 
-    def __call__(self, env_steps: int, ending: bool) -> tuple[int, bool]:
+    def __call__(self, env_steps: int, asked: bool, done: bool) -> tuple[int, bool, bool]:
         """Tells the others of this host's update. Gives the sum of all hosts' `env_steps` in the update LATE before it,
-        0 at first, and whether one of them was `ending` then. Every host calls it at each update."""
-        told = np.zeros((self._mesh.size, 2), np.int32)
-        told[0] = env_steps, ending
+        0 at first, and whether one of them was `asked` to end then, or saw that the run is `done`. Every host calls it
+        at each update."""
+        told = np.zeros((self._mesh.size, 3), np.int32)
+        told[0] = env_steps, asked, done
         self._under_way.append(self._sum(self._mesh.put(told, self._mesh.ROWS)))
         if len(self._under_way) <= LATE:
-            return 0, False
-        steps, ended = self._mesh.host(self._under_way.popleft())
-        return int(steps), bool(ended)
+            return 0, False, False
+        steps, asked, done = self._mesh.host(self._under_way.popleft())
+        return int(steps), bool(asked), bool(done)
 
 
 def share_state(state: Any, version: Version) -> tuple[Any, Version]:
@@ -282,6 +284,15 @@ def share_state(state: Any, version: Version) -> tuple[Any, Version]:
     counts = np.array([divmod(count, 2**30) for count in version], np.int32)  # JAX has no int64
     state, counts = jax.tree.map(np.asarray, multihost_utils.broadcast_one_to_all((state, counts)))
     return state, Version(*(int(high) * 2**30 + int(low) for high, low in counts))
+
+
+def first_says(fact: bool) -> bool:
+    """The first host's word, on every host. All call it together; a host that is alone has its own."""
+    if jax.process_count() == 1:
+        return fact
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(fact)))
 
 
 def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:

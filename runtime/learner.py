@@ -200,6 +200,7 @@ class Learner:
         mesh: devices.Mesh | None = None,
         source: Any = None,
         asked: Callable[[], bool] = lambda: False,
+        done: Callable[[], bool] = lambda: False,
     ):
         """Puts `state` on the mesh's devices and publishes its parameters.
 
@@ -216,6 +217,7 @@ class Learner:
           mesh: the devices that learn; all of them, if it is not given.
           source: a replay on them, of which updates draw their own samples; None: samples come with the batches.
           asked: of several hosts whether this one is to end; then all do, at the same update.
+          done: of several hosts whether this one sees that the run is done; then all end, and all are `done`.
         """
         self._mesh = mesh = mesh or devices.make_mesh()
         self.state, self.version = mesh.put(state), version
@@ -230,7 +232,8 @@ class Learner:
         )
         self._policy, self._update_priorities = devices.compile_policy(mesh, agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
-        self._agreement, self._asked = Agreement(mesh) if jax.process_count() > 1 else None, asked
+        self._agreement = Agreement(mesh) if jax.process_count() > 1 else None
+        self._asked, self._sees_done, self.done = asked, done, False
         publish(version, self._policy(self.state))
 
     def host_state(self) -> State:
@@ -278,7 +281,8 @@ class Learner:
             before = self.version.learner_steps
             env_steps, ended = batch.env_steps, False
             if self._agreement is not None:
-                env_steps, ended = self._agreement(env_steps, self._asked())
+                env_steps, asked, self.done = self._agreement(env_steps, self._asked(), self._sees_done())
+                ended = asked or self.done
             self.version = Version(before + self._updates_per_dispatch, self.version.env_steps + env_steps)
             if before // self._publish_period != self.version.learner_steps // self._publish_period:
                 self.publish()

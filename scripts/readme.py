@@ -36,7 +36,7 @@ def _values(declared: Setting) -> str:
         return "`true`, `false`"
     if declared.choices:
         return ", ".join(f"`{choice}`" for choice in declared.choices)
-    return "" if declared.least is None else f"from {declared.least}"
+    return "" if declared.least is None or declared.least < 0 else f"from {declared.least}"
 
 
 def _default(declared: Setting) -> str:

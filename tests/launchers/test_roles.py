@@ -170,7 +170,7 @@ class FakeLearner:
     clock = Clock()
 
     def __init__(self, given):
-        self.given, self.version, self.published = given, given.version, 0
+        self.given, self.version, self.published, self.done = given, given.version, 0, False
 
     def run(self, batches):
         for seconds, self.version, host, learnt in FakeLearner.turns:

@@ -110,8 +110,11 @@ def main(count: int, index: int, port: int) -> None:
     found["rings"] = learnt_from_rings(mesh, of)
     if count > 1:
         agreement = Agreement(mesh)
-        # The last host is asked to end at the third update.
-        found["agreed"] = [agreement(10 + index, update == 2 and index == count - 1) for update in range(6)]
+        # The last host is asked to end at the third update; the first sees at the fourth that the run is done.
+        found["agreed"] = [
+            agreement(10 + index, update == 2 and index == count - 1, update == 3 and index == 0) for update in range(6)
+        ]
+        found["said"] = [hosts.first_says(fact) for fact in (index == 0, index > 0)]
         state, version = hosts.share_state({"x": np.full(2, index)}, Version(index + 1, 5_000_000_000 + index))
         found["shared"] = [state["x"].tolist(), list(version)]
     print(json.dumps(found), flush=True)

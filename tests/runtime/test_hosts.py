@@ -205,7 +205,9 @@ def test_a_pod_learns_what_one_host_with_its_devices_does(count, devices):
         np.testing.assert_allclose(each["blocks"], alone["blocks"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(each["rings"][0], alone["rings"][0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(each["rings"][1], alone["rings"][1], rtol=1e-5)
-        # Two updates late, and alike: all hosts' steps, and that one of them is to end.
+        # Two updates late, and alike: all hosts' steps, that one of them is to end, and that the run is done.
         steps = sum(10 + index for index in range(count))
-        assert each["agreed"] == [[0, False]] * 2 + [[steps, False]] * 2 + [[steps, True], [steps, False]]
+        late = [[steps, False, False]] * 2 + [[steps, True, False], [steps, False, True]]
+        assert each["agreed"] == [[0, False, False]] * 2 + late
+        assert each["said"] == [True, False]
         assert each["shared"] == [[0, 0], [1, 5_000_000_000]]
