@@ -1,15 +1,27 @@
-"""Evaluates a run's newest checkpoint: `scripts/evaluate --logdir=runs/... --episodes=100`."""
+"""Evaluates a run's newest checkpoint, or its best: `scripts/evaluate --logdir=runs/... --episodes=100`."""
+
+from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from launchers import flags, mirror
 from launchers.settings import Logdir, UsageError, setting
+
+if TYPE_CHECKING:
+    from agents.agent import Version
+    from launchers import roles
 
 
 @dataclasses.dataclass
 class Evaluation:
     logdir: Logdir = setting(None, "the run's folder, or its URL")
     episodes: int = setting(100, "episodes to play, of each member of a stacked population")
+    checkpoint: str = setting(
+        "newest",
+        "which one to play: the newest, or the parameters that did best in the run's own evaluations",
+        choices=("newest", "best"),
+    )
     eval_policy: str = setting(None, "greedy or sampled", choices=("greedy", "sampled"), default_words="the run's")
     eval_epsilon: float = setting(None, "how likely a random action is", least=0, most=1, default_words="the run's")
 
@@ -24,10 +36,12 @@ def evaluate() -> int:
 
     from launchers import population as populations
     from launchers import run as runs
-    from runtime import leave_out_tensorflow
+    from runtime import best, leave_out_tensorflow
 
     leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
-    logdir = mirror.fetched(flags.FLAGS.logdir, {"checkpoints"})
+    newest = flags.FLAGS.checkpoint == "newest"
+    asked = flags.FLAGS.logdir
+    logdir = mirror.fetched(asked, {"checkpoints"}) if newest else mirror.fetched(asked, set(), best.FILE)
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
     said = {name: getattr(flags.FLAGS, name) for name in ("eval_policy", "eval_epsilon")}
@@ -35,14 +49,14 @@ def evaluate() -> int:
     run = runs.replace(run, eval_episodes=episodes, **given)
     if populations.learners(run) != [None]:
         raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
-    from launchers import recorded, roles, terminal
+    from launchers import roles, terminal
     from runtime import evaluator
 
     parts = roles.Parts(run, logdir)
-    state, version = recorded.restored(parts.agent, logdir)
+    version, params = (_newest if newest else _best)(parts)
     seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True)
-    params = jax.device_put(parts.agent.policy(state), parts.device)
+    params = jax.device_put(params, parts.device)
     key = jax.random.key(seed)
     of_all = run.stacked * episodes
     playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
@@ -56,6 +70,31 @@ def evaluate() -> int:
         f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}"
     )
     return 0
+
+
+def _newest(parts: roles.Parts) -> tuple[Version, Any]:
+    """The version and the parameters of the newest checkpoint."""
+    from launchers import recorded
+
+    state, version = recorded.restored(parts.agent, parts.logdir)
+    return version, parts.agent.policy(state)
+
+
+def _best(parts: roles.Parts) -> tuple[Version, Any]:
+    """Those that did best in the run's own evaluations."""
+    from runtime import best
+
+    try:
+        found = best.restore(parts.logdir, parts.params)
+    except OSError as error:
+        raise UsageError(f"--checkpoint=best: {error}; give --checkpoint=newest") from error
+    if found is None:
+        raise UsageError(
+            f"--checkpoint=best: {parts.logdir} has no {best.FILE} yet: the run's first evaluation saves one; "
+            "--checkpoint=newest needs none"
+        )
+    print(f"at {found.version.env_steps:,} env steps the run's own evaluation came to {found.return_mean:.4f}")
+    return found.version, found.params
 
 
 def run() -> None:

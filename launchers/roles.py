@@ -27,7 +27,7 @@ from replay.local_carrier import LocalCarrier
 from replay.rows import Batch, Variables, never
 from replay.synchrony import NextVersion
 from replay.variables import VARIABLES
-from runtime import actor, devices, evaluator, hosts, learner, worker
+from runtime import actor, best, devices, evaluator, hosts, learner, worker
 from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged
 from runtime.hosts import ALONE, Hosts
@@ -551,6 +551,7 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     done = int(recorder.last["env_steps"]) if recorder.last else 0
     if done >= run.ends_at(parts.logdir):
         return
+    keeper = best.Keeper(parts.logdir, parts.params)
     variables = parts.variables(carrier)
     variables.wait()
     reported = parts.peers.returns(carrier, "evaluator")
@@ -578,10 +579,12 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
                 yield None
             continue
         show(parts.logdir, "evaluating", None)
-        metrics, episodes = said
+        metrics, episodes, params = said
+        version = Version(metrics["learner_steps"], metrics["env_steps"])
         if reported:
-            reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+            reported.add(version, episodes)
         metrics |= parts.return_means(episodes.environments, episodes.returns)
+        keeper.show(version, params, metrics["return_mean"])  # before the row is there, which may end the run
         recorder.write(metrics)
         yield metrics
         if metrics["env_steps"] >= run.ends_at(parts.logdir):

@@ -39,6 +39,14 @@ class Progress(NamedTuple):
     steps: int  # of each environment
 
 
+class Evaluation(NamedTuple):
+    """What an evaluation came to, and the parameters that it was of."""
+
+    metrics: dict[str, Any]
+    episodes: Episodes
+    params: Params
+
+
 def play(
     agent: Agent,
     act: Callable[..., Any],
@@ -99,9 +107,9 @@ def run(
     due: int,
     stopped: Callable[[], bool] = lambda: False,
     cuts_at: int | None = None,
-) -> Iterator[Progress | tuple[dict[str, Any], Episodes]]:
+) -> Iterator[Progress | Evaluation]:
     """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`;
-    yields how far an evaluation is, after each of its steps, and then its metrics and its episodes.
+    yields how far an evaluation is, after each of its steps, and then what it came to.
 
     Args:
       make_environment: an environment for the parameters of a version, of its own seed, whose episodes all end.
@@ -131,7 +139,7 @@ def run(
             "return_std": float(np.std(played.returns)),
             "episodes_cut": count_cut(played, cuts_at),
         }
-        yield metrics, played
+        yield Evaluation(metrics, played, params)
         if version.env_steps >= max_env_steps:
             return
         due = next_due(version.env_steps, period)

@@ -736,7 +736,8 @@ def test_an_evaluation_says_how_far_it_is(cap, longest, fakes, tmp_path, monkeyp
         for steps in range(1, 5):
             fakes.clock.now += 0.6
             yield evaluator.Progress(steps // 2, steps)
-        yield {"env_steps": 80, "learner_steps": 2}, Episodes([], [], [])
+        row = {"env_steps": 80, "learner_steps": 2, "return_mean": float("nan")}
+        yield evaluator.Evaluation(row, Episodes([], [], []), None)
 
     monkeypatch.setattr(fakes.evaluators, "_gives", evaluations)
     parts, shown = Parts(run, tmp_path), []

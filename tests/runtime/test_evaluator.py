@@ -114,7 +114,8 @@ def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
         play_agent(), act, make_environment, learner, jax.random.key(0), 4, period=10, max_env_steps=40, due=start
     )
     said = within(60, "the last evaluation", list, loop)
-    rows, episodes = zip(*(each for each in said if not isinstance(each, evaluator.Progress)), strict=True)
+    rows, episodes, params = zip(*(each for each in said if isinstance(each, evaluator.Evaluation)), strict=True)
+    assert params == tuple(f"params {row['learner_steps']}" for row in rows), "those that were played"
     assert [row["env_steps"] for row in rows] == expected
     assert [row["learner_steps"] for row in rows] == [env_steps.index(steps) + 1 for steps in expected]
     assert [version.env_steps for version, _ in made] == expected, "each has its own seed, in a resumed run too"
