@@ -233,10 +233,18 @@ def dqn(
     ]
 
 
+# All values come to those of a policy that never ends an episode, unless targets stand still for a while, gradients are
+# of many steps, and steps end small. What brings Acrobot to its end has CartPole forget: there none of it helps.
+ACROBOT_Q = {"hidden_sizes": (128,), "activation": "tanh", "target_period": 20, "max_gradient_norm": 10.0}
+
+
 def q_learning(**config: Any) -> list[Preset]:
     """Online and without replay."""
     config = {"learning_rate": 1e-3, "epsilon_final": 0.05, "epsilon_steps": 5_000} | config
+    acrobot = SMALL_Q | config | ACROBOT_Q | {"unroll_length": 8, "epsilon_steps": 1_000}
+    del acrobot["decay_env_steps"]
     return [
+        Preset("Acrobot-v1", SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1}, acrobot),
         *of_frames(SMALL_RUN | {"max_env_steps": 10_000_000}, SMALL_Q | config),
         Preset(any_kind, SMALL_RUN, SMALL_Q | config),
     ]
@@ -370,7 +378,16 @@ def async_q(**config: Any) -> list[Preset]:
     """Asynchronous Q-learning: a gradient of one environment alone is too noisy for Adam."""
     sighted = WORKERS_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     form = {"form": config["form"]} if "form" in config else {}
+    # As the others', but longer returns need no targets that stand still.
+    long = config.get("form") == "n_step_q"
+    envs, steps, targets, exploring = (16, 32, 0, 500) if long else (8, 8, 20, 1_000)
+    acrobot = {"batch_size": envs, "unroll_length": steps, "target_period": targets, "epsilon_steps": exploring}
     return [
+        Preset(
+            "Acrobot-v1",
+            WORKERS_RUN | {"max_env_steps": 500_000, "envs_per_actor": envs},
+            SMALL_ASYNC_Q | form | ACROBOT_Q | {"learning_rate": 1e-3, "epsilon_finals": (0.05,)} | acrobot,
+        ),
         Preset(atari, sighted, ATARI_ASYNC_Q | form),
         *of_frames(sighted, ATARI_ASYNC_Q | form | {"hidden_sizes": (128, 128)}),
         Preset(any_kind, WORKERS_RUN | {"max_env_steps": 400_000, "envs_per_actor": 4}, SMALL_ASYNC_Q | config),
