@@ -378,15 +378,15 @@ def async_q(**config: Any) -> list[Preset]:
     """Asynchronous Q-learning: a gradient of one environment alone is too noisy for Adam."""
     sighted = WORKERS_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     form = {"form": config["form"]} if "form" in config else {}
-    # As the others', but longer returns need no targets that stand still.
-    long = config.get("form") == "n_step_q"
-    envs, steps, targets, exploring = (16, 32, 0, 500) if long else (8, 8, 20, 1_000)
-    acrobot = {"batch_size": envs, "unroll_length": steps, "target_period": targets, "epsilon_steps": exploring}
+    acrobot = ACROBOT_Q | {"batch_size": 8, "unroll_length": 8, "epsilon_steps": 1_000}
+    if config.get("form") == "n_step_q":  # longer returns need no targets that stand still
+        acrobot = {"batch_size": 16, "unroll_length": 32, "epsilon_steps": 500, "target_period": 0}
+        acrobot |= {"hidden_sizes": (128,), "activation": "relu"}
     return [
         Preset(
             "Acrobot-v1",
-            WORKERS_RUN | {"max_env_steps": 500_000, "envs_per_actor": envs},
-            SMALL_ASYNC_Q | form | ACROBOT_Q | {"learning_rate": 1e-3, "epsilon_finals": (0.05,)} | acrobot,
+            WORKERS_RUN | {"max_env_steps": 500_000, "envs_per_actor": acrobot["batch_size"]},
+            SMALL_ASYNC_Q | form | {"learning_rate": 1e-3, "epsilon_finals": (0.05,)} | acrobot,
         ),
         Preset(atari, sighted, ATARI_ASYNC_Q | form),
         *of_frames(sighted, ATARI_ASYNC_Q | form | {"hidden_sizes": (128, 128)}),

@@ -801,6 +801,8 @@ def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_
 def evaluated(monkeypatch, logdir, run, capsys, *arguments):
     """What evaluator.play was given, and what was printed."""
     runs.save(run, logdir)
+    for folder in FakeCheckpointer.saved:
+        (logdir / folder).mkdir(exist_ok=True)
     returns = [2.0, 4.0, 12.0]
 
     def play(_):
@@ -843,7 +845,9 @@ def test_evaluate_plays_the_checkpoint(name, episodes, fakes, tmp_path, monkeypa
     assert ("return_mean_member_2" in words) == (name == "stacked")
 
 
-def test_evaluate_without_a_checkpoint_is_one_line(fakes, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("folder", [False, True])
+def test_evaluate_without_a_checkpoint_is_one_line(folder, fakes, tmp_path, monkeypatch, capsys):
+    FakeCheckpointer.saved = {"checkpoints": None} if folder else {}
     code, played, _, err = evaluated(monkeypatch, tmp_path, make("queue"), capsys)
     assert code == 2 and not played and err.startswith("error: no checkpoint") and err.count("\n") == 1
 
