@@ -1,6 +1,7 @@
 """Kubernetes manifests: what is in them, and that their commands do what they are for. No cluster is here: what
 Kubernetes makes of them is `kubernetes.check`'s word."""
 
+import functools
 import pathlib
 import random
 import re
@@ -215,6 +216,10 @@ def code_and_output(process: subprocess.Popen) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(600)
+def has_ended(process: subprocess.Popen) -> bool:
+    return process.poll() is not None
+
+
 def test_the_commands_of_roles_train_and_end_as_the_job_set_says(tmp_path):
     logdir = tmp_path / "runs" / "cartpole"
     few = ("--agent=impala", "--max_env_steps=4000", "--eval_episodes=4", f"--port={command_line.free_port()}")
@@ -224,7 +229,10 @@ def test_the_commands_of_roles_train_and_end_as_the_job_set_says(tmp_path):
     running = {host.split(".")[0]: start(command, here) for host, command in pods(manifest).items()}
     try:
         for ending in manifest["spec"]["successPolicy"]["targetReplicatedJobs"]:
-            code, output = code_and_output(running.pop(f"cartpole-{ending}-0-0"))
+            process = running.pop(f"cartpole-{ending}-0-0")
+            needed = [running[f"cartpole-{kind}-0-0"] for kind in ("replay", "actor")]
+            command_line.wait_for(f"{ending} to end", functools.partial(has_ended, process), WAIT, needed)
+            code, output = code_and_output(process)
             assert code == 0 and "Traceback" not in output, output
         assert set(running) == {"cartpole-replay-0-0", "cartpole-actor-0-0"}
         for process in running.values():
