@@ -188,7 +188,7 @@ def check(run: Run, costs: Costs, given: Sequence[str], seconds: float, cores: i
     for placement in ("processes", "pod"):
         for count in (1, 2, 4):
             logdir = folder / f"{placement}_{count}"
-            common = [f"--placement={placement}", f"--logdir={logdir}", *endless]
+            common = [*endless, f"--placement={placement}", f"--logdir={logdir}"]  # of a flag the last one counts
             if placement == "processes":
                 commands = [[train, *common, f"--num_actors={count}", "--actors_per_process=1"]]
                 layout = Layout(actors=count, cores=cores, together=True)
