@@ -21,6 +21,7 @@ class _Options:
     keywords: Mapping[str, Any]
     vectorization: str
     atari_protocol: str
+    drawn: bool
 
 
 def make(
@@ -35,6 +36,7 @@ def make(
     vectorization: str = "sync",
     atari_protocol: str = "nature",
     reward_clip: str = "auto",
+    drawn: bool = False,
 ) -> Environment:
     """`num_envs` environments called `name`.
 
@@ -52,12 +54,13 @@ def make(
       atari_protocol: how Atari is played: one of environments.envpool.PROTOCOLS.
       reward_clip: what agents see of rewards: one of environments.environment.REWARD_CLIPS, or "auto": "unit", to
         [-1, 1], of Atari's, and else "none".
+      drawn: whether pictures will be asked for. Gymnasium's environments are then in this process.
 
     Raises:
       ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
         EnvironmentFailure), in one line.
     """
-    options = _Options(evaluation, num_threads, max_steps, keywords or {}, vectorization, atari_protocol)
+    options = _Options(evaluation, num_threads, max_steps, keywords or {}, vectorization, atari_protocol, drawn)
     environment = _make(name, num_envs, seed, options)
     environment.name = name
     environment.reward_clip = settled_clip(name, reward_clip)
@@ -97,6 +100,7 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
             max_steps=options.max_steps,
             keywords=options.keywords,
             vectorization=options.vectorization,
+            drawn=options.drawn,
         )
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
@@ -118,6 +122,7 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
             num_threads=options.num_threads,
             max_steps=options.max_steps,
             keywords=options.keywords,
+            drawn=options.drawn,
         )
     return envpool.EnvPoolEnvironment(
         name,
@@ -128,6 +133,7 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
         num_threads=options.num_threads,
         max_steps=options.max_steps,
         keywords=options.keywords,
+        drawn=options.drawn,
     )
 
 

@@ -51,7 +51,7 @@ class Binned(Environment):
           ValueError: its actions are not continuous, or a bound is infinite.
         """
         self._continuous = continuous
-        self.num_envs = continuous.num_envs
+        self.num_envs, self.steps_per_second = continuous.num_envs, continuous.steps_per_second
         actions = continuous.spec.actions
         if not isinstance(actions, BoundedActions):
             raise ValueError("binned:N:NAME needs an environment with continuous actions; use NAME alone")
@@ -71,6 +71,9 @@ class Binned(Environment):
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
         return self._continuous._step(self._choose(action), resets)
+
+    def draw(self) -> np.ndarray:
+        return self._continuous.draw()
 
     def close(self) -> None:
         self._continuous.close()

@@ -83,6 +83,7 @@ class Environment(abc.ABC):
     # `environments.make` sets these two.
     name = "without a name"
     reward_clip = "none"  # one of REWARD_CLIPS
+    steps_per_second = 30.0  # as people are to see it
 
     def reset(self) -> TimeStep:
         """Starts (only once, before the first step) and returns the episodes' first TimeStep.
@@ -175,6 +176,11 @@ class Environment(abc.ABC):
 
         Where `resets` is true the action is ignored, the observation opens a new episode and the rest is ignored.
         """
+
+    def draw(self) -> np.ndarray:
+        """A picture of the first environment as it is now, uint8 [height, width, 3], of environments that were made to
+        be drawn. Whoever calls it has it raise anything, as `_step` may."""
+        raise EnvironmentFailure("it has no pictures")
 
     def close(self) -> None:
         """Frees what the environments hold."""

@@ -107,6 +107,7 @@ class EnvPoolEnvironment(Environment):
         max_steps: int | None = None,
         options: dict[str, Any] | None = None,
         keywords: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ):
         """`options` are EnvPool's, of the task, or of Atari those of the `protocol`, with a person's `keywords` instead
         of some; with a `stack_num` of 1 among them, observations are single frames. In an `evaluation` a lost life is
@@ -124,12 +125,16 @@ class EnvPoolEnvironment(Environment):
             own = options.get("max_episode_steps", default_config(name)["max_episode_steps"])
             options["max_episode_steps"] = min(own, max_steps)
         threads = num_threads or min(num_envs, os.cpu_count() or 1)
+        if drawn:
+            options = options | {"render_mode": "rgb_array"}
         with making(name):
             self._pool: Any = envpool.make(
                 name, env_type="gymnasium", num_envs=num_envs, seed=seed, num_threads=threads, **options
             )
             observation_space, action_space = self._pool.observation_space, self._pool.action_space
         self._game_over = "info:terminated" if atari else ""
+        if atari:
+            self.steps_per_second = 60.0 / options["frame_skip"]
         self._squeeze = options.get("stack_num") == 1
         of_grid = functools.partial(minigrid.observations, name) if name.startswith("MiniGrid-") else None
         shown, chosen = (of_grid or spaces.observations)(observation_space), self._actions(action_space)
@@ -173,6 +178,10 @@ class EnvPoolEnvironment(Environment):
 
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
         return self._exchange(self._take(action))[:-1]
+
+    def draw(self) -> np.ndarray:
+        picture: np.ndarray = self._pool.render(0)[0]
+        return picture
 
     def close(self) -> None:
         self._pool = None  # its own close leaves threads, and ViZDoom's games, to its destructor

@@ -36,6 +36,7 @@ class GymnasiumEnvironment(Environment):
         max_steps: int | None = None,
         keywords: Mapping[str, Any] | None = None,
         vectorization: str = "sync",
+        drawn: bool = False,
     ):
         """`keywords` are those of gymnasium.make; `vectorization` is "sync" or "async".
 
@@ -48,14 +49,17 @@ class GymnasiumEnvironment(Environment):
         for key in OURS & keywords.keys():
             raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
         limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
+        what = f"gymnasium:{name}"
+        if drawn:  # in this process, which is to have one of the pictures and not all
+            keywords, vectorization, what = keywords | {"render_mode": "rgb_array"}, "sync", f"{what}, to be drawn,"
         options: dict[str, Any] = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
-        with making(f"gymnasium:{name}"), _contained(), contextlib.ExitStack() as starting:
+        with making(what), _contained(), contextlib.ExitStack() as starting:
             if vectorization == "async":
                 from environments import workers
 
                 starting.enter_context(workers.starting())
                 options |= workers.OPTIONS
-            self._vector = gymnasium.make_vec(
+            self._vector: Any = gymnasium.make_vec(
                 name,
                 num_envs=num_envs,
                 vectorization_mode=vectorization,
@@ -72,6 +76,7 @@ class GymnasiumEnvironment(Environment):
         own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
         own = None if own == -1 else own  # gymnasium.make's word for no limit
         longest = min(filter(None, (own, max_steps)), default=None)
+        self.steps_per_second = float(self._vector.metadata.get("render_fps", self.steps_per_second))
         self.spec = EnvironmentSpec(
             self._observations.shape,
             self._observations.dtype,
@@ -97,6 +102,10 @@ class GymnasiumEnvironment(Environment):
         if FAILURE in infos:
             raise EnvironmentFailure(next(filter(None, infos[FAILURE])))
         return self._observations.show(observation)
+
+    def draw(self) -> np.ndarray:
+        picture: np.ndarray = self._vector.envs[0].render()
+        return picture
 
     def close(self) -> None:
         self._close()

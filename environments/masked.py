@@ -23,5 +23,8 @@ class PositionsOnly(Environment):
         observation, *rest = self._cartpole._step(action, resets)
         return observation[:, ::2], *rest
 
+    def draw(self) -> np.ndarray:
+        return self._cartpole.draw()
+
     def close(self) -> None:
         self._cartpole.close()

@@ -44,6 +44,7 @@ class Tasks(Environment):
         except ValueError:
             self.close()
             raise
+        self.steps_per_second = self._pools[0].steps_per_second
         specs = [pool.spec for pool in self._pools]
         longest = [spec.max_episode_steps for spec in specs if spec.max_episode_steps is not None]
         self.spec = dataclasses.replace(
@@ -64,6 +65,9 @@ class Tasks(Environment):
         count = len(self._pools)
         steps = [pool._step(action[i::count], resets[i::count]) for i, pool in enumerate(self._pools)]
         return tuple(self._interleaved(list(parts)) for parts in zip(*steps, strict=True))
+
+    def draw(self) -> np.ndarray:
+        return self._pools[0].draw()
 
     def close(self) -> None:
         for pool in self._pools:

@@ -23,6 +23,7 @@ from environments import spaces
 from environments.envpool import EnvPoolEnvironment, default_config
 
 FRAME_SKIP = 4
+TICS_PER_SECOND = 35.0
 # Only one button of a set is pressed at a time.
 SETS = (
     ("MOVE_LEFT", "MOVE_RIGHT"),
@@ -146,6 +147,8 @@ class VizdoomEnvironment(EnvPoolEnvironment):
     truncated at the task's timeout, or after 525 steps where it has none.
     """
 
+    steps_per_second = TICS_PER_SECOND / FRAME_SKIP
+
     def __init__(
         self,
         name: str,
@@ -155,6 +158,7 @@ class VizdoomEnvironment(EnvPoolEnvironment):
         num_threads: int = 0,
         max_steps: int | None = None,
         keywords: Mapping[str, Any] | None = None,
+        drawn: bool = False,
     ):
         """Raises ValueError if the rewards of the task called `name` are not known."""
         if name not in SCENARIOS:
@@ -194,6 +198,7 @@ class VizdoomEnvironment(EnvPoolEnvironment):
                 max_steps=max_steps,
                 options=options,
                 keywords=keywords,
+                drawn=drawn,
             )
 
     def _actions(self, space: Any) -> spaces.Actions:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from typing import TYPE_CHECKING, Any
 
+from environments import suite
 from launchers import flags, mirror
 from launchers.settings import Logdir, UsageError, setting
 
@@ -25,22 +27,26 @@ class Evaluation:
     eval_policy: str = setting(None, "greedy or sampled", choices=("greedy", "sampled"), default_words="the run's")
     eval_epsilon: float = setting(None, "how likely a random action is", least=0, most=1, default_words="the run's")
 
+    video: pathlib.Path = setting(None, "a video of the first episode to write, whose ending is its type: .gif or .mp4")
+
 
 @flags.command(Evaluation)
 def evaluate() -> int:
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
+    asked, video = flags.FLAGS.logdir, flags.FLAGS.video
     # Only now, when the command line is understood: JAX.
+    opengl = _prepare(video) if video else False  # before EnvPool is imported
     import jax
     import numpy as np
 
+    from environments import filmed
     from launchers import population as populations
     from launchers import run as runs
     from runtime import best, leave_out_tensorflow
 
     leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
     newest = flags.FLAGS.checkpoint == "newest"
-    asked = flags.FLAGS.logdir
     logdir = mirror.fetched(asked, {"checkpoints"}) if newest else mirror.fetched(asked, set(), best.FILE)
     run = runs.load(logdir)
     episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
@@ -53,9 +59,13 @@ def evaluate() -> int:
     from runtime import evaluator
 
     parts = roles.Parts(run, logdir)
+    if video and not opengl and suite(run.tasks[0]).startswith("mujoco"):
+        raise UsageError(f"--video: {run.tasks[0]} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
     version, params = (_newest if newest else _best)(parts)
     seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
-    environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True)
+    environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True, drawn=bool(video))
+    if video:
+        environment = filmed.Filmed(environment)
     params = jax.device_put(params, parts.device)
     key = jax.random.key(seed)
     of_all = run.stacked * episodes
@@ -67,9 +77,27 @@ def evaluate() -> int:
     print(
         f"episodes={len(played.returns)} return_mean={np.mean(played.returns):.4f} "
         f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps} "
-        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}"
+        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}",
+        flush=True,
     )
+    if video:
+        from runtime import video as videos
+
+        videos.write(video, environment.pictures, environment.per_second)
+        print(f"{video} shows the first episode: length={played.lengths[0]} return={played.returns[0]:.4f}")
     return 0
+
+
+def _prepare(video: pathlib.Path) -> bool:
+    """Checks where a video is to be written; whether there is an OpenGL here, by which some environments are drawn."""
+    from environments import filmed
+    from runtime import video as videos
+
+    try:
+        videos.check(video)
+    except ValueError as error:
+        raise UsageError(f"--video: {error}") from error
+    return filmed.load_opengl()
 
 
 def _newest(parts: roles.Parts) -> tuple[Version, Any]:

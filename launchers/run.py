@@ -128,8 +128,9 @@ class Run(settings.Settings):
                 "writes to one server, and the learner would wait for those without"
             )
 
-    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False) -> Any:
-        """The run's environments, so many in one object; an `evaluation`'s episodes all end."""
+    def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False, drawn: bool = False) -> Any:
+        """The run's environments, so many in one object; an `evaluation`'s episodes all end, and those that are `drawn`
+        can be asked for pictures."""
         max_steps = self.eval_max_steps if evaluation else None
         try:
             return environments.make(
@@ -142,6 +143,7 @@ class Run(settings.Settings):
                 vectorization=self.gymnasium_vectorization,
                 atari_protocol=self.atari_protocol,
                 reward_clip=self.reward_clip,
+                drawn=drawn,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error

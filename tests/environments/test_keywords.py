@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import environments
+from environments.filmed import Filmed
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "environments.md"
 
@@ -30,6 +31,17 @@ def walk(name: str, steps: int, **keywords) -> list[float]:
             break
     environment.close()
     return places
+
+
+def test_the_documents_module_is_drawn(my_module):
+    environment = Filmed(environments.make("gymnasium:my_module:Walk-v0", 2, 0, keywords={"length": 4}, drawn=True))
+    environment.reset()
+    for _ in range(6):
+        environment.step(np.ones(2, np.int32))
+    assert [picture.shape for picture in environment.pictures] == [(20, 100, 3)] * 5 and environment.per_second == 10
+    places = [np.flatnonzero((picture == 0).all(axis=(0, 2)))[0] // 20 for picture in environment.pictures]
+    assert places == [0, 1, 2, 3, 4]
+    environment.close()
 
 
 def test_the_documents_module_takes_keywords_and_wrappers(my_module):

@@ -163,6 +163,7 @@ def _saved(draw: random.Random) -> dict[str, bytes]:
 
 def _evaluate(draw: random.Random, command: str) -> Line:
     arguments = [f"--logdir={FOLDER}"] if draw.random() < 0.9 else []
+    arguments += [f"--video={FOLDER}/{draw.choice(odd.VIDEOS)}"] if draw.random() < 0.3 else []
     return Line(command, arguments + _flags(draw, command, "", draw.choice((0, 0, 1, 1, 2))), _saved(draw))
 
 

@@ -80,6 +80,7 @@ PATHS = (
     *(f"{FOLDER}/{'z' * 300}", f"{FOLDER}/{'z/' * 3000}"),
 )
 PICTURES = ("a.png", "a.svg", "a.pdf", "a.PNG", "a", "a.txt", "a.pgf", ".png", "file/x.png", "no/x.png", "a.")
+VIDEOS = ("a.gif", "a.gif", "a.GIF", "a.mp4", "a.png", "gif", "no/x.gif", "file/x.gif", "loop/x.gif", "é\n.gif")
 # Flags in whose company others say something.
 SURROUNDINGS = (
     ("--population=2", "--tune=learning_rate:log:1e-4:1e-2"),

@@ -51,7 +51,8 @@ from launchers import (
 )
 from launchers import ray as rays
 from launchers import run as runs
-from runtime import checkpoint, evaluator, hosts, scheduling
+from replay.structures import Structure
+from runtime import best, checkpoint, evaluator, hosts, scheduling
 from scripts import bench, bench_learners
 from tests.launchers import generated, kubernetes, odd_values
 from tests.launchers.generated import FOLDER, Line
@@ -89,6 +90,12 @@ class Restored:
         return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), state), Version(3, 456)
 
 
+def kept(logdir: pathlib.Path, structure: Structure) -> best.Best:
+    """The best parameters, which are zeros."""
+    _, params = structure.unflatten([np.zeros(leaf.shape, leaf.dtype) for leaf in structure.leaves])
+    return best.Best(Version(3, 456), params, 7.0)
+
+
 class BegunBench:
     def __init__(self, run: runs.Run, *_: Any):
         run.make_agent(run.spec())
@@ -119,6 +126,7 @@ def nothing_begins(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_learners, "ceilings", begin)
     monkeypatch.setattr(role, "_carrier", lambda run, addresses, seconds: addresses)
     monkeypatch.setattr(checkpoint, "Checkpointer", Restored)
+    monkeypatch.setattr(best, "restore", kept)
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_: None)
     monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: threading.Event())
     monkeypatch.setattr(scheduling, "give_way", lambda: None)
@@ -177,11 +185,14 @@ def judge(line: Line, folder: pathlib.Path) -> bool:
 
 
 def said(line: Line, folder: pathlib.Path) -> dict[str, str]:
-    """What the line says of each flag, at last: --name=value, or --name of a bool."""
-    texts = {}
-    for argument in line.arguments:
-        name, equals, value = argument.replace(FOLDER, str(folder)).lstrip("-").partition("=")
-        if argument.startswith("--flagfile"):
+    """What the line says of each flag, at last: --name=value, --name of a bool, or --name before its value."""
+    texts, declared = {}, generated.declared(line.command)
+    arguments = iter([argument.replace(FOLDER, str(folder)) for argument in line.arguments])
+    for argument in arguments:
+        name, equals, value = argument.lstrip("-").partition("=")
+        if not equals and name in declared and declared[name].kind is not bool:
+            texts[name] = next(arguments, "")
+        elif argument.startswith("--flagfile"):
             texts |= {"seed": "3"} if argument.endswith("/file") else {}
         elif not equals:
             texts[name.removeprefix("no") if name.startswith("noconfig.") else name] = str(

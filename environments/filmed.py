@@ -1,0 +1,67 @@
+"""An environment that is drawn while it is played."""
+
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from environments.environment import Environment, EnvironmentFailure, describe
+
+MOST_BYTES = 2**29  # that the pictures of an episode may take; of a longer one every second is kept, every fourth, ...
+
+
+def load_opengl() -> bool:
+    """Has EnvPool's MuJoCo tasks drawn by this machine's OpenGL; false where there is none. Call it before anything
+    imports EnvPool: the one that its wheel brings finds no driver, and then ends the process from C++."""
+    try:
+        ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        return False
+    return True
+
+
+class Filmed(Environment):
+    """An environment whose first episode is drawn: that of the first environment in its batch, from its first
+    observation to its last, so that there is a picture more than it has steps."""
+
+    def __init__(self, environment: Environment):
+        """Takes `environment` over, which was made to be drawn; closing this closes it."""
+        self._environment, self.num_envs, self.spec = environment, environment.num_envs, environment.spec
+        self.name, self.reward_clip = environment.name, environment.reward_clip
+        self.pictures: list[np.ndarray] = []
+        self._every, self._count, self._filming = 1, 0, True
+
+    @property
+    def per_second(self) -> float:
+        """Pictures in a second of the video, for it to be as fast as the environment is meant to be."""
+        return self._environment.steps_per_second / self._every
+
+    def _reset(self) -> np.ndarray:
+        observation = self._environment._reset()
+        self._film(over=False)
+        return observation
+
+    def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
+        step = self._environment._step(action, resets)
+        if self._filming:
+            self._film(over=bool(step[-1][0]))
+        return step
+
+    def _film(self, over: bool) -> None:
+        try:
+            picture = np.array(self._environment.draw())
+        except BaseException as error:
+            raise EnvironmentFailure(f"it cannot be drawn ({describe(error)}): leave --video out") from error
+        shape = self.pictures[0].shape if self.pictures else (*picture.shape[:2], 3)
+        if picture.dtype != np.uint8 or picture.shape != shape:
+            raise EnvironmentFailure(f"it is drawn as {picture.dtype} {picture.shape}, not uint8 {shape}")
+        if self._count % self._every == 0 or over:
+            self.pictures.append(picture)
+        if len(self.pictures) * picture.nbytes > MOST_BYTES and len(self.pictures) > 2 and not over:
+            del self.pictures[1::2]
+            self._every *= 2
+        self._count += 1
+        self._filming = not over
+
+    def close(self) -> None:
+        self._environment.close()
