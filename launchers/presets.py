@@ -233,8 +233,8 @@ def dqn(
     ]
 
 
-# All values come to those of a policy that never ends an episode, unless targets stand still for a while, gradients are
-# of many steps, and steps end small. What brings Acrobot to its end has CartPole forget: there none of it helps.
+# On Acrobot one-step values came to those of a policy that never ends an episode, until targets stood still for a while
+# and a gradient was of many steps. They are not every task's settings: with such targets CartPole was not learned.
 ACROBOT_Q = {"hidden_sizes": (128,), "activation": "tanh", "target_period": 20, "max_gradient_norm": 10.0}
 
 
