@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +78,7 @@ def evaluate() -> int:
     print(
         f"episodes={len(played.returns)} return_mean={np.mean(played.returns):.4f} "
         f"return_std={np.std(played.returns):.4f} env_steps={version.env_steps} "
-        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))}",
+        f"episodes_cut={evaluator.count_cut(played, run.cuts_at(parts.spec))} params={_digest(params)}",
         flush=True,
     )
     if video:
@@ -86,6 +87,17 @@ def evaluate() -> int:
         videos.write(video, environment.pictures, environment.per_second)
         print(f"{video} shows the first episode: length={played.lengths[0]} return={played.returns[0]:.4f}")
     return 0
+
+
+def _digest(params: Any) -> str:
+    """The same for the same parameters, to the bit: the beginning of their SHA-256."""
+    import jax
+    import numpy as np
+
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:12]
 
 
 def _prepare(video: pathlib.Path) -> bool:

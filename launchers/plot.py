@@ -12,14 +12,17 @@ from launchers.settings import UsageError, setting
 class Picture:
     out: pathlib.Path = setting(pathlib.Path("curves.png"), "the picture to write, whose ending is its type")
     x: str = setting("env_steps", "the x axis", choices=("env_steps", "learner_steps", "wall_seconds"))
+    label: str = setting("", "the curves' names, with commas between", default_words="what tells the runs apart")
+    log: str = setting("", "logarithmic axes", choices=("x", "y", "xy"), default_words="none")
+    smooth: int = setting(1, "each point is the mean of so many evaluations", least=1)
     lineages: bool = setting(False, "of one population: its members' scores and hyperparameters instead")
 
 
-@flags.command(Picture, arguments="the folders of runs, or their URLs")
+@flags.command(Picture, arguments="the folders of runs or of recorded baselines, or their URLs")
 def plot(*names: str) -> int:
     asked, logdirs = flags.FLAGS, []
     if not names:
-        raise UsageError("plot needs the folders of runs, each a --logdir of scripts/train's")
+        raise UsageError("plot needs the folders of runs, each a --logdir of scripts/train's or one of docs/results")
     for name in names:
         try:
             logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
@@ -35,7 +38,15 @@ def plot(*names: str) -> int:
         if asked.lineages:
             if not plot.draw_lineages(logdirs[0], asked.out):
                 raise UsageError(f"--lineages: {logdirs[0]} has no lineages yet, or is no population's")
-        elif not plot.draw(logdirs, asked.out, settings.decisive, asked.x):
+        elif not plot.draw(
+            logdirs,
+            asked.out,
+            settings.decisive,
+            asked.x,
+            [label.strip() for label in asked.label.split(",") if label.strip()],
+            asked.log,
+            asked.smooth,
+        ):
             raise UsageError("none of these runs has two evaluations yet")
     except ValueError as error:  # of a file that is not as Shoal writes it
         raise UsageError(str(error)) from error

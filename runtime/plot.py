@@ -6,13 +6,13 @@ import json
 import math
 import pathlib
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 
-from runtime import metrics
+from runtime import metrics, records, statistics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -32,63 +32,99 @@ def check_picture(out: pathlib.Path) -> None:
 
 
 def draw(
-    logdirs: list[pathlib.Path],
+    folders: Iterable[pathlib.Path],
     out: pathlib.Path,
     decisive: Callable[[dict[str, Any]], dict[str, Any]],
     x: str = "env_steps",
+    labels: Sequence[str] = (),
+    log: str = "",
+    smooth: int = 1,
+    published: Mapping[str, float] | None = None,
 ) -> bool:
-    """Draws the evaluations of `logdirs` to the picture `out`; false, and none, where none has two of them.
+    """Draws evaluations to the picture `out`; false, and none, where none of the folders has two of them.
 
     Runs that have the same in `decisive`, what of a config.json decides what is learnt, make one curve, as far as the
-    shortest of them: their mean, and the range from the lowest to the highest. A single run's range is a standard
-    deviation of its episodes to either side.
+    shortest of them: their mean, and where there are several the 95 % bootstrap interval of the mean. Members of a
+    population are no seeds, and are not called so.
+
+    Args:
+      folders: of runs, or of what was recorded of a baseline's.
+      x: the column against which returns are drawn.
+      labels: of the curves, in their order, which is that of the folders; empty: what tells the runs apart.
+      log: which axes are logarithmic, of "x", "y" and "xy".
+      smooth: each point is the mean of so many evaluations that end with it.
+      published: horizontal lines, by label.
 
     Raises:
-      ValueError: an evaluator.csv of other columns.
+      ValueError: an evaluator.csv of other columns, or as many labels as there are not curves.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
-    for logdir in logdirs:
-        curve = _curve(logdir / "evaluator.csv", x)
-        if len(curve) < 2:
-            continue
-        run = json.loads((logdir / "config.json").read_text())
-        flat = decisive(run)
-        group = json.dumps(flat, sort_keys=True)
-        settings[group] = flat
-        groups.setdefault(group, []).append(curve)
+    for folder in folders:
+        for config, path in _runs_in(folder):
+            curve = _curve(path, x)
+            if len(curve) < 2:
+                continue
+            flat = decisive(json.loads(config.read_text())) | {"": _noun(path)}
+            group = json.dumps(flat, sort_keys=True)
+            settings[group] = flat
+            groups.setdefault(group, []).append(_smoothed(curve, smooth))
     if not groups:
         return False
+    if labels and len(labels) != len(groups):
+        raise ValueError(f"{len(labels)} labels for {len(groups)} curves: give one for each")
     figure, axes = pyplot.subplots(layout="constrained")
-    for group, curves in groups.items():
+    named = labels or [_label(settings, group) for group in groups]
+    for label, (group, curves) in zip(named, groups.items(), strict=True):
         grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
         grid = grid[grid <= min(curve[-1, 0] for curve in curves)]
         means = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])
-        (line,) = axes.plot(grid, means.mean(axis=0), label=_label(settings, group, len(curves)))
+        many = f" ({len(curves)} {settings[group]['']}s)" if len(curves) > 1 else ""
+        (line,) = axes.plot(grid, means.mean(axis=0), label=textwrap.fill(label + many, 70))
         if len(curves) > 1:
-            low, high = means.min(axis=0), means.max(axis=0)
-        else:
-            spread = np.interp(grid, curves[0][:, 0], curves[0][:, 2])
-            low, high = means[0] - spread, means[0] + spread
-        axes.fill_between(grid, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    axes.set_xlabel(x.replace("_", " "))
-    axes.set_ylabel("return of an evaluation")
+            axes.fill_between(grid, *statistics.interval(means), color=line.get_color(), alpha=0.2, linewidth=0)
+    for k, (label, value) in enumerate((published or {}).items()):
+        axes.axhline(value, color=f"C{7 + k}", linestyle="--", linewidth=0.8, label=textwrap.fill(label, 70))
+    axes.set(xlabel=x.replace("_", " "), ylabel="return of an evaluation")
+    axes.set(**{f"{axis}scale": "log" for axis in log})
     axes.grid(alpha=0.3)
     lines = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
-    figure.set_size_inches(7, 3.9 + 0.17 * lines)  # room for the legend that is not the curves'
-    figure.legend(loc="outside upper center", fontsize="small")
+    several = any(len(curves) > 1 for curves in groups.values())
+    figure.set_size_inches(7, 3.9 + 0.17 * (lines + several))  # room for the legend that is not the curves'
+    title = "means, with their 95 % bootstrap intervals" if several else None
+    figure.legend(loc="outside upper center", fontsize="small", title=title, title_fontsize="small")
     _write(figure, out)
     return True
 
 
+def _runs_in(folder: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
+    """The config.json and the evaluations of a run; of what was recorded of several, of each."""
+    if (folder / records.FILE).exists():
+        return [(folder / "config.json", path) for path in sorted(folder.glob("seed*.csv"))]
+    return [(folder / "config.json", folder / "evaluator.csv")]
+
+
+def _noun(evaluations: pathlib.Path) -> str:
+    """What one of several such runs is called."""
+    return "member" if "member_" in f"{evaluations.parent.name}/{evaluations.name}" else "seed"
+
+
+def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
+    """[n, 2] -> [n, 2]: each point's y is the mean of `count` that end with it, or of as many as there are."""
+    sums = np.concatenate([[0.0], np.cumsum(curve[:, 1])])
+    ends = np.arange(1, len(curve) + 1)
+    starts = np.maximum(ends - count, 0)
+    return np.stack([curve[:, 0], (sums[ends] - sums[starts]) / (ends - starts)], axis=1)
+
+
 def _curve(path: pathlib.Path, x: str) -> np.ndarray:
-    """The evaluations of an evaluator.csv, [n, 3]: `x`, which only grows, and the returns' mean and standard deviation.
+    """The evaluations of an evaluator.csv, [n, 2]: `x`, which only grows, and the returns' mean.
 
     Where `x` goes back, as after a start from an older checkpoint, what came later takes the place of what it was by
     then. What is not finite is left out.
     """
     points: list[tuple[float, ...]] = []
-    columns = (x, "return_mean", "return_std")
+    columns = (x, "return_mean")
     for row in metrics.read(path):
         _check_columns(path, row, columns)
         point = tuple(row[column] for column in columns)
@@ -97,7 +133,7 @@ def _curve(path: pathlib.Path, x: str) -> np.ndarray:
         while points and points[-1][0] >= point[0]:
             points.pop()
         points.append(point)
-    return np.array(points).reshape(-1, 3)
+    return np.array(points).reshape(-1, 2)
 
 
 def _check_columns(path: pathlib.Path, row: dict[str, float], columns: Iterable[str]) -> None:
@@ -174,12 +210,12 @@ def _turns(path: pathlib.Path) -> list[dict[str, float]]:
     ]
 
 
-def _label(settings: dict[str, dict[str, Any]], group: str, seeds: int) -> str:
+def _label(settings: dict[str, dict[str, Any]], group: str) -> str:
     """Agent, environment and whatever else tells this group from the others of the same agent and environment."""
     run = settings[group]
     same = [other for other in settings.values() if (other["agent"], other["env"]) == (run["agent"], run["env"])]
     parts = [f"{run['agent']} on {run['env']}"]
-    for name in sorted(run.keys() - {"agent", "env"}):
+    for name in sorted(run.keys() - {"", "agent", "env"}):
         if any(name in other and other[name] != run[name] for other in same):
             parts.append(f"{name}={run[name]}")
-    return textwrap.fill(", ".join(parts) + (f" ({seeds} seeds)" if seeds > 1 else ""), 70)
+    return ", ".join(parts)

@@ -23,6 +23,7 @@ import numpy as np
 
 from launchers import flags
 from launchers.settings import UsageError, setting
+from runtime import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -347,16 +348,6 @@ FIGURES = {
 }
 
 
-def interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of the mean over runs, [seeds, points] -> [points] each."""
-    import scipy.stats
-
-    if np.ptp(runs, axis=0).max(initial=0.0) == 0.0:  # all runs alike
-        return runs[0], runs[0]
-    found = scipy.stats.bootstrap((runs,), np.mean, axis=0, method="percentile", n_resamples=2000, rng=0)
-    return found.confidence_interval.low, found.confidence_interval.high
-
-
 def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     """Draws `lines` to the picture `out`, and writes them beside it as a CSV, a row for each point."""
     import matplotlib
@@ -372,7 +363,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
         writer = csv.writer(file)
         writer.writerow(["panel", "line", "x", "mean", "low", "high", "seeds"])
         for line in lines:
-            mean, (low, high) = line.runs.mean(axis=0), interval(line.runs)
+            mean, (low, high) = line.runs.mean(axis=0), statistics.interval(line.runs)
             axes = panels[0, titles.index(line.panel)]
             (drawn,) = axes.plot(line.x, mean, label=line.label, linewidth=1.2)
             axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.25, linewidth=0)

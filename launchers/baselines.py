@@ -1,0 +1,289 @@
+"""The baselines: which runs stand for Shoal, what was published of them, and when they count as reproduced.
+
+Data alone. `scripts/baseline` makes the runs and records them in docs/results/NAME; the pages follow from both.
+"""
+
+import dataclasses
+import fnmatch
+from collections.abc import Sequence
+
+from launchers.settings import UsageError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A figure that was printed somewhere."""
+
+    value: float | None  # None: what is claimed is no number
+    where: str  # what it is, and where it stands: paper, table or figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """Runs of one command line, which differ in their seed."""
+
+    flags: str  # of scripts/train, less --seed and --logdir
+    variant: str = ""  # what tells it from the other baselines of its agent and environment, as a word
+    reproduced: float | None = None  # the mean return from which it counts as reproduced; None: that is not said
+    published: Published | None = None
+    seeds: int = 5  # that the record is to have
+    minutes: float = 1.0  # that a run takes, on one core of the machines that recorded
+    task: str = ""  # the environment's name in a file's, where its own is no word
+    remark: str = ""  # what a reader must know beside, such as what is claimed and does not show
+
+    @property
+    def agent(self) -> str:
+        return self.flag("agent")
+
+    @property
+    def env(self) -> str:
+        return self.flag("env")
+
+    def flag(self, name: str) -> str:
+        (value,) = (word.split("=", 1)[1] for word in self.flags.split() if word.startswith(f"--{name}="))
+        return value
+
+    @property
+    def name(self) -> str:
+        """Of its folder under docs/results."""
+        task = self.task or self.env.replace(":", "-")
+        return "-".join(filter(None, (self.agent, task, self.variant)))
+
+
+def select(patterns: Sequence[str]) -> list[Baseline]:
+    """The baselines that names or patterns such as `ppo-*` name, each once, in the registry's order.
+
+    Raises:
+      UsageError: one names none.
+    """
+    for pattern in patterns:
+        if not fnmatch.filter(NAMED, pattern):
+            raise UsageError(f"no baseline {pattern!r}{nearest(pattern, NAMED, listing=False)}; --list lists them")
+    return [found for name, found in NAMED.items() if any(fnmatch.fnmatchcase(name, each) for each in patterns)]
+
+
+def _on(env: str, agents: str, **kwargs) -> list[Baseline]:
+    """One for each of the agents, without any flag of their own."""
+    return [Baseline(f"--agent={agent} --env={env}", **kwargs) for agent in agents.split()]
+
+
+TD3 = "Fujimoto et al. 2018, table 1: the best evaluation of 1,000,000 steps, v1 tasks, 10 seeds"
+# Returns of PPO and TRPO there.
+MUJOCO = {
+    "HalfCheetah-v4": (1795.4, -15.6),
+    "Hopper-v4": (2164.7, 2471.3),
+    "Walker2d-v4": (3317.7, 2321.5),
+    "Reacher-v4": (-6.2, -111.4),
+    "InvertedPendulum-v4": (1000.0, 985.4),
+    "InvertedDoublePendulum-v4": (8977.9, 205.9),
+    "Swimmer-v4": (None, None),
+}
+POPULATION = "--population=8 --population_mode=vmap --tune=learning_rate:log:1e-5:1e-2,entropy_cost:log:1e-3:1e-1"
+OF_PPO = "--population=4 --population_mode=vmap --tune=learning_rate:log:1e-5:1e-2,clip_epsilon:log:0.05:0.5"
+MIXED = "--population=4 --population_mode=vmap --tune=alpha:step=0.1:0:1 --ready_env_steps=4000 --exploit=tournament"
+EXPERTS = (
+    "--population=4 --population_mode=vmap --tune=alpha:step=0.2:0:1 --ready_env_steps=10000 --exploit=tournament"
+    " --fitness=evaluation --config.evaluate=target"
+)
+EASY = "MiniGrid-Empty-Random-5x5-v0,MiniGrid-Empty-Random-6x6-v0,MiniGrid-LavaGapS5-v0,MiniGrid-LavaGapS6-v0"
+SHIFT = "MiniGrid-Empty-Random-6x6-v0,MiniGrid-LavaGapS5-v0,MiniGrid-LavaGapS6-v0,MiniGrid-DistShift1-v0"
+SIMPLE, TARGET = "--config.alpha=0 --config.kl_cost=0", "--config.alpha=1"
+
+
+def _curricula() -> list[Baseline]:
+    """Mix & Match, and what it is compared with: its simple agent, its target agent, and a population of the latter."""
+    found = []
+    for env, task, flags, mixed, rates, extra in (
+        ("binned:41:Pendulum-v1", "binned41-Pendulum-v1", "--eval_period=10000", MIXED, "1e-3:4e-3", ""),
+        ("MaskedCartPole-v1", "", "--max_env_steps=500000 --eval_period=25000", MIXED, "5e-4:8e-3", ""),
+        (EASY, "MiniGrid-tasks", "--eval_period=10000", EXPERTS, "3e-4:3e-3", " --config.evaluate=target"),
+        (SHIFT, "MiniGrid-shift", "--eval_period=10000", EXPERTS, "3e-4:3e-3", " --config.evaluate=target"),
+    ):
+        start = f"--agent=mix_match --env={env} {flags}"
+        ready = 25_000 if env.startswith("Masked") else 20_000
+        tuned = f"--population=4 --population_mode=vmap --tune=learning_rate:log:{rates} --ready_env_steps={ready}"
+        found += [
+            Baseline(f"{start} {mixed}", task=task, seeds=3, minutes=10),
+            Baseline(f"{start} {SIMPLE}", "simple", task=task, seeds=3, minutes=3),
+            Baseline(f"{start} {TARGET}{extra}", "target", task=task, seeds=3, minutes=3),
+            Baseline(f"{start} {tuned} {TARGET}{extra}", "population-of-target", task=task, seeds=3, minutes=10),
+        ]
+    return found
+
+
+BASELINES: list[Baseline] = [
+    # Classic control and Catch -------------------------------------------------------------------------------------
+    *_on("CartPole-v1", "impala a2c a3c ppo", reproduced=475),
+    Baseline("--agent=trpo --env=CartPole-v1 --max_env_steps=200000", reproduced=475),
+    *_on("CartPole-v1", "reinforce reinforce_baseline actor_critic actor_critic_lambda all_actions", reproduced=475),
+    *_on("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=475, minutes=4),
+    *_on("CartPole-v1", "async_q async_n_step_q async_sarsa", reproduced=475, minutes=2),
+    *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
+    *_on("Catch-v0", "impala a2c q_learning sarsa", reproduced=0.95),
+    *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
+    Baseline("--agent=r2d2 --env=Catch-v0 --max_env_steps=100000", reproduced=0.95, minutes=4),
+    Baseline("--agent=impala --env=MaskedCartPole-v1", reproduced=475, minutes=2),
+    Baseline("--agent=impala --env=MaskedCartPole-v1 --config.lstm_size=0", "feed-forward"),
+    Baseline("--agent=a2c --env=MaskedCartPole-v1", reproduced=475, minutes=3),
+    *_on("Acrobot-v1", "impala a2c a3c ppo trpo mix_match reinforce reinforce_baseline", reproduced=-100),
+    *_on("Acrobot-v1", "actor_critic actor_critic_lambda q_learning sarsa", reproduced=-100, minutes=2),
+    *_on("Acrobot-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=-100, minutes=4),
+    *_on("Acrobot-v1", "async_q async_n_step_q async_sarsa", reproduced=-100, minutes=2),
+    *_on("Acrobot-v1", "r2d2 gorila", reproduced=-100, minutes=10),
+    Baseline("--agent=all_actions --env=Acrobot-v1 --max_env_steps=500000", reproduced=-100),
+    Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
+    *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
+    *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
+    *_on("Pendulum-v1", "ddpg d4pg", reproduced=-200, minutes=2),
+    *_on("Pendulum-v1", "dpg", minutes=2),
+    Baseline("--agent=dpg --env=Pendulum-v1 --carrier=local --config.alpha_u=0.2", "gradient-q"),
+    Baseline(
+        "--agent=dpg --env=Pendulum-v1 --config.form=sarsa --config.batch_size=16 --envs_per_actor=16"
+        " --max_env_steps=200000",
+        "sarsa",
+    ),
+    *_on("MountainCarContinuous-v0", "dpg", reproduced=90),
+    Baseline("--agent=dpg --env=MountainCarContinuous-v0 --carrier=local --config.alpha_u=0.2", "gradient-q"),
+    *[
+        Baseline(f"--agent={agent} --env=Pendulum-v1 --carrier=local --eval_period={period}", minutes=4)
+        for agent, period in (("actor_critic_lambda", 100_000), ("actor_critic", 100_000), ("off_pac", 50_000))
+    ],
+    Baseline("--agent=ppo --env=LunarLander-v3 --carrier=local", reproduced=200, minutes=4),
+    # MuJoCo and dm_control -----------------------------------------------------------------------------------------
+    *[
+        Baseline(
+            f"--agent=ppo --env={env} --carrier=local --max_env_steps=1000000 --eval_period=50000",
+            reproduced=ppo and ppo - 0.1 * abs(ppo),
+            published=Published(ppo, TD3) if ppo else None,
+            minutes=2,
+        )
+        for env, (ppo, _) in MUJOCO.items()
+    ],
+    *[
+        Baseline(
+            f"--agent=trpo --env={env} --carrier=local --max_env_steps=1000000 --eval_period=50000",
+            reproduced=trpo and trpo - 0.1 * abs(trpo),
+            published=Published(trpo, TD3) if trpo else None,
+            minutes=2,
+        )
+        for env, (_, trpo) in MUJOCO.items()
+    ],
+    *[
+        Baseline(f"--agent={agent} --env=InvertedPendulum-v4 --carrier=local --eval_period=20000", reproduced=950)
+        for agent in ("reinforce", "reinforce_baseline")
+    ],
+    *[
+        Baseline(
+            f"--agent={agent} --env=InvertedPendulum-v4 --carrier=local --max_env_steps=300000 --eval_period=25000",
+            reproduced=950,
+        )
+        for agent in ("actor_critic", "actor_critic_lambda")
+    ],
+    Baseline(
+        "--agent=ddpg --env=HalfCheetah-v4 --carrier=local --eval_period=25000",
+        reproduced=8000,
+        published=Published(8577.3, f"{TD3}; its own DDPG"),
+        seeds=1,
+        minutes=120,
+    ),
+    Baseline("--agent=ddpg --env=CheetahRun-v1 --carrier=local --eval_period=25000", seeds=3, minutes=90),
+    Baseline(
+        "--agent=ddpg --env=CheetahRun-v1 --max_env_steps=300000 --eval_period=25000 --updates_per_dispatch=1"
+        " --config.layer_norm=false --config.n_step=1 --config.critic_learning_rate=1e-3",
+        "not-normalised",
+        seeds=1,
+        minutes=40,
+    ),
+    Baseline(
+        "--agent=d4pg --env=CartpoleSwingup-v1 --carrier=local --max_env_steps=150000",
+        reproduced=800,
+        seeds=3,
+        minutes=10,
+    ),
+    Baseline("--agent=d4pg --env=CheetahRun-v1 --carrier=local --max_env_steps=300000", seeds=3, minutes=25),
+    *[
+        Baseline(
+            f"--agent=d4pg --env=CartpoleSwingupSparse-v1 --config.replay={replay} --max_env_steps=150000"
+            " --eval_period=10000",
+            replay,
+            seeds=3,
+            minutes=15,
+        )
+        for replay in ("uniform", "prioritized")
+    ],
+    Baseline("--agent=apex_dpg --env=CartpoleSwingup-v1 --max_env_steps=150000", reproduced=800, seeds=3, minutes=10),
+    # Memory --------------------------------------------------------------------------------------------------------
+    Baseline("--agent=r2d2 --env=MiniGrid-MemoryS7-v0 --max_env_steps=400000", seeds=3, minutes=20),
+    Baseline(
+        "--agent=r2d2 --env=MiniGrid-MemoryS7-v0 --max_env_steps=400000 --config.burn_in=0",
+        "no-burn-in",
+        seeds=1,
+        minutes=20,
+    ),
+    Baseline(
+        "--agent=r2d2 --env=MiniGrid-MemoryS7-v0 --max_env_steps=400000 --config.stored_state=false",
+        "zero-state",
+        seeds=1,
+        minutes=20,
+    ),
+    Baseline(
+        "--agent=dqn --env=MiniGrid-MemoryS7-v0 --max_env_steps=400000 --envs_per_actor=32"
+        " --config.samples_per_insert=8 --config.discount=0.97 --config.double=true",
+        seeds=1,
+        minutes=20,
+    ),
+    # Atari ---------------------------------------------------------------------------------------------------------
+    Baseline(
+        "--agent=impala --env=Pong-v5",
+        seeds=3,
+        minutes=60,
+        published=Published(None, "after 200 million frames, not 10: Espeholt et al. 2018, table C.1"),
+    ),
+    Baseline(
+        "--agent=ppo --env=Pong-v5 --max_env_steps=2500000 --eval_period=125000 --config.torso=shallow"
+        " --config.learning_rate=7e-4 --config.clip_epsilon=0.2 --config.baseline_cost=0.5 --eval_policy=sampled",
+        reproduced=19,
+        published=Published(20.7, "after 40 million frames, not 10: Schulman et al. 2017, table 6"),
+        seeds=1,
+        minutes=60,
+    ),
+    Baseline(
+        "--agent=dqn --env=Pong-v5 --max_env_steps=1000000 --eval_period=50000 --publish_period=16"
+        " --config.torso=shallow --config.double=true --config.n_step=4 --config.batch_size=16 --config.optimizer=adam"
+        " --config.optimizer_epsilon=1.5e-4 --config.learning_rate=2.5e-4 --config.samples_per_insert=4"
+        " --config.target_period=1000 --config.replay_size=200000 --config.min_replay_size=10000"
+        " --config.epsilon_final=0.02 --config.epsilon_steps=25000",
+        published=Published(18.9, "after 200 million frames, not 4: Mnih et al. 2015, extended data table 2"),
+        seeds=1,
+        minutes=90,
+    ),
+    # More workers --------------------------------------------------------------------------------------------------
+    *[
+        Baseline(f"--agent={agent} --env=CartPole-v1 --num_actors={count}", f"workers{count}", seeds=1, minutes=3)
+        for agent in ("async_q", "async_n_step_q", "async_sarsa", "gorila", "apex_dqn")
+        for count in (1, 2, 4)
+    ],
+    # Populations ---------------------------------------------------------------------------------------------------
+    *[
+        Baseline(
+            f"--agent=impala --env=Catch-v0 {POPULATION} --config.decay_env_steps=0 --max_env_steps=100000"
+            f" --eval_period=10000{exploit}",
+            variant,
+            seeds=3,
+            minutes=3,
+        )
+        for variant, exploit in (("population", ""), ("random-search", " --exploit=none"))
+    ],
+    *[
+        Baseline(
+            f"--agent=ppo --env=Pendulum-v1 {OF_PPO} --max_env_steps=100000 --eval_period=20000 --score_episodes=10"
+            f" --config.decay_env_steps=0{exploit}",
+            variant,
+            seeds=1,
+            minutes=5,
+        )
+        for variant, exploit in (("population", ""), ("random-search", " --exploit=none"))
+    ],
+    *_curricula(),
+]
+NAMED = {each.name: each for each in BASELINES}

@@ -1,0 +1,335 @@
+"""Remakes, records and checks the baselines of launchers/baselines.py.
+
+  scripts/baseline --list                    # what there is, what was recorded, how long it takes
+  scripts/baseline ppo-CartPole-v1           # makes the seeds that are not recorded yet, and draws
+  scripts/baseline 'ppo-*' --jobs=2          # two runs at a time, each on its share of the cores
+  scripts/baseline --check ppo-CartPole-v1   # does a fresh seed come to what was recorded?
+  scripts/baseline --pages                   # writes the pages that say what was recorded
+
+A run is scripts/train's, in LOGDIR/NAME/seedN, and ends with scripts/evaluate: 100 episodes of the last checkpoint. It
+is recorded in docs/results/NAME: config.json, record.json, seedN.csv and curve.png. A run that was stopped goes on when
+the same is asked for again.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import rich.console
+import rich.table
+
+from launchers import baselines, flags, settings
+from launchers.baselines import Baseline
+from launchers.settings import UsageError, setting
+from launchers.shutdown import Stop, stop_on_signals
+from runtime import records, statistics
+from runtime.records import Record, Result
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "docs" / "results"
+CODE = ("agents", "environments", "launchers", "replay", "requirements", "runtime")
+FRESH = 1000  # the seed of a check, which no record has
+
+
+@dataclasses.dataclass
+class Asked:
+    seeds: int = setting(None, "how many seeds, from 0, are to be recorded", least=1, default_words="the baseline's own")
+    jobs: int = setting(1, "how many runs at a time", least=1)
+    again: bool = setting(False, "make the seeds anew that are recorded already")
+    check: bool = setting(False, "make a fresh seed, and say whether it comes to what was recorded")
+    list: bool = setting(False, "say what baselines there are, and what was recorded of them")
+    pages: bool = setting(False, "write the pages that say what was recorded")
+    all: bool = setting(False, "every baseline, instead of names")
+    minutes: float = setting(None, "leave out baselines whose runs take longer", least=0, default_words="no limit")
+    episodes: int = setting(100, "episodes that the last checkpoint plays", least=1)
+    logdir: pathlib.Path = setting(
+        ROOT / "runs" / "baselines", "where the runs are kept", default_words="runs/baselines"
+    )
+    out: pathlib.Path = setting(RESULTS, "where the records are", default_words="docs/results")
+
+
+class Failure(Exception):
+    """A run did not come to its end."""
+
+
+class Runs:
+    """Runs of scripts/train and scripts/evaluate, several at a time, which a signal ends in order."""
+
+    def __init__(self, asked: Asked, stop: Stop):
+        self._asked, self._stop = asked, stop
+        self._children: set[subprocess.Popen] = set()
+        self._lock = threading.Lock()
+        cores = sorted(os.sched_getaffinity(0))
+        self._shares = [cores[job :: asked.jobs] or cores for job in range(asked.jobs)]
+
+    def make(self, baseline: Baseline, seed: int, logdir: pathlib.Path) -> Result:
+        """Trains, or goes on, and evaluates.
+
+        Raises:
+          Failure: one of the two did not end well, or all are to end.
+        """
+        with self._lock:
+            share = self._shares.pop()
+        try:
+            os.sched_setaffinity(0, share)  # of this thread, and so of what it starts
+            words = [*baseline.flags.split(), f"--seed={seed}", f"--logdir={logdir}"]
+            logdir.mkdir(parents=True, exist_ok=True)
+            cpu_seconds = self._play(["scripts/train", *words], logdir)[1]
+            members = sorted(logdir.glob("member_*")) or [logdir]
+            played = [self._evaluate(each, logdir) for each in members]
+        finally:
+            with self._lock:
+                self._shares.append(share)
+        wall = max(row["wall_seconds"] for each in members for row in records.metrics.read(each / "learner.csv")[-1:])
+        return Result(
+            return_mean=sum(each["return_mean"] for each in played) / len(played),
+            return_std=played[0]["return_std"] if len(played) == 1 else None,
+            episodes=int(sum(each["episodes"] for each in played)),
+            env_steps=int(max(each["env_steps"] for each in played)),
+            wall_seconds=round(wall, 1),
+            cpu_seconds=round(cpu_seconds, 1),
+            params=played[0]["params"] if len(played) == 1 else None,
+            date=time.strftime("%Y-%m-%d"),
+            **_origin(len(share)),
+        )
+
+    def _evaluate(self, member: pathlib.Path, logdir: pathlib.Path) -> dict[str, float | str]:
+        said, _ = self._play(["scripts/evaluate", f"--logdir={member}", f"--episodes={self._asked.episodes}"], logdir)
+        (line,) = (line for line in said.splitlines() if line.startswith("episodes="))
+        found = dict(word.split("=", 1) for word in line.split())
+        return {name: value if name == "params" else float(value) for name, value in found.items()}
+
+    def _play(self, command: list[str], logdir: pathlib.Path) -> tuple[str, float]:
+        """What a command printed, which is left in LOGDIR/baseline.log too, and the CPU seconds that it took."""
+        log = logdir / "baseline.log"
+        with open(log, "a+") as file:
+            start = file.seek(0, os.SEEK_END)
+            with self._lock:
+                if self._stop.is_set():
+                    raise Failure("ended on request")
+                # A group of its own: Ctrl-C is this process's to hear, which ends it in order.
+                child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+                self._children.add(child)
+            _, status, used = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            with self._lock:
+                self._children.remove(child)
+            file.seek(start)
+            said = file.read()
+        if self._stop.is_set():
+            raise Failure("ended on request")
+        if child.returncode:
+            words = (said.strip().splitlines() or ["it said nothing"])[-1]
+            raise Failure(f"{command[0]} ended with {child.returncode}: {words} ({log} has the rest)")
+        return said, used.ru_utime + used.ru_stime
+
+    def end(self) -> None:
+        """Asks every run to end: it saves what it has."""
+        with self._lock:
+            for child in self._children:
+                with contextlib.suppress(ProcessLookupError):
+                    child.send_signal(signal.SIGTERM)
+
+
+def _origin(cores: int) -> dict[str, str]:
+    """Which code a run is of, on what machine."""
+    git = ["git", "-C", str(ROOT)]
+    commit = changed = ""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        commit = subprocess.check_output([*git, "rev-parse", "--short=10", "HEAD"], text=True).strip()
+        changed = subprocess.check_output([*git, "status", "--porcelain", "--", *CODE], text=True).strip()
+    stamp = pathlib.Path(sys.prefix, "shoal.stamp").read_text().split()
+    stack = "" if stamp[2] == "3.11" else "next-"
+    processor = re.search(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
+    return {
+        "commit": commit + ("+" if changed else ""),
+        "lock": f"{stack}{stamp[0]}.lock {stamp[1][:12]}, Python {platform.python_version()}",
+        "machine": f"{cores} core{'s' * (cores > 1)} of {processor[1] if processor else platform.machine()}",
+    }
+
+
+def _settings(logdir: pathlib.Path) -> dict:
+    """What of a run's settings its seeds have in common."""
+    first = next(iter(sorted(logdir.glob("member_*"))), logdir)
+    return {name: value for name, value in json.loads((first / "config.json").read_text()).items() if name != "seed"}
+
+
+def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, out: pathlib.Path) -> None:
+    """Adds a seed to what was recorded. Seeds of other settings, or of an earlier version, make room for it."""
+    folder = out / baseline.name
+    folder.mkdir(parents=True, exist_ok=True)
+    config, known = folder / "config.json", records.read(folder)
+    made = _settings(logdir)
+    same = config.exists() and settings.decisive(json.loads(config.read_text())) == settings.decisive(made)
+    kept = {} if known is None or not same else known.results
+    if known and not kept:
+        for path in folder.glob("seed*.csv"):
+            path.unlink()
+    config.write_text(json.dumps(made, indent=1) + "\n")
+    members = sorted(logdir.glob("member_*"))
+    for member in members or [logdir]:
+        name = f"seed{seed}-{member.name}.csv" if members else f"seed{seed}.csv"
+        shutil.copyfile(member / "evaluator.csv", folder / name)
+    command = f"scripts/train {baseline.flags}"
+    records.write(folder, Record(command, {**kept, seed: result}))
+    from runtime import plot  # only now: it brings Matplotlib
+
+    lines = {"published": baseline.published.value} if baseline.published and baseline.published.value else {}
+    plot.draw([folder], folder / "curve.png", settings.decisive, published=lines)
+    plot.draw_lineages(logdir, folder / f"lineages-seed{seed}.png")
+
+
+def missing(baseline: Baseline, asked: Asked) -> Iterator[int]:
+    """The seeds that are to be made."""
+    known = records.read(asked.out / baseline.name)
+    for seed in range(asked.seeds or baseline.seeds):
+        if asked.again or known is None or seed not in known.results or known.results[seed].earlier:
+            yield seed
+
+
+def make(chosen: list[Baseline], asked: Asked, stop: Stop, say) -> int:
+    """Makes and records what is missing; the exit code."""
+    tasks = [(baseline, seed) for baseline in chosen for seed in missing(baseline, asked)]
+    say(f"{len(tasks)} runs, about {_hours(sum(baseline.minutes for baseline, _ in tasks) / asked.jobs)}")
+    runs, lock, done, failed = Runs(asked, stop), threading.Lock(), 0, 0
+
+    def play(baseline: Baseline, seed: int) -> None:
+        nonlocal done, failed
+        logdir = asked.logdir / baseline.name / f"seed{seed}"
+        if asked.again:
+            shutil.rmtree(logdir, ignore_errors=True)
+        try:
+            result = runs.make(baseline, seed, logdir)
+        except Failure as error:
+            failed += 1
+            if not stop.is_set():
+                say(f"{baseline.name}, seed {seed}: {error}")
+            return
+        with lock:
+            done += 1
+            record(baseline, seed, result, logdir, asked.out)
+            words = f"{baseline.name}, seed {seed}: {records.number(result.return_mean)}"
+            say(f"{words} in {result.wall_seconds:.0f} s; {done} of {len(tasks)}")
+
+    _wait([(play, task) for task in tasks], asked.jobs, runs, stop)
+    if stop.is_set():
+        say("ended on request; the same command goes on")
+        return stop.exit_code
+    return 1 if failed else 0
+
+
+def check(chosen: list[Baseline], asked: Asked, stop: Stop, say) -> int:
+    """Makes a fresh seed of each, and compares; the exit code."""
+    runs, verdicts = Runs(asked, stop), []
+
+    def play(baseline: Baseline) -> None:
+        folder = asked.out / baseline.name
+        logdir = asked.logdir / baseline.name / "check"
+        shutil.rmtree(logdir, ignore_errors=True)
+        try:
+            known = records.read(folder)
+            assert known is not None
+            fresh = runs.make(baseline, FRESH, logdir).return_mean
+        except Failure as error:
+            verdicts.append(False)
+            if not stop.is_set():
+                say(f"{baseline.name}: {error}")
+            return
+        passed, words = compare(baseline, known, fresh)
+        verdicts.append(passed)
+        say(f"{baseline.name}: {words}")
+
+    _wait([(play, (baseline,)) for baseline in chosen], asked.jobs, runs, stop)
+    if stop.is_set():
+        return stop.exit_code
+    return 0 if all(verdicts) else 1
+
+
+def compare(baseline: Baseline, known: Record, fresh: float) -> tuple[bool, str]:
+    """Whether a fresh seed's return comes to what was recorded, and what is to be said of it.
+
+    It does if it is not below the interval in which a further seed lies with 99 % confidence, or counts as reproduced.
+    """
+    low, high = statistics.predicted(known.returns)
+    interval = f"[{records.number(low)}, {records.number(high)}]"
+    recorded = f"{len(known.results)} recorded seeds: {records.spoken(known.returns)}; a further one: {interval}"
+    words = f"a fresh seed came to {records.number(fresh)}; {recorded}"
+    if fresh >= low:
+        return True, f"{words}: {'within' if fresh <= high else 'above'}"
+    if baseline.reproduced is not None and fresh >= baseline.reproduced:
+        return True, f"{words}: below, but reproduced from {records.number(baseline.reproduced)} on"
+    return False, f"{words}: below"
+
+
+def _wait(calls: list, jobs: int, runs: Runs, stop: Stop) -> None:
+    """Until all calls have returned, or have been asked to."""
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(function, *arguments) for function, arguments in calls]
+        while not all(future.done() for future in futures):
+            if stop.wait(0.2):
+                runs.end()
+                for future in futures:
+                    future.cancel()
+                break
+    for future in futures:
+        if not future.cancelled():
+            future.result()
+
+
+def table(chosen: list[Baseline], asked: Asked) -> rich.table.Table:
+    shown = rich.table.Table("baseline", "seeds", "return", "minutes a run")
+    for baseline in chosen:
+        known = records.read(asked.out / baseline.name)
+        made = len(known.results) if known and not known.is_earlier else 0
+        said = records.spoken(known.returns) + (" (earlier version)" if known.is_earlier else "") if known else ""
+        shown.add_row(baseline.name, f"{made} of {baseline.seeds}", said, f"{baseline.minutes:g}")
+    return shown
+
+
+def _hours(minutes: float) -> str:
+    return f"{minutes / 60:.1f} hours" if minutes >= 90 else f"{minutes:.0f} minutes"
+
+
+@flags.command(Asked, arguments="the baselines' names, or patterns such as 'ppo-*'")
+def baseline(*names: str) -> int:
+    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Asked)}
+    asked = Asked(**given)
+    console = rich.console.Console(soft_wrap=True)
+    if names and asked.all:
+        raise UsageError("--all is every baseline: name none beside it")
+    if not names and not (asked.all or asked.list or asked.pages):
+        raise UsageError("baseline needs names, a pattern such as 'ppo-*', or --all; --list lists them")
+    chosen = baselines.select(names or ["*"])
+    if asked.minutes is not None:
+        chosen = [each for each in chosen if each.minutes <= asked.minutes]
+    if asked.list:
+        console.print(table(chosen, asked))
+        return 0
+    if asked.pages:
+        from scripts import pages
+
+        pages.write(asked.out)
+        return 0
+    say = lambda words: console.print(words, markup=False, highlight=False)
+    if not asked.check:
+        return make(chosen, asked, stop_on_signals(), say)
+    unknown = [each.name for each in chosen if records.read(asked.out / each.name) is None]
+    if unknown and names:
+        raise UsageError(f"{', '.join(unknown)}: nothing was recorded that a fresh seed could come to")
+    return check([each for each in chosen if each.name not in unknown], asked, stop_on_signals(), say)
+
+
+if __name__ == "__main__":
+    flags.main(baseline)
