@@ -108,7 +108,16 @@ def _curricula() -> list[Baseline]:
             Baseline(f"{start} {TARGET}{extra}", "target", task=task, seeds=3, minutes=3),
             Baseline(f"{start} {tuned} {TARGET}{extra}", "population-of-target", task=task, seeds=3, minutes=10),
         ]
-    return found
+    start = "--agent=mix_match --env=DeadlyCorridor-v1 --max_env_steps=100000 --eval_period=10000"
+    mixed = MIXED.replace(" --population_mode=vmap", "")
+    tuned = "--population=4 --tune=learning_rate:log:1e-4:2e-3 --ready_env_steps=10000"
+    return [
+        *found,
+        Baseline(f"{start} {mixed}", seeds=1, minutes=60),
+        Baseline(f"{start} {SIMPLE}", "simple", seeds=1, minutes=20),
+        Baseline(f"{start} {TARGET}", "target", seeds=1, minutes=20),
+        Baseline(f"{start} {tuned} {TARGET}", "population-of-target", seeds=1, minutes=60),
+    ]
 
 
 BASELINES: list[Baseline] = [
@@ -125,6 +134,11 @@ BASELINES: list[Baseline] = [
     Baseline("--agent=impala --env=MaskedCartPole-v1", reproduced=475, minutes=2),
     Baseline("--agent=impala --env=MaskedCartPole-v1 --config.lstm_size=0", "feed-forward"),
     Baseline("--agent=a2c --env=MaskedCartPole-v1", reproduced=475, minutes=3),
+    Baseline(
+        "--agent=a2c --env=MaskedCartPole-v1 --max_env_steps=300000 --config.lstm_size=0 --config.unroll_length=16",
+        "feed-forward",
+        seeds=1,
+    ),
     *_on("Acrobot-v1", "impala a2c a3c ppo trpo mix_match reinforce reinforce_baseline", reproduced=-100),
     *_on("Acrobot-v1", "actor_critic actor_critic_lambda q_learning sarsa", reproduced=-100, minutes=2),
     *_on("Acrobot-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=-100, minutes=4),
@@ -195,7 +209,7 @@ BASELINES: list[Baseline] = [
         minutes=40,
     ),
     Baseline(
-        "--agent=d4pg --env=CartpoleSwingup-v1 --carrier=local --max_env_steps=150000",
+        "--agent=d4pg --env=CartpoleSwingup-v1 --max_env_steps=150000",
         reproduced=800,
         seeds=3,
         minutes=10,
@@ -248,6 +262,12 @@ BASELINES: list[Baseline] = [
         minutes=60,
     ),
     Baseline(
+        "--agent=ppo --env=Pong-v5 --max_env_steps=1300000 --eval_period=65000 --config.torso=shallow",
+        "preset",
+        seeds=1,
+        minutes=30,
+    ),
+    Baseline(
         "--agent=dqn --env=Pong-v5 --max_env_steps=1000000 --eval_period=50000 --publish_period=16"
         " --config.torso=shallow --config.double=true --config.n_step=4 --config.batch_size=16 --config.optimizer=adam"
         " --config.optimizer_epsilon=1.5e-4 --config.learning_rate=2.5e-4 --config.samples_per_insert=4"
@@ -260,9 +280,45 @@ BASELINES: list[Baseline] = [
     # More workers --------------------------------------------------------------------------------------------------
     *[
         Baseline(f"--agent={agent} --env=CartPole-v1 --num_actors={count}", f"workers{count}", seeds=1, minutes=3)
-        for agent in ("async_q", "async_n_step_q", "async_sarsa", "gorila", "apex_dqn")
+        for agents, counts in (("async_q async_n_step_q async_sarsa", (1, 2)), ("gorila", (1, 4)))
+        for agent in agents.split()
+        for count in counts  # that their preset has not
+    ],
+    *[
+        Baseline(
+            "--agent=apex_dqn --env=CartPole-v1 --placement=processes --actors_per_process=1"
+            f" --num_actors={count} --max_env_steps=100000 --eval_period=10000",
+            f"actors{count}",
+            seeds=1,
+            minutes=2,
+        )
         for count in (1, 2, 4)
     ],
+    # The local carrier, where the others have Reverb's ------------------------------------------------------------
+    *[
+        Baseline(f"--agent={agent} --env={env} --carrier=local", "local", reproduced=least, seeds=1, minutes=2)
+        for agent, env, least in (
+            ("dqn", "Catch-v0", 0.95),
+            ("prioritized_dqn", "CartPole-v1", 475),
+            ("ddpg", "Pendulum-v1", -200),
+            ("d4pg", "Pendulum-v1", -200),
+            ("dpg", "Pendulum-v1", None),
+        )
+    ],
+    Baseline(
+        "--agent=r2d2 --env=Catch-v0 --max_env_steps=100000 --carrier=local",
+        "local",
+        reproduced=0.95,
+        seeds=1,
+        minutes=4,
+    ),
+    Baseline(
+        "--agent=d4pg --env=CartpoleSwingup-v1 --carrier=local --max_env_steps=150000",
+        "local",
+        reproduced=800,
+        seeds=4,
+        minutes=10,
+    ),
     # Populations ---------------------------------------------------------------------------------------------------
     *[
         Baseline(

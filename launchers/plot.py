@@ -28,7 +28,10 @@ def plot(*names: str) -> int:
             logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
         except UsageError as error:
             raise UsageError(f"{name!r}: {error}") from error
-        settings.saved(logdirs[-1])
+        from runtime import records  # only now: it takes a while
+
+        if not (logdirs[-1] / records.FILE).exists():
+            settings.saved(logdirs[-1])
     if asked.lineages and len(logdirs) > 1:
         raise UsageError("--lineages takes the folder of one population")
     from runtime import plot  # only now: it brings JAX and Matplotlib

@@ -15,10 +15,12 @@ import numpy as np
 from runtime import metrics, records, statistics
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+INTERVALS = "means, with their 95 % bootstrap intervals"
 MANY = 2**20  # members; a larger number is none's
 
 
@@ -48,7 +50,7 @@ def draw(
     population are no seeds, and are not called so.
 
     Args:
-      folders: of runs, or of what was recorded of a baseline's.
+      folders: of runs, or what was recorded of a baseline, whose runs make one curve.
       x: the column against which returns are drawn.
       labels: of the curves, in their order, which is that of the folders; empty: what tells the runs apart.
       log: which axes are logarithmic, of "x", "y" and "xy".
@@ -60,53 +62,79 @@ def draw(
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
+    nouns: dict[str, str] = {}  # what one of a group's runs is called
     for folder in folders:
-        for config, path in _runs_in(folder):
+        for path in _evaluations_of(folder):
             curve = _curve(path, x)
             if len(curve) < 2:
                 continue
-            flat = decisive(json.loads(config.read_text())) | {"": _noun(path)}
-            group = json.dumps(flat, sort_keys=True)
-            settings[group] = flat
+            flat = (
+                {"": folder.name} if _is_record(folder) else decisive(json.loads((folder / "config.json").read_text()))
+            )
+            noun = "member" if "member_" in f"{path.parent.name}/{path.name}" else "seed"
+            group = json.dumps([flat, noun], sort_keys=True)
+            settings[group], nouns[group] = flat, noun
             groups.setdefault(group, []).append(_smoothed(curve, smooth))
     if not groups:
         return False
     if labels and len(labels) != len(groups):
         raise ValueError(f"{len(labels)} labels for {len(groups)} curves: give one for each")
-    figure, axes = pyplot.subplots(layout="constrained")
     named = labels or [_label(settings, group) for group in groups]
-    for label, (group, curves) in zip(named, groups.items(), strict=True):
-        grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
-        grid = grid[grid <= min(curve[-1, 0] for curve in curves)]
-        means = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])
-        many = f" ({len(curves)} {settings[group]['']}s)" if len(curves) > 1 else ""
-        (line,) = axes.plot(grid, means.mean(axis=0), label=textwrap.fill(label + many, 70))
-        if len(curves) > 1:
-            axes.fill_between(grid, *statistics.interval(means), color=line.get_color(), alpha=0.2, linewidth=0)
+    many = [f" ({len(curves)} {nouns[group]}s)" if len(curves) > 1 else "" for group, curves in groups.items()]
+    figure, axes = pyplot.subplots(layout="constrained")
+    for label, count, curves in zip(named, many, groups.values(), strict=True):
+        _draw_mean(axes, curves, textwrap.fill(label + count, 70))
     for k, (label, value) in enumerate((published or {}).items()):
         axes.axhline(value, color=f"C{7 + k}", linestyle="--", linewidth=0.8, label=textwrap.fill(label, 70))
     axes.set(xlabel=x.replace("_", " "), ylabel="return of an evaluation")
     axes.set(**{f"{axis}scale": "log" for axis in log})
     axes.grid(alpha=0.3)
     lines = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
-    several = any(len(curves) > 1 for curves in groups.values())
-    figure.set_size_inches(7, 3.9 + 0.17 * (lines + several))  # room for the legend that is not the curves'
-    title = "means, with their 95 % bootstrap intervals" if several else None
+    title = INTERVALS if any(many) else None
+    figure.set_size_inches(7, 3.9 + 0.17 * (lines + bool(title)))  # room for the legend that is not the curves'
     figure.legend(loc="outside upper center", fontsize="small", title=title, title_fontsize="small")
     _write(figure, out)
     return True
 
 
-def _runs_in(folder: pathlib.Path) -> list[tuple[pathlib.Path, pathlib.Path]]:
-    """The config.json and the evaluations of a run; of what was recorded of several, of each."""
-    if (folder / records.FILE).exists():
-        return [(folder / "config.json", path) for path in sorted(folder.glob("seed*.csv"))]
-    return [(folder / "config.json", folder / "evaluator.csv")]
+def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.Path) -> None:
+    """Draws records of baselines in panels beside each other, to `out`.
+
+    Args:
+      panels: title -> what a curve is called -> the record's folder.
+    """
+    rows = math.ceil(len(panels) / 3)
+    figure, grid = pyplot.subplots(rows, 3, figsize=(11, 3.1 * rows), squeeze=False, layout="constrained")
+    for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
+        for label, folder in curves.items():
+            found = [_curve(path, "env_steps") for path in _evaluations_of(folder)]
+            _draw_mean(axes, found, label + (f" ({len(found)} seeds)" if len(found) > 1 else ""))
+        axes.set_title(title, fontsize="medium")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="x-small")
+        axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
+    figure.supxlabel("environment steps", fontsize="small")
+    figure.supylabel("return of an evaluation", fontsize="small")
+    _write(figure, out)
 
 
-def _noun(evaluations: pathlib.Path) -> str:
-    """What one of several such runs is called."""
-    return "member" if "member_" in f"{evaluations.parent.name}/{evaluations.name}" else "seed"
+def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
+    """The mean of curves, [n, 2] each, as far as the shortest of them, with its interval where there are several."""
+    grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
+    grid = grid[grid <= min(curve[-1, 0] for curve in curves)]
+    means = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])
+    (line,) = axes.plot(grid, means.mean(axis=0), label=label)
+    if len(curves) > 1:
+        axes.fill_between(grid, *statistics.interval(means), color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _is_record(folder: pathlib.Path) -> bool:
+    return (folder / records.FILE).exists()
+
+
+def _evaluations_of(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The CSV of a run's evaluations; of a baseline's record, of each of its runs'."""
+    return sorted(folder.glob("seed*.csv")) if _is_record(folder) else [folder / "evaluator.csv"]
 
 
 def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
@@ -211,11 +239,15 @@ def _turns(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _label(settings: dict[str, dict[str, Any]], group: str) -> str:
-    """Agent, environment and whatever else tells this group from the others of the same agent and environment."""
+    """Agent, environment and whatever else tells this group from the others of the same agent and environment; of a
+    record its name."""
     run = settings[group]
-    same = [other for other in settings.values() if (other["agent"], other["env"]) == (run["agent"], run["env"])]
+    if "" in run:
+        return str(run[""])
+    runs = [other for other in settings.values() if "" not in other]
+    same = [other for other in runs if (other["agent"], other["env"]) == (run["agent"], run["env"])]
     parts = [f"{run['agent']} on {run['env']}"]
-    for name in sorted(run.keys() - {"", "agent", "env"}):
+    for name in sorted(run.keys() - {"agent", "env"}):
         if any(name in other and other[name] != run[name] for other in same):
             parts.append(f"{name}={run[name]}")
     return ", ".join(parts)

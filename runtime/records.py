@@ -89,7 +89,9 @@ def area(folder: pathlib.Path, record: Record) -> np.ndarray:
     import scipy.integrate  # only now: it takes half a second
 
     curves = [evaluations(folder, seed) for seed in sorted(record.results)]
-    return np.array([scipy.integrate.trapezoid(*curve.T[::-1]) / np.ptp(curve[:, 0]) for curve in curves if len(curve) > 1])
+    return np.array(
+        [scipy.integrate.trapezoid(*curve.T[::-1]) / np.ptp(curve[:, 0]) for curve in curves if len(curve) > 1]
+    )
 
 
 def spoken(values: np.ndarray) -> str:

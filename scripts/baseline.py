@@ -25,7 +25,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import rich.console
 import rich.table
@@ -45,7 +46,9 @@ FRESH = 1000  # the seed of a check, which no record has
 
 @dataclasses.dataclass
 class Asked:
-    seeds: int = setting(None, "how many seeds, from 0, are to be recorded", least=1, default_words="the baseline's own")
+    seeds: int = setting(
+        None, "how many seeds, from 0, are to be recorded", least=1, default_words="the baseline's own"
+    )
     jobs: int = setting(1, "how many runs at a time", least=1)
     again: bool = setting(False, "make the seeds anew that are recorded already")
     check: bool = setting(False, "make a fresh seed, and say whether it comes to what was recorded")
@@ -58,6 +61,16 @@ class Asked:
         ROOT / "runs" / "baselines", "where the runs are kept", default_words="runs/baselines"
     )
     out: pathlib.Path = setting(RESULTS, "where the records are", default_words="docs/results")
+
+
+class Played(NamedTuple):
+    """What scripts/evaluate said."""
+
+    return_mean: float
+    return_std: float
+    episodes: int
+    env_steps: int
+    params: str
 
 
 class Failure(Exception):
@@ -94,22 +107,28 @@ class Runs:
                 self._shares.append(share)
         wall = max(row["wall_seconds"] for each in members for row in records.metrics.read(each / "learner.csv")[-1:])
         return Result(
-            return_mean=sum(each["return_mean"] for each in played) / len(played),
-            return_std=played[0]["return_std"] if len(played) == 1 else None,
-            episodes=int(sum(each["episodes"] for each in played)),
-            env_steps=int(max(each["env_steps"] for each in played)),
+            return_mean=sum(each.return_mean for each in played) / len(played),
+            return_std=played[0].return_std if len(played) == 1 else None,
+            episodes=sum(each.episodes for each in played),
+            env_steps=max(each.env_steps for each in played),
             wall_seconds=round(wall, 1),
             cpu_seconds=round(cpu_seconds, 1),
-            params=played[0]["params"] if len(played) == 1 else None,
+            params=played[0].params if len(played) == 1 else None,
             date=time.strftime("%Y-%m-%d"),
             **_origin(len(share)),
         )
 
-    def _evaluate(self, member: pathlib.Path, logdir: pathlib.Path) -> dict[str, float | str]:
+    def _evaluate(self, member: pathlib.Path, logdir: pathlib.Path) -> Played:
         said, _ = self._play(["scripts/evaluate", f"--logdir={member}", f"--episodes={self._asked.episodes}"], logdir)
         (line,) = (line for line in said.splitlines() if line.startswith("episodes="))
         found = dict(word.split("=", 1) for word in line.split())
-        return {name: value if name == "params" else float(value) for name, value in found.items()}
+        return Played(
+            float(found["return_mean"]),
+            float(found["return_std"]),
+            int(found["episodes"]),
+            int(found["env_steps"]),
+            found["params"],
+        )
 
     def _play(self, command: list[str], logdir: pathlib.Path) -> tuple[str, float]:
         """What a command printed, which is left in LOGDIR/baseline.log too, and the CPU seconds that it took."""
@@ -199,7 +218,7 @@ def missing(baseline: Baseline, asked: Asked) -> Iterator[int]:
             yield seed
 
 
-def make(chosen: list[Baseline], asked: Asked, stop: Stop, say) -> int:
+def make(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], None]) -> int:
     """Makes and records what is missing; the exit code."""
     tasks = [(baseline, seed) for baseline in chosen for seed in missing(baseline, asked)]
     say(f"{len(tasks)} runs, about {_hours(sum(baseline.minutes for baseline, _ in tasks) / asked.jobs)}")
@@ -230,7 +249,7 @@ def make(chosen: list[Baseline], asked: Asked, stop: Stop, say) -> int:
     return 1 if failed else 0
 
 
-def check(chosen: list[Baseline], asked: Asked, stop: Stop, say) -> int:
+def check(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], None]) -> int:
     """Makes a fresh seed of each, and compares; the exit code."""
     runs, verdicts = Runs(asked, stop), []
 
@@ -304,7 +323,7 @@ def _hours(minutes: float) -> str:
 
 @flags.command(Asked, arguments="the baselines' names, or patterns such as 'ppo-*'")
 def baseline(*names: str) -> int:
-    given = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Asked)}
+    given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Asked)}
     asked = Asked(**given)
     console = rich.console.Console(soft_wrap=True)
     if names and asked.all:

@@ -34,7 +34,9 @@ class Textbook:
     budget: float = setting(
         1.0, "the share of each run's steps that is made: a small one shows that all works", least=0
     )
-    out: pathlib.Path = setting(ROOT / "docs" / "results", "the folder of figures", default_words="docs/results")
+    out: pathlib.Path = setting(
+        ROOT / "docs" / "results" / "textbook", "the folder of figures", default_words="docs/results/textbook"
+    )
     logdir: pathlib.Path = setting(None, "where the runs are kept", default_words="a temporary folder")
 
 

@@ -1,0 +1,247 @@
+"""Writes what was recorded into the pages: docs/results/README.md, a table in each agent's page, the README's table of
+agents, and the pictures. `scripts/baseline --pages` calls it."""
+
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from launchers import baselines, configs, pictures, settings
+from launchers.baselines import Baseline
+from runtime import records
+from runtime.records import Record
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+AGENTS = "<!-- agents: written by scripts/baseline --pages -->", "<!-- end of agents -->"
+RESULTS = "<!-- results: written by scripts/baseline --pages -->", "<!-- end of results -->"
+
+
+class Agent(NamedTuple):
+    """A row of the README's table."""
+
+    name: str
+    paper: str
+    page: str  # docs/PAGE.md
+    task: str  # of the baseline that stands for it: the rest of its name
+
+
+BOOK = "Sutton and Barto 2018"
+MNIH = "Mnih et al. 2016"
+SHOWN = {
+    "q_learning": Agent("Q-learning", "Watkins 1989", "q_learning", "Catch-v0"),
+    "sarsa": Agent("Sarsa", "Rummery and Niranjan 1994", "q_learning", "Catch-v0"),
+    "dqn": Agent("DQN", "Mnih et al. 2013, 2015", "dqn", "CartPole-v1"),
+    "double_dqn": Agent("Double DQN", "van Hasselt et al. 2016", "dqn", "CartPole-v1"),
+    "dueling_dqn": Agent("Dueling DQN", "Wang et al. 2016", "dqn", "CartPole-v1"),
+    "prioritized_dqn": Agent("Prioritized DQN", "Schaul et al. 2016", "dqn", "CartPole-v1"),
+    "apex_dqn": Agent("Ape-X DQN", "Horgan et al. 2018", "apex_dqn", "CartPole-v1"),
+    "r2d2": Agent("R2D2", "Kapturowski et al. 2019", "r2d2", "MiniGrid-MemoryS7-v0"),
+    "reinforce": Agent("REINFORCE", "Williams 1992", "reinforce", "CartPole-v1"),
+    "reinforce_baseline": Agent("REINFORCE with a baseline", BOOK, "reinforce", "CartPole-v1"),
+    "all_actions": Agent("All-actions policy gradient", "Sutton et al. 2000", "reinforce", "CartPole-v1"),
+    "actor_critic": Agent("Actor-critic", BOOK, "actor_critic", "CartPole-v1"),
+    "actor_critic_lambda": Agent("Actor-critic with traces", BOOK, "actor_critic", "CartPole-v1"),
+    "off_pac": Agent("Off-PAC", "Degris et al. 2012", "off_pac", "MountainCar-v0"),
+    "a2c": Agent("A2C", MNIH, "a2c", "CartPole-v1"),
+    "a3c": Agent("A3C", MNIH, "gradients", "CartPole-v1"),
+    "async_q": Agent("Asynchronous Q-learning", MNIH, "gradients", "CartPole-v1"),
+    "async_n_step_q": Agent("Asynchronous n-step Q-learning", MNIH, "gradients", "CartPole-v1"),
+    "async_sarsa": Agent("Asynchronous Sarsa", MNIH, "gradients", "CartPole-v1"),
+    "gorila": Agent("Gorila", "Nair et al. 2015", "gradients", "CartPole-v1"),
+    "impala": Agent("IMPALA", "Espeholt et al. 2018", "impala", "MaskedCartPole-v1"),
+    "trpo": Agent("TRPO", "Schulman et al. 2015", "trpo", "Hopper-v4"),
+    "ppo": Agent("PPO", "Schulman et al. 2017", "ppo", "HalfCheetah-v4"),
+    "dpg": Agent("DPG", "Silver et al. 2014", "dpg", "MountainCarContinuous-v0"),
+    "ddpg": Agent("DDPG", "Lillicrap et al. 2016", "ddpg", "Pendulum-v1"),
+    "d4pg": Agent("D4PG", "Barth-Maron et al. 2018", "d4pg", "CartpoleSwingup-v1"),
+    "apex_dpg": Agent("Ape-X DPG", "Horgan et al. 2018", "apex_dpg", "CartpoleSwingup-v1"),
+    "mix_match": Agent("Mix & Match", "Czarnecki et al. 2018", "mix_match", "MaskedCartPole-v1"),
+}
+# Scores of a random policy and of a person: Wang et al. 2016, table 2, from starts after up to 30 no-ops.
+HUMAN = {"Pong-v5": (-20.7, 14.6), "Breakout-v5": (1.7, 30.5), "SpaceInvaders-v5": (148.0, 1668.7)}
+INTRODUCTION = """# Recorded runs
+
+Written by `scripts/baseline --pages` from what is in the folders beside this page; `scripts/baseline NAME` remakes a
+row, and `scripts/baseline --check NAME` says whether a fresh seed comes to it. [Baselines](../baselines.md) has how.
+
+- **return**: of the last checkpoint, 100 episodes, greedy unless the agent's paper samples: the mean over seeds and its
+  95 % bootstrap interval. Of a population it is the mean over its members.
+- **last five**: likewise of the last five evaluations during training, which are of fewer episodes: what the last
+  checkpoint alone may hide.
+- **area**: the mean return over the whole run, likewise: how early it learns.
+- **human**: with which a person's score is 1 and a random policy's 0 (Wang et al. 2016, table 2).
+- †: recorded by an earlier version of Shoal. Its command is in `record.json`; settings that are no flag, steps and
+  protocols may have been others since. `scripts/baseline NAME` makes it anew.
+
+Each folder has the settings (`config.json`), each seed's evaluations (`seedN.csv`), what each came to, of which commit
+and lock, on what machine (`record.json`), and the curve. Runs in the `threads` placement depend on timing: the same
+command gives a similar curve, not the same one.
+"""
+
+
+def write(out: pathlib.Path) -> None:
+    """Writes all pages and pictures."""
+    for path, text in pages(out).items():
+        path.write_text(text)
+    draw(out)
+
+
+def pages(out: pathlib.Path) -> dict[pathlib.Path, str]:
+    """What each page is to hold."""
+    written = {out / "README.md": results(out)}
+    readme = ROOT / "README.md"
+    written[readme] = between(readme.read_text(), AGENTS, agents(out))
+    for page in dict.fromkeys(shown.page for shown in SHOWN.values()):
+        path = ROOT / "docs" / f"{page}.md"
+        written[path] = between(path.read_text(), RESULTS, table(of_page(page), out, "results/"))
+    return written
+
+
+def of_page(page: str) -> list[Baseline]:
+    return [each for each in baselines.BASELINES if SHOWN[each.agent].page == page]
+
+
+def between(text: str, markers: tuple[str, str], block: str) -> str:
+    """`text` with this block between the two lines.
+
+    Raises:
+      ValueError: it lacks one of them.
+    """
+    start, end = text.index(markers[0]) + len(markers[0]), text.index(markers[1])
+    return f"{text[:start]}\n\n{block}\n\n{text[end:]}"
+
+
+def results(out: pathlib.Path) -> str:
+    """docs/results/README.md."""
+    parts = [INTRODUCTION]
+    for page in dict.fromkeys(shown.page for shown in SHOWN.values()):
+        title = ", ".join(shown.name for shown in SHOWN.values() if shown.page == page)
+        parts.append(
+            f"## {title}\n\n{table(of_page(page), out, '')}\n\n{commands(of_page(page))}[More](../{page}.md#results)\n"
+        )
+    drawn = "\n".join(f"- [{name}](pictures/{name}.png)" for name in pictures.PICTURES)
+    parts.append(f"## Curves of several\n\n{drawn}\n")
+    parts.append(f"## Not run\n\n{not_run(out)}\n")
+    return "\n".join(parts)
+
+
+def table(chosen: Iterable[Baseline], out: pathlib.Path, folder: str) -> str:
+    """A row for each of the baselines of which something was recorded; `folder` is where a page finds them."""
+    lines = [
+        "| baseline | environment steps | return | last five | area | published | reproduced |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    remarks = []
+    for baseline in chosen:
+        known = records.read(out / baseline.name)
+        if known is None:
+            continue
+        name = baseline.name
+        picture = (out / name / "curve.png").exists()
+        link = f"[{name}]({folder}{name}/record.json)" + (f", [curve]({folder}{name}/curve.png)" if picture else "")
+        cells = [
+            link,
+            steps(known),
+            spoken(baseline, known),
+            records.spoken(records.last_five(out / name, known)),
+            records.spoken(records.area(out / name, known)),
+            published(baseline),
+            reproduced(baseline, known),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+        if baseline.remark:
+            remarks.append(f"- `{name}`: {baseline.remark}")
+    return "\n".join(lines) + ("\n\n" + "\n".join(remarks) if remarks else "")
+
+
+def commands(chosen: Iterable[Baseline]) -> str:
+    """Those that say more than the agent and the environment."""
+    long = [each for each in chosen if len(each.flags.split()) > 2]
+    if not long:
+        return ""
+    width = max(len(each.name) for each in long)
+    lines = "\n".join(f"{each.name:<{width}}  scripts/train {each.flags}" for each in long)
+    return f"Commands that say more than the agent and the environment:\n\n```sh\n{lines}\n```\n\n"
+
+
+def steps(known: Record) -> str:
+    """In thousands and more, as they were made: they pass what was asked for by a batch."""
+    made = sorted({result.env_steps or 0 for result in known.results.values()})
+    return f"{made[0]:,}" if made[-1] < 1.02 * made[0] else f"{made[0]:,} to {made[-1]:,}"
+
+
+def spoken(baseline: Baseline, known: Record) -> str:
+    """The return over seeds, how many, and of Atari's games beside a person's."""
+    returns, count = known.returns, len(known.results)
+    words = f"{records.spoken(returns)} ({count} seed{'s' * (count > 1)})"
+    few = {result.episodes for result in known.results.values()} - {100}
+    words += f", {min(few)} episodes" if few and min(few) < 100 else ""
+    if baseline.env in HUMAN:
+        random, human = HUMAN[baseline.env]
+        words += f", human {(returns.mean() - random) / (human - random):.2f}"
+    return words + " †" * known.is_earlier
+
+
+def published(baseline: Baseline) -> str:
+    if baseline.published is None:
+        return "none"
+    value = baseline.published.value
+    return (f"{records.number(value)}; " if value is not None else "") + baseline.published.where
+
+
+def reproduced(baseline: Baseline, known: Record) -> str:
+    """Whether the mean over seeds comes to what counts."""
+    if baseline.reproduced is None:
+        return ""
+    came = known.returns.mean() >= baseline.reproduced
+    return f"{'yes' if came else 'no'}, from {records.number(baseline.reproduced)} on"
+
+
+def not_run(out: pathlib.Path) -> str:
+    """What the registry asks for and the record lacks."""
+    lines = ["| baseline | seeds that lack | hours on one core | command |", "|---|---|---|---|"]
+    for baseline in baselines.BASELINES:
+        known = records.read(out / baseline.name)
+        made = sum(not each.earlier for each in known.results.values()) if known else 0
+        lacking = max(0, baseline.seeds - made)
+        if lacking:
+            hours = f"{lacking * baseline.minutes / 60:.1f}"
+            lines.append(
+                f"| {baseline.name} | {lacking} of {baseline.seeds} | {hours} | `scripts/baseline {baseline.name}` |"
+            )
+    return "\n".join(lines) if len(lines) > 2 else "Nothing: all seeds of all baselines were recorded."
+
+
+def agents(out: pathlib.Path) -> str:
+    """The README's table."""
+    lines = ["| agent | paper | file, lines | on | return | published |", "|---|---|---|---|---|---|"]
+    for agent, shown in SHOWN.items():
+        file = f"{configs.AGENTS[agent].replace('.', '/')}.py"
+        count = len((ROOT / file).read_text().splitlines())
+        baseline = baselines.NAMED[f"{agent}-{shown.task}"]
+        known = records.read(out / baseline.name)
+        said = spoken(baseline, known) if known else "not run"
+        page = f"[{shown.name}](docs/{shown.page}.md), `{agent}`"
+        cells = [page, shown.paper, f"[{file}]({file}), {count}", shown.task, said, published(baseline)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(out: pathlib.Path) -> None:
+    """The pictures of several baselines, and of each baseline whose record has none."""
+    from runtime import plot  # only now: it brings Matplotlib
+
+    (out / "pictures").mkdir(exist_ok=True)
+    for name, picture in pictures.PICTURES.items():
+        curves = drawable(picture, out)
+        plot.draw(curves.values(), out / "pictures" / f"{name}.png", settings.decisive, picture.x, list(curves))
+    for baseline in baselines.BASELINES:
+        folder = out / baseline.name
+        if records.read(folder) and not (folder / "curve.png").exists():
+            plot.draw([folder], folder / "curve.png", settings.decisive)
+    plot.draw_panels({title: drawable(each, out) for title, each in pictures.PANELS.items()}, out / "curves.png")
+
+
+def drawable(picture: pictures.Picture, out: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of those of its curves that have evaluations, by what they are called."""
+    named = {label: out / name for name, label in picture.curves.items()}
+    return {label: folder for label, folder in named.items() if any(folder.glob("seed*.csv"))}
