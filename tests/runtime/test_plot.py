@@ -1,11 +1,14 @@
 """Learning curves: which runs share one, how far it goes, and what is around it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
+from matplotlib import colors
 
-from runtime import metrics, plot
+from runtime import metrics, plot, records, statistics
+from runtime.records import Record, Result
 from tests.pictures import has_curve
 
 
@@ -23,22 +26,29 @@ def write(logdir, rows, **settings) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """drawn(logdirs) -> [(label, x, y, low, high)] of each curve."""
+    """drawn(folders, ...) -> of each curve its label, x, y, and the band's low and high sides; without a band, None."""
     figures = []
     monkeypatch.setattr(plot.pyplot, "close", figures.append)
 
-    def draw(logdirs, x="env_steps"):
+    def draw(folders, x="env_steps", **kwargs):
         settled = lambda run: {name: value for name, value in run.items() if name != "seed"}
-        assert plot.draw(logdirs, tmp_path / "curve.png", settled, x) and has_curve(tmp_path / "curve.png")
-        (axes,) = figures.pop().axes
+        out = tmp_path / "curve.png"
+        assert plot.draw(folders, out, settled, x, **kwargs) and has_curve(out)
+        (axes,) = figures[-1].axes
+        bands = {tuple(band.get_facecolor()[0][:3]): band for band in axes.collections}
         curves = []
-        for line, band in zip(axes.lines, axes.collections, strict=True):
-            x, y = line.get_data()
+        for line in axes.lines:
+            x_, y = line.get_data()
+            band = bands.get(colors.to_rgb(line.get_color()))
+            if band is None:
+                curves.append((line.get_label(), list(x_), list(y), None, None))
+                continue
             corners = band.get_paths()[0].vertices
-            sides = [corners[np.isclose(corners[:, 0], at), 1] for at in x]
-            curves.append((line.get_label(), list(x), list(y), [s.min() for s in sides], [s.max() for s in sides]))
+            sides = [corners[np.isclose(corners[:, 0], at), 1] for at in x_]
+            curves.append((line.get_label(), list(x_), list(y), [s.min() for s in sides], [s.max() for s in sides]))
         return curves
 
+    draw.figures = figures
     return draw
 
 
@@ -49,15 +59,75 @@ def test_seeds_make_one_curve_as_far_as_the_shortest(drawn, tmp_path):
     assert label == "a2c on CartPole-v1 (2 seeds)"
     assert x == [100, 200, 300], "none is known of b beyond"
     np.testing.assert_allclose(y, [1.5, 3.5, 6.0])  # a at 300 is between 3 and 9, b at 200 between 2 and 6
-    np.testing.assert_allclose(low, [1.0, 3.0, 6.0])
+    np.testing.assert_allclose(low, [1.0, 3.0, 6.0])  # of two numbers the bootstrap's means reach from one to the other
     np.testing.assert_allclose(high, [2.0, 4.0, 6.0])
+    assert drawn.figures[-1].legends[0].get_title().get_text() == plot.INTERVALS
 
 
-def test_a_run_alone_has_its_episodes_deviation_around_it(drawn, tmp_path):
+@pytest.mark.parametrize("seeds", [2, 5, 10])
+def test_a_band_is_the_bootstrap_interval_and_stays_inside_what_was_seen(drawn, tmp_path, seeds):
+    returns = np.random.default_rng(seeds).uniform(400.0, 500.0, (seeds, 4))
+    for seed, row in enumerate(returns):
+        write(tmp_path / f"s{seed}", [(100 * (k + 1), value, 80.0) for k, value in enumerate(row)], seed=seed)
+    ((_, _, y, low, high),) = drawn([tmp_path / f"s{seed}" for seed in range(seeds)])
+    expected = statistics.interval(returns)
+    np.testing.assert_allclose(y, returns.mean(axis=0))
+    np.testing.assert_allclose([low, high], expected)
+    assert (returns.min(axis=0) <= np.array(low) + 1e-9).all() and (np.array(high) - 1e-9 <= returns.max(axis=0)).all()
+
+
+def test_a_run_alone_has_no_band(drawn, tmp_path):
     write(tmp_path / "a", [(100, 1.0, 0.5), (200, 3.0, 2.0)])
-    ((label, x, y, low, high),) = drawn([tmp_path / "a"], "learner_steps")
-    assert (label, x, y) == ("a2c on CartPole-v1", [10, 20], [1.0, 3.0])
-    np.testing.assert_allclose([low, high], [[0.5, 1.0], [1.5, 5.0]])
+    assert drawn([tmp_path / "a"], "learner_steps") == [("a2c on CartPole-v1", [10, 20], [1.0, 3.0], None, None)]
+    assert drawn.figures[-1].legends[0].get_title().get_text() in ("", "None")
+
+
+def test_members_of_a_population_are_no_seeds(drawn, tmp_path):
+    (tmp_path / "p").mkdir()
+    for member in range(3):
+        write(tmp_path / "p" / f"member_{member}", [(100, 1.0, 0.0), (200, 2.0 + member, 0.0)], seed=member)
+    ((label, *_),) = drawn(sorted((tmp_path / "p").iterdir()))
+    assert label == "a2c on CartPole-v1 (3 members)"
+
+
+def write_record(folder, curves) -> None:
+    """A record of a baseline: seed -> its evaluations, (env_steps, return_mean, return_std) each."""
+    folder.mkdir()
+    for seed, rows in curves.items():
+        write(folder / "made", rows)
+        (folder / "made" / "evaluator.csv").rename(folder / f"seed{seed}.csv")
+        shutil.rmtree(folder / "made")
+    records.write(folder, Record("scripts/train", {seed: Result(rows[-1][1]) for seed, rows in curves.items()}))
+
+
+def test_a_record_is_drawn_like_its_runs_by_its_name(drawn, tmp_path):
+    rows = {0: [(100, 1.0, 0.0), (200, 3.0, 0.0)], 1: [(100, 2.0, 0.0), (200, 5.0, 0.0)]}
+    write_record(tmp_path / "ppo-Catch-v0", rows)
+    write(tmp_path / "run", rows[0])
+    record, run = drawn([tmp_path / "ppo-Catch-v0", tmp_path / "run"])
+    assert record[0] == "ppo-Catch-v0 (2 seeds)" and run[0] == "a2c on CartPole-v1"
+    np.testing.assert_allclose(record[2], [1.5, 4.0])
+
+
+def test_labels_axes_and_published_lines_are_as_asked_for(drawn, tmp_path):
+    for name, rate in (("a", 0.1), ("b", 0.2)):
+        write(tmp_path / name, [(100, 10 * rate, 0.0), (200, 20 * rate, 0.0)], rate=rate)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    curves = drawn(folders, labels=["slow", "fast"], log="xy", published={"the paper's": 3.0})
+    assert [label for label, *_ in curves] == ["slow", "fast", "the paper's"]
+    (axes,) = drawn.figures[-1].axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert curves[-1][2] == [3.0, 3.0]
+    with pytest.raises(ValueError, match="3 labels for 2 curves"):
+        drawn(folders, labels=["x", "y", "z"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_smoothing_is_the_mean_of_the_evaluations_before(drawn, tmp_path, count):
+    returns = np.random.default_rng(0).normal(size=7)
+    write(tmp_path / "a", [(100 * (k + 1), value, 0.0) for k, value in enumerate(returns)])
+    ((_, _, y, _, _),) = drawn([tmp_path / "a"], smooth=count)
+    np.testing.assert_allclose(y, [returns[max(0, k + 1 - count) : k + 1].mean() for k in range(7)])
 
 
 def test_runs_that_learn_otherwise_have_curves_of_their_own(drawn, tmp_path):

@@ -49,16 +49,6 @@ def test_an_unknown_figure_is_refused(tmp_path):
     assert "error: textbook draws baird, cliff_walking, short_corridor, blind_cliffwalk: name one or several" in output
 
 
-def test_intervals_hold_the_mean_and_are_those_of_means():
-    """Of normal numbers the bootstrap's interval of the mean is about that of the standard error."""
-    runs = np.random.default_rng(0).normal(3.0, 1.0, (200, 5))
-    low, high = textbook.interval(runs)
-    assert ((low < runs.mean(axis=0)) & (runs.mean(axis=0) < high)).all()
-    np.testing.assert_allclose(high - low, 2 * 1.96 / np.sqrt(200), rtol=0.15)
-    same = np.ones((3, 2))
-    np.testing.assert_array_equal(textbook.interval(same), [same[0], same[0]])
-
-
 def test_curves_are_compared_where_all_have_points():
     x, y = textbook.common(
         [(np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0])), (np.array([1.5, 4.0]), np.array([0.0, 5.0]))]
