@@ -1,5 +1,5 @@
 """The settings of a run, each declared once: flags, checks, defaults, what a resumed run may change, what a learning
-curve is told apart by and the README's table all follow from the declaration.
+curve is told apart by and the table of docs/flags.md all follow from the declaration.
 
 Nothing here needs JAX: a mistake at the command line is found before a second is spent on importing it.
 """
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
     free: bool  # a resumed run may be given it anew; all else makes another run of it
     learnt: bool  # it decides what a run learns until it ends
     only: Only | None
-    see: str  # where the documents say more
+    see: str  # where docs/flags.md links to, which says more
     default_words: str  # for a default that is not a value
 
 
@@ -123,7 +123,7 @@ class Settings:
     env: str = setting(
         "CartPole-v1",
         "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
-        see="#environments",
+        see="environments.md",
     )
     preset: str = setting(
         "tuned",
@@ -132,18 +132,18 @@ class Settings:
         learnt=False,
         see="#the-papers-settings",
     )
-    env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="docs/environments.md#keywords")
+    env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="environments.md#keywords")
     atari_protocol: str = setting(
         "nature",
         "how Atari is played: as by Mnih et al. 2015, or as by Machado et al. 2018",
         choices=("nature", "machado"),
-        see="docs/environments.md#atari",
+        see="environments.md#atari",
     )
     reward_clip: str = setting(
         "auto",
         "what agents see of rewards; auto: unit, [-1, 1], on Atari, and else all",
         choices=("auto", "none", "unit", "soft_asymmetric"),
-        see="docs/environments.md#rewards",
+        see="environments.md#rewards",
     )
     gymnasium_vectorization: str = setting(
         "sync",
@@ -152,7 +152,7 @@ class Settings:
         free=True,
         learnt=False,
         only=GYMNASIUM,
-        see="docs/environments.md#processes",
+        see="environments.md#processes",
     )
     seed: int = setting(
         0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
@@ -173,7 +173,7 @@ class Settings:
         free=True,
         learnt=False,
         only=ALONE,
-        see="#stopping-and-resuming",
+        see="running.md#stopping-at-a-return",
     )
     num_actors: int = setting(PRESET, "actors, each with --envs_per_actor environments", most=MANY)
     envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
@@ -184,7 +184,7 @@ class Settings:
         choices=("threads", "processes", "serial", "pod", "ray"),
         free=True,
         learnt=False,
-        see="#placements",
+        see="running.md#placements",
     )
     actors_per_process: int = setting(
         2, "with processes or ray: actors that share a process", most=MANY, free=True, learnt=False, only=PROCESSES
@@ -198,7 +198,7 @@ class Settings:
         "steps after which an evaluation's episode is cut, if the environment has not ended it",
         free=True,
         learnt=False,
-        see="#evaluating",
+        see="evaluating.md#episodes-that-are-cut",
     )
     eval_policy: str = setting(
         "greedy",
@@ -206,7 +206,7 @@ class Settings:
         choices=("greedy", "sampled"),
         free=True,
         learnt=False,
-        see="#evaluating",
+        see="evaluating.md#evaluating",
     )
     eval_epsilon: float = setting(
         0.0,
@@ -215,7 +215,7 @@ class Settings:
         most=1,
         free=True,
         learnt=False,
-        see="#evaluating",
+        see="evaluating.md#evaluating",
     )
     eval_period: int = setting(
         Share("max_env_steps", 20),
@@ -232,14 +232,14 @@ class Settings:
         "a file that appears, or a URL that answers, before this machine is taken away: the run ends in order",
         free=True,
         learnt=False,
-        see="#preemption",
+        see="running.md#preemption",
     )
     carrier: str = setting(
         "reverb" if importlib.util.find_spec("reverb") else "local",
         "what experience and parameters travel by; local: in one process, with replays on the learner's devices",
         choices=("reverb", "local"),
         learnt=False,
-        see="docs/replay.md#the-local-carrier",
+        see="replay.md#the-local-carrier",
         default_words="reverb where it is installed",
     )
     mapper: str = setting(
@@ -253,43 +253,43 @@ class Settings:
     synchronous: bool = setting(
         False,
         "actors wait for the update on what they wrote: every batch is by the newest parameters",
-        see="docs/ppo.md#in-step",
+        see="ppo.md#in-step",
     )
     num_replay_servers: int = setting(
-        1, "servers that share the replay", most=MANY, only=REVERB, see="docs/replay.md#several-servers"
+        1, "servers that share the replay", most=MANY, only=REVERB, see="replay.md#several-servers"
     )
     updates_per_dispatch: int = setting(
         1,
         "updates from a replay that run without Python in between",
         learnt=False,
-        see="docs/replay.md#several-updates-at-once",
+        see="replay.md#several-updates-at-once",
     )
     travels: str = setting(
         "experience",
         "from those who act to the learner; of gradients the actors are workers",
         choices=("experience", "gradients"),
-        see="docs/gradients.md",
+        see="gradients.md",
     )
     max_staleness: int = setting(
         0,
         "updates since a gradient's parameters, beyond which it is dropped; 0: none is",
         least=0,
         only=GRADIENTS,
-        see="docs/gradients.md",
+        see="gradients.md",
     )
     max_loss_deviations: float = setting(
         0.0,
         "standard deviations of a gradient's loss above the mean, likewise",
         least=0,
         only=GRADIENTS,
-        see="docs/gradients.md",
+        see="gradients.md",
     )
     population: int = setting(
         0,
         "members that learn side by side and from each other; 0: an ordinary run",
         least=0,
         most=4096,
-        see="docs/pbt.md#usage",
+        see="pbt.md#usage",
     )
     tune: str = setting(
         "", "what a population tunes: learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1, ...", only=POPULATION
@@ -336,7 +336,7 @@ class Sitting:
         None,
         "where the run lives, a path or a URL; an existing one is resumed",
         free=True,
-        see="#elsewhere",
+        see="running.md#a-logdir-that-is-a-url",
         default_words="runs/AGENT-ENV-TIME",
     )
     port: int = setting(
@@ -349,16 +349,18 @@ class Pod:
     """Which of a pod's hosts this is, and where it finds the first; what the cluster says itself need not be given."""
 
     coordinator: str = setting(
-        None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="#a-pod"
+        None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="machines.md#a-pod"
     )
-    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY, free=True, see="#a-pod")
-    host: int = setting(None, "of a pod: which of the hosts this is, from 0", least=0, free=True, see="#a-pod")
+    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY, free=True, see="machines.md#a-pod")
+    host: int = setting(
+        None, "of a pod: which of the hosts this is, from 0", least=0, free=True, see="machines.md#a-pod"
+    )
     connect_seconds: float = setting(
         120.0,
         "of a pod, or with ray: how long to wait for all hosts",
         least=0,
         free=True,
-        see="#a-pod",
+        see="machines.md#a-pod",
     )
 
 
@@ -370,16 +372,20 @@ class RayCluster:
         None,
         "with ray: the cluster, host:port or auto; else one of this machine is started",
         free=True,
-        see="#a-ray-cluster",
+        see="machines.md#a-ray-cluster",
     )
     ray_resources: str = setting(
         None,
         'with ray: what a process of each kind of role needs of a node, as JSON: {"learner": {"CPU": 4, "GPU": 1}}',
         free=True,
-        see="#a-ray-cluster",
+        see="machines.md#a-ray-cluster",
     )
     num_learners: int = setting(
-        1, "with ray: hosts of the learner, which has a queue then", most=MANY, free=True, see="#a-ray-cluster"
+        1,
+        "with ray: hosts of the learner, which has a queue then",
+        most=MANY,
+        free=True,
+        see="machines.md#a-ray-cluster",
     )
 
 
@@ -393,7 +399,7 @@ class Ending:
         "loss of a pod's host",
         most=255,
         free=True,
-        see="#stopping-and-resuming",
+        see="running.md#programs-that-start-runs-again",
         default_words="0, 0 and 2",
     )
 

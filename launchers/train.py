@@ -64,7 +64,10 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     if run.carrier == "reverb":
-        print("Reverb listens on every network interface of this machine: README, Keeping strangers out", flush=True)
+        print(
+            "Reverb listens on every network interface of this machine: docs/machines.md#keeping-strangers-out",
+            flush=True,
+        )
     spec = run.spec()
     cut = run.cuts_at(spec)
     if cut is not None:

@@ -18,43 +18,60 @@ RESULTS = "<!-- results: written by scripts/baseline --pages -->", "<!-- end of 
 class Agent(NamedTuple):
     """A row of the README's table."""
 
-    name: str
-    paper: str
+    paper: str  # with its address
     page: str  # docs/PAGE.md
     task: str  # of the baseline that stands for it: the rest of its name
 
 
-BOOK = "Sutton and Barto 2018"
-MNIH = "Mnih et al. 2016"
 SHOWN = {
-    "q_learning": Agent("Q-learning", "Watkins 1989", "q_learning", "Catch-v0"),
-    "sarsa": Agent("Sarsa", "Rummery and Niranjan 1994", "q_learning", "Catch-v0"),
-    "dqn": Agent("DQN", "Mnih et al. 2013, 2015", "dqn", "CartPole-v1"),
-    "double_dqn": Agent("Double DQN", "van Hasselt et al. 2016", "dqn", "CartPole-v1"),
-    "dueling_dqn": Agent("Dueling DQN", "Wang et al. 2016", "dqn", "CartPole-v1"),
-    "prioritized_dqn": Agent("Prioritized DQN", "Schaul et al. 2016", "dqn", "CartPole-v1"),
-    "apex_dqn": Agent("Ape-X DQN", "Horgan et al. 2018", "apex_dqn", "CartPole-v1"),
-    "r2d2": Agent("R2D2", "Kapturowski et al. 2019", "r2d2", "MiniGrid-MemoryS7-v0"),
-    "reinforce": Agent("REINFORCE", "Williams 1992", "reinforce", "CartPole-v1"),
-    "reinforce_baseline": Agent("REINFORCE with a baseline", BOOK, "reinforce", "CartPole-v1"),
-    "all_actions": Agent("All-actions policy gradient", "Sutton et al. 2000", "reinforce", "CartPole-v1"),
-    "actor_critic": Agent("Actor-critic", BOOK, "actor_critic", "CartPole-v1"),
-    "actor_critic_lambda": Agent("Actor-critic with traces", BOOK, "actor_critic", "CartPole-v1"),
-    "off_pac": Agent("Off-PAC", "Degris et al. 2012", "off_pac", "MountainCar-v0"),
-    "a2c": Agent("A2C", MNIH, "a2c", "CartPole-v1"),
-    "a3c": Agent("A3C", MNIH, "gradients", "CartPole-v1"),
-    "async_q": Agent("Asynchronous Q-learning", MNIH, "gradients", "CartPole-v1"),
-    "async_n_step_q": Agent("Asynchronous n-step Q-learning", MNIH, "gradients", "CartPole-v1"),
-    "async_sarsa": Agent("Asynchronous Sarsa", MNIH, "gradients", "CartPole-v1"),
-    "gorila": Agent("Gorila", "Nair et al. 2015", "gradients", "CartPole-v1"),
-    "impala": Agent("IMPALA", "Espeholt et al. 2018", "impala", "MaskedCartPole-v1"),
-    "trpo": Agent("TRPO", "Schulman et al. 2015", "trpo", "Hopper-v4"),
-    "ppo": Agent("PPO", "Schulman et al. 2017", "ppo", "HalfCheetah-v4"),
-    "dpg": Agent("DPG", "Silver et al. 2014", "dpg", "MountainCarContinuous-v0"),
-    "ddpg": Agent("DDPG", "Lillicrap et al. 2016", "ddpg", "Pendulum-v1"),
-    "d4pg": Agent("D4PG", "Barth-Maron et al. 2018", "d4pg", "CartpoleSwingup-v1"),
-    "apex_dpg": Agent("Ape-X DPG", "Horgan et al. 2018", "apex_dpg", "CartpoleSwingup-v1"),
-    "mix_match": Agent("Mix & Match", "Czarnecki et al. 2018", "mix_match", "MaskedCartPole-v1"),
+    "q_learning": Agent("[Watkins 1989](https://www.cs.rhul.ac.uk/~chrisw/thesis.html)", "q_learning", "Catch-v0"),
+    "sarsa": Agent(
+        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 6.4",
+        "q_learning",
+        "Catch-v0",
+    ),
+    "dqn": Agent("[Mnih et al. 2015](https://doi.org/10.1038/nature14236)", "dqn", "CartPole-v1"),
+    "double_dqn": Agent("[van Hasselt et al. 2016](https://arxiv.org/abs/1509.06461)", "dqn", "CartPole-v1"),
+    "dueling_dqn": Agent("[Wang et al. 2016](https://arxiv.org/abs/1511.06581)", "dqn", "CartPole-v1"),
+    "prioritized_dqn": Agent("[Schaul et al. 2016](https://arxiv.org/abs/1511.05952)", "dqn", "CartPole-v1"),
+    "apex_dqn": Agent("[Horgan et al. 2018](https://arxiv.org/abs/1803.00933)", "apex_dqn", "CartPole-v1"),
+    "r2d2": Agent(
+        "[Kapturowski et al. 2019](https://openreview.net/forum?id=r1lyTjAqYX)", "r2d2", "MiniGrid-MemoryS7-v0"
+    ),
+    "reinforce": Agent("[Williams 1992](https://doi.org/10.1007/BF00992696)", "reinforce", "CartPole-v1"),
+    "reinforce_baseline": Agent("[Williams 1992](https://doi.org/10.1007/BF00992696)", "reinforce", "CartPole-v1"),
+    "all_actions": Agent(
+        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.3",
+        "reinforce",
+        "CartPole-v1",
+    ),
+    "actor_critic": Agent(
+        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.5",
+        "actor_critic",
+        "CartPole-v1",
+    ),
+    "actor_critic_lambda": Agent(
+        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.5",
+        "actor_critic",
+        "CartPole-v1",
+    ),
+    "off_pac": Agent("[Degris, White and Sutton 2012](https://arxiv.org/abs/1205.4839)", "off_pac", "MountainCar-v0"),
+    "a2c": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "a2c", "CartPole-v1"),
+    "a3c": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
+    "async_q": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
+    "async_n_step_q": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
+    "async_sarsa": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
+    "gorila": Agent("[Nair et al. 2015](https://arxiv.org/abs/1507.04296)", "gradients", "CartPole-v1"),
+    "impala": Agent("[Espeholt et al. 2018](https://arxiv.org/abs/1802.01561)", "impala", "MaskedCartPole-v1"),
+    "trpo": Agent("[Schulman et al. 2015](https://arxiv.org/abs/1502.05477)", "trpo", "Hopper-v4"),
+    "ppo": Agent("[Schulman et al. 2017](https://arxiv.org/abs/1707.06347)", "ppo", "HalfCheetah-v4"),
+    "dpg": Agent(
+        "[Silver et al. 2014](http://proceedings.mlr.press/v32/silver14.html)", "dpg", "MountainCarContinuous-v0"
+    ),
+    "ddpg": Agent("[Lillicrap et al. 2016](https://arxiv.org/abs/1509.02971)", "ddpg", "Pendulum-v1"),
+    "d4pg": Agent("[Barth-Maron et al. 2018](https://arxiv.org/abs/1804.08617)", "d4pg", "CartpoleSwingup-v1"),
+    "apex_dpg": Agent("[Horgan et al. 2018](https://arxiv.org/abs/1803.00933)", "apex_dpg", "CartpoleSwingup-v1"),
+    "mix_match": Agent("[Czarnecki et al. 2018](https://arxiv.org/abs/1806.01780)", "mix_match", "MaskedCartPole-v1"),
 }
 # Scores of a random policy and of a person: Wang et al. 2016, table 2, from starts after up to 30 no-ops.
 HUMAN = {"Pong-v5": (-20.7, 14.6), "Breakout-v5": (1.7, 30.5), "SpaceInvaders-v5": (148.0, 1668.7)}
@@ -114,7 +131,7 @@ def results(out: pathlib.Path) -> str:
     """docs/results/README.md."""
     parts = [INTRODUCTION]
     for page in dict.fromkeys(shown.page for shown in SHOWN.values()):
-        title = ", ".join(shown.name for shown in SHOWN.values() if shown.page == page)
+        title = ", ".join(f"`{agent}`" for agent, shown in SHOWN.items() if shown.page == page)
         parts.append(
             f"## {title}\n\n{table(of_page(page), out, '')}\n\n{commands(of_page(page))}[More](../{page}.md#results)\n"
         )
@@ -213,15 +230,15 @@ def not_run(out: pathlib.Path) -> str:
 
 def agents(out: pathlib.Path) -> str:
     """The README's table."""
-    lines = ["| agent | paper | file, lines | on | return | published |", "|---|---|---|---|---|---|"]
+    lines = ["| agent | paper | file, lines | page | on | return | published |", "|---|---|---|---|---|---|---|"]
     for agent, shown in SHOWN.items():
         file = f"{configs.AGENTS[agent].replace('.', '/')}.py"
         count = len((ROOT / file).read_text().splitlines())
         baseline = baselines.NAMED[f"{agent}-{shown.task}"]
         known = records.read(out / baseline.name)
         said = spoken(baseline, known) if known else "not run"
-        page = f"[{shown.name}](docs/{shown.page}.md), `{agent}`"
-        cells = [page, shown.paper, f"[{file}]({file}), {count}", shown.task, said, published(baseline)]
+        code, page = f"[{file}]({file}), {count}", f"[{shown.page}](docs/{shown.page}.md)"
+        cells = [f"`{agent}`", shown.paper, code, page, shown.task, said, published(baseline)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

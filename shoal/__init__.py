@@ -42,6 +42,6 @@ def _check_rooms() -> None:
         if root / room not in found:
             other = (found and found[0]) or (spec and spec.origin) or "not there"
             raise ImportError(
-                f"Shoal needs its own package {room!r}, {root / room}, and Python finds {other}: see docs/policy.md, "
-                "Beside other packages"
+                f"Shoal needs its own package {room!r}, {root / room}, and Python finds {other}: see "
+                "docs/policy.md#beside-other-packages"
             )

@@ -25,7 +25,7 @@ class Policy:
 
     Call it with one observation, or with a batch of them as Gymnasium's vector environments give it; which of the two
     it is, is told by its shape. An observation is what the environment itself gives, of its own observation space; what
-    agents are shown of it (README, Environments) is made of it here. Where EnvPool makes the frames, of Atari and
+    agents are shown of it (docs/environments.md) is made of it here. Where EnvPool makes the frames, of Atari and
     ViZDoom, an observation is one such frame, uint8 [84, 84]. An action is what the environment takes, of its own
     action space; of ViZDoom, a choice for each factor.
 

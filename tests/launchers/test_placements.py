@@ -288,7 +288,7 @@ def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
 
 
 def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
-    """As the README says how to keep strangers out."""
+    """As docs/machines.md says how to keep strangers out."""
     apart = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespaces")

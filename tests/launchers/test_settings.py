@@ -12,7 +12,7 @@ from agents import pbt
 from launchers import evaluate, flags, manifests, plot, role, settings
 from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
-from scripts import readme
+from scripts import flags_page
 from tests.launchers import command_line
 
 DECLARING = (
@@ -193,11 +193,11 @@ def test_the_rules_of_a_population_are_those_that_there_are():
     assert DECLARED["explore"].choices == tuple(pbt.EXPLORE)
 
 
-def test_the_readme_has_the_declarations():
-    """`scripts/python scripts/readme.py` writes them."""
-    text = readme.README.read_text()
-    assert readme.written(text) == text
-    assert all(f"`--{name}`" in readme.table() for name in DECLARED)
+def test_the_page_of_flags_has_the_declarations():
+    """`scripts/python scripts/flags_page.py` writes them."""
+    text = flags_page.PAGE.read_text()
+    assert flags_page.written(text) == text
+    assert all(f"`--{name}`" in flags_page.table() for name in DECLARED)
 
 
 def test_the_help_has_the_declarations():

@@ -1,4 +1,4 @@
-"""Agents learn, from the command line, to the figures that the README states."""
+"""Agents learn, from the command line, to the figures that docs/results states."""
 
 import pytest
 

@@ -1,12 +1,12 @@
-"""Writes README.md's table of flags from their declarations: `scripts/python scripts/readme.py`."""
+"""Writes the table of docs/flags.md from the declarations of flags: `scripts/python scripts/flags_page.py`."""
 
 import pathlib
 import re
 
 from launchers.settings import Ending, Pod, RayCluster, Setting, Settings, Share, Sitting, declarations
 
-README = pathlib.Path(__file__).resolve().parent.parent / "README.md"
-HEADING = "## Flags of `scripts/train`"
+PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "flags.md"
+HEADING = "## The table"
 # Whose pages have a section on their Config.
 PAGES = {
     **{"A2C": "a2c", "TRPO": "trpo", "IMPALA": "impala", "DPG": "dpg", "DDPG": "ddpg", "D4PG": "d4pg"},
@@ -26,7 +26,7 @@ def table() -> str:
         meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
         resume = "yes" if declared.free else ""
         lines.append(f"| `--{name}` | {meaning} | {_values(declared)} | {_default(declared)} | {resume} |")
-    pages = ", ".join(f"[{name}'s](docs/{page}.md#config)" for name, page in PAGES.items())
+    pages = ", ".join(f"[{name}'s]({page}.md#config)" for name, page in PAGES.items())
     lines.append(f"| `--config.FIELD` | any field of the agent's `Config` ({pages}) |  | the field's own |  |")
     return "\n".join(lines)
 
@@ -52,7 +52,7 @@ def _default(declared: Setting) -> str:
 
 
 def written(text: str) -> str:
-    """The README's `text` with the table that the declarations make."""
+    """The page's `text` with the table that the declarations make."""
     start = text.index(HEADING)
     return text[:start] + re.sub(
         r"(?:^\|.*\n)+", table().replace("\\", r"\\") + "\n", text[start:], count=1, flags=re.M
@@ -60,4 +60,4 @@ def written(text: str) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(written(README.read_text()))
+    PAGE.write_text(written(PAGE.read_text()))
