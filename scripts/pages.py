@@ -19,14 +19,18 @@ class Agent(NamedTuple):
     """A row of the README's table."""
 
     paper: str  # with its address
-    page: str  # docs/PAGE.md
+    page: str  # of docs/, without its ending
     task: str  # of the baseline that stands for it: the rest of its name
 
 
+BOOK = "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html)"
+MNIH = "[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)"
+HORGAN = "[Horgan et al. 2018](https://arxiv.org/abs/1803.00933)"
+WILLIAMS = "[Williams 1992](https://doi.org/10.1007/BF00992696)"
 SHOWN = {
     "q_learning": Agent("[Watkins 1989](https://www.cs.rhul.ac.uk/~chrisw/thesis.html)", "q_learning", "Catch-v0"),
     "sarsa": Agent(
-        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 6.4",
+        f"{BOOK}, section 6.4",
         "q_learning",
         "Catch-v0",
     ),
@@ -34,33 +38,33 @@ SHOWN = {
     "double_dqn": Agent("[van Hasselt et al. 2016](https://arxiv.org/abs/1509.06461)", "dqn", "CartPole-v1"),
     "dueling_dqn": Agent("[Wang et al. 2016](https://arxiv.org/abs/1511.06581)", "dqn", "CartPole-v1"),
     "prioritized_dqn": Agent("[Schaul et al. 2016](https://arxiv.org/abs/1511.05952)", "dqn", "CartPole-v1"),
-    "apex_dqn": Agent("[Horgan et al. 2018](https://arxiv.org/abs/1803.00933)", "apex_dqn", "CartPole-v1"),
+    "apex_dqn": Agent(HORGAN, "apex_dqn", "CartPole-v1"),
     "r2d2": Agent(
         "[Kapturowski et al. 2019](https://openreview.net/forum?id=r1lyTjAqYX)", "r2d2", "MiniGrid-MemoryS7-v0"
     ),
-    "reinforce": Agent("[Williams 1992](https://doi.org/10.1007/BF00992696)", "reinforce", "CartPole-v1"),
-    "reinforce_baseline": Agent("[Williams 1992](https://doi.org/10.1007/BF00992696)", "reinforce", "CartPole-v1"),
+    "reinforce": Agent(WILLIAMS, "reinforce", "CartPole-v1"),
+    "reinforce_baseline": Agent(WILLIAMS, "reinforce", "CartPole-v1"),
     "all_actions": Agent(
-        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.3",
+        f"{BOOK}, section 13.3",
         "reinforce",
         "CartPole-v1",
     ),
     "actor_critic": Agent(
-        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.5",
+        f"{BOOK}, section 13.5",
         "actor_critic",
         "CartPole-v1",
     ),
     "actor_critic_lambda": Agent(
-        "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html), section 13.5",
+        f"{BOOK}, section 13.5",
         "actor_critic",
         "CartPole-v1",
     ),
     "off_pac": Agent("[Degris, White and Sutton 2012](https://arxiv.org/abs/1205.4839)", "off_pac", "MountainCar-v0"),
-    "a2c": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "a2c", "CartPole-v1"),
-    "a3c": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
-    "async_q": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
-    "async_n_step_q": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
-    "async_sarsa": Agent("[Mnih et al. 2016](https://arxiv.org/abs/1602.01783)", "gradients", "CartPole-v1"),
+    "a2c": Agent(MNIH, "a2c", "CartPole-v1"),
+    "a3c": Agent(MNIH, "gradients", "CartPole-v1"),
+    "async_q": Agent(MNIH, "gradients", "CartPole-v1"),
+    "async_n_step_q": Agent(MNIH, "gradients", "CartPole-v1"),
+    "async_sarsa": Agent(MNIH, "gradients", "CartPole-v1"),
     "gorila": Agent("[Nair et al. 2015](https://arxiv.org/abs/1507.04296)", "gradients", "CartPole-v1"),
     "impala": Agent("[Espeholt et al. 2018](https://arxiv.org/abs/1802.01561)", "impala", "MaskedCartPole-v1"),
     "trpo": Agent("[Schulman et al. 2015](https://arxiv.org/abs/1502.05477)", "trpo", "Hopper-v4"),
@@ -70,7 +74,7 @@ SHOWN = {
     ),
     "ddpg": Agent("[Lillicrap et al. 2016](https://arxiv.org/abs/1509.02971)", "ddpg", "Pendulum-v1"),
     "d4pg": Agent("[Barth-Maron et al. 2018](https://arxiv.org/abs/1804.08617)", "d4pg", "CartpoleSwingup-v1"),
-    "apex_dpg": Agent("[Horgan et al. 2018](https://arxiv.org/abs/1803.00933)", "apex_dpg", "CartpoleSwingup-v1"),
+    "apex_dpg": Agent(HORGAN, "apex_dpg", "CartpoleSwingup-v1"),
     "mix_match": Agent("[Czarnecki et al. 2018](https://arxiv.org/abs/1806.01780)", "mix_match", "MaskedCartPole-v1"),
 }
 # Scores of a random policy and of a person: Wang et al. 2016, table 2, from starts after up to 30 no-ops.
@@ -135,7 +139,8 @@ def results(out: pathlib.Path) -> str:
         parts.append(
             f"## {title}\n\n{table(of_page(page), out, '')}\n\n{commands(of_page(page))}[More](../{page}.md#results)\n"
         )
-    drawn = "\n".join(f"- [{name}](pictures/{name}.png)" for name in pictures.PICTURES)
+    names = [name for name, picture in pictures.PICTURES.items() if drawable(picture, out)]
+    drawn = "\n".join(f"- [{name}](pictures/{name}.png)" for name in names)
     parts.append(f"## Curves of several\n\n{drawn}\n")
     parts.append(f"## Not run\n\n{not_run(out)}\n")
     return "\n".join(parts)
