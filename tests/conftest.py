@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from launchers.settings import UsageError
 from tests import compiling
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -29,8 +30,13 @@ NO_REVERB = f"no Reverb here (Python {sys.version_info.major}.{sys.version_info.
 
 
 def names_reverb(text: str) -> bool:
-    """Whether an import error's text is about Reverb, or what is here for Reverb alone."""
-    return any(f"No module named '{name}" in text for name in ("reverb", "tensorflow", "ray"))
+    """Whether an error's text is about Reverb, or what is here for Reverb alone: it lacks, or Shoal asks for it."""
+    asked = (
+        "needs --carrier=reverb, which joins processes (and Python 3.11)",
+        "--carrier=reverb: Reverb is not installed",
+    )
+    lacking = [f"No module named '{name}" for name in ("reverb", "tensorflow", "ray")]
+    return any(words in text for words in (*asked, *lacking))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -47,7 +53,7 @@ def skip_without_reverb(item):
     """... and so is a test that imports it, or whose fixtures do."""
     try:
         return (yield)
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, UsageError) as error:
         if HAS_REVERB or not names_reverb(str(error)):
             raise
         pytest.skip(NO_REVERB)

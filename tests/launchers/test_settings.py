@@ -225,7 +225,7 @@ def test_the_help_has_the_declarations():
 def test_a_mistake_waits_for_nothing_that_it_does_not_need(argument, absent):
     program = (
         "import sys; from launchers import flags, train; code = flags.attempt(train.train, sys.argv); "
-        f"print(code, *(set({absent}) & set(sys.modules)))"
+        f"print(code, *(name for name in {absent} if sys.modules.get(name)))"
     )
     command = [sys.executable, "-c", program, argument, "--logdir=/nonexistent/run"]
     done = subprocess.run(command, env=command_line.ENVIRONMENT, capture_output=True, text=True)
