@@ -118,6 +118,25 @@ def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.P
     _write(figure, out)
 
 
+def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path) -> None:
+    """Draws performance profiles to `out`, where there are any: the share of runs whose score is above each level.
+
+    Args:
+      scores: what a curve is called -> task -> its runs' normalised scores, [seeds].
+    """
+    if not scores:
+        return
+    highest = max(runs.max() for tasks in scores.values() for runs in tasks.values())
+    levels = np.linspace(0.0, highest, 500)
+    figure, axes = pyplot.subplots(layout="constrained", figsize=(7, 3.9))
+    for label, tasks in scores.items():
+        axes.step(levels, statistics.profile(tasks, levels), where="post", label=f"{label} ({len(tasks)} tasks)")
+    axes.set(xlabel="normalised score", ylabel="share of runs above", ylim=(0.0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    _write(figure, out)
+
+
 def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
     """The mean of curves, [n, 2] each, as far as the shortest of them, with its interval where there are several."""
     grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))

@@ -25,3 +25,32 @@ def predicted(values: np.ndarray, confidence: float = 0.99) -> tuple[float, floa
     deviation = values.std(ddof=1) * np.sqrt(1 + 1 / len(values))
     reach = scipy.stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * deviation
     return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """The mean of the middle half: less swayed by single runs than the mean, by all of them more than the median."""
+    import scipy.stats
+
+    return np.asarray(scipy.stats.trim_mean(scores, 0.25, axis=axis))
+
+
+def over_tasks(scores: dict[str, np.ndarray], resamples: int = 2000) -> tuple[float, float, float]:
+    """The interquartile mean of all runs of all tasks, and the ends of its 95 % interval.
+
+    By the stratified bootstrap: the runs of each task are drawn anew among themselves.
+
+    Agarwal et al. 2021, https://arxiv.org/abs/2108.13264, section 4.
+
+    Args:
+      scores: of each task its runs' normalised scores, [seeds].
+    """
+    rng = np.random.default_rng(0)
+    drawn = [runs[rng.integers(len(runs), size=(resamples, len(runs)))] for runs in scores.values()]
+    low, high = np.percentile(interquartile_mean(np.concatenate(drawn, axis=1), axis=1), [2.5, 97.5])
+    return float(interquartile_mean(np.concatenate(list(scores.values())))), float(low), float(high)
+
+
+def profile(scores: dict[str, np.ndarray], levels: np.ndarray) -> np.ndarray:
+    """The share of runs whose normalised score is above each level, the mean over tasks: [levels] -> [levels]
+    (Agarwal et al. 2021, section 4.2)."""
+    return np.mean([(runs[:, None] > levels).mean(axis=0) for runs in scores.values()], axis=0)

@@ -5,9 +5,11 @@ import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
+
 from launchers import baselines, configs, pictures, settings
 from launchers.baselines import Baseline
-from runtime import records
+from runtime import records, statistics
 from runtime.records import Record
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -79,6 +81,15 @@ SHOWN = {
 }
 # Scores of a random policy and of a person: Wang et al. 2016, table 2, from starts after up to 30 no-ops.
 HUMAN = {"Pong-v5": (-20.7, 14.6), "Breakout-v5": (1.7, 30.5), "SpaceInvaders-v5": (148.0, 1668.7)}
+# Mean returns of a uniformly random policy, 200 episodes of EnvPool's.
+RANDOM = {
+    "HalfCheetah-v4": -289.9,
+    "Hopper-v4": 17.6,
+    "Walker2d-v4": 2.6,
+    "Reacher-v4": -42.7,
+    "InvertedPendulum-v4": 6.0,
+    "InvertedDoublePendulum-v4": 55.8,
+}
 INTRODUCTION = """# Recorded runs
 
 Written by `scripts/baseline --pages` from what is in the folders beside this page; `scripts/baseline NAME` remakes a
@@ -142,6 +153,7 @@ def results(out: pathlib.Path) -> str:
     names = [name for name, picture in pictures.PICTURES.items() if drawable(picture, out)]
     drawn = "\n".join(f"- [{name}](pictures/{name}.png)" for name in names)
     parts.append(f"## Curves of several\n\n{drawn}\n")
+    parts.append(f"## Over tasks\n\n{over_tasks(out)}\n")
     parts.append(f"## Not run\n\n{not_run(out)}\n")
     return "\n".join(parts)
 
@@ -218,6 +230,41 @@ def reproduced(baseline: Baseline, known: Record) -> str:
     return f"{'yes' if came else 'no'}, from {records.number(baseline.reproduced)} on"
 
 
+def scores(agent: str, out: pathlib.Path) -> dict[str, np.ndarray]:
+    """The normalised returns of an agent's seeds by task of MuJoCo, as far as they were recorded: 0 is a random
+    policy's, 1 what Fujimoto et al. 2018 print of PPO."""
+    found = {}
+    for task, random in RANDOM.items():
+        known = records.read(out / f"{agent}-{task}")
+        if known and not known.is_earlier:
+            found[task] = (known.returns - random) / (baselines.MUJOCO[task][0] - random)
+    return found
+
+
+def over_tasks(out: pathlib.Path) -> str:
+    """Agents over all tasks of MuJoCo of which they have a record."""
+    lines = ["| agent | tasks | runs | interquartile mean | runs above 0.5 | above 1 |", "|---|---|---|---|---|---|"]
+    for agent in ("ppo", "trpo"):
+        found = scores(agent, out)
+        if not found:
+            continue
+        mean, low, high = (records.number(value) for value in statistics.over_tasks(found))
+        half, one = (f"{share:.0%}" for share in statistics.profile(found, np.array([0.5, 1.0])))
+        runs = sum(map(len, found.values()))
+        lines.append(f"| `{agent}` | {len(found)} | {runs} | {mean} [{low}, {high}] | {half} | {one} |")
+    if len(lines) == 2:
+        return "Not run."
+    return OVER_TASKS + "\n".join(lines) + "\n\n![Performance profiles](pictures/profiles-mujoco.png)"
+
+
+OVER_TASKS = """Returns of the last checkpoint on MuJoCo after 1,000,000 steps, scaled so that 0 is a random policy's and
+1 what Fujimoto et al. 2018, table 1, print of PPO. The interquartile mean is over all runs, its 95 % interval by the
+bootstrap that draws each task's seeds anew; the last columns are means over tasks of the share of runs (Agarwal et al.
+2021).
+
+"""
+
+
 def not_run(out: pathlib.Path) -> str:
     """What the registry asks for and the record lacks."""
     lines = ["| baseline | seeds that lack | hours on one core | command |", "|---|---|---|---|"]
@@ -260,6 +307,10 @@ def draw(out: pathlib.Path) -> None:
         folder = out / baseline.name
         if records.read(folder) and not (folder / "curve.png").exists():
             plot.draw([folder], folder / "curve.png", settings.decisive)
+    profiles = {agent: scores(agent, out) for agent in ("ppo", "trpo")}
+    plot.draw_profiles(
+        {agent: found for agent, found in profiles.items() if found}, out / "pictures/profiles-mujoco.png"
+    )
     plot.draw_panels({title: drawable(each, out) for title, each in pictures.PANELS.items()}, out / "curves.png")
 
 

@@ -92,3 +92,25 @@ def test_intervals_hold_the_mean_and_are_those_of_means():
     np.testing.assert_allclose(high - low, 2 * 1.96 / np.sqrt(200), rtol=0.15)
     same = np.ones((3, 2))
     np.testing.assert_array_equal(statistics.interval(same), [same[0], same[0]])
+
+
+def test_the_interquartile_mean_is_of_the_middle_half():
+    values = np.random.default_rng(0).permutation(np.arange(8.0))
+    assert statistics.interquartile_mean(values) == np.mean([2, 3, 4, 5])
+    values[values == 7.0] = 1e9  # a single run sways it not
+    assert statistics.interquartile_mean(values) == np.mean([2, 3, 4, 5])
+
+
+def test_over_tasks_the_interval_is_of_runs_drawn_within_their_task():
+    """Tasks whose runs are alike have no spread, however unlike the tasks are."""
+    score, low, high = statistics.over_tasks({"a": np.zeros(5), "b": np.full(5, 2.0), "c": np.ones(5)})
+    assert score == low == high == 1.0
+    scores = {"a": np.array([0.1, 0.5, 0.9]), "b": np.array([0.2, 0.3, 0.4])}
+    score, low, high = statistics.over_tasks(scores)
+    assert low < score < high and score == statistics.interquartile_mean(np.concatenate(list(scores.values())))
+
+
+def test_a_profile_is_the_share_of_runs_above():
+    scores = {"a": np.array([0.0, 1.0]), "b": np.array([0.5, 0.5, 2.0])}
+    shares = statistics.profile(scores, np.array([-1.0, 0.25, 0.75, 1.5, 3.0]))
+    np.testing.assert_allclose(shares, [1.0, (0.5 + 1) / 2, (0.5 + 1 / 3) / 2, (0 + 1 / 3) / 2, 0.0])
