@@ -12,6 +12,7 @@ import numpy as np
 
 from agents import pbt
 from agents.agent import Agent, State
+from launchers import configs
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, nearest
@@ -88,7 +89,8 @@ def with_values(run: Run, values: Mapping[str, float]) -> Run:
       UsageError: one is out of range.
     """
     try:
-        return dataclasses.replace(run, config=dataclasses.replace(run.config, **values))
+        typed = configs.check_types(configs.fields(run.agent), values)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, **typed))
     except ValueError as error:
         raise UsageError(f"--tune goes beyond what the agent takes: {error}") from error
 

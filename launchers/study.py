@@ -109,6 +109,8 @@ def _draw(ended: list[FrozenTrial], ranges: Ranges, out: pathlib.Path) -> None:
             some = [trial for trial in ended if trial.state == state]
             x = [trial.number if name == "trial" else trial.params[name] for trial in some]
             label = "pruned" if state == TrialState.PRUNED else "to the end"
+            if not some:
+                continue
             each.scatter(x, [trial.value for trial in some], edgecolors=color, facecolors=face, label=label)
         each.set_xlabel(name)
         each.grid(alpha=0.3)
@@ -118,6 +120,7 @@ def _draw(ended: list[FrozenTrial], ranges: Ranges, out: pathlib.Path) -> None:
     best = list(itertools.accumulate((_value(trial) for trial in done), max))
     axes[0].step([trial.number for trial in done], best, where="post", color="C1", label="the best so far")
     axes[0].set_ylabel("return")
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
     axes[0].legend(fontsize="small")
     for spare in axes[1 + len(ranges) :]:
         spare.remove()

@@ -13,6 +13,7 @@ import os
 import pathlib
 import shlex
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from launchers import configs, flags, settings
@@ -103,8 +104,13 @@ def ranges_of(run: Run) -> Ranges:
             if not (range_.scale == "step" and range_.low.is_integer() and range_.step.is_integer()):
                 raise UsageError(f"--tune: {name} is a whole number: give {name}:step=SIZE:LOW:HIGH, all of them whole")
             for value in (range_.low, range_.high):
-                populations.with_values(run, {name: int(value)}).check_fit()
+                flags.run_from_flags(used=("tune",), config={name: value}).check_fit()
     return ranges
+
+
+def share_of(cores: Sequence[int], job: int, jobs: int) -> Sequence[int]:
+    """Those of the cores that one of so many jobs has; where there are more jobs than cores, some share one."""
+    return cores[job * len(cores) // jobs : (job + 1) * len(cores) // jobs] or [cores[job % len(cores)]]
 
 
 def search(run: Run, ranges: Ranges, logdir: pathlib.Path, stop: threading.Event) -> None:
@@ -132,8 +138,7 @@ def search(run: Run, ranges: Ranges, logdir: pathlib.Path, stop: threading.Event
                 if stop.is_set() or (number := following()) is None:
                     break
                 trial = studies.trial(study, number, ranges, asked.sampler, run.seed_of("sweep", number))
-                share = cores[job * len(cores) // asked.jobs : (job + 1) * len(cores) // asked.jobs]
-                running[job] = RunningTrial(trial, run, logdir, share or [cores[job % len(cores)]])
+                running[job] = RunningTrial(trial, run, logdir, share_of(cores, job, asked.jobs))
             if not running:
                 break
             stop.wait(POLL_SECONDS)

@@ -33,11 +33,11 @@ def words(run: Run, values: dict[str, float]) -> list[str]:
     """The flags of scripts/train that make a trial's run, of these values of what is tuned."""
     given = {name: word for name, word in flags.words_of_run().items() if name not in ("agent", "env", "tune")}
     cluster = [flags.FLAGS[name] for name in settings.declarations(RayCluster)]
-    kinds = configs.fields(run.agent)
+    typed = configs.check_types(configs.fields(run.agent), values)
     return [
         *(f"--agent={run.agent}", f"--env={run.env}", *given.values()),
         *(flag.serialize() for flag in cluster if flag.present),
-        *(f"--config.{name}={kinds[name](value)!r}" for name, value in values.items()),
+        *(f"--config.{name}={value!r}" for name, value in typed.items()),
     ]
 
 

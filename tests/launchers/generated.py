@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launchers import configs, evaluate, manifests, plot, role, settings
+from launchers import configs, evaluate, manifests, plot, role, settings, sweep
 from launchers import run as runs
 from launchers.settings import Logdir, Setting, Settings, Sitting
 from scripts import bench, bench_learners
@@ -22,12 +22,13 @@ DECLARING: dict[str, tuple[type, ...]] = {
     "train": (Settings, Sitting, settings.RayCluster, settings.Ending),
     "role": (Settings, Sitting, role.Place),
     "manifests": (Settings, Sitting, manifests.Manifest),
+    "sweep": (Settings, settings.RayCluster, settings.Ending, sweep.Sweep),
     "evaluate": (evaluate.Evaluation,),
     "plot": (plot.Picture,),
     "bench": (Settings, bench.Timing),
     "bench_learners": (bench_learners.Choice, bench.Timing),
 }
-SHARES = {"train": 10, "role": 5, "manifests": 3, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
+SHARES = {"train": 10, "role": 5, "manifests": 3, "sweep": 4, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
 
 
 @dataclasses.dataclass
@@ -125,7 +126,8 @@ def _of_run(draw: random.Random, command: str) -> Line:
     if draw.random() < 0.85:
         agent = draw.choice(sorted(configs.AGENTS))
         arguments = [f"--agent={agent}", f"--env={_fitting(draw, agent)}"]
-    arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < 0.35 else ()
+    arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < (0.1 if command == "sweep" else 0.35) else ()
+    arguments += _of_sweep(draw, agent) if command == "sweep" else ()
     arguments += _flags(draw, command, agent, draw.choice((0, 1, 1, 2, 2, 3, 5)))
     if command == "manifests":
         arguments += [flag for flag in ("--image=shoal:cpu", "--claim=runs") if draw.random() < 0.95]
@@ -133,6 +135,18 @@ def _of_run(draw: random.Random, command: str) -> Line:
     elif "logdir" in declared(command) and draw.random() < 0.8:
         arguments.append(f"--logdir={FOLDER}/new")
     return Line(command, arguments, files)
+
+
+def _of_sweep(draw: random.Random, agent: str) -> list[str]:
+    """What a sweep needs, most often."""
+    fields = {name: kind for name, kind in configs.fields(agent).items() if kind in (int, float)}
+    parts = []
+    for name in draw.sample(sorted(fields), draw.choice((1, 1, 2))):
+        whole = ("step=1:1:4", "step=2:2:9", "step=4:8:64", "step=8:8:8", "step=0.5:1:2", "log:1:8")
+        ranges = ("log:1e-4:1e-2", "linear:0.1:0.9", "linear:0:1", "step=0.3:0.1:1", "linear:-1:2", "log:1e-9:1e9")
+        parts.append(f"{name}:{draw.choice(whole if fields[name] is int else ranges)}")
+    said = [f"--tune={','.join(parts)}", f"--trials={draw.choice((1, 3, 30))}"]
+    return [flag for flag in said if draw.random() < 0.97]
 
 
 def _fitting(draw: random.Random, agent: str) -> str:
