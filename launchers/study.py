@@ -15,12 +15,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from agents.pbt import Ranges
 from launchers.settings import UsageError
+from launchers.trial import LAST
 
 FIRST_TRIALS = 5  # that have come to their end, before any is pruned
-WARM_UP = 5  # evaluations of a trial before it may be
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 PRUNERS = {
-    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=WARM_UP),
+    "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=LAST),
     "none": optuna.pruners.NopPruner,
 }
 SHOWN = 10  # trials of the table

@@ -56,6 +56,14 @@ class RunningTrial:
     """A trial whose run goes on in a process of its own."""
 
     def __init__(self, trial: optuna.Trial, run: Run, sweep: pathlib.Path, cores: Sequence[int]):
+        """Starts it.
+
+        Args:
+          trial: Optuna's, with its values.
+          run: what all trials of the sweep have in common.
+          sweep: its folder.
+          cores: those that the process may compute on.
+        """
         self.trial, self.pruned = trial, False
         self._period, self._logdir = run.eval_period, sweep / f"trial_{trial.number}"
         self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)

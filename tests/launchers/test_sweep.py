@@ -150,7 +150,7 @@ def test_a_run_that_cannot_learn_is_pruned_and_saved_though_the_sweep_was_killed
     assert code == 0 and "trial_5 goes on: " in output and "trial_5 was pruned at " in output, output
     assert evaluated(tmp_path, 5)[: len(before)] == before
     *_, last = known(tmp_path)
-    assert last.state == TrialState.PRUNED and last.value < 100 and len(evaluated(tmp_path, 5)) >= study.WARM_UP
+    assert last.state == TrialState.PRUNED and last.value < 100 and len(evaluated(tmp_path, 5)) >= trial.LAST
     assert list((tmp_path / "trial_5" / "checkpoints").glob("learner_steps_*"))
 
 
