@@ -14,7 +14,7 @@ import textwrap
 import time
 import traceback
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from absl import flags, logging
@@ -171,8 +171,9 @@ def words_of_run() -> dict[str, str]:
     return {name: FLAGS[name].serialize() for name in names if name in settings.DECLARED or name.startswith("config.")}
 
 
-def run_from_flags(used: Collection[str] = ()) -> "Run":
-    """The run that the parsed flags ask for; `used` is as for `settings.resolve`.
+def run_from_flags(used: Collection[str] = (), config: Mapping[str, Any] | None = None) -> "Run":
+    """The run that the parsed flags ask for; `used` is as for `settings.resolve`, and `config` has fields of the
+    agent's Config that are given besides.
 
     Raises:
       UsageError: there is no such run.
@@ -181,7 +182,7 @@ def run_from_flags(used: Collection[str] = ()) -> "Run":
     settings.resolve(FLAGS.agent, FLAGS.env, given, used)
     from launchers import run as runs  # only now: it brings JAX
 
-    return runs.make(FLAGS.agent, FLAGS.env, given, _given_config(), used)
+    return runs.make(FLAGS.agent, FLAGS.env, given, _given_config() | dict(config or {}), used)
 
 
 def _given_config() -> dict[str, Any]:

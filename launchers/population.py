@@ -4,7 +4,7 @@ do with each other."""
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 
 from agents import pbt
 from agents.agent import Agent, State
+from launchers import configs
 from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import UsageError, nearest
@@ -68,19 +69,28 @@ def check(run: Run) -> None:
             "--placement=threads"
         )
     hypers = state_structs(run.make_agent(run.spec())).hypers._fields
+    check_ranges(run, ranges, hypers, f"hyperparameter of {run.agent} that can change in a running learner")
+
+
+def check_ranges(run: Run, ranges: pbt.Ranges, names: Collection[str], what: str) -> None:
+    """Raises UsageError if one of the ranges is of none of the `names`, each of which is a `what`, or goes beyond what
+    the agent takes."""
     for name, range_ in ranges.items():
-        if name not in hypers:
-            raise UsageError(
-                f"--tune names {name!r}, which is no hyperparameter of {run.agent} that can change in a running "
-                f"learner{nearest(name, hypers)}"
-            )
+        if name not in names:
+            raise UsageError(f"--tune names {name!r}, which is no {what}{nearest(name, names)}")
         for value in (range_.low, range_.high):
-            _with_values(run, {name: value})
+            with_values(run, {name: value})
 
 
-def _with_values(run: Run, values: Mapping[str, float]) -> Run:
+def with_values(run: Run, values: Mapping[str, float]) -> Run:
+    """The run with other values of its Config's fields.
+
+    Raises:
+      UsageError: one is out of range.
+    """
     try:
-        return dataclasses.replace(run, config=dataclasses.replace(run.config, **values))
+        typed = configs.check_types(configs.fields(run.agent), values)
+        return dataclasses.replace(run, config=dataclasses.replace(run.config, **typed))
     except ValueError as error:
         raise UsageError(f"--tune goes beyond what the agent takes: {error}") from error
 
@@ -94,7 +104,7 @@ def draws(run: Run) -> dict[str, list[float]]:
 def member_run(run: Run, member: int) -> Run:
     """An ordinary run: the population's, with this member's seed and first hyperparameters."""
     values = {name: drawn[member] for name, drawn in draws(run).items()}
-    return dataclasses.replace(_with_values(run, values), seed=run.seed_of("member", member), population=0, tune="")
+    return dataclasses.replace(with_values(run, values), seed=run.seed_of("member", member), population=0, tune="")
 
 
 def member_logdir(logdir: pathlib.Path, member: int) -> pathlib.Path:

@@ -533,7 +533,7 @@ def check_idle(flags: Any, settings: Settings) -> None:
     """Raises UsageError if one of the `flags` is for another placement than the run's."""
     for placement, names in OF_PLACEMENT.items():
         for name in names:
-            if placement != settings.placement and flags[name].present:
+            if placement != settings.placement and name in flags and flags[name].present:
                 raise UsageError(f"--{name} is for --placement={placement}: give that, or leave --{name} out")
 
 
@@ -630,9 +630,10 @@ def local_path(text: str) -> pathlib.Path:
         raise UsageError(f"there is no user {text.split('/')[0].removeprefix('~')!r} here") from error
 
 
-def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What makes the run `new` another than `old`, both as config.json has them, a phrase for each."""
-    free = {"config"} | {name for name, declared in DECLARED.items() if declared.free}
+def differing(old: Mapping[str, Any], new: Mapping[str, Any], *, strictly: bool = False) -> list[str]:
+    """What makes the run `new` another than `old`, both as config.json has them, a phrase for each; `strictly`, also
+    what a resumed run may be given anew."""
+    free = {"config"} | {name for name, declared in DECLARED.items() if declared.free and not strictly}
     flat = [
         {name: value for name, value in run.items() if name not in free}
         | {f"config.{name}": value for name, value in run["config"].items() if name != "decay_env_steps"}

@@ -174,6 +174,7 @@ WITHOUT_REVERB = [
     *("runtime.actor", "runtime.learner", "runtime.worker", "runtime.population"),
     *("launchers.roles", "launchers.run", "launchers.train", "launchers.evaluate", "launchers.plot"),
     *("launchers.threads", "launchers.serial", "launchers.population"),
+    *("launchers.sweep", "launchers.study", "launchers.trial"),
     *("shoal", "shoal.policy", "shoal.training", "environments.interface"),
 ]
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from launchers import configs, evaluate, manifests, plot, role, settings
+from launchers import configs, evaluate, manifests, plot, role, settings, sweep
 from launchers import run as runs
 from launchers.settings import Logdir, Setting, Settings, Sitting
 from scripts import bench, bench_learners
@@ -22,12 +22,13 @@ DECLARING: dict[str, tuple[type, ...]] = {
     "train": (Settings, Sitting, settings.RayCluster, settings.Ending),
     "role": (Settings, Sitting, role.Place),
     "manifests": (Settings, Sitting, manifests.Manifest),
+    "sweep": (Settings, settings.RayCluster, settings.Ending, sweep.Sweep),
     "evaluate": (evaluate.Evaluation,),
     "plot": (plot.Picture,),
     "bench": (Settings, bench.Timing),
     "bench_learners": (bench_learners.Choice, bench.Timing),
 }
-SHARES = {"train": 10, "role": 5, "manifests": 3, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
+SHARES = {"train": 10, "role": 5, "manifests": 3, "sweep": 4, "evaluate": 3, "plot": 4, "bench": 1, "bench_learners": 1}
 
 
 @dataclasses.dataclass
@@ -125,14 +126,33 @@ def _of_run(draw: random.Random, command: str) -> Line:
     if draw.random() < 0.85:
         agent = draw.choice(sorted(configs.AGENTS))
         arguments = [f"--agent={agent}", f"--env={_fitting(draw, agent)}"]
-    arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < 0.35 else ()
-    arguments += _flags(draw, command, agent, draw.choice((0, 1, 1, 2, 2, 3, 5)))
+    arguments += draw.choice(odd.SURROUNDINGS) if draw.random() < (0.1 if command == "sweep" else 0.35) else ()
+    arguments += _of_sweep(draw, agent) if command == "sweep" else ()
+    arguments += _flags(draw, command, agent, draw.choice((0, 0, 1) if command == "sweep" else (0, 1, 1, 2, 2, 3, 5)))
     if command == "manifests":
         arguments += [flag for flag in ("--image=shoal:cpu", "--claim=runs") if draw.random() < 0.95]
         arguments += draw.choice(((), (), ("--placement=pod", "--num_hosts=2"), ("--placement=pod", "--tpu=v5:2x4")))
     elif "logdir" in declared(command) and draw.random() < 0.8:
         arguments.append(f"--logdir={FOLDER}/new")
     return Line(command, arguments, files)
+
+
+def _of_sweep(draw: random.Random, agent: str) -> list[str]:
+    """What a sweep needs, most often."""
+    fields, parts = configs.fields(agent), []
+    config = configs.agent_module(agent).Config()
+    numbers = sorted(name for name, kind in fields.items() if kind in (int, float))
+    for name in draw.sample(numbers, draw.choice((1, 1, 2))):
+        value = getattr(config, name)
+        if fields[name] is int:
+            ranges = [f"step=1:{value}:{value + 1}", f"step=2:{value}:{value + 5}", "step=1:1:4", "step=4:8:64"]
+            odd_ranges = ["step=0.5:1:2", "log:1:8", "step=2:2:9"]
+        else:
+            ranges = [f"linear:{value}:{value + 1e-4}", f"step=1e-4:{value}:{value + 1e-3}", "linear:0.1:0.9"]
+            odd_ranges = ["log:1e-4:1e-2", "linear:0:1", "step=0.3:0.1:1", "linear:-1:2", "log:1e-9:1e9"]
+        parts.append(f"{name}:{draw.choice(ranges if draw.random() < 0.8 else odd_ranges)}")
+    said = [f"--tune={','.join(parts)}", f"--trials={draw.choice((1, 3, 30))}"]
+    return [flag for flag in said if draw.random() < 0.97]
 
 
 def _fitting(draw: random.Random, agent: str) -> str:

@@ -5,12 +5,19 @@ import socket
 
 import pytest
 
-from launchers import evaluate, flags, plot, role, train
+from launchers import evaluate, flags, plot, role, sweep, train
 from launchers import run as runs
 from tests.launchers import command_line
 
-COMMANDS = {"train": train.train, "evaluate": evaluate.evaluate, "role": role.role, "plot": plot.plot}
+COMMANDS = {
+    "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "role": role.role,
+    "plot": plot.plot,
+    "sweep": sweep.sweep,
+}
 DDPG = ("--agent=ddpg", "--env=Pendulum-v1")
+TRIALS = ("--trials=3", "--tune=learning_rate:log:1e-4:1e-2")
 
 # name -> (launcher, arguments, what the line must contain)
 MISTAKES = {
@@ -113,6 +120,22 @@ MISTAKES = {
     "run elsewhere to plot": ("plot", ["s3://bucket/run"], ["s3://bucket/run", "Install s3fs"]),
     "axis": ("plot", ["--x=days", "RUN"], ["--x", "env_steps, learner_steps, wall_seconds"]),
     "no address of a server": ("role", ["--logdir=/tmp/x", "--role=actor", "--replay=zzz"], ["'zzz'", "host:port"]),
+    "no trials": ("sweep", [TRIALS[1]], ["--trials"]),
+    "nothing tuned": ("sweep", [TRIALS[0]], ["--tune", "learning_rate:log:1e-5:1e-2"]),
+    "nothing in what is tuned": ("sweep", [TRIALS[0], "--tune=,"], ["--tune=,", "NAME:log:LOW:HIGH"]),
+    "ranges of a sweep": ("sweep", [TRIALS[0], "--tune=learning_rate:log:2:1"], ["--tune=", "LOW below HIGH"]),
+    "tuned name": ("sweep", [TRIALS[0], "--tune=learning_rat:log:1:2"], ["learning_rat", "did you mean learning_rate"]),
+    "tuned text": ("sweep", [TRIALS[0], "--tune=torso:log:1:2"], ["torso", "no number of impala's Config"]),
+    "tuned beyond": ("sweep", [TRIALS[0], "--tune=discount:linear:0.5:2"], ["--tune", "discount"]),
+    "tuned sizes": ("sweep", [TRIALS[0], "--tune=unroll_length:log:1:8"], ["unroll_length", "step=SIZE:LOW:HIGH"]),
+    "tuned batch": ("sweep", [TRIALS[0], "--tune=batch_size:step=1:32:33"], ["batch_size=33", "envs_per_actor"]),
+    "tuned and given": ("sweep", [*TRIALS, "--config.learning_rate=1e-3"], ["--config.learning_rate", "--tune"]),
+    "population of a sweep": ("sweep", [*TRIALS, "--population=2"], ["--population", "scripts/train"]),
+    "pod of a sweep": ("sweep", [*TRIALS, "--placement=pod"], ["--placement=pod", "sweep"]),
+    "cluster of no sweep": ("sweep", [*TRIALS, "--num_learners=2"], ["--num_learners", "--placement=ray"]),
+    "port of a sweep": ("sweep", [*TRIALS, "--port=8000"], ["--port=8000"]),
+    "place of a sweep": ("sweep", [*TRIALS, "--logdir=gs://bucket/sweep"], ["--logdir", "this machine"]),
+    "run of a sweep": ("sweep", [*TRIALS, "--agent=dqn", "--env=Pendulum-v1"], ["dqn", "discrete", "continuous"]),
     "support": ("train", ["--agent=d4pg", "--env=Pendulum-v1", "--config.v_min=5"], ["v_min=5", "v_max"]),
     "replay in series": ("train", [*DDPG, "--placement=serial"], ["serial", "threads"]),
     "idle replay servers": ("train", [*DDPG, "--num_replay_servers=2"], ["num_replay_servers=2", "num_actors=1"]),

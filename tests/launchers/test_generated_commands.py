@@ -8,6 +8,7 @@ what would have been done makes sense:
   finite and within its declared range; and the run that is saved comes back as the same run, and is that of the same
   line once more.
 - role: what would be played are roles of that run, of the kind and the task that the line names.
+- sweep: the ends of each range make a run, and the command line of a trial with these values is read as that run.
 - manifests: what is printed, or written to --output, is a JobSet.
 - evaluate: the run is its logdir's, and it plays at least as many episodes as the line asks for, as many of each task.
 - plot: there is a picture, whole, of the kind that its name says.
@@ -46,9 +47,12 @@ from launchers import (
     serial,
     settings,
     shutdown,
+    sweep,
     threads,
     train,
+    trial,
 )
+from launchers import population as populations
 from launchers import ray as rays
 from launchers import run as runs
 from replay.structures import Structure
@@ -61,6 +65,7 @@ COMMANDS = {
     "train": train.train,
     "role": role.role,
     "manifests": manifests.manifests,
+    "sweep": sweep.sweep,
     "evaluate": evaluate.evaluate,
     "plot": plot.plot,
     "bench": bench.bench,
@@ -108,6 +113,9 @@ class Met:
     def __init__(self, of: hosts.Hosts, *_: Any):
         self.hosts = of
 
+    def watch(self, *_: Any) -> None:
+        """Nobody is lost."""
+
     def close(self, seconds: float) -> None:
         """Nobody waits."""
 
@@ -117,6 +125,7 @@ def nothing_begins(monkeypatch, tmp_path):
     """Where work would begin, Begun is raised instead."""
     for placement in (threads, serial, processes, pod, rays):
         monkeypatch.setattr(placement, "train", begin)
+    monkeypatch.setattr(sweep, "search", begin)
     monkeypatch.setattr(pod, "Meeting", Met)
     monkeypatch.setattr(rays, "probe", lambda host, port: None)
     monkeypatch.setattr(hosts, "start_jax", lambda *_: None)
@@ -178,7 +187,7 @@ def judge(line: Line, folder: pathlib.Path) -> bool:
     assert code in (None, 0), errors
     assert "error" not in errors, errors
     judges = {"train": judge_train, "role": judge_role, "manifests": judge_manifest}
-    judges |= {"evaluate": judge_evaluate, "plot": judge_plot}
+    judges |= {"sweep": judge_sweep, "evaluate": judge_evaluate, "plot": judge_plot}
     if line.command in judges:
         judges[line.command](line, folder, given)
     return True
@@ -247,6 +256,22 @@ def judge_train(line: Line, folder: pathlib.Path, given: Any) -> None:
     assert 0 <= port <= 65_536 - run.num_replay_servers and port == int(said(line, folder).get("port", "0"), 0)
     named = said(line, folder).get("logdir")
     assert named is None or logdir == pathlib.Path(named)
+
+
+def judge_sweep(line: Line, folder: pathlib.Path, given: Any) -> None:
+    run, ranges, logdir, _ = given
+    judge_run(line, folder, run)
+    assert runs.load(logdir) == run and run.tune == said(line, folder)["tune"] and not run.population
+    types = typing.get_type_hints(type(run.config))
+    for end in ("low", "high"):
+        values = {name: getattr(range_, end) for name, range_ in ranges.items()}
+        meant = populations.with_values(dataclasses.replace(run, tune=""), values)
+        assert all(type(getattr(meant.config, name)) is types[name] for name in values)
+        flags.parse(train.train, ["train", *trial.words(run, values)])
+        read = flags.run_from_flags()
+        # Where a value does not fit the sizes in step that a preset has, a run is not in step.
+        assert read in (meant, dataclasses.replace(meant, synchronous=False))
+        flags.parse(sweep.sweep, ["sweep", *line.words(folder)])
 
 
 def judge_role(line: Line, folder: pathlib.Path, given: Any) -> None:

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from agents import pbt
-from launchers import evaluate, flags, manifests, plot, role, settings
+from launchers import evaluate, flags, manifests, plot, role, settings, sweep
 from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
 from scripts import flags_page
@@ -17,7 +17,7 @@ from tests.launchers import command_line
 
 DECLARING = (
     *(settings.Settings, settings.Sitting, settings.Pod, settings.Ending, role.Place, manifests.Manifest),
-    *(evaluate.Evaluation, plot.Picture),
+    *(evaluate.Evaluation, plot.Picture, sweep.Sweep),
 )
 ALL = {name: declared for declaring in DECLARING for name, declared in settings.declarations(declaring).items()}
 NUMBERS = [name for name, declared in ALL.items() if declared.kind in (int, float)]
