@@ -35,6 +35,7 @@ from launchers import baselines, flags, settings
 from launchers.baselines import Baseline
 from launchers.settings import UsageError, setting
 from launchers.shutdown import Stop, stop_on_signals
+from launchers.sweep import share_of
 from runtime import records, statistics
 from runtime.records import Record, Result
 
@@ -85,7 +86,7 @@ class Runs:
         self._children: set[subprocess.Popen] = set()
         self._lock = threading.Lock()
         cores = sorted(os.sched_getaffinity(0))
-        self._shares = [cores[job :: asked.jobs] or cores for job in range(asked.jobs)]
+        self._shares = [share_of(cores, job, asked.jobs) for job in range(asked.jobs)]
 
     def make(self, baseline: Baseline, seed: int, logdir: pathlib.Path) -> Result:
         """Trains, or goes on, and evaluates.
