@@ -6,7 +6,6 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from environments import suite
 from launchers import flags, mirror
 from launchers.settings import Logdir, UsageError, setting
 
@@ -36,7 +35,8 @@ def evaluate() -> int:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     asked, video = flags.FLAGS.logdir, flags.FLAGS.video
     # Only now, when the command line is understood: JAX.
-    opengl = _prepare(video) if video else False  # before EnvPool is imported
+    if video:
+        _check(video)
     import jax
     import numpy as np
 
@@ -59,8 +59,6 @@ def evaluate() -> int:
     from runtime import evaluator
 
     parts = roles.Parts(run, logdir)
-    if video and not opengl and suite(run.tasks[0]).startswith("mujoco"):
-        raise UsageError(f"--video: {run.tasks[0]} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
     version, params = (_newest if newest else _best)(parts)
     seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True, drawn=bool(video))
@@ -88,16 +86,14 @@ def evaluate() -> int:
     return 0
 
 
-def _prepare(video: pathlib.Path) -> bool:
-    """Checks where a video is to be written; whether there is an OpenGL here, by which some environments are drawn."""
-    from environments import filmed
+def _check(video: pathlib.Path) -> None:
+    """Raises UsageError unless a video can be written there."""
     from runtime import video as videos
 
     try:
         videos.check(video)
     except ValueError as error:
         raise UsageError(f"--video: {error}") from error
-    return filmed.load_opengl()
 
 
 def _newest(parts: roles.Parts) -> tuple[Version, Any]:

@@ -20,6 +20,7 @@ from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
 from launchers import ports, settings, sittings
+from launchers.films import Films
 from launchers.program import Role
 from launchers.run import Run, UsageError
 from replay import channels, local, structures
@@ -563,15 +564,14 @@ def _evaluate(
     variables = parts.variables(carrier)
     variables.wait()
     reported = parts.peers.returns(carrier, "evaluator")
+    films = Films(run, parts.logdir)
     of_all, due = run.stacked * run.eval_episodes, Throttle()
     bounds = {"of": of_all, "most": run.eval_steps(parts.spec)}
     due()  # an evaluation of less than a second needs no word
     for said in evaluator.run(
         parts.agent,
         parts.act_in_evaluations,
-        lambda version: run.make_environment(
-            run.seed_of("evaluator", version.learner_steps), run.stacked * run.eval_envs, evaluation=True
-        ),
+        films.make_environment,
         variables,
         jax.random.key(run.seed_of("evaluator")),
         of_all,
@@ -594,6 +594,7 @@ def _evaluate(
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         keeper.show(version, params, metrics["return_mean"])  # before the row is there, which may end the run
         recorder.write(metrics)
+        films.write(version)
         yield metrics
         if metrics["env_steps"] >= run.ends_at(parts.logdir):
             break
