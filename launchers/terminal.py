@@ -136,14 +136,18 @@ class Display:
         return " · ".join(self._parts().values())
 
     def _short_text(self) -> str:
-        """What the live line says after the numbers of the time left, on one line of the terminal as it is now."""
+        """What the live line says after the numbers of the time left: all, or as much of it as makes one line of the
+        terminal as it is now."""
         parts = self._parts()
+        whole = " · ".join(["left", *parts.values()])
         if "env_steps" in parts:
             parts["env_steps"] = f"{self._env_steps(self._newest('learner')):,.0f} env steps"
         for row in self._newest("evaluating")[:1]:
             parts["evaluating"] = f"evaluating {row['episodes']:.0f}/{row['of']:.0f}"
         # Beside the bar there are a percentage (100%), the time left (100:00:00) and a space after each.
         room = self._console.width - (self._bar.bar_width or 0) - len("100%100:00:00") - 3
+        if len(whole) <= room:
+            return whole
         said: dict[str, str] = {}
         for name in IMPORTANCE:
             more = {each: part for each, part in parts.items() if each in said or each == name}
