@@ -34,9 +34,9 @@ def evaluate() -> int:
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     asked, video = flags.FLAGS.logdir, flags.FLAGS.video
-    # Only now, when the command line is understood: JAX.
     if video:
         _check(video)
+    # Only now, when the command line is understood: JAX.
     import jax
     import numpy as np
 
@@ -106,17 +106,9 @@ def _newest(parts: roles.Parts) -> tuple[Version, Any]:
 
 def _best(parts: roles.Parts) -> tuple[Version, Any]:
     """Those that did best in the run's own evaluations."""
-    from runtime import best
+    from launchers import recorded
 
-    try:
-        found = best.restore(parts.logdir, parts.params)
-    except OSError as error:
-        raise UsageError(f"--checkpoint=best: {error}; give --checkpoint=newest") from error
-    if found is None:
-        raise UsageError(
-            f"--checkpoint=best: {parts.logdir} has no {best.FILE} yet: the run's first evaluation saves one; "
-            "--checkpoint=newest needs none"
-        )
+    found = recorded.best_of(parts.agent, parts.logdir, "--checkpoint=NAME")
     print(f"at {found.version.env_steps:,} env steps the run's own evaluation came to {found.return_mean:.4f}")
     return found.version, found.params
 
