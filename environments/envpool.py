@@ -7,14 +7,17 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import envpool
-import envpool.registration
 import gymnasium
 import numpy as np
 
 from agents.agent import EnvironmentSpec
-from environments import minigrid, spaces
+from environments import filmed, minigrid, spaces
 from environments.environment import Environment, making
+
+OPENGL = filmed.load_opengl()  # before EnvPool
+
+import envpool  # noqa: E402
+import envpool.registration  # noqa: E402
 
 # At every make, about bounds that float32 rounds.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
@@ -114,8 +117,11 @@ class EnvPoolEnvironment(Environment):
         no end.
 
         Raises:
-          ValueError: a keyword that the task does not have, or that is decided here.
+          ValueError: a keyword that the task does not have, or that is decided here; or it is `drawn` by what is not
+            here.
         """
+        if drawn and not OPENGL and suite(name).startswith("mujoco"):
+            raise ValueError(f"{name} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
         self.num_envs = num_envs
         atari = is_atari(name)
         options = (PROTOCOLS[protocol] if atari else options or {}) | _checked(name, keywords or {})

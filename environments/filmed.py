@@ -11,8 +11,9 @@ MOST_BYTES = 2**29  # that the pictures of an episode may take; of a longer one 
 
 
 def load_opengl() -> bool:
-    """Has EnvPool's MuJoCo tasks drawn by this machine's OpenGL; false where there is none. Call it before anything
-    imports EnvPool: the one that its wheel brings finds no driver, and then ends the process from C++."""
+    """Has EnvPool's MuJoCo tasks drawn by this machine's OpenGL; false where there is none. environments.envpool calls
+    it before it imports EnvPool: the one that EnvPool's wheel brings finds no driver, and then ends the process from
+    C++."""
     try:
         ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError:
@@ -24,11 +25,18 @@ class Filmed(Environment):
     """An environment whose first episode is drawn: that of the first environment in its batch, from its first
     observation to its last, so that there is a picture more than it has steps."""
 
-    def __init__(self, environment: Environment):
-        """Takes `environment` over, which was made to be drawn; closing this closes it."""
+    def __init__(self, environment: Environment, strict: bool = True):
+        """Takes `environment` over, which was made to be drawn; closing this closes it.
+
+        Args:
+          strict: whether it is a failure of the environment's if it cannot be drawn. Else `failure` says so, and the
+            episode is played on without pictures.
+        """
         self._environment, self.num_envs, self.spec = environment, environment.num_envs, environment.spec
         self.name, self.reward_clip = environment.name, environment.reward_clip
         self.pictures: list[np.ndarray] = []
+        self.failure: EnvironmentFailure | None = None
+        self._strict = strict
         self._every, self._count, self._filming = 1, 0, True
 
     @property
@@ -49,9 +57,17 @@ class Filmed(Environment):
 
     def _film(self, over: bool) -> None:
         try:
+            self._draw(over)
+        except EnvironmentFailure as error:
+            if self._strict:
+                raise
+            self.failure, self._filming = error, False
+
+    def _draw(self, over: bool) -> None:
+        try:
             picture = np.array(self._environment.draw())
         except BaseException as error:
-            raise EnvironmentFailure(f"it cannot be drawn ({describe(error)}): leave --video out") from error
+            raise EnvironmentFailure(f"it cannot be drawn ({describe(error)}): ask for no video of it") from error
         shape = self.pictures[0].shape if self.pictures else (*picture.shape[:2], 3)
         if picture.dtype != np.uint8 or picture.shape != shape:
             raise EnvironmentFailure(f"it is drawn as {picture.dtype} {picture.shape}, not uint8 {shape}")

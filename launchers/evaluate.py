@@ -7,7 +7,6 @@ import hashlib
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-from environments import suite
 from launchers import flags, mirror
 from launchers.settings import Logdir, UsageError, setting
 
@@ -36,8 +35,9 @@ def evaluate() -> int:
     if not flags.FLAGS.logdir:
         raise UsageError("evaluate needs --logdir, the folder of a run")
     asked, video = flags.FLAGS.logdir, flags.FLAGS.video
+    if video:
+        _check(video)
     # Only now, when the command line is understood: JAX.
-    opengl = _prepare(video) if video else False  # before EnvPool is imported
     import jax
     import numpy as np
 
@@ -60,8 +60,6 @@ def evaluate() -> int:
     from runtime import evaluator
 
     parts = roles.Parts(run, logdir)
-    if video and not opengl and suite(run.tasks[0]).startswith("mujoco"):
-        raise UsageError(f"--video: {run.tasks[0]} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
     version, params = (_newest if newest else _best)(parts)
     seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True, drawn=bool(video))
@@ -100,16 +98,14 @@ def _digest(params: Any) -> str:
     return digest.hexdigest()[:12]
 
 
-def _prepare(video: pathlib.Path) -> bool:
-    """Checks where a video is to be written; whether there is an OpenGL here, by which some environments are drawn."""
-    from environments import filmed
+def _check(video: pathlib.Path) -> None:
+    """Raises UsageError unless a video can be written there."""
     from runtime import video as videos
 
     try:
         videos.check(video)
     except ValueError as error:
         raise UsageError(f"--video: {error}") from error
-    return filmed.load_opengl()
 
 
 def _newest(parts: roles.Parts) -> tuple[Version, Any]:
@@ -122,17 +118,9 @@ def _newest(parts: roles.Parts) -> tuple[Version, Any]:
 
 def _best(parts: roles.Parts) -> tuple[Version, Any]:
     """Those that did best in the run's own evaluations."""
-    from runtime import best
+    from launchers import recorded
 
-    try:
-        found = best.restore(parts.logdir, parts.params)
-    except OSError as error:
-        raise UsageError(f"--checkpoint=best: {error}; give --checkpoint=newest") from error
-    if found is None:
-        raise UsageError(
-            f"--checkpoint=best: {parts.logdir} has no {best.FILE} yet: the run's first evaluation saves one; "
-            "--checkpoint=newest needs none"
-        )
+    found = recorded.best_of(parts.agent, parts.logdir, "--checkpoint=NAME")
     print(f"at {found.version.env_steps:,} env steps the run's own evaluation came to {found.return_mean:.4f}")
     return found.version, found.params
 

@@ -98,7 +98,7 @@ def mirrored(logdir: pathlib.Path | str, saves: Collection[str]) -> Iterator[pat
             logging.warning("%s", error)
 
 
-def fetched(logdir: pathlib.Path | str, saves: Collection[str], names: str = "config.json") -> pathlib.Path:
+def fetched(logdir: pathlib.Path | str, saves: Collection[str], *names: str) -> pathlib.Path:
     """The local folder of a run that is only read: config.json, what matches `names`, and checkpoints as above.
 
     Raises:
@@ -107,7 +107,7 @@ def fetched(logdir: pathlib.Path | str, saves: Collection[str], names: str = "co
     if isinstance(logdir, pathlib.Path):
         return logdir
     mirror = Mirror(logdir)
-    mirror.fetch(saves, ("config.json", names))
+    mirror.fetch(saves, ("config.json", *names))
     return mirror.folder
 
 

@@ -34,7 +34,14 @@ FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from w
 
 # What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
 # devices: a fork would lose the ones and share the others.
-PRELOADED = ("launchers.roles", "launchers.role", "replay.server", "replay.client", "replay.reverb_carrier", "envpool")
+PRELOADED = (
+    "launchers.roles",
+    "launchers.role",
+    "replay.server",
+    "replay.client",
+    "replay.reverb_carrier",
+    "environments.envpool",
+)
 _forks = multiprocessing.get_context("forkserver")
 
 

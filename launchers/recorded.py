@@ -1,5 +1,5 @@
-"""What a run has left in its LOGDIR for those who use its policy: its environment's spec, beside config.json, and the
-newest checkpoint."""
+"""What a run has left in its LOGDIR for those who use its policy: beside config.json its environment's spec, the newest
+checkpoint, and the best parameters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from launchers.settings import UsageError
 
 if TYPE_CHECKING:
     from launchers.run import Run
+    from runtime.best import Best
 
 SPEC = "spec.json"
 
@@ -68,3 +69,27 @@ def restored(agent: Agent, logdir: pathlib.Path) -> tuple[State, Version]:
             if saved := checkpointer.restore():
                 return saved
     raise UsageError(f"no checkpoint in {directory} yet: one is saved every --checkpoint_seconds and at the end")
+
+
+def best_of(agent: Agent, logdir: pathlib.Path, option: str) -> Best:
+    """The parameters that did best in the evaluations of the run in `logdir`, on the host.
+
+    Args:
+      option: how the person who asks says which checkpoint is meant, as "--checkpoint=NAME".
+
+    Raises:
+      UsageError: there are none yet, or they cannot be read.
+    """
+    from replay.structures import params_structure
+    from runtime import best
+
+    asked, instead = option.replace("NAME", "best"), option.replace("NAME", "newest")
+    try:
+        found = best.restore(logdir, params_structure(agent))
+    except OSError as error:
+        raise UsageError(f"{asked}: {error}; give {instead}") from error
+    if found is None:
+        raise UsageError(
+            f"{asked}: {logdir} has no {best.FILE} yet: the run's first evaluation saves one; {instead} needs none"
+        )
+    return found

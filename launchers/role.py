@@ -94,6 +94,8 @@ def _play(logdir: pathlib.Path) -> int:
         run.check_fit(servers=1)
     elif values.replay.count(",") + 1 != run.num_replay_servers:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
+    if process.kind == "evaluator":
+        run.check_drawn()
     stop = stop_on_signals(run.preemption_notice)
     if isinstance(values.logdir, str) and run.stop_at_return is not None:
         raise UsageError(

@@ -1,6 +1,7 @@
 """The roles of a run, as generators: each ends when its work is done or `stop` is set, and a placement iterates it in
 whatever thread or process it likes."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -19,6 +20,7 @@ from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
 from launchers import population as populations
 from launchers import ports, settings, sittings
+from launchers.films import Films
 from launchers.program import Role
 from launchers.run import Run, UsageError
 from replay import channels, local, structures
@@ -31,7 +33,7 @@ from runtime import actor, best, devices, evaluator, hosts, learner, worker
 from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged
 from runtime.hosts import ALONE, Hosts
-from runtime.metrics import Recorder, return_means, show
+from runtime.metrics import Recorder, return_means, show, show_settings
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 PATIENCE_SECONDS = 20.0  # for an update at which all learner hosts can end
@@ -256,27 +258,27 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
         turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
         turns = actor.run(parts.agent, parts.act, environment, source, *rest)
-    recorder, due = Recorder(parts.logdir, f"actor_{place}"), Throttle()
+    due = Throttle()
     reported = parts.peers.returns(carrier, f"actor_{place}")
     start, start_steps = time.perf_counter(), 0
     returns: list[float] = []
     played: list[int] = []  # in which environment each was
-    for metrics, episodes in turns:
-        returns += episodes.returns
-        played += episodes.environments
-        if reported:
-            reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
-        if due():
-            now = time.perf_counter()
-            metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
-            metrics["episodes"] = len(returns)
-            metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
-            metrics |= parts.return_means(played, returns)
-            recorder.write(metrics)
-            start, start_steps, returns, played = now, metrics["actor_steps"], [], []
-        yield
+    with contextlib.closing(Recorder(parts.logdir, f"actor_{place}")) as recorder:
+        for metrics, episodes in turns:
+            returns += episodes.returns
+            played += episodes.environments
+            if reported:
+                reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+            if due():
+                now = time.perf_counter()
+                metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
+                metrics["episodes"] = len(returns)
+                metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
+                metrics |= parts.return_means(played, returns)
+                recorder.write(metrics)
+                start, start_steps, returns, played = now, metrics["actor_steps"], [], []
+            yield
     environment.close()
-    recorder.close()
 
 
 class Learning:
@@ -546,8 +548,15 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     """The evaluator, until an evaluation came to `stop_at_return`, it has evaluated the last parameters, or `stop`;
     yields each evaluation's metrics, and None now and then while one goes on: LOGDIR/evaluating.csv has how far it is
     then."""
+    show_settings(parts.logdir, "evaluator", parts.run.to_json())
+    with contextlib.closing(Recorder(parts.logdir, "evaluator")) as recorder:
+        yield from _evaluate(parts, carrier, stop, recorder)
+
+
+def _evaluate(
+    parts: Parts, carrier: Any, stop: threading.Event, recorder: Recorder
+) -> Generator[dict[str, Any] | None, None, None]:
     run = parts.run
-    recorder = Recorder(parts.logdir, "evaluator")
     done = int(recorder.last["env_steps"]) if recorder.last else 0
     if done >= run.ends_at(parts.logdir):
         return
@@ -555,15 +564,14 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
     variables = parts.variables(carrier)
     variables.wait()
     reported = parts.peers.returns(carrier, "evaluator")
+    films = Films(run, parts.logdir)
     of_all, due = run.stacked * run.eval_episodes, Throttle()
     bounds = {"of": of_all, "most": run.eval_steps(parts.spec)}
     due()  # an evaluation of less than a second needs no word
     for said in evaluator.run(
         parts.agent,
         parts.act_in_evaluations,
-        lambda version: run.make_environment(
-            run.seed_of("evaluator", version.learner_steps), run.stacked * run.eval_envs, evaluation=True
-        ),
+        films.make_environment,
         variables,
         jax.random.key(run.seed_of("evaluator")),
         of_all,
@@ -586,8 +594,8 @@ def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dic
         metrics |= parts.return_means(episodes.environments, episodes.returns)
         keeper.show(version, params, metrics["return_mean"])  # before the row is there, which may end the run
         recorder.write(metrics)
+        films.write(version)
         yield metrics
         if metrics["env_steps"] >= run.ends_at(parts.logdir):
             break
     show(parts.logdir, "evaluating", None)  # of one that was stopped
-    recorder.close()

@@ -148,6 +148,21 @@ class Run(settings.Settings):
         except ValueError as error:
             raise UsageError(str(error)) from error
 
+    def check_drawn(self) -> None:
+        """Raises UsageError if `video_period` asks for pictures and the run's environments cannot be drawn here."""
+        if not self.video_period:
+            return
+        from environments.filmed import Filmed  # only now: most runs have no videos
+
+        try:
+            environment = Filmed(self.make_environment(0, len(self.tasks), evaluation=True, drawn=True))
+            try:
+                environment.reset()
+            finally:
+                environment.close()
+        except (UsageError, environments.EnvironmentFailure) as error:
+            raise UsageError(f"--video_period={self.video_period}: {error}") from error
+
     def spec(self) -> EnvironmentSpec:
         """What one of the run's environments looks like."""
         try:

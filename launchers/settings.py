@@ -224,6 +224,14 @@ class Settings:
         free=True,
         learnt=False,
     )
+    video_period: int = setting(
+        0,
+        "evaluations from one whose first episode is written to LOGDIR/videos, as a GIF, to the next; 0: none is",
+        least=0,
+        free=True,
+        learnt=False,
+        see="evaluating.md#videos",
+    )
     checkpoint_seconds: float = setting(
         600.0, "seconds from one checkpoint to the next", least=0, most=COUNT, free=True, learnt=False
     )

@@ -10,8 +10,7 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import rich.console
-import rich.live
-import rich.progress_bar
+import rich.progress
 import rich.table
 from absl import logging
 
@@ -20,6 +19,19 @@ from launchers.run import Run
 from runtime import metrics
 
 PLAIN_SECONDS = 10.0  # between two progress lines where the output is no terminal
+SPEED_SECONDS = 120.0  # the time left is estimated by the speed in these last seconds
+# What the live line says beside the time left, the most important first: as much of it as there is room for.
+IMPORTANCE = (
+    "starting",
+    "evaluating",
+    "return",
+    "env_steps",
+    "speed",
+    "learner_waits",
+    "actors_wait",
+    "updates",
+    "lag",
+)
 
 
 @contextlib.contextmanager
@@ -58,17 +70,32 @@ class Display:
             metrics.show(logdir, "evaluating", None)  # of an earlier sitting, if that was killed
         self._evaluations = [len(metrics.read(logdir / "evaluator.csv")) for logdir in self._logdirs]
         self._next_plain = time.monotonic() + PLAIN_SECONDS
-        self._live = rich.live.Live(console=self._console, auto_refresh=False, transient=True)
+        self._bar = rich.progress.BarColumn()
+        self._progress = rich.progress.Progress(
+            self._bar,
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TimeRemainingColumn(table_column=rich.table.Column(no_wrap=True)),
+            rich.progress.TextColumn("{task.description}", markup=False),
+            console=self._console,
+            auto_refresh=False,
+            transient=True,
+            speed_estimate_period=SPEED_SECONDS,
+        )
+        # From where the run is now: what an earlier sitting did says nothing of how fast this one is.
+        done: Any = self._env_steps(self._newest("learner"))
+        self._task = self._progress.add_task("", total=run.max_env_steps, completed=done)
 
     def __enter__(self) -> "Display":
-        if self._console.is_terminal:
-            self._live.start()
+        if self._console.is_interactive:
+            self._advance()
+            self._progress.start()
         return self
 
     def __exit__(self, *_) -> None:
         self.refresh()
-        with contextlib.suppress(OSError):
-            self._live.stop()
+        if self._console.is_interactive:
+            with contextlib.suppress(OSError):
+                self._progress.stop()
 
     def refresh(self) -> None:
         """Shows what is new. A run outlives its terminal, and a full disk under its output."""
@@ -84,43 +111,74 @@ class Display:
                     f"{who}evaluation at {row['env_steps']:,.0f} env steps: return {row['return_mean']:.2f} "
                     f"± {row['return_std']:.2f} over {row['episodes']:.0f} episodes" + _cut(row)
                 )
-        if self._console.is_terminal:
-            self._live.update(self._line(), refresh=True)
+        if self._console.is_interactive:
+            self._advance()
+            self._progress.refresh()
         elif time.monotonic() > self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_SECONDS
             self._console.print(self._text())
 
-    def _line(self) -> rich.table.Table:
-        learners = self._newest("learner")
-        done = sum(row["env_steps"] for row in learners) / len(self._logdirs)
-        grid = rich.table.Table.grid(padding=(0, 1))
-        grid.add_row(rich.progress_bar.ProgressBar(self._run.max_env_steps, done, width=20), self._text())
-        return grid
+    def _advance(self) -> None:
+        """Has the live line be of what is so now."""
+        self._bar.bar_width = max(1, self._console.width // 8)
+        done = self._env_steps(self._newest("learner"))
+        self._progress.update(self._task, completed=done, description=self._short_text())
 
     def _newest(self, role: str) -> list[dict[str, float]]:
         rows = [metrics.latest(logdir, role) for logdir in self._logdirs]
         return [row for row in rows if row]
 
+    def _env_steps(self, learners: list[dict[str, float]]) -> float:
+        """How far the run is, by the newest rows of its learners: the mean of all."""
+        return sum(row["env_steps"] for row in learners) / len(self._logdirs)
+
     def _text(self) -> str:
+        return " · ".join(self._parts().values())
+
+    def _short_text(self) -> str:
+        """What the live line says after the numbers of the time left: all, or as much of it as makes one line of the
+        terminal as it is now."""
+        parts = self._parts()
+        whole = " · ".join(["left", *parts.values()])
+        if "env_steps" in parts:
+            parts["env_steps"] = f"{self._env_steps(self._newest('learner')):,.0f} env steps"
+        for row in self._newest("evaluating")[:1]:
+            parts["evaluating"] = f"evaluating {row['episodes']:.0f}/{row['of']:.0f}"
+        # Beside the bar there are a percentage (100%), the time left (100:00:00) and a space after each.
+        room = self._console.width - (self._bar.bar_width or 0) - len("100%100:00:00") - 3
+        if len(whole) <= room:
+            return whole
+        said: dict[str, str] = {}
+        for name in IMPORTANCE:
+            more = {each: part for each, part in parts.items() if each in said or each == name}
+            if len(" · ".join(["left", *more.values()])) <= room:
+                said = more
+        text = " · ".join(["left", *said.values()])
+        return text if len(text) <= room else ""
+
+    def _parts(self) -> dict[str, str]:
+        """What there is to say of the run, in words, by name."""
         learners = self._newest("learner")
         if not learners:
-            return "starting: compiling and connecting"
+            return {"starting": "starting: compiling and connecting"}
         actors = [row for task in range(self._run.num_actors) for row in self._newest(f"actor_{task}")]
-        env_steps = sum(row["env_steps"] for row in learners) / len(self._logdirs)
-        parts = [
-            f"{env_steps:,.0f}/{self._run.max_env_steps:,} env steps" + " of each" * (self._run.population > 0),
-            f"{sum(row['env_steps_per_second'] for row in learners):,.0f}/s",
-            f"{sum(row['learner_steps_per_second'] for row in learners):.1f} updates/s",
-            *([f"lag {_mean(learners, 'lag'):.1f}"] if "lag" in learners[0] else []),
-            f"learner waits {_mean(learners, 'wait_fraction'):.0%}",
-        ]
+        of_each = " of each" * (self._run.population > 0)
+        parts = {
+            "env_steps": f"{self._env_steps(learners):,.0f}/{self._run.max_env_steps:,} env steps{of_each}",
+            "speed": f"{sum(row['env_steps_per_second'] for row in learners):,.0f}/s",
+            "updates": f"{sum(row['learner_steps_per_second'] for row in learners):.1f} updates/s",
+        }
+        if "lag" in learners[0]:
+            parts["lag"] = f"lag {_mean(learners, 'lag'):.1f}"
+        parts["learner_waits"] = f"learner waits {_mean(learners, 'wait_fraction'):.0%}"
         if actors:
-            parts.append(f"actors wait {_mean(actors, 'wait_fraction'):.0%}")
+            parts["actors_wait"] = f"actors wait {_mean(actors, 'wait_fraction'):.0%}"
             played = [row for row in actors if row["episodes"]]
             if played:
-                parts.append(f"return {_mean(played, 'return_mean'):.1f}")
-        parts += [evaluating(**row) for row in self._newest("evaluating")[:1]]
-        return " · ".join(parts)
+                parts["return"] = f"return {_mean(played, 'return_mean'):.1f}"
+        for row in self._newest("evaluating")[:1]:
+            parts["evaluating"] = evaluating(**row)
+        return parts
 
     def say(self, text: str) -> None:
         with contextlib.suppress(OSError):

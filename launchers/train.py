@@ -47,6 +47,8 @@ def train() -> int:
     ports.check_port(flags.FLAGS.port)
     populations.check(run)
     run.check_fit(run.num_replay_servers)  # before anything is written
+    if not host:  # which has the evaluator
+        run.check_drawn()
     # Of a pod each host has its own replays, and the first restores the learner for all.
     replays = [f"replay_{host * run.num_replay_servers + server}" for server in range(run.num_replay_servers)]
     with mirror.mirrored(logdir, {*replays} if host else {"checkpoints", *replays}) as folder:

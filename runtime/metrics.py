@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import pathlib
 import time
@@ -10,6 +11,11 @@ from typing import Any
 
 import numpy as np
 import tensorboardX
+import tensorboardX.record_writer
+import tensorboardX.summary
+from tensorboardX.proto.event_pb2 import Event
+
+SETTINGS = "events.out.tfevents.0.settings"  # sorts before the files that a Recorder writes
 
 
 class Recorder:
@@ -55,6 +61,39 @@ class Recorder:
     def close(self) -> None:
         self._file.close()
         self._tensorboard.close()
+
+
+def show_settings(logdir: pathlib.Path, role: str, settings: Mapping[str, Any]) -> None:
+    """Has TensorBoard show a run's settings beside the numbers of a role: in the HParams tab, which compares runs by
+    them, with the role's numbers as its metrics, and as text.
+
+    They are in a file of their own, which is replaced as a whole: a run that is resumed may have been given other
+    settings, and TensorBoard keeps to the first that it finds. It reads a role's files in the order of their names, and
+    some of its versions never turn back to an earlier one; so this one comes first.
+
+    Args:
+      settings: as in LOGDIR/config.json, where `config` holds the fields of the agent's Config.
+    """
+    flat = {f"config.{name}": value for name, value in settings["config"].items()}
+    flat |= {name: value for name, value in settings.items() if name != "config"}
+    kinds = bool | int | float | str | None  # of which TensorBoard knows all but None, which is left out
+    flat = {name: value if isinstance(value, kinds) else json.dumps(value) for name, value in flat.items()}
+    # What is left out is which hyperparameters and metrics there are: TensorBoard then takes those of all runs that it
+    # shows, and puts first what differs; a list it would take from one run alone, whose agent may have others.
+    _, hparams, _ = tensorboardX.summary.hparams(flat, {})
+    block = "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())  # Markdown's, for code
+    folder, now = logdir / "tensorboard" / role, time.time()
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / "settings.new"  # which TensorBoard does not take for one of its files
+    writer = tensorboardX.record_writer.RecordWriter(str(new))
+    for event in (
+        Event(wall_time=now, file_version="brain.Event:2"),
+        Event(wall_time=now, summary=hparams),
+        Event(wall_time=now, summary=tensorboardX.summary.text("config", block)),
+    ):
+        writer.write(event.SerializeToString())
+    writer.close()
+    new.replace(folder / SETTINGS)
 
 
 def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> None:

@@ -16,7 +16,7 @@ from launchers import mirror, recorded, settings
 from launchers import population as populations
 from launchers import run as runs
 from launchers.settings import UsageError
-from runtime import actor, evaluator
+from runtime import actor, best, evaluator
 from shoal import exporting
 
 
@@ -144,18 +144,21 @@ class Policy:
 def load(
     logdir: str | os.PathLike[str],
     *,
+    checkpoint: str = "newest",
     member: int | None = None,
     sampled: bool | None = None,
     epsilon: float | None = None,
     seed: int = 0,
 ) -> Policy:
-    """The policy of a run's newest checkpoint.
+    """The policy of a run's newest checkpoint, or of the parameters that did best in its own evaluations.
 
     It takes neither the environment nor Reverb or TensorFlow; a run of a version that wrote no LOGDIR/spec.json has its
     environment made once, to be looked at.
 
     Args:
       logdir: the run's folder, or its URL.
+      checkpoint: "newest" or "best". The best are those of LOGDIR/best.npz, as scripts/evaluate --checkpoint=best has
+        them; of a stacked population, those that did best on the average of all members.
       member: of a population, whose policy; the first is 0.
       sampled: whether actions are drawn, as in training, and not greedy; None: as the run's --eval_policy says.
       epsilon: how likely it is that an action is any of the discrete ones instead; None: the run's --eval_epsilon.
@@ -163,9 +166,11 @@ def load(
 
     Raises:
       UsageError: a ValueError, one line: there is no run, no checkpoint yet, no such member, or an epsilon that does
-        not fit.
+        not fit; or the best parameters cannot be read.
       OSError: none of the checkpoints can be read.
     """
+    if checkpoint not in ("newest", "best"):
+        raise UsageError(f'checkpoint is "newest" or "best", not {checkpoint!r}')
     folder = _folder(logdir, ())
     run = runs.load(folder, check=False)
     if run.population and member not in range(run.population):
@@ -176,12 +181,16 @@ def load(
     if not run.population and member is not None:
         raise UsageError(f"{logdir} is of no population: leave member={member} out")
     if populations.learners(run) != [None]:
-        return load(f"{os.fspath(logdir).rstrip('/')}/member_{member}", sampled=sampled, epsilon=epsilon, seed=seed)
-    folder = _folder(logdir, {"checkpoints"})
+        of_member = f"{os.fspath(logdir).rstrip('/')}/member_{member}"
+        return load(of_member, checkpoint=checkpoint, sampled=sampled, epsilon=epsilon, seed=seed)
+    folder = _folder(logdir, {"checkpoints"}) if checkpoint == "newest" else _folder(logdir, (), best.FILE)
     spec, reward_clip = recorded.spec_of(run, folder)
     trained = run.make_agent(spec, check=False)
-    state, version = recorded.restored(trained, folder)
-    params = trained.policy(state)
+    if checkpoint == "newest":
+        state, version = recorded.restored(trained, folder)
+        params = trained.policy(state)
+    else:
+        version, params, _ = recorded.best_of(trained, folder, 'checkpoint="NAME"')
     agent = trained
     if run.stacked > 1:  # its members' parameters are side by side
         params = jax.tree.map(lambda x: x[member], params)
@@ -196,11 +205,12 @@ def load(
     return Policy(run.env, spec, agent, act, params, version, reward_clip, seed, device)
 
 
-def _folder(logdir: str | os.PathLike[str], saves: Collection[str]) -> pathlib.Path:
-    """The run's folder on this machine, where its checkpoints are those of the URL if `saves` names them."""
+def _folder(logdir: str | os.PathLike[str], saves: Collection[str], *names: str) -> pathlib.Path:
+    """The run's folder on this machine, where its checkpoints are those of the URL if `saves` names them, and so are
+    files of these `names`."""
     text = os.fspath(logdir)
     try:
         place = mirror.place(text)
     except UsageError as error:
         raise UsageError(f"no run in {text!r}: {error}") from error
-    return mirror.fetched(place, saves, recorded.SPEC)
+    return mirror.fetched(place, saves, recorded.SPEC, *names)

@@ -138,6 +138,17 @@ def test_what_cannot_be_drawn_is_one_line(name):
     environment.close()
 
 
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "Sound"])
+def test_if_that_is_no_failure_it_is_played_on_as_ever(way):
+    plain = environments.make(f"{MODULE}{way}-v0", 2, 0)
+    environment = Filmed(environments.make(f"{MODULE}{way}-v0", 2, 0, drawn=True), strict=False)
+    rows = [play(each, random_policy(each.spec), 20) for each in (plain, environment)]
+    for one, other in zip(rows[0][0], rows[1][0], strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert rows[0][1] == rows[1][1] and "drawn" in str(environment.failure)
+    environment.close()
+
+
 def test_who_takes_no_render_mode_is_one_line():
     with pytest.raises(EnvironmentFailure, match=r"Undrawn-v0, to be drawn, cannot be made: .*render_mode"):
         environments.make(f"{MODULE}Undrawn-v0", 2, 0, drawn=True)
@@ -146,10 +157,9 @@ def test_who_takes_no_render_mode_is_one_line():
 
 PROGRAM = """
 import os, sys
-from environments import filmed
-assert filmed.load_opengl()
 import numpy as np
 import environments
+from environments import filmed
 for name in sys.argv[1:]:
     environment = filmed.Filmed(environments.make(name, 2, 0, max_steps=2, drawn=True))
     environment.reset()

@@ -53,8 +53,13 @@ def start(module: str, *arguments: str) -> subprocess.Popen:
 
 def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]:
     """(exit code, output) of a launcher that ends by itself."""
+    return end(command(module, *arguments), timeout)
+
+
+def end(command: list[str], timeout: float = 240.0) -> tuple[int, str]:
+    """(exit code, output) of a command that ends by itself."""
     done = subprocess.run(
-        command(module, *arguments),
+        command,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

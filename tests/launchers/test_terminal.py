@@ -1,10 +1,21 @@
 """What a person sees of a run, and what is kept from them."""
 
+import fcntl
+import json
+import os
+import re
+import select
+import struct
 import subprocess
 import sys
+import termios
+import time
 
 import pytest
 
+from launchers import run as runs
+from launchers.terminal import Display
+from runtime import metrics
 from tests.launchers import command_line
 
 LINES = """
@@ -38,3 +49,163 @@ def test_native_lines_are_kept_and_pythons_are_seen(tmp_path, set_up):
     seen = ("a warning", "a library's", "a print", "a last warning", "a last native line")
     assert [line for line in seen if line not in done.stderr] == []
     assert (tmp_path / "logs" / "native.log").read_text() == "a native line\n" and "a native line" not in done.stderr
+
+
+def in_terminal(command: list[str], columns: int, term: str = "xterm-256color", timeout: float = 120.0) -> str:
+    """What a command writes to a terminal that is so wide, to its end."""
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {k: v for k, v in command_line.ENVIRONMENT.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
+    child = subprocess.Popen(
+        command, stdin=its, stdout=its, stderr=its, cwd=command_line.ROOT, env=environment | {"TERM": term}
+    )
+    os.close(its)
+    written, deadline = b"", time.monotonic() + timeout
+    try:
+        while True:
+            assert time.monotonic() < deadline, f"waited {timeout:.0f} s for the end of {command}: {written!r}"
+            if select.select([ours], [], [], 0.5)[0]:
+                try:
+                    written += os.read(ours, 65536)
+                except OSError:  # nobody has its other end any more
+                    break
+        assert child.wait(timeout=30) == 0, written
+    finally:
+        child.kill()
+        child.wait()
+        os.close(ours)
+    return written.decode()
+
+
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
+
+
+def lines_in(written: str) -> list[str]:
+    """What stood in each line, as it was last written before it was cleared or left."""
+    plain = CONTROL.sub("", written.replace("\r\n", "\n"))
+    return [line for line in re.split("[\r\n]", plain) if line.strip()]
+
+
+LIVE = re.compile(r"[━╸╺]+ +\d+% (-:--:--|\d+:\d\d:\d\d) left( · .*)?")  # not where it is cut
+UP = "\x1b[1A"  # what is written after several lines, to begin anew at the first; also at the end of all
+
+
+def test_a_run_has_one_line_with_its_progress_and_the_time_left(tmp_path):
+    arguments = ("--carrier=local", "--max_env_steps=20000", "--eval_episodes=2", "--eval_period=10000")
+    command = [sys.executable, "-m", "launchers.train", f"--logdir={tmp_path}", *command_line.TINY, *arguments]
+    written = in_terminal(command, 80)
+    assert written.count(UP) == 1, "the line never takes two"
+    live = [line for line in lines_in(written) if "━" in line]
+    assert all(LIVE.fullmatch(line) and len(line) <= 80 for line in live), live
+    assert any("starting" in line for line in live) and "100% 0:00:00 left" in live[-1]
+    assert re.search(r" · 2\d,\d{3} env steps · .*/s", live[-1]), live[-1]
+    others = [line for line in lines_in(written) if "━" not in line]
+    assert sum(line.startswith("evaluation at ") for line in others) == 2 and len(others) == 4, "each is whole"
+
+
+SHOWN = """
+import fcntl, json, pathlib, random, struct, sys, termios
+from launchers import run as runs, terminal
+from runtime import metrics
+
+logdir, out, draw = pathlib.Path(sys.argv[1]), open(sys.argv[2], "w"), random.Random(0)
+terminal.PLAIN_SECONDS = -1.0
+most = 10**9
+run = runs.make("impala", "CartPole-v1", {"max_env_steps": most, "num_actors": 2}, {})
+
+
+def write(role, **row):
+    recorder = metrics.Recorder(logdir, role)
+    recorder.write(row)
+    recorder.close()
+
+
+with terminal.Display(run, logdir) as display:
+    display.refresh()
+    done = 0
+    for _ in range(60):
+        columns = draw.choice([1, 5, 12, 20, 30, 40, 60, 79, 80, 81, 100, 132, 200, 300])
+        try:
+            fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        except OSError:
+            pass  # it is no terminal
+        done += 10 ** draw.randrange(8)
+        waits, steps, rate = draw.random(), draw.randrange(10**7), 10 ** (7 * draw.random())
+        rates = {"env_steps_per_second": rate, "learner_steps_per_second": rate / 9}
+        write("learner", env_steps=done, **rates, wait_fraction=waits, lag=waits)
+        episodes, mean = draw.randrange(2), draw.uniform(-2000, 30000)
+        write("actor_0", env_steps=done, wait_fraction=waits, episodes=episodes, return_mean=mean)
+        there = {"episodes": draw.randrange(100), "steps": steps, "of": 100, "most": 10**7}
+        metrics.show(logdir, "evaluating", there if draw.random() < 0.5 else None)
+        display.refresh()
+        out.write(json.dumps([columns, display._text()]) + chr(10))
+        display.say("|")
+"""
+
+
+@pytest.mark.parametrize("term", ["xterm-256color", "dumb"])
+def test_however_wide_the_terminal_the_line_is_one_and_says_what_there_is_room_for(term, tmp_path):
+    command = [sys.executable, "-c", SHOWN, str(tmp_path), str(tmp_path / "out")]
+    written = in_terminal(command, 80, term)
+    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    assert len(told) == 60
+    if term == "dumb":
+        assert lines_in(written)[1:-1:2] == [text for _, text in told], "as where there is no terminal"
+        return
+    assert written.count(UP) == 1
+    # "|" is written where the line was, which was cleared for it.
+    shown = [CONTROL.sub("", part).split("\r")[-2].strip() for part in written.split("|")[:-1]]
+    evaluated = 0
+    for line, (columns, text) in zip(shown, told, strict=True):
+        assert len(line) <= columns, (columns, line)
+        if columns >= 40:
+            assert LIVE.fullmatch(line), (columns, line)
+        parts = set(line.split(" · ")[1:])
+        named = {part for part in text.split(" · ") if not re.search("env steps|evaluating", part)}
+        if columns >= 80:
+            assert ("evaluating" in text) == any(part.startswith("evaluating") for part in parts), line
+            assert any(part.startswith("return") for part in parts) == ("return" in text), line
+            assert "evaluating" in text or any(part.endswith(" env steps") for part in parts), line
+            evaluated += "evaluating" in text
+        if columns >= 200:
+            assert named < parts, (named, line)
+        assert columns < 300 or parts == {*text.split(" · ")}, (line, text)
+        assert columns < 40 or all("evaluating" in p or "env steps" in p or p in named for p in parts), (line, text)
+    assert evaluated
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path):
+    command = [sys.executable, "-c", SHOWN, str(tmp_path), str(tmp_path / "out")]
+    done = subprocess.run(
+        command, cwd=command_line.ROOT, env=command_line.ENVIRONMENT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in (tmp_path / "out").read_text().splitlines()]
+    start, *lines, end = done.stdout.splitlines()
+    assert start == "starting: compiling and connecting" and end == told[-1][1] and "\x1b" not in done.stdout
+    assert lines == [line for _, text in told for line in (text, "|")]
+
+
+@pytest.mark.parametrize("before", [0, 500_000])
+@pytest.mark.parametrize("speed", [1.0, 750.0, 12_345.0])
+def test_the_time_left_is_by_the_speed_of_this_sitting(before, speed, tmp_path):
+    here, now = runs.make("impala", "CartPole-v1", {"max_env_steps": 10**6}, {}), 0.0
+
+    def learn(env_steps: float) -> None:
+        learner = metrics.Recorder(tmp_path, "learner")
+        rates = {"env_steps_per_second": speed, "learner_steps_per_second": 1.0}
+        learner.write({"env_steps": round(env_steps), **rates, "wait_fraction": 0.0})
+        learner.close()
+
+    if before:
+        learn(before)
+    display = Display(here, tmp_path)
+    display._progress.get_time = lambda: now
+    display._advance()
+    assert display._progress.tasks[0].time_remaining is None, "nothing is known yet"
+    for second in range(5, 30, 5):
+        now = float(second)
+        learn(before + speed * second)
+        display._advance()
+    left = (10**6 - before - speed * now) / speed
+    assert display._progress.tasks[0].time_remaining == pytest.approx(left, abs=1.5)

@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 
 import shoal
+from agents.agent import Version
 from environments import interface
 from launchers import recorded
 from launchers import run as runs
 from launchers.settings import UsageError
+from replay.structures import params_structure
+from runtime import best
 from tests.launchers import command_line
 from tests.shoal.runs import COMMANDS, SEED
 
@@ -191,6 +194,84 @@ def test_a_member_with_a_learner_of_its_own_is_an_ordinary_run(made, tmp_path):
         shoal.load(whole)
     with pytest.raises(UsageError, match=r"^no run in [^\n]*member_0"):
         shoal.load(whole, member=0)
+
+
+def member_of(params, member: int):
+    return jax.tree.map(lambda x: x[member], params)
+
+
+def kept(logdir: pathlib.Path, folder: pathlib.Path):
+    """A copy of a run, whose best parameters are others than its newest; it, and they."""
+    copy = folder / "copy"
+    shutil.copytree(logdir, copy)
+    run = runs.load(copy, check=False)
+    agent = run.make_agent(recorded.spec_of(run, copy)[0], check=False)
+    params = jax.device_get(agent.policy(agent.init(jax.random.key(99))))
+    best.Keeper(copy, params_structure(agent)).show(Version(7, 70), params, 1e9)
+    return copy, params
+
+
+@pytest.mark.parametrize("name", ["impala, recurrent", "r2d2", "ddpg", "off_pac", "ppo of parts", ONE])
+def test_the_best_parameters_can_be_asked_for(name, made, tmp_path):
+    logdir, evaluation = made(name)
+    early = shoal.load(logdir, checkpoint="best")
+    restored = best.restore(logdir, params_structure(early._agent))
+    assert early.version == restored.version
+    jax.tree.map(np.testing.assert_array_equal, early._params, restored.params)
+    copy, params = kept(logdir, tmp_path)
+    newest, policy = shoal.load(copy, seed=SEED), shoal.load(copy, checkpoint="best", seed=SEED)
+    assert policy.version == (7, 70) and newest.version == shoal.load(copy, checkpoint="newest").version
+    jax.tree.map(np.testing.assert_array_equal, policy._params, params)
+    same(name, logdir, newest(evaluation.raw[0], reward=evaluation.rewards[0]), evaluation.actions[0])
+    shutil.rmtree(copy / "checkpoints")
+    shoal.load(copy, checkpoint="best")(evaluation.raw[0])  # which needs none
+
+
+@pytest.mark.timeout(600)
+def test_the_best_of_a_member_can_be_asked_for(made, tmp_path):
+    """Of stacked members and of those with learners of their own; over a URL too."""
+    copy, params = kept(made("stacked members")[0], tmp_path)
+    for member in (0, 1):
+        policy = shoal.load(copy, checkpoint="best", member=member)
+        assert policy.version == (7, 70)
+        jax.tree.map(np.testing.assert_array_equal, policy._params, member_of(params, member))
+    whole = tmp_path / "whole"
+    single, params = kept(made("impala")[0], whole)
+    single.rename(whole / "member_1")
+    values = json.loads((whole / "member_1" / "config.json").read_text())
+    values |= {"population": 2, "tune": "learning_rate:log:1e-4:1e-2", "placement": "threads"}
+    (whole / "config.json").write_text(json.dumps(values))
+    for logdir in (whole, f"file://{whole}"):
+        policy = shoal.load(logdir, member=1, checkpoint="best")
+        assert policy.version == (7, 70)
+        jax.tree.map(np.testing.assert_array_equal, policy._params, params)
+
+
+def test_the_best_is_fetched_from_a_url_alone(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    copy, _ = kept(made(ONE)[0], tmp_path)
+    assert shoal.load(f"file://{copy}", checkpoint="best").version == (7, 70)
+    (folder,) = (tmp_path / "cache" / "shoal" / "logdirs").iterdir()
+    assert (folder / best.FILE).exists() and not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "content", "words"),
+    [
+        ("best", None, r'^checkpoint="best": [^\n]* has no best.npz yet: [^\n]*; checkpoint="newest" needs none$'),
+        ("best", b"", r'^checkpoint="best": [^\n]*best.npz is damaged [^\n]*; give checkpoint="newest"$'),
+        ("best", b"PK", r'^checkpoint="best": [^\n]*best.npz is damaged [^\n]*; give checkpoint="newest"$'),
+        ("latest", b"", r"""^checkpoint is "newest" or "best", not 'latest'$"""),
+        (None, b"", r"""^checkpoint is "newest" or "best", not None$"""),
+    ],
+)
+def test_what_is_no_best_is_one_line(checkpoint, content, words, made, tmp_path):
+    logdir = emptied(made(ONE)[0], tmp_path, best.FILE)
+    if content is not None:
+        (logdir / best.FILE).write_bytes(content)
+    with pytest.raises(UsageError, match=words):
+        shoal.load(logdir, checkpoint=checkpoint)
+    shoal.load(logdir)
 
 
 def test_a_url_is_a_logdir(made, tmp_path, monkeypatch):
