@@ -20,6 +20,7 @@ from agents.agent import (
     Transition,
     Transitions,
 )
+from agents.parts.action_values import Hypers
 from agents.parts.exploration import epsilon_greedy, epsilon_greedy_probabilities, linear_epsilon
 from agents.parts.networks import QNetwork
 
@@ -308,7 +309,7 @@ def test_targets_are_copied_every_period_and_start_as_copies(module):
 def test_hypers_are_the_states():
     agent = make()
     state = randomized(agent.init(jax.random.key(0)))
-    hypers = dqn.Hypers(jnp.float32(0.25), jnp.float32(0.9), jnp.float32(0.5))
+    hypers = Hypers(jnp.float32(0.25), jnp.float32(0.9), jnp.float32(0.5))
     state = state._replace(hypers=hypers, step=jnp.int32(125_000))
     new, feedback = jax.jit(agent.update)(state, jax.random.key(0), random_sample(0))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).max(), new.params, state.params)
