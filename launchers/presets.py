@@ -598,7 +598,7 @@ PRESETS: dict[str, list[Preset]] = {
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),
     "c51": categorical(dqn(C51_PAPER, 250_000, 0.001, **C51)),
     "rainbow": categorical(
-        dqn({"n_step": 3, "head_size": 512}, 250_000, 0.001, **SMALL_HEAD, epsilon_final=0.0, epsilon_steps=0)
+        dqn({"n_step": 3, "head_size": 512}, 250_000, 0.0, **SMALL_HEAD, epsilon_final=0.0, epsilon_steps=0)
     ),
     "qr_dqn": dqn({"num_quantiles": 200}, 250_000, 0.001, num_quantiles=51),
     "iqn": dqn(

@@ -158,12 +158,13 @@ def test_the_greedy_action_is_that_of_the_largest_mean():
 # Noisy networks ------------------------------------------------------------------------------------------------------
 
 P, Q = 6, 4
+APPLY = jax.jit(NoisyDense.apply, static_argnums=0)
 
 
 def weights_of(layer, params, key):
     """The weights and the bias that act under the noise of a key, or without any."""
-    rngs = {} if key is None else {"noise": key}
-    rows = np.asarray(layer.apply(params, np.concatenate([np.zeros((1, P)), np.eye(P)]).astype(np.float32), rngs=rngs))
+    x = np.concatenate([np.zeros((1, P)), np.eye(P)]).astype(np.float32)
+    rows = np.asarray(APPLY(layer, params, x) if key is None else APPLY(layer, params, x, rngs={"noise": key}))
     return rows[1:] - rows[0], rows[0]
 
 
