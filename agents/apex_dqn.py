@@ -14,7 +14,7 @@ import jax
 
 from agents import dqn
 from agents.agent import Agent, EnvironmentSpec, TimeStep, Transition, check_ranges
-from agents.parts import prioritized
+from agents.parts import action_values, prioritized
 from agents.parts.exploration import ranks_or_zeros
 
 
@@ -78,13 +78,13 @@ class Memory(NamedTuple):
     """What acting carries from step to step."""
 
     rank: chex.Array  # float32 [B], from 0 to 1: where each environment stands among all of the run's
-    dqn: dqn.Memory
+    dqn: action_values.Memory
 
 
 class Policy(NamedTuple):
     """What actors pull: to act, and to judge what they saw."""
 
-    dqn: dqn.Policy
+    dqn: action_values.Policy
     target_params: Any
 
 
@@ -112,8 +112,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def priority(params: Policy, transition: Transition) -> chex.Array:
         """What the learner would find, were these parameters its own (section 3)."""
-        errors, _ = f.td_errors(params.dqn.params, params.target_params, transition)
-        return prioritized.priorities(errors)
+        found = f.losses(params.dqn.params, params.target_params, None, transition)
+        return prioritized.priorities(found.errors)
 
     return agent._replace(
         policy=lambda state: Policy(agent.policy(state), state.target_params),

@@ -119,16 +119,31 @@ def _curricula() -> list[Baseline]:
     ]
 
 
+# DQN's on a CPU, for the others of action values; of noise in epsilon's place, less the last.
+PONG = (
+    "--env=Pong-v5 --max_env_steps=1000000 --eval_period=50000 --publish_period=16 --config.torso=shallow"
+    " --config.n_step=4 --config.batch_size=16 --config.optimizer_epsilon=1.5e-4 --config.learning_rate=2.5e-4"
+    " --config.samples_per_insert=4 --config.target_period=1000 --config.replay_size=200000"
+    " --config.min_replay_size=10000"
+)
+EPSILON = " --config.epsilon_final=0.02 --config.epsilon_steps=25000"
+FEW_FRACTIONS = (
+    " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
+)
+
 BASELINES: list[Baseline] = [
     # Classic control and Catch -------------------------------------------------------------------------------------
     *_on("CartPole-v1", "impala a2c a3c ppo", reproduced=475),
     Baseline("--agent=trpo --env=CartPole-v1 --max_env_steps=200000", reproduced=475),
     *_on("CartPole-v1", "reinforce reinforce_baseline actor_critic actor_critic_lambda all_actions", reproduced=475),
     *_on("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=475, minutes=4),
+    *_on("CartPole-v1", "c51 qr_dqn munchausen_dqn", reproduced=475, minutes=5),
+    *_on("CartPole-v1", "rainbow iqn", reproduced=475, minutes=8),
     *_on("CartPole-v1", "async_q async_n_step_q async_sarsa", reproduced=475, minutes=2),
     *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
     *_on("Catch-v0", "impala a2c q_learning sarsa", reproduced=0.95),
     *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
+    *_on("Catch-v0", "c51 rainbow qr_dqn iqn munchausen_dqn", reproduced=0.95, minutes=2),
     Baseline("--agent=r2d2 --env=Catch-v0 --max_env_steps=100000", reproduced=0.95, minutes=4),
     Baseline("--agent=impala --env=MaskedCartPole-v1", reproduced=475, minutes=2),
     Baseline("--agent=impala --env=MaskedCartPole-v1 --config.lstm_size=0", "feed-forward"),
@@ -274,6 +289,16 @@ BASELINES: list[Baseline] = [
         seeds=1,
         minutes=90,
     ),
+    *[
+        Baseline(f"--agent={agent} {PONG}{more}", seeds=1, minutes=minutes)
+        for agent, more, minutes in (
+            ("c51", EPSILON, 100),
+            ("rainbow", " --config.head_size=256", 150),
+            ("qr_dqn", EPSILON, 110),
+            ("iqn", EPSILON + FEW_FRACTIONS, 180),
+            ("munchausen_dqn", EPSILON, 100),
+        )
+    ],
     # More workers --------------------------------------------------------------------------------------------------
     *[
         Baseline(f"--agent={agent} --env=CartPole-v1 --num_actors={count}", f"workers{count}", seeds=1, minutes=3)

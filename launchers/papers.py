@@ -41,6 +41,23 @@ DQN_RUN = ONE | ATARI_STEPS | FIVE_MINUTES | {"eval_episodes": 30, "eval_period"
 TUNED_RUN = ONE | ATARI_STEPS | {"eval_episodes": 30, "eval_period": 250_000, "eval_epsilon": 0.001}
 TUNED = {"double": True, "target_period": 7_500, "epsilon_final": 0.01}
 
+# Of Rainbow's file, where all of its parts are on: C51 has the distribution alone.
+C51 = {
+    "double": False,
+    "dueling": False,
+    "noisy": False,
+    "replay": "uniform",
+    "head_size": 0,
+    "n_step": 1,
+    "target_period": 2_500,
+    "learning_rate": 2.5e-4,
+    "optimizer_epsilon": 0.01 / 32,
+    "epsilon_initial": 1.0,
+    "epsilon_final": 0.01,
+    "epsilon_steps": 250_000,
+    "min_replay_size": 50_000,
+}
+
 ASYNC_RUN = {
     "travels": "gradients",
     "max_env_steps": 80_000_000,
@@ -113,6 +130,18 @@ PAPERS: dict[str, list[Paper]] = {
             TUNED_RUN,
             # A quarter of DQN's steps, all of whose terms the paper's code scales.
             TUNED | {"replay": "prioritized", "learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2},
+        )
+    ],
+    "c51": [Paper(atari, "Pong-v5", TUNED_RUN, C51)],
+    "rainbow": [Paper(atari, "Pong-v5", TUNED_RUN | {"eval_epsilon": 0.0}, {})],
+    "qr_dqn": [Paper(atari, "Pong-v5", TUNED_RUN, {})],
+    "iqn": [Paper(atari, "Pong-v5", TUNED_RUN, {})],
+    "munchausen_dqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            TUNED_RUN | {"atari_protocol": "machado", "env_kwargs": '{"full_action_space": false}'},
+            {},
         )
     ],
     "apex_dqn": [

@@ -34,6 +34,10 @@ PICTURES = {
     "value-based-Catch-v0": _by_agent(
         "Catch-v0", "q_learning sarsa dqn double_dqn dueling_dqn prioritized_dqn apex_dqn r2d2"
     ),
+    **{
+        f"distributional-{env}": _by_agent(env, "dqn c51 qr_dqn iqn munchausen_dqn rainbow")
+        for env in ("CartPole-v1", "Catch-v0", "Pong-v5")
+    },
     "gradients-CartPole-v1": _by_agent("CartPole-v1", "a3c async_q async_n_step_q async_sarsa gorila"),
     **{
         f"{agent}-workers-{axis}CartPole-v1": _by_count(agent, WORKERS, x)

@@ -228,9 +228,34 @@ def dqn(
         ),
         Preset("Catch-v0", CATCH_RUN, catch | config),
         Preset(atari, ATARI_DQN_RUN | {"eval_epsilon": eval_epsilon}, config | (papers or {})),
-        *of_frames(FRAMES_DQN_RUN, FRAMES_DQN | config | (papers or {})),
+        *of_frames(FRAMES_DQN_RUN, config | (papers or {}) | FRAMES_DQN),
         Preset(any_kind, DQN_RUN, small | {"learning_rate": 5e-4} | config),
     ]
+
+
+# Of Rainbow's file, where all of its parts are on.
+C51 = {"double": False, "dueling": False, "noisy": False, "replay": "uniform", "head_size": 0, "epsilon_initial": 1.0}
+C51_PAPER = {
+    "n_step": 1,
+    "target_period": 2_500,
+    "learning_rate": 2.5e-4,
+    "optimizer_epsilon": 0.01 / 32,
+    "epsilon_final": 0.01,
+    "epsilon_steps": 250_000,
+    "min_replay_size": 50_000,
+}
+SMALL_HEAD = {"hidden_sizes": (128,), "head_size": 128}
+# What discounted returns are between: of an episode of 1 for each step, of one of 1 or -1, and where nobody knows.
+SUPPORTS: dict[Any, dict[str, float]] = {
+    "CartPole-v1": {"v_min": 0.0, "v_max": 100.0},
+    "Catch-v0": {"v_min": -1.0, "v_max": 1.0},
+    any_kind: {"v_min": -100.0, "v_max": 100.0},
+}
+
+
+def categorical(presets: list[Preset]) -> list[Preset]:
+    """With atoms where the returns are; on frames the papers', which clipped rewards fit."""
+    return [preset._replace(config=SUPPORTS.get(preset.of, {}) | preset.config) for preset in presets]
 
 
 # On Acrobot one-step values came to those of a policy that never ends an episode, until targets stood still for a while
@@ -571,6 +596,20 @@ PRESETS: dict[str, list[Preset]] = {
     "double_dqn": dqn(double=True),
     "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),
+    "c51": categorical(dqn(C51_PAPER, 250_000, 0.001, **C51)),
+    "rainbow": categorical(
+        dqn({"n_step": 3, "head_size": 512}, 250_000, 0.0, **SMALL_HEAD, epsilon_final=0.0, epsilon_steps=0)
+    ),
+    "qr_dqn": dqn({"num_quantiles": 200}, 250_000, 0.001, num_quantiles=51),
+    "iqn": dqn(
+        {"head_size": 512, "num_fractions": 64, "num_target_fractions": 64},
+        250_000,
+        0.001,
+        **SMALL_HEAD,
+        num_fractions=16,
+        num_target_fractions=16,
+    ),
+    "munchausen_dqn": dqn(None, 250_000, 0.001),
     "apex_dqn": [
         Preset("Catch-v0", CATCH_RUN | {"num_actors": 2}, CATCH_DQN | {"loss": "huber", "head_size": 0}),
         Preset(atari, ATARI_DQN_RUN | {"num_actors": 4}, {}),

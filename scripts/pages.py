@@ -40,6 +40,13 @@ SHOWN = {
     "double_dqn": Agent("[van Hasselt et al. 2016](https://arxiv.org/abs/1509.06461)", "dqn", "CartPole-v1"),
     "dueling_dqn": Agent("[Wang et al. 2016](https://arxiv.org/abs/1511.06581)", "dqn", "CartPole-v1"),
     "prioritized_dqn": Agent("[Schaul et al. 2016](https://arxiv.org/abs/1511.05952)", "dqn", "CartPole-v1"),
+    "c51": Agent("[Bellemare et al. 2017](https://arxiv.org/abs/1707.06887)", "distributional", "CartPole-v1"),
+    "qr_dqn": Agent("[Dabney et al. 2018](https://arxiv.org/abs/1710.10044)", "distributional", "CartPole-v1"),
+    "iqn": Agent("[Dabney et al. 2018](https://arxiv.org/abs/1806.06923)", "distributional", "CartPole-v1"),
+    "rainbow": Agent("[Hessel et al. 2018](https://arxiv.org/abs/1710.02298)", "distributional", "CartPole-v1"),
+    "munchausen_dqn": Agent(
+        "[Vieillard et al. 2020](https://arxiv.org/abs/2007.14430)", "munchausen_dqn", "CartPole-v1"
+    ),
     "apex_dqn": Agent(HORGAN, "apex_dqn", "CartPole-v1"),
     "r2d2": Agent(
         "[Kapturowski et al. 2019](https://openreview.net/forum?id=r1lyTjAqYX)", "r2d2", "MiniGrid-MemoryS7-v0"

@@ -1,6 +1,7 @@
-"""Distributions of returns: D4PG's critics, and how far they are from their targets.
+"""Distributions of returns, and how far they are from their targets: atoms, mixtures of Gaussians, quantiles.
 
-Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617, appendix A.
+Atoms: Bellemare et al. 2017, https://arxiv.org/abs/1707.06887; these and Gaussians of D4PG's critics: Barth-Maron et
+al. 2018, https://arxiv.org/abs/1804.08617, appendix A. Quantiles: Dabney et al. 2018, https://arxiv.org/abs/1710.10044.
 """
 
 from typing import Any, NamedTuple
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 
 
 class Distance(NamedTuple):
-    """Between the critic's distributions and their targets, of each item."""
+    """Between what was learnt and its targets, of each item."""
 
     losses: chex.Array  # [B] d(T Z', Z)
-    errors: chex.Array  # [B] 0 where the critic is right
+    errors: chex.Array  # [B] least where nothing is left to learn; 0 but of quantiles
     metrics: dict[str, Any]
 
 
@@ -44,6 +45,26 @@ def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Di
     outside = (returns < atoms[0]) | (returns > atoms[-1])
     clipped = jnp.sum(probabilities * outside, axis=-1).mean()  # that the support is too narrow
     return Distance(losses, jnp.maximum(0.0, losses - entropy), {"clipped_fraction": clipped})
+
+
+def quantile_distance(quantiles, fractions, targets, kappa: float) -> Distance:
+    """The quantile Huber loss: sum over i of E_j[|tau_i - 1{u_ij < 0}| L_kappa(u_ij) / kappa], u_ij = target_j -
+    quantile_i; with a kappa of 0 it is |u_ij| that is weighted. The error is the mean over i of the same.
+
+    Args:
+      quantiles: of the fractions, [B, N].
+      fractions: tau_i in (0, 1), [N] or [B, N].
+      targets: samples of the return, all alike likely, [B, N'].
+      kappa: from where on the loss is linear.
+    """
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
+    def of_one(quantiles, fractions, targets):
+        return rlax.quantile_regression_loss(quantiles, fractions, targets, huber_param=kappa)
+
+    fractions, targets = jnp.broadcast_to(fractions, quantiles.shape), jax.lax.stop_gradient(targets)
+    losses = jax.vmap(of_one)(quantiles, fractions, targets) / (kappa or 1.0)
+    return Distance(losses, losses / quantiles.shape[-1], {})
 
 
 class Gaussians(NamedTuple):

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from agents.agent import DiscreteActions, FactoredActions
-from agents.parts.torsos import ORTHOGONAL, MLPTorso, make_torso
+from agents.parts.q_heads import q_heads
+from agents.parts.torsos import MLPTorso, make_torso
 
 
 class LSTMState(NamedTuple):
@@ -148,6 +149,8 @@ class QNetwork(nn.Module):
     lstm_size: int = 0
     dueling: bool = False
     head_size: int = 0
+    num_atoms: int = 0  # outputs for each action; 0: one, its value
+    noisy: float = 0.0  # sigma_0 of the heads' layers; 0: they are plain
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
@@ -167,7 +170,7 @@ class QNetwork(nn.Module):
           inputs: more features [T, B, F] beside the torso's, for the LSTM (the last action and reward); () for none.
 
         Returns:
-          float32 [T, B, A], the new state.
+          float32 [T, B, A], or with atoms [T, B, A, num_atoms], the new state.
         """
         rows, batch = observation.shape[:2]
         convolutions_only = bool(self.head_size) and not self.lstm_size
@@ -180,18 +183,16 @@ class QNetwork(nn.Module):
         if self.lstm_size:
             state, x = LSTM(self.lstm_size, self.dtype)(state, x, first)
 
-        def stream(size: int, name: str) -> chex.Array:
-            y = x.astype(self.dtype)
-            if self.head_size:
-                y = nn.relu(nn.Dense(self.head_size, self.dtype, kernel_init=ORTHOGONAL, name=f"{name}_hidden")(y))
-            # Values start near 0.
-            return nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01), name=name)(y.astype(jnp.float32))
-
-        advantages = stream(self.num_actions, "advantage")
-        if not self.dueling:
-            return advantages, state
-        value = stream(1, "value")
-        return value + advantages - advantages.mean(axis=-1, keepdims=True), state
+        outputs = q_heads(
+            x,
+            self.num_actions,
+            num_atoms=self.num_atoms,
+            dueling=self.dueling,
+            head_size=self.head_size,
+            noisy=self.noisy,
+            dtype=self.dtype,
+        )
+        return outputs, state
 
 
 def init_small(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> chex.Array:

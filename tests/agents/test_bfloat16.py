@@ -57,6 +57,10 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
         ("", {}, DISCRETE),
         ("dueling", {"double": True, "dueling": True, "head_size": 16, "replay": "prioritized"}, DISCRETE),
     ],
+    "iqn": [("", {"num_fractions": 8, "num_target_fractions": 8}, DISCRETE)],
+    "munchausen_dqn": [("", {}, DISCRETE)],
+    "qr_dqn": [("", {"num_quantiles": 8}, DISCRETE)],
+    "rainbow": [("", {}, DISCRETE), ("c51", {"noisy": False, "dueling": False, "replay": "uniform"}, DISCRETE)],
     "impala": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, FACTORED)],
     "mix_match": [
         ("actions", {"curriculum": "actions"}, FACTORED),

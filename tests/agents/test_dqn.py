@@ -16,63 +16,38 @@ from agents.agent import (
     EnvironmentSpec,
     Sample,
     Stacks,
-    TimeStep,
     Transition,
     Transitions,
 )
+from agents.parts.action_values import Hypers
 from agents.parts.exploration import epsilon_greedy, epsilon_greedy_probabilities, linear_epsilon
 from agents.parts.networks import QNetwork
+from tests.agents.transitions import (
+    FRAMES,
+    SMALL,
+    SPEC,
+    A,
+    assert_trees_close,
+    finite_differences,
+    float64,
+    gradient_of,
+    np_huber,
+    random_sample,
+    random_transition,
+    randomized,
+    stacked_sample,
+    timestep,
+)
+from tests.agents.transitions import make as make_small
 
-A = 3
-SPEC = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(A))
-FRAMES = EnvironmentSpec((20, 24), np.dtype(np.uint8), DiscreteActions(A))
-SMALL = {"torso": "mlp", "frame_stack": 1, "hidden_sizes": (7,), "head_size": 0, "min_replay_size": 10}
 AGENTS = pytest.mark.parametrize("module", [dqn, apex_dqn], ids=lambda m: m.__name__.split(".")[-1])
-ADAM_B1 = 0.9
 
 
 def make(module: ModuleType = dqn, **fields):
-    return module.make(module.Config(**{**SMALL, "optimizer": "adam", "optimizer_epsilon": 1e-8, **fields}), SPEC)
-
-
-def random_transition(seed: int, B: int = 8) -> Transition:
-    rng = np.random.default_rng(seed)
-    return Transition(
-        observation=rng.normal(size=(B, 4)).astype(np.float32),
-        action=rng.integers(A, size=B).astype(np.int32),
-        reward=(2 * rng.normal(size=B)).astype(np.float32),
-        discount=np.where(rng.random(B) < 0.3, 0.0, 0.9).astype(np.float32),
-        next_observation=rng.normal(size=(B, 4)).astype(np.float32),
-    )
-
-
-def random_sample(seed: int, B: int = 8) -> Sample:
-    likelihood = np.exp(np.random.default_rng(1000 + seed).normal(size=B)).astype(np.float32)
-    return Sample(random_transition(seed, B), (), likelihood)
-
-
-def randomized(state, seed: int = 0):
-    """Parameters and targets at random, and apart from each other."""
-    rng = np.random.default_rng(seed)
-
-    def noisy(x):
-        return jnp.asarray(x + 0.6 * rng.normal(size=x.shape), jnp.float32)
-
-    return state._replace(
-        params=jax.tree.map(noisy, state.params), target_params=jax.tree.map(noisy, state.target_params)
-    )
-
-
-def timestep(observation: np.ndarray, first: bool = False) -> TimeStep:
-    zeros = np.zeros(len(observation), np.float32)
-    return TimeStep(observation, zeros, zeros + 1, np.full(len(observation), first), zeros > 0)
+    return make_small(module, **fields)
 
 
 # The papers in NumPy, in float64 -------------------------------------------------------------------------------------
-
-
-def float64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
 
 
 def np_Q(theta, phi):
@@ -95,36 +70,6 @@ def np_target(theta, target_theta, j: int, transition: Transition, double: bool)
     target_Q = np_Q(target_theta, next_observation[j])
     best = np.argmax(np_Q(theta, next_observation[j])) if double else np.argmax(target_Q)
     return reward[j] + discount[j] * target_Q[best]
-
-
-def np_huber(error: float) -> float:
-    return 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
-
-
-def finite_differences(function, params, epsilon=1e-6):
-    leaves, structure = jax.tree.flatten(float64(params))
-    gradients = []
-    for leaf in leaves:
-        gradient = np.zeros_like(leaf)
-        for index in np.ndindex(*leaf.shape):
-            kept = leaf[index]
-            leaf[index] = kept + epsilon
-            above = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept - epsilon
-            below = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept
-            gradient[index] = (above - below) / (2 * epsilon)
-        gradients.append(gradient)
-    return jax.tree.unflatten(structure, gradients)
-
-
-def gradient_of(opt_state):
-    """Adam's first average after one step holds the gradient."""
-    return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
-
-
-def assert_trees_close(got, expected, rtol=1e-5, atol=1e-6):
-    jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=rtol, atol=atol), got, expected)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +253,7 @@ def test_targets_are_copied_every_period_and_start_as_copies(module):
 def test_hypers_are_the_states():
     agent = make()
     state = randomized(agent.init(jax.random.key(0)))
-    hypers = dqn.Hypers(jnp.float32(0.25), jnp.float32(0.9), jnp.float32(0.5))
+    hypers = Hypers(jnp.float32(0.25), jnp.float32(0.9), jnp.float32(0.5))
     state = state._replace(hypers=hypers, step=jnp.int32(125_000))
     new, feedback = jax.jit(agent.update)(state, jax.random.key(0), random_sample(0))
     moved = jax.tree.map(lambda a, b: np.abs(np.asarray(a - b)).max(), new.params, state.params)
@@ -343,14 +288,6 @@ def test_an_update_is_traced_once(module):
 
 
 # Frames --------------------------------------------------------------------------------------------------------------
-
-
-def stacked_sample(stack: int, B: int = 4) -> Sample:
-    rng = np.random.default_rng(0)
-    shape = (B, stack, *FRAMES.observation_shape) if stack > 1 else (B, *FRAMES.observation_shape)
-    frames = rng.integers(0, 256, (2, *shape), dtype=np.uint8)
-    t = random_transition(1, B)
-    return Sample(t._replace(observation=frames[0], next_observation=frames[1]), (), np.ones(B, np.float32))
 
 
 @pytest.mark.parametrize("stack", [1, 3])

@@ -315,8 +315,8 @@ def test_dqn_sees_in_a_stored_transition_what_it_saw_as_it_acted(stack):
     params, memory = f.init(jax.random.key(0)), f.memory(1)
     for row, frame in enumerate(frames):
         timestep = TimeStep(frame, np.zeros(1), np.ones(1), np.full(1, row == 0), np.zeros(1, bool))
-        values, memory = f.values(params, timestep, memory)
+        values, memory = f.values(params, None, timestep, memory)
     stored = np.moveaxis(frames, 0, 1) if stack > 1 else frames[0]
     action, zero = np.zeros(1, np.int32), np.zeros(1, np.float32)
-    _, chosen = f.td_errors(params, params, Transition(stored, action, zero, zero, stored))
+    chosen = f.losses(params, params, None, Transition(stored, action, zero, zero, stored)).values
     np.testing.assert_allclose(chosen[0], np.asarray(values)[0, 0], rtol=1e-5)

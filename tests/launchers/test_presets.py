@@ -17,6 +17,13 @@ EPSILONS = {
                          "optimizer_epsilon": 0.01 / 1024},
     # Schaul et al. 2016: a quarter of all that makes a step.
     ("prioritized_dqn", "Pong-v5"): {"optimizer_epsilon": 0.01 / 1024 / 16},
+    # Bellemare et al. 2017, Dabney et al. 2018 and Vieillard et al. 2020; noise takes epsilon's place in Rainbow.
+    ("c51", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.01, "optimizer_epsilon": 0.01 / 32},
+    ("qr_dqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 250_000, "optimizer_epsilon": 0.01 / 32},
+    ("iqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 250_000, "optimizer_epsilon": 0.01 / 32},
+    ("munchausen_dqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 62_500, "optimizer_epsilon": 0.01 / 32},
+    ("rainbow", "Pong-v5"): {"epsilon_initial": 0.0, "epsilon_final": 0.0, "optimizer_epsilon": 1.5e-4},
+    ("rainbow", "Catch-v0"): {"epsilon_initial": 0.0, "epsilon_final": 0.0, "optimizer_epsilon": 1e-8},
     # Mnih et al. 2016: of squares of sums over five steps.
     ("async_n_step_q", "Pong-v5"): {"optimizer_epsilon": 0.1 / 25},
     # Horgan et al. 2018 and Kapturowski et al. 2019.
