@@ -264,8 +264,8 @@ def over_tasks(out: pathlib.Path) -> str:
     return OVER_TASKS + "\n".join(lines) + "\n\n![Performance profiles](pictures/profiles-mujoco.png)"
 
 
-OVER_TASKS = """Returns of the last checkpoint on MuJoCo after 1,000,000 steps, scaled so that 0 is a random policy's
-and 1 what Fujimoto et al. 2018, table 1, print of PPO. The interquartile mean is over all runs, its 95 % interval by the
+OVER_TASKS = """Returns of the last checkpoint on MuJoCo after 1,000,000 steps, scaled: 0 is a random policy's, and 1
+what Fujimoto et al. 2018, table 1, print of PPO. The interquartile mean is over all runs, with the 95 % interval of the
 bootstrap that draws each task's seeds anew; the last columns are means over tasks of the share of runs (Agarwal et al.
 2021).
 
