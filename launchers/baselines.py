@@ -147,7 +147,7 @@ BASELINES: list[Baseline] = [
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
-    *_on("Pendulum-v1", "ddpg d4pg", reproduced=-200, minutes=2),
+    *_on("Pendulum-v1", "ddpg d4pg td3", reproduced=-200, minutes=2),
     *_on("Pendulum-v1", "dpg", minutes=2),
     Baseline("--agent=dpg --env=Pendulum-v1 --carrier=local --config.alpha_u=0.2", "gradient-q"),
     Baseline(
@@ -197,6 +197,18 @@ BASELINES: list[Baseline] = [
         seeds=1,
         minutes=120,
     ),
+    *[
+        Baseline(
+            f"--agent=td3 --env={env} --carrier=local --max_env_steps={steps} --eval_period=25000",
+            variant,
+            reproduced=0.9 * value if steps == 1_000_000 else None,
+            published=Published(value, TD3 if steps == 1_000_000 else f"after 1,000,000 steps: {TD3}"),
+            seeds=3,
+            minutes=steps / 6_000,
+        )
+        for env, value in (("HalfCheetah-v4", 9636.95), ("Hopper-v4", 3564.07))
+        for steps, variant in ((300_000, "300k"), (1_000_000, ""))
+    ],
     Baseline("--agent=ddpg --env=CheetahRun-v1 --carrier=local --eval_period=25000", seeds=3, minutes=90),
     Baseline(
         "--agent=ddpg --env=CheetahRun-v1 --max_env_steps=300000 --eval_period=25000 --updates_per_dispatch=1"

@@ -41,6 +41,7 @@ AGENTS = {
     "reinforce": "agents.reinforce",
     "reinforce_baseline": "agents.reinforce",
     "sarsa": "agents.q_learning",
+    "td3": "agents.td3",
     "trpo": "agents.trpo",
 }
 NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}

@@ -622,6 +622,19 @@ PRESETS: dict[str, list[Preset]] = {
             | {"layer_norm": True, "min_replay_size": 25_000, "random_start": True},
         ),
     ],
+    "td3": [
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | {"min_replay_size": 1_000}),
+        # As DDPG's there, and for its reasons.
+        Preset(
+            dm_control,
+            LARGE_RUN,
+            LARGE_CONTROL
+            | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3, "min_replay_size": 1_000}
+            | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
+        ),
+        # Its authors' later settings, which are the defaults.
+        Preset(any_kind, LARGE_RUN, {}),
+    ],
     "d4pg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
         *distributional(LARGE_RUN, LARGE_CONTROL | SOFT_TARGETS),

@@ -45,7 +45,7 @@ def test_acts_and_learns(name):
     assert np.mean(late[-10:]) > np.mean(early) + 0.02
 
 
-REFUSING = ["apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "q_learning", "r2d2"]
+REFUSING = ["apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "q_learning", "r2d2", "td3"]
 
 
 @pytest.mark.parametrize("name", REFUSING)

@@ -50,6 +50,12 @@ def test_ddpg_learns_pendulum_from_a_replay_on_its_devices(tmp_path):
 
 
 @pytest.mark.learn
+def test_td3_learns_pendulum(tmp_path):
+    arguments = ("--agent=td3", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=10000")
+    assert evaluation(tmp_path, *arguments) >= -200
+
+
+@pytest.mark.learn
 @pytest.mark.parametrize("agent, steps", [("q_learning", 120_000), ("prioritized_dqn", 40_000), ("r2d2", 75_000)])
 def test_value_based_agents_learn_catch(tmp_path, agent, steps):
     assert evaluation(tmp_path, f"--agent={agent}", "--env=Catch-v0", f"--max_env_steps={steps}") >= 0.95
