@@ -40,6 +40,7 @@ AGENTS = {
     "r2d2": "agents.r2d2",
     "reinforce": "agents.reinforce",
     "reinforce_baseline": "agents.reinforce",
+    "sac": "agents.sac",
     "sarsa": "agents.q_learning",
     "td3": "agents.td3",
     "trpo": "agents.trpo",

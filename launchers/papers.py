@@ -268,6 +268,14 @@ PAPERS: dict[str, list[Paper]] = {
         Paper("Ant-v*", "Ant-v4", TD3_RUN, TD3 | LONG_START),
         Paper(gym_mujoco, "Hopper-v4", TD3_RUN, TD3 | {"min_replay_size": 1_000}),
     ],
+    "sac": [
+        Paper(
+            gym_mujoco,
+            "HalfCheetah-v4",
+            CONTROL_RUN | {"max_env_steps": 3_000_000, "eval_period": 1_000, "eval_episodes": 1},
+            {},
+        )
+    ],
     "d4pg": [
         Paper(
             dm_control,

@@ -56,6 +56,18 @@ def test_td3_learns_pendulum(tmp_path):
 
 
 @pytest.mark.learn
+def test_sac_learns_pendulum(tmp_path):
+    arguments = ("--agent=sac", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=8000")
+    assert evaluation(tmp_path, *arguments) >= -200
+
+
+@pytest.mark.learn
+def test_sac_of_discrete_actions_learns_catch(tmp_path):
+    arguments = ("--agent=sac", "--env=Catch-v0", "--carrier=local", "--max_env_steps=20000")
+    assert evaluation(tmp_path, *arguments) >= 0.95
+
+
+@pytest.mark.learn
 @pytest.mark.parametrize("agent, steps", [("q_learning", 120_000), ("prioritized_dqn", 40_000), ("r2d2", 75_000)])
 def test_value_based_agents_learn_catch(tmp_path, agent, steps):
     assert evaluation(tmp_path, f"--agent={agent}", "--env=Catch-v0", f"--max_env_steps={steps}") >= 0.95
