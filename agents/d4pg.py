@@ -27,7 +27,6 @@ from agents.agent import (
     Transitions,
     check_ranges,
     check_replay_sizes,
-    pmax,
     pmean,
     replay_table,
 )
@@ -50,7 +49,7 @@ from agents.parts.exploration import (
 )
 from agents.parts.features import refuse_frames
 from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic, check_action_layer
-from agents.parts.optimization import descend, initial_hypers, make_optimizer, new_every
+from agents.parts.optimization import descend, due_every, initial_hypers, make_optimizer, new_every
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,11 +184,8 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
         return PolicyAndCritic(policy.init(policy_key, observation), critic.init(critic_key, observation, action))
 
     def prepare(statistics, transition: Transition) -> Transition:
-        return transition._replace(
-            observation=normalizer.apply(statistics, transition.observation),
-            action=from_bounds(bounds, transition.action),
-            next_observation=normalizer.apply(statistics, transition.next_observation),
-        )
+        action = from_bounds(bounds, transition.action)
+        return normalizer.transition(statistics, transition)._replace(action=action)
 
     def value(params, observation, action) -> chex.Array:
         outputs: Any = critic.apply(params, observation, action)
@@ -279,20 +275,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         def rest(theta, opt_theta):
             return theta, opt_theta, policy_loss(theta, params.critic, transition.observation), jnp.float32(0)
 
-        due = (state.step + 1) % config.policy_period == 0
-        climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
-        theta, opt_theta, loss_theta, norm_theta = climbed(params.policy, state.opt_state.policy)
+        step = state.step + 1
+        theta, opt_theta, loss_theta, norm_theta = due_every(
+            config.policy_period, step, climb, rest, params.policy, state.opt_state.policy
+        )
         w, opt_w = descend(optimizers.critic, gradient_w, state.opt_state.critic, params.critic, rate_w)
         params, opt_state = PolicyAndCritic(theta, w), PolicyAndCritic(opt_theta, opt_w)
 
-        step = state.step + 1
         moved = optax.incremental_update(params, targets, hypers.tau)
         targets = new_every(config.target_period, step, moved, targets)
 
-        priorities, max_priority = (), state.max_priority
-        if config.replay == "prioritized":
-            priorities = prioritized.priorities(distance.errors)
-            max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
+        priorities, max_priority = prioritized.feedback(config, distance.errors, state.max_priority)
         metrics = pmean(
             {
                 "critic_loss": loss_w,

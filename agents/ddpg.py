@@ -26,7 +26,6 @@ from agents.agent import (
     Transitions,
     check_ranges,
     check_replay_sizes,
-    pmax,
     pmean,
     replay_table,
 )
@@ -41,7 +40,7 @@ from agents.parts.exploration import (
 )
 from agents.parts.features import refuse_frames
 from agents.parts.networks import ActionCritic, DeterministicPolicy, PolicyAndCritic, check_action_layer
-from agents.parts.optimization import descend, initial_hypers, make_optimizer
+from agents.parts.optimization import descend, due_every, initial_hypers, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,13 +198,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         del key
         params, targets, hypers = state.params, state.target_params, state.hypers
-        transition: Transition = sample.steps
-        statistics = normalizer.update(state.normalizer, transition.observation)
-        transition = transition._replace(
-            observation=normalizer.apply(statistics, transition.observation),
-            action=from_bounds(bounds, transition.action),
-            next_observation=normalizer.apply(statistics, transition.next_observation),
-        )
+        statistics = normalizer.update(state.normalizer, sample.steps.observation)
+        transition = normalizer.transition(statistics, sample.steps)
+        transition = transition._replace(action=from_bounds(bounds, transition.action))
         weights = prioritized.weights(config, sample, state.step)
 
         # As in algorithm 1 the critic steps first, and the policy climbs the new one.
@@ -225,15 +220,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             # What is logged is of the actions that were taken, whose values are there.
             return theta_mu, opt_mu, -jnp.mean(y - errors), jnp.float32(0)
 
-        due = (state.step + 1) % config.policy_period == 0
-        climbed = climb if config.policy_period == 1 else lambda *args: jax.lax.cond(due, climb, rest, *args)
-        theta_mu, opt_mu, loss_mu, norm_mu = climbed(params.policy, state.opt_state.policy)
+        theta_mu, opt_mu, loss_mu, norm_mu = due_every(
+            config.policy_period, state.step + 1, climb, rest, params.policy, state.opt_state.policy
+        )
         params = PolicyAndCritic(theta_mu, theta_Q)
 
-        priorities, max_priority = (), state.max_priority
-        if config.replay == "prioritized":
-            priorities = prioritized.priorities(errors)
-            max_priority = jnp.maximum(max_priority, pmax(priorities.max()))
+        priorities, max_priority = prioritized.feedback(config, errors, state.max_priority)
         metrics = pmean(
             {
                 "critic_loss": loss_Q,

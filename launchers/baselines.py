@@ -141,6 +141,8 @@ BASELINES: list[Baseline] = [
     *_on("CartPole-v1", "rainbow iqn", reproduced=475, minutes=8),
     *_on("CartPole-v1", "async_q async_n_step_q async_sarsa", reproduced=475, minutes=2),
     *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
+    *_on("CartPole-v1", "sac", reproduced=475, minutes=3),
+    *_on("Catch-v0", "sac", reproduced=0.95),
     *_on("Catch-v0", "impala a2c q_learning sarsa", reproduced=0.95),
     *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
     *_on("Catch-v0", "c51 rainbow qr_dqn iqn munchausen_dqn", reproduced=0.95, minutes=2),
@@ -162,7 +164,7 @@ BASELINES: list[Baseline] = [
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
-    *_on("Pendulum-v1", "ddpg d4pg", reproduced=-200, minutes=2),
+    *_on("Pendulum-v1", "ddpg d4pg td3 sac", reproduced=-200, minutes=2),
     *_on("Pendulum-v1", "dpg", minutes=2),
     Baseline("--agent=dpg --env=Pendulum-v1 --carrier=local --config.alpha_u=0.2", "gradient-q"),
     Baseline(
@@ -212,6 +214,29 @@ BASELINES: list[Baseline] = [
         seeds=1,
         minutes=120,
     ),
+    *[
+        Baseline(
+            f"--agent=td3 --env={env} --carrier=local --max_env_steps={steps} --eval_period=25000",
+            variant,
+            reproduced=0.9 * value if steps == 1_000_000 else None,
+            published=Published(value, TD3 if steps == 1_000_000 else f"after 1,000,000 steps: {TD3}"),
+            seeds=3,
+            minutes=steps / 6_000,
+        )
+        for env, value in (("HalfCheetah-v4", 9636.95), ("Hopper-v4", 3564.07))
+        for steps, variant in ((300_000, "300k"), (1_000_000, ""))
+    ],
+    *[
+        Baseline(
+            f"--agent=sac --env={env} --carrier=local --max_env_steps={steps} --eval_period=25000",
+            variant,
+            published=Published(None, "curves alone: Haarnoja et al. 2018, 1812.05905, figure 1"),
+            seeds=3,
+            minutes=steps / 5_000,
+        )
+        for env in ("HalfCheetah-v4", "Hopper-v4")
+        for steps, variant in ((300_000, "300k"), (1_000_000, ""))
+    ],
     Baseline("--agent=ddpg --env=CheetahRun-v1 --carrier=local --eval_period=25000", seeds=3, minutes=90),
     Baseline(
         "--agent=ddpg --env=CheetahRun-v1 --max_env_steps=300000 --eval_period=25000 --updates_per_dispatch=1"

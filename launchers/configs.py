@@ -45,7 +45,9 @@ AGENTS = {
     "rainbow": "agents.rainbow",
     "reinforce": "agents.reinforce",
     "reinforce_baseline": "agents.reinforce",
+    "sac": "agents.sac",
     "sarsa": "agents.q_learning",
+    "td3": "agents.td3",
     "trpo": "agents.trpo",
 }
 NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}

@@ -97,6 +97,17 @@ MOUNTAIN_CAR = {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07
 DPG_RUN = LINEAR_RUN | {"env_kwargs": '{"max_episode_steps": 1000}'}
 DPG = {"features": "tiles", "squash": False}
 
+TD3_RUN = CONTROL_RUN | {"max_env_steps": 1_000_000, "eval_period": 5_000}
+TD3 = {
+    "hidden_sizes": (400, 300),
+    "batch_size": 100,
+    "samples_per_insert": 100.0,
+    "policy_learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+}
+# Of tasks whose episodes all have the same length; of the others 1,000.
+LONG_START = {"min_replay_size": 10_000}
+
 
 def async_q(**config: Any) -> list[Paper]:
     return [Paper(atari, "Pong-v5", ASYNC_RUN, ASYNC_Q | config)]
@@ -279,6 +290,19 @@ PAPERS: dict[str, list[Paper]] = {
                 "noise": "ou",
                 "noise_scale": 0.2,
             },
+        )
+    ],
+    "td3": [
+        Paper("HalfCheetah-v*", "HalfCheetah-v4", TD3_RUN, TD3 | LONG_START),
+        Paper("Ant-v*", "Ant-v4", TD3_RUN, TD3 | LONG_START),
+        Paper(gym_mujoco, "Hopper-v4", TD3_RUN, TD3 | {"min_replay_size": 1_000}),
+    ],
+    "sac": [
+        Paper(
+            gym_mujoco,
+            "HalfCheetah-v4",
+            CONTROL_RUN | {"max_env_steps": 3_000_000, "eval_period": 1_000, "eval_episodes": 1},
+            {},
         )
     ],
     "d4pg": [

@@ -164,6 +164,19 @@ SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
+# With discrete actions; targets that move faster, and a policy that may be sure of more, or CartPole falls again.
+SMALL_SAC = {
+    "hidden_sizes": (128, 128),
+    "batch_size": 64,
+    "samples_per_insert": 16.0,
+    "n_step": 5,
+    "policy_learning_rate": 1e-3,
+    "critic_learning_rate": 1e-3,
+    "alpha_learning_rate": 1e-3,
+    "discrete_entropy": 0.7,
+    "tau": 0.02,
+    "min_replay_size": 1_000,
+}
 ATARI_DQN_RUN = DQN_RUN | {
     "max_env_steps": 50_000_000,
     "eval_episodes": 10,
@@ -660,6 +673,28 @@ PRESETS: dict[str, list[Preset]] = {
             {"policy_learning_rate": 3e-4, "critic_learning_rate": 3e-4, "policy_period": 2}
             | {"layer_norm": True, "min_replay_size": 25_000, "random_start": True},
         ),
+    ],
+    "td3": [
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | {"min_replay_size": 1_000}),
+        # As DDPG's there, and for its reasons.
+        Preset(
+            dm_control,
+            LARGE_RUN,
+            LARGE_CONTROL
+            | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3, "min_replay_size": 1_000}
+            | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
+        ),
+        # Its authors' later settings, which are the defaults.
+        Preset(any_kind, LARGE_RUN, {}),
+    ],
+    "sac": [
+        Preset(
+            "Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | {"alpha_learning_rate": 1e-3, "min_replay_size": 1_000}
+        ),
+        Preset("CartPole-v1", DQN_RUN | {"max_env_steps": 150_000}, SMALL_SAC),
+        Preset("Catch-v0", CATCH_RUN, SMALL_SAC),
+        Preset(continuous, LARGE_RUN, {}),
+        Preset(any_kind, DQN_RUN, SMALL_SAC),
     ],
     "d4pg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),

@@ -11,6 +11,8 @@ HEADING = "## The table"
 PAGES = {
     **{"A2C": "a2c", "TRPO": "trpo", "IMPALA": "impala", "DPG": "dpg", "DDPG": "ddpg", "D4PG": "d4pg"},
     "Ape-X DPG": "apex_dpg",
+    "TD3": "td3",
+    "SAC": "sac",
 }
 
 

@@ -82,6 +82,8 @@ SHOWN = {
         "[Silver et al. 2014](http://proceedings.mlr.press/v32/silver14.html)", "dpg", "MountainCarContinuous-v0"
     ),
     "ddpg": Agent("[Lillicrap et al. 2016](https://arxiv.org/abs/1509.02971)", "ddpg", "Pendulum-v1"),
+    "td3": Agent("[Fujimoto et al. 2018](https://arxiv.org/abs/1802.09477)", "td3", "Pendulum-v1"),
+    "sac": Agent("[Haarnoja et al. 2018](https://arxiv.org/abs/1812.05905)", "sac", "Pendulum-v1"),
     "d4pg": Agent("[Barth-Maron et al. 2018](https://arxiv.org/abs/1804.08617)", "d4pg", "CartpoleSwingup-v1"),
     "apex_dpg": Agent(HORGAN, "apex_dpg", "CartpoleSwingup-v1"),
     "mix_match": Agent("[Czarnecki et al. 2018](https://arxiv.org/abs/1806.01780)", "mix_match", "MaskedCartPole-v1"),

@@ -21,9 +21,9 @@ def unsuitable(agent: str, needed: str, spec: EnvironmentSpec) -> ValueError:
     if isinstance(actions, FactoredActions):
         have = "factored; use a2c, impala, ppo or trpo"
     elif isinstance(actions, DiscreteActions):
-        have = "discrete; use dqn, r2d2, a2c, impala, ppo or trpo"
+        have = "discrete; use dqn, r2d2, sac, a2c, impala, ppo or trpo"
     else:
-        have = "continuous; use ddpg, d4pg, a2c, impala, ppo or trpo"
+        have = "continuous; use ddpg, td3, sac, d4pg, a2c, impala, ppo or trpo"
     return ValueError(f"{agent} needs {needed} actions; this environment's are {have}")
 
 

@@ -244,6 +244,23 @@ class ActionCritic(nn.Module):
         return nn.Dense(self.num_outputs, kernel_init=init_small, bias_init=init_small, name="value")(x)
 
 
+class Ensemble(NamedTuple):
+    """`size` networks that are alike but for their parameters, as one: parameters and outputs have an axis for them in
+    front. Their matrix products are computed as one batch."""
+
+    network: nn.Module
+    size: int
+
+    def init(self, key: jax.Array, *inputs: Any) -> Any:
+        """Each network starts from its own key."""
+        return jax.vmap(lambda key: self.network.init(key, *inputs))(jax.random.split(key, self.size))
+
+    def apply(self, params: Any, *inputs: Any) -> chex.Array:
+        """The outputs of all for the same inputs: [size, B, ...]."""
+        outputs: Any = jax.vmap(lambda params: self.network.apply(params, *inputs))(params)
+        return outputs
+
+
 class PolicyAndCritic(NamedTuple):
     """One of each: parameters, gradients, or what an optimiser keeps for them."""
 

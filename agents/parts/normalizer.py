@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import chex
 import jax.numpy as jnp
 
-from agents.agent import pmean, psum
+from agents.agent import Transition, pmean, psum
 
 LIMIT = 10.0  # of a normalised number: what has hardly ever moved may one day move far
 
@@ -61,3 +61,11 @@ def apply(normalizer: Normalizer | tuple[()], observation: Any) -> chex.Array:
         return x
     # The small number keeps what never moved at 0.
     return jnp.clip((x - normalizer.mean) / jnp.sqrt(normalizer.variance + 1e-8), -LIMIT, LIMIT)
+
+
+def transition(normalizer: Normalizer | tuple[()], transition: Transition) -> Transition:
+    """A transition with both of its observations normalised, as `apply` does it."""
+    return transition._replace(
+        observation=apply(normalizer, transition.observation),
+        next_observation=apply(normalizer, transition.next_observation),
+    )

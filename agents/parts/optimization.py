@@ -1,11 +1,14 @@
 """From a gradient to new parameters: optimisers, learning rates, steps, and the hyperparameters that they read."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
+
+from agents.agent import pmean
 
 
 def initial_hypers(Hypers: Any, config: Any) -> Any:
@@ -103,6 +106,45 @@ def descend(
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     steps = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: -rate * u, part), learning_rate, updates)
     return optax.apply_updates(params, steps), opt_state
+
+
+class Descent(NamedTuple):
+    """What `minimize` comes to."""
+
+    params: Any  # after the step
+    opt_state: Any
+    loss: chex.Array  # before the step, float32 scalar
+    aux: Any
+    gradient_norm: chex.Array  # before clipping
+
+
+def minimize(
+    loss: Callable[..., tuple[chex.Array, Any]],
+    args: tuple[Any, ...],
+    optimizer: optax.GradientTransformation,
+    params: Any,
+    opt_state: Any,
+    learning_rate: Any,
+) -> Descent:
+    """One step down the gradient of `loss(params, *args)` with respect to `params`, averaged over devices.
+
+    Args:
+      loss: gives the loss, and what else is wanted of its computation.
+      optimizer, params, opt_state, learning_rate: as `descend` takes them.
+    """
+    (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params, *args)
+    gradient = pmean(gradient)
+    after = descend(optimizer, gradient, opt_state, params, learning_rate)
+    return Descent(*after, value, aux, optax.tree.norm(gradient))
+
+
+def due_every(period: int, step: chex.Array, due: Callable[..., Any], rest: Callable[..., Any], *args: Any) -> Any:
+    """`due(*args)` at every `period`-th update and `rest(*args)` at the others, which is all that they compute.
+
+    Args:
+      step: updates so far, this one among them; int32 scalar.
+    """
+    return due(*args) if period == 1 else jax.lax.cond(step % period == 0, due, rest, *args)
 
 
 def new_every(period: int, step: chex.Array, new: Any, old: Any) -> Any:

@@ -51,6 +51,19 @@ def priorities(errors: chex.Array) -> chex.Array:
     return jnp.abs(errors) + EPSILON
 
 
+def feedback(config: Any, errors: chex.Array, largest: chex.Array) -> tuple[Any, chex.Array]:
+    """What an update reports of its sample's `errors` [B], and the largest priority so far, over all devices.
+
+    Args:
+      config: has the field replay; where it is uniform there are no priorities, (), and the largest stays.
+      largest: the largest priority before this update.
+    """
+    if config.replay != "prioritized":
+        return (), largest
+    new = priorities(errors)
+    return new, jnp.maximum(largest, pmax(new.max()))
+
+
 def largest_priority(params: Any, transition: Transition) -> chex.Array:
     """An agent's `priority` for new items, [B]: `params.max_priority`, the largest so far (algorithm 1, line 6).
 

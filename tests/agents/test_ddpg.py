@@ -1,4 +1,4 @@
-"""DDPG against its paper (https://arxiv.org/abs/1509.02971), and what D4PG and Ape-X DPG share with it."""
+"""DDPG against its paper (https://arxiv.org/abs/1509.02971), and what D4PG, Ape-X DPG and TD3 share with it."""
 
 import dataclasses
 from types import ModuleType
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import apex_dpg, d4pg, ddpg
+from agents import apex_dpg, d4pg, ddpg, td3
 from agents.agent import (
     AXIS,
     BoundedActions,
@@ -26,13 +26,25 @@ from agents.parts.exploration import Noise, from_bounds, to_bounds
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)  # asymmetrical
 SPEC = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))
 SIZES = (7, 5)
-AGENTS = pytest.mark.parametrize("module", [ddpg, d4pg, apex_dpg], ids=lambda m: m.__name__.split(".")[-1])
-LEARNERS = pytest.mark.parametrize("module", [ddpg, d4pg], ids=lambda m: m.__name__.split(".")[-1])
+
+
+def of(*modules: ModuleType):
+    return pytest.mark.parametrize("module", modules, ids=lambda m: m.__name__.split(".")[-1])
+
+
+AGENTS = of(ddpg, d4pg, apex_dpg, td3)
+LEARNERS = of(ddpg, d4pg, td3)
+OPTIONS = of(ddpg, d4pg)  # which have a layer for the action, weights that decay and clipped gradients
+SETTINGS = of(ddpg, d4pg, apex_dpg)
 ADAM_B1 = 0.9
 
 
+# Of TD3, what makes it move as the others do.
+PLAIN = {"random_start": False, "policy_period": 1, "target_noise": 0.0}
+
+
 def make(module: ModuleType, **fields):
-    fields = {"hidden_sizes": SIZES, "v_min": -5.0, "v_max": 5.0, "num_atoms": 11, **fields}
+    fields = {"hidden_sizes": SIZES, "v_min": -5.0, "v_max": 5.0, "num_atoms": 11, **PLAIN, **fields}
     known = {field.name for field in dataclasses.fields(module.Config)}
     return module.make(module.Config(**{k: v for k, v in fields.items() if k in known}), SPEC)
 
@@ -208,7 +220,7 @@ def test_critic_gradient_and_priorities_are_the_papers(replay, network):
         assert feedback.priorities == ()
 
 
-@LEARNERS
+@OPTIONS
 @pytest.mark.parametrize(("action_layer", "layer_norm"), [(1, False), (2, False), (1, True), (2, True)])
 def test_the_action_enters_the_critic_at_its_layer_and_the_first_layer_is_normalised(module, action_layer, layer_norm):
     state = make(module, action_layer=action_layer, layer_norm=layer_norm).init(jax.random.key(0))
@@ -220,7 +232,7 @@ def test_the_action_enters_the_critic_at_its_layer_and_the_first_layer_is_normal
     assert normalised == ([layer_norm] * 2 if action_layer == 1 else [layer_norm, False, layer_norm])
 
 
-@LEARNERS
+@OPTIONS
 def test_a_critics_weights_decay_and_no_bias_does(module):
     """The gradient is that of c / 2 |W|^2 more; the policy's is the same."""
     agent, plain = make(module, critic_weight_decay=0.7), make(module)
@@ -336,7 +348,7 @@ def test_learning_rates_are_the_states(module, network):
     assert max(jax.tree.leaves(getattr(moved, other))) == 0.0
 
 
-@LEARNERS
+@OPTIONS
 def test_gradient_norms_are_clipped(module):
     free, clipped = make(module), make(module, max_gradient_norm=1e-3)
     state = randomized(free.init(jax.random.key(0)))
@@ -583,7 +595,7 @@ def test_unbounded_actions_are_refused(module):
         module.make(module.Config(), spec)
 
 
-@AGENTS
+@SETTINGS
 @pytest.mark.parametrize(
     ("field", "value"),
     [

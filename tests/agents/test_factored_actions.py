@@ -46,13 +46,14 @@ def test_acts_and_learns(name):
 
 
 REFUSING = ["apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "iqn", "munchausen_dqn", "q_learning", "qr_dqn"]
-REFUSING += ["r2d2", "rainbow"]
+REFUSING += ["r2d2", "rainbow", "sac", "td3"]
 
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_refused_in_one_line_that_names_who_takes_them(name):
     module = importlib.import_module(f"agents.{name}")
-    message = rf"^{name} needs (discrete|continuous) actions; this environment's are factored; use a2c, impala, ppo"
+    needed = "(discrete|continuous|discrete or continuous)"
+    message = rf"^{name} needs {needed} actions; this environment's are factored; use a2c, impala, ppo"
     with pytest.raises(ValueError, match=message) as error:
         module.make(module.Config(), SPEC)
     assert "\n" not in str(error.value)

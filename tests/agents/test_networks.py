@@ -320,3 +320,23 @@ def test_dqn_sees_in_a_stored_transition_what_it_saw_as_it_acted(stack):
     action, zero = np.zeros(1, np.int32), np.zeros(1, np.float32)
     chosen = f.losses(params, params, None, Transition(stored, action, zero, zero, stored)).values
     np.testing.assert_allclose(chosen[0], np.asarray(values)[0, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_ensembles_outputs_and_slopes_are_those_of_each_network_alone(size):
+    network = networks.ActionCritic(2, (5, 4))
+    ensemble = networks.Ensemble(network, size)
+    s, a = np.ones((6, 3), np.float32), np.linspace(-1, 1, 12, dtype=np.float32).reshape(6, 2)
+    key = jax.random.key(0)
+    params = ensemble.init(key, s, a)
+
+    def total(params, s, a):
+        return jnp.sum(jnp.square(ensemble.apply(params, s, a)))
+
+    outputs, slopes = ensemble.apply(params, s, a), jax.grad(total)(params, s, a)
+    assert outputs.shape == (size, 6, 2)
+    for i, own in enumerate(jax.random.split(key, size)):
+        alone = network.init(own, s, a)
+        np.testing.assert_allclose(outputs[i], network.apply(alone, s, a), rtol=1e-5, atol=1e-6)
+        slope = jax.grad(lambda params: jnp.sum(jnp.square(network.apply(params, s, a))))(alone)
+        jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-6), slopes, slope)

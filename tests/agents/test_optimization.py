@@ -9,9 +9,17 @@ import numpy as np
 import optax
 import pytest
 
-from agents.agent import MOST_ENV_STEPS, Blocks, Sequences, Step, TableSpec, queue_table, replay_table
+from agents.agent import AXIS, MOST_ENV_STEPS, Blocks, Sequences, Step, TableSpec, queue_table, replay_table
 from agents.parts import normalizer
-from agents.parts.optimization import descend, initial_hypers, learning_rate_of, make_optimizer, new_every
+from agents.parts.optimization import (
+    descend,
+    due_every,
+    initial_hypers,
+    learning_rate_of,
+    make_optimizer,
+    minimize,
+    new_every,
+)
 
 
 class Hypers(NamedTuple):
@@ -119,6 +127,30 @@ def test_targets_are_new_after_every_period():
     new, old = {"a": jnp.ones(2)}, {"a": jnp.zeros(2)}
     kept = [float(new_every(3, jnp.int32(step), new, old)["a"][0]) for step in range(1, 8)]
     assert kept == [0, 0, 1, 0, 0, 1, 0]
+
+
+def test_a_step_down_a_loss_is_that_of_all_devices():
+    """x in (x - a)^2, each device with an a of its own: the gradient is the mean of 2 (x - a)."""
+    optimizer, x = make_optimizer("sgd"), jnp.float32(1.0)
+
+    def loss(x, a):
+        return jnp.square(x - a), 10 * a
+
+    def step(a):
+        return minimize(loss, (a,), optimizer, x, optimizer.init(x), 0.1)
+
+    alone = step(jnp.float32(4.0))
+    np.testing.assert_allclose([alone.params, alone.loss, alone.aux, alone.gradient_norm], [1.6, 9.0, 40.0, 6.0])
+    devices = jax.vmap(step, axis_name=AXIS)(jnp.array([4.0, 0.0]))
+    np.testing.assert_allclose(devices.params, [1.2, 1.2], rtol=1e-6)
+    np.testing.assert_allclose(devices.gradient_norm, [2.0, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(devices.loss, [9.0, 1.0])
+
+
+@pytest.mark.parametrize("period", [1, 3])
+def test_what_is_due_is_done_at_every_periodth_update(period):
+    done = jax.jit(lambda step: due_every(period, step, lambda x: x + 1, lambda x: x, jnp.int32(7)))
+    assert [int(done(step)) for step in range(1, 8)] == [8 if step % period == 0 else 7 for step in range(1, 8)]
 
 
 def test_a_row_before_a_first_is_not_live():

@@ -1,4 +1,4 @@
-"""DDPG's and D4PG's policy that steps at every second or third update; the critic steps at each."""
+"""DDPG's, D4PG's and TD3's policy that steps at every second or third update; the critic steps at each."""
 
 import itertools
 
@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from agents import d4pg, ddpg
+from agents import d4pg, ddpg, td3
 from agents.agent import BoundedActions, EnvironmentSpec, Sample, Transition
 
 BOUND = np.ones(2, np.float32)
 SPEC = EnvironmentSpec((3,), np.dtype(np.float32), BoundedActions(-BOUND, BOUND))
-MODULES = {"ddpg": ddpg, "d4pg": d4pg}
+MODULES = {"ddpg": ddpg, "d4pg": d4pg, "td3": td3}
 
 
 def sample(number: int) -> Sample:

@@ -25,6 +25,33 @@ CASES = {
         {"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 8.0, "min_replay_size": 64, "replay_size": 500},
         (300, 600),
     ),
+    "td3": (
+        "td3",
+        "Pendulum-v1",
+        {"envs_per_actor": 4, "updates_per_dispatch": 4},
+        {
+            **{"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 8.0, "min_replay_size": 64},
+            **{"replay_size": 500, "replay": "prioritized", "n_step": 3, "normalize_observations": True},
+        },
+        (300, 600),
+    ),
+    "sac": (
+        "sac",
+        "Pendulum-v1",
+        {"envs_per_actor": 4, "updates_per_dispatch": 4},
+        {
+            **{"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 8.0, "min_replay_size": 64},
+            **{"replay_size": 500, "replay": "prioritized", "n_step": 3, "normalize_observations": True},
+        },
+        (300, 600),
+    ),
+    "sac with discrete actions": (
+        "sac",
+        "CartPole-v1",
+        {"envs_per_actor": 4},
+        {"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 4.0, "min_replay_size": 64, "replay_size": 500},
+        (300, 600),
+    ),
     "prioritised DQN with frames": (
         "prioritized_dqn",
         "Pong-v5",

@@ -167,9 +167,10 @@ ENVIRONMENTS = {
     "binned:3:CheetahRun-v1": ("factored", 0),
 }
 SEEING = sorted(agent for agent in presets.PRESETS if "torso" in configs.fields(agent))
-CONTINUOUS = {"ddpg", "d4pg", "dpg", "apex_dpg"}
+CONTINUOUS = {"ddpg", "td3", "d4pg", "dpg", "apex_dpg"}
 EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "reinforce"}
 EITHER |= {"reinforce_baseline", "trpo"}
+UNFACTORED = {"sac"}
 # What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
 ASKING = {
     "dpg": "observation_low",
@@ -182,6 +183,7 @@ ASKING = {
 
 def fits(agent: str, actions: str, side: int) -> bool:
     taken = {"continuous"} if agent in CONTINUOUS else {"discrete"}
+    taken |= {"continuous"} if agent in UNFACTORED else set()
     return actions in ({"discrete", "factored", "continuous"} if agent in EITHER else taken) and (
         not side or agent in SEEING
     )

@@ -50,6 +50,24 @@ def test_ddpg_learns_pendulum_from_a_replay_on_its_devices(tmp_path):
 
 
 @pytest.mark.learn
+def test_td3_learns_pendulum(tmp_path):
+    arguments = ("--agent=td3", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=10000")
+    assert evaluation(tmp_path, *arguments) >= -200
+
+
+@pytest.mark.learn
+def test_sac_learns_pendulum(tmp_path):
+    arguments = ("--agent=sac", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=8000")
+    assert evaluation(tmp_path, *arguments) >= -200
+
+
+@pytest.mark.learn
+def test_sac_of_discrete_actions_learns_catch(tmp_path):
+    arguments = ("--agent=sac", "--env=Catch-v0", "--carrier=local", "--max_env_steps=20000")
+    assert evaluation(tmp_path, *arguments) >= 0.95
+
+
+@pytest.mark.learn
 @pytest.mark.parametrize(
     "agent, steps",
     [
