@@ -9,7 +9,7 @@ from agents.agent import LARGEST, MOST_ENV_STEPS
 from launchers import configs
 
 MODULES = sorted(set(configs.AGENTS.values()))
-NEGATIVE = {"v_min", "v_max", "eviction_exponent"}  # returns, and an exponent of what is worth least
+NEGATIVE = {"v_min", "v_max", "l_0", "eviction_exponent"}  # returns, and an exponent of what is worth least
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 
 
