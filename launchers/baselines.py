@@ -138,7 +138,7 @@ BASELINES: list[Baseline] = [
     *_on("CartPole-v1", "reinforce reinforce_baseline actor_critic actor_critic_lambda all_actions", reproduced=475),
     *_on("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=475, minutes=4),
     *_on("CartPole-v1", "c51 qr_dqn munchausen_dqn", reproduced=475, minutes=5),
-    *_on("CartPole-v1", "rainbow iqn", reproduced=475, minutes=8),
+    *_on("CartPole-v1", "rainbow iqn", reproduced=475, minutes=10),
     *_on("CartPole-v1", "async_q async_n_step_q async_sarsa", reproduced=475, minutes=2),
     *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
     *_on("CartPole-v1", "sac", reproduced=475, minutes=3),

@@ -9,8 +9,8 @@ from agents.agent import LARGEST, MOST_ENV_STEPS
 from launchers import configs
 
 MODULES = sorted(set(configs.AGENTS.values()))
-# Returns, an exponent of what is worth least, the entropy of a density.
-NEGATIVE = {"v_min", "v_max", "eviction_exponent", "continuous_entropy"}
+# Returns, a logarithm's bound, an exponent of what is worth least, the entropy of a density.
+NEGATIVE = {"v_min", "v_max", "l_0", "eviction_exponent", "continuous_entropy"}
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 
 

@@ -72,7 +72,7 @@ def test_sac_of_discrete_actions_learns_catch(tmp_path):
     "agent, steps",
     [
         *(("q_learning", 120_000), ("prioritized_dqn", 40_000), ("r2d2", 75_000)),
-        *(("c51", 20_000), ("rainbow", 15_000), ("qr_dqn", 15_000), ("iqn", 20_000), ("munchausen_dqn", 15_000)),
+        *(("c51", 25_000), ("rainbow", 20_000), ("qr_dqn", 20_000), ("iqn", 25_000), ("munchausen_dqn", 20_000)),
     ],
 )
 def test_value_based_agents_learn_catch(tmp_path, agent, steps):
