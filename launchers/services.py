@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
+from launchers import wandb_files
 from launchers.settings import UsageError
 
 NAME = "shoal"  # of the project, or experiment, unless the environment names one
@@ -38,8 +39,7 @@ class Row(NamedTuple):
 class Service(Protocol):
     """A tracked run. Each method raises what its library does."""
 
-    id: str
-    rows: dict[str, int]  # how many rows of each file it had when this was made
+    state: dict[str, Any]  # as JSON, what is kept of it: `rows`, how many it has of each file, and what it needs itself
     place: str  # where a person finds it
 
     def log(self, rows: list[Row]) -> None:
@@ -49,7 +49,7 @@ class Service(Protocol):
         """Nothing is added any more: the sitting has ended."""
 
 
-Start = Callable[[pathlib.Path, dict[str, Any], dict[str, Any]], Service]  # LOGDIR, its settings, what was saved
+Start = Callable[[pathlib.Path, dict[str, Any], dict[str, Any]], Service]  # LOGDIR, its settings, its state
 
 
 def _library(name: str) -> Any:
@@ -69,13 +69,14 @@ def _library(name: str) -> Any:
 class WandB:
     """A run in Weights & Biases, whose environment variables say where, and whether it is online.
 
-    With each row goes its number, as rows/ROLE: so a service that is online can be asked which it has."""
+    With each row goes its number, as rows/ROLE: so it can be asked which it has, online by the run's summary, and after
+    a sitting that was killed by what is on disk."""
 
-    def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], saved: dict[str, Any]):
+    def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], state: dict[str, Any]):
         wandb = _library("wandb")
         asked = wandb.setup().settings
         self._run = run = wandb.init(
-            id=saved.get("run") or asked.run_id or secrets.token_hex(4),
+            id=state.get("run") or asked.run_id or secrets.token_hex(4),
             resume=None if asked.mode in ("offline", "dryrun") else "allow",  # else it warns that it cannot know
             project=asked.project or NAME,
             name=asked.run_name or logdir.name,
@@ -85,17 +86,17 @@ class WandB:
             settings=wandb.Settings(console="off", silent=True),  # the terminal is the run's own
         )
         run.config.update(settings, allow_val_change=True)
-        self.id, self.place = run.id, run.url or str(pathlib.Path(run.dir).parent)
         run.define_metric("env_steps", hidden=True)
         run.define_metric("*", step_metric="env_steps")
         run.define_metric("rows/*", step_metric="env_steps", hidden=True)
+        folder = str(pathlib.Path(run.dir).parent)
+        self.place = run.url or folder
+        rows = _on_disk(state) if run.offline else _numbers(dict(run.summary))
+        self.state = {"run": run.id, "rows": rows}
         if run.offline:
-            self.rows: dict[str, int] = dict(saved.get("rows", {}))
-        else:  # what did not get there, of a sitting that was killed, say, is sent again
-            there = {name: value for name, value in dict(run.summary).items() if name.startswith("rows/")}
-            self.rows = {name.removeprefix("rows/"): int(value) for name, value in there.items()}
+            self.state["open"] = {"folder": folder, "rows": dict(rows)}
         # Steps go on over sittings, for of a run it takes none that is not beyond the last.
-        self._step = max(run.step, sum(self.rows.values()))
+        self._step = max(run.step, sum(rows.values()))
 
     def log(self, rows: list[Row]) -> None:
         for row in rows:
@@ -105,6 +106,24 @@ class WandB:
 
     def end(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+        self.state.pop("open", None)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, int]:
+    """The numbers of rows, by role, among values by the names that W&B has for them."""
+    return {name.removeprefix("rows/"): int(value) for name, value in values.items() if name.startswith("rows/")}
+
+
+def _on_disk(state: dict[str, Any]) -> dict[str, int]:
+    """How many rows of each file W&B has on disk, of a run that is offline."""
+    sitting = state.get("open", {})  # that did not end in order
+    files = list(pathlib.Path(sitting["folder"]).glob("*.wandb")) if sitting else []
+    if not files:
+        return dict(state.get("rows", {}))
+    rows = dict(sitting["rows"])  # that there were before it
+    for record in wandb_files.records(files[0]):
+        rows |= _numbers(wandb_files.logged(record))
+    return rows
 
 
 class MLflow:
@@ -116,18 +135,19 @@ class MLflow:
     MOST = 1000  # metrics that it takes at a time
     MOST_PARAMS = 100
 
-    def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], saved: dict[str, Any]):
+    def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], state: dict[str, Any]):
         mlflow = _library("mlflow")
         self._entities: Any = importlib.import_module("mlflow.entities")
         self._client = client = mlflow.MlflowClient()
-        run = self._there(saved.get("run"))
-        self.rows: dict[str, int] = dict(saved.get("rows", {})) if run else {}
+        run = self._there(state.get("run"))
+        rows = dict(state["rows"]) if run else {}
         if run is None:
             tags = {"agent": settings["agent"], "env": settings["env"]}
             run = client.create_run(self._experiment(), run_name=logdir.name, tags=tags)
-        self.id, self._start = run.info.run_id, run.info.start_time
-        self.place = f"run {self.id} in {mlflow.get_tracking_uri()}"
-        client.update_run(self.id, status="RUNNING")
+        self._id, self._start = run.info.run_id, run.info.start_time
+        self.state = {"run": self._id, "rows": rows}
+        self.place = f"run {self._id} in {mlflow.get_tracking_uri()}"
+        client.update_run(self._id, status="RUNNING")
         self._tell(settings, run.data.params)
 
     def _there(self, run: str | None) -> Any:
@@ -154,10 +174,10 @@ class MLflow:
         told = {name: str(value)[:6000] for name, value in named.items()}
         new = [self._entities.Param(name, value) for name, value in told.items() if name not in known]
         for start in range(0, len(new), self.MOST_PARAMS):
-            self._client.log_batch(self.id, params=new[start : start + self.MOST_PARAMS])
+            self._client.log_batch(self._id, params=new[start : start + self.MOST_PARAMS])
         for name, value in told.items():
             if known.get(name, value) != value:
-                self._client.set_tag(self.id, name, value)
+                self._client.set_tag(self._id, name, value)
 
     def log(self, rows: list[Row]) -> None:
         found = []
@@ -166,10 +186,10 @@ class MLflow:
             names = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in row.finite.items()}
             found += [self._entities.Metric(name, value, *at) for name, value in names.items()]
         for start in range(0, len(found), self.MOST):
-            self._client.log_batch(self.id, metrics=found[start : start + self.MOST])
+            self._client.log_batch(self._id, metrics=found[start : start + self.MOST])
 
     def end(self, failed: bool) -> None:
-        self._client.set_terminated(self.id, "FAILED" if failed else "FINISHED")
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
 
 
 SERVICES: dict[str, Start] = {"wandb": WandB, "mlflow": MLflow}

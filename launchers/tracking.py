@@ -119,7 +119,7 @@ class Tracker:
             if rows and self._service is None:  # not before: of a run that breaks at once nothing is to be seen
                 self._connect()
             if self._service:
-                rows = [row for row in rows if row.number > self._service.rows.get(row.role, 0)]
+                rows = [row for row in rows if row.number > self._service.state["rows"].get(row.role, 0)]
             if rows or not moved:
                 return rows
 
@@ -146,13 +146,14 @@ class Tracker:
     def _save(self, sent: list[Row]) -> None:
         """Keeps how far the service is, whole or as it was."""
         assert self._service
-        self._service.rows |= {row.role: row.number for row in sent}
-        self._state = {"run": self._service.id, "rows": self._service.rows}
+        self._state = self._service.state
+        self._state["rows"] |= {row.role: row.number for row in sent}
         recorded.write(self._path, self._saved() | {self._name: self._state})
 
     def _end(self) -> None:
         if self._service:
             self._service.end(self.failed)
+            self._save([])
         self._ended = True
 
     def _say(self, text: str) -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import unittest.mock
 
 import pytest
 
@@ -40,9 +41,9 @@ class Fake:
 
     def __init__(self, store: Store, saved: dict):
         store.fail()
-        self.store, self.id, self.place = store, saved.get("run", "7"), "nowhere"
+        self.store, self.place = store, "nowhere"
         counted = {row.role: row.number for row in store.rows}
-        self.rows = counted if store.known else dict(saved.get("rows", {}))
+        self.state = {"rows": counted if store.known else dict(saved.get("rows", {}))}
 
     def log(self, rows: list[services.Row]) -> None:
         self.store.fail()
@@ -83,6 +84,7 @@ def grow(logdir: pathlib.Path, draw: random.Random) -> None:
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_each_row_is_there_once_and_in_order_whatever_fails(seed, known, logdir, monkeypatch):
+    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())  # which takes long to open
     draw = random.Random(seed)
     monkeypatch.setattr(tracking, "BYTES", draw.choice([1, 100, 10**6]))
     store = Store(draw, known)
@@ -204,11 +206,8 @@ def learn(logdir: pathlib.Path, *arguments: str) -> str:
 def mlflow(tmp_path, monkeypatch) -> str:
     pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    for environment in (command_line.ENVIRONMENT, None):
-        if environment is None:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        else:
-            monkeypatch.setitem(environment, "MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setitem(command_line.ENVIRONMENT, "MLFLOW_TRACKING_URI", uri)
     return uri
 
 
@@ -226,10 +225,10 @@ def told(settings: dict) -> dict[str, str]:
     return {name: str(value) for name, value in settings.items() if name != "config"} | config
 
 
-@pytest.mark.parametrize("name", ["queue", "population"])
-def test_mlflow_has_what_the_files_have_also_after_a_resume(name, mlflow, tmp_path):
+@pytest.mark.parametrize(("name", "sittings"), [("queue", (600, 1200, 1200)), ("population", (600,))])
+def test_mlflow_has_what_the_files_have_also_after_a_resume(name, sittings, mlflow, tmp_path):
     logdir = tmp_path / "run"
-    for steps in (600, 1200, 1200):
+    for steps in sittings:
         learn(logdir, "--track=mlflow", *RUNS[name], f"--max_env_steps={steps}")
         run, found = tracked_runs.in_mlflow(logdir)
         assert found == expected(logdir) and f"{'member_1/' * (name == 'population')}evaluator/return_mean" in found
@@ -271,10 +270,10 @@ def test_mlflow_keeps_one_of_what_is_sent_twice_and_a_run_that_is_not_there_begi
     assert found == expected(logdir) and again.info.run_id != run.info.run_id
 
 
-@pytest.mark.parametrize("name", ["queue", "population"])
-def test_wandb_has_what_the_files_have_also_after_a_resume(name, wandb, tmp_path):
+@pytest.mark.parametrize(("name", "sittings"), [("queue", (600, 1200, 1200)), ("population", (600,))])
+def test_wandb_has_what_the_files_have_also_after_a_resume(name, sittings, wandb, tmp_path):
     logdir = tmp_path / "run"
-    for count, steps in enumerate((600, 1200, 1200), start=1):
+    for count, steps in enumerate(sittings, start=1):
         output = learn(logdir, "--track=wandb", *RUNS[name], f"--max_env_steps={steps}")
         assert f"tracked by wandb: {logdir}/wandb/offline-run-" in output
         runs, found, numbers = tracked_runs.in_wandb(logdir)
@@ -285,6 +284,36 @@ def test_wandb_has_what_the_files_have_also_after_a_resume(name, wandb, tmp_path
             (saved["wandb"]["run"], "shoal", "run")
         }
         assert {*runs[-1].tags} == {json.loads((logdir / "config.json").read_text())["agent"], "CartPole-v1"}
+
+
+KILLED = """
+import json, os, pathlib, sys
+from launchers import services, tracking
+
+tracker = tracking.Tracker(pathlib.Path(sys.argv[1]), "wandb", services.WandB)
+tracker.send()
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_wandb_had_not_written_when_it_was_killed_is_sent_again(wandb, logdir, monkeypatch):
+    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())
+    command = [sys.executable, "-c", KILLED, str(logdir)]
+    for sitting in range(4):
+        for role in ("learner", "actor_0"):
+            recorder = metrics.Recorder(logdir, role)
+            for step in range(150 * sitting * (role == "learner") + 100):  # of about 100 bytes each
+                recorder.write({"env_steps": step, "loss": step / 7})
+            recorder.close()
+        if sitting == 3:
+            command[2] = KILLED.replace("os.kill(os.getpid(), 9)", "tracker._end()")
+        done = subprocess.run(command, env=command_line.ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == (0 if sitting == 3 else -9), done.stderr
+        state = json.loads((logdir / "tracking.json").read_text())["wandb"]
+        assert state["rows"] == {role: len(metrics.read(logdir / f"{role}.csv")) for role in ("learner", "actor_0")}
+        assert ("open" in state) == (sitting < 3)
+    runs, found, numbers = tracked_runs.in_wandb(logdir)
+    assert found == expected(logdir) and numbers == [*range(len(numbers))] and len(runs) <= 4
 
 
 @pytest.mark.parametrize("given", [{}, {"WANDB_MODE": "nonsense"}, {"WANDB_MODE": "disabled"}])

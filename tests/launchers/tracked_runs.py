@@ -2,15 +2,11 @@
 
 import json
 import pathlib
-import struct
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
+from launchers import wandb_files
 from runtime import metrics
-
-BLOCK = 2**15  # of a .wandb file, a log as LevelDB's is
-HEADER, RECORD = 7, struct.Struct("<IHB")  # of the file; and of a record: its checksum, length and kind
 
 
 def role_files(logdir: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -52,8 +48,7 @@ def in_wandb(folder: pathlib.Path) -> tuple[list[Any], dict[str, list[tuple[floa
             if record.WhichOneof("record_type") == "run" and (not runs or runs[-1][0] != path):
                 runs.append((path, record.run))
             if record.WhichOneof("record_type") == "history":
-                row = {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
-                values = {name: json.loads(value) for name, value in row.items()}
+                values = {name: json.loads(value) for name, value in wandb_files.logged(record).items()}
                 steps.append(values["_step"])
                 for name, value in values.items():
                     if not name.startswith(("_", "rows/")) and name != "env_steps":
@@ -62,22 +57,17 @@ def in_wandb(folder: pathlib.Path) -> tuple[list[Any], dict[str, list[tuple[floa
 
 
 def _records(path: pathlib.Path) -> Iterator[Any]:
-    """The records of a .wandb file. (The library's newer versions have no reader in Python.)"""
+    """The records of a .wandb file, by the library's own reader where it has one in Python."""
+    try:
+        from wandb.sdk.internal import datastore
+    except ImportError:
+        yield from wandb_files.records(path)
+        return
     from wandb.proto import wandb_internal_pb2
 
-    data, at, parts = path.read_bytes(), HEADER, b""
-    assert data.startswith(b":W&B")
-    while at + RECORD.size <= len(data):
-        if BLOCK - at % BLOCK < RECORD.size:  # too little of the block was left for a record
-            at += BLOCK - at % BLOCK
-            continue
-        checksum, length, kind = RECORD.unpack_from(data, at)
-        body = data[at + RECORD.size : at + RECORD.size + length]
-        assert zlib.crc32(bytes([kind]) + body) == checksum, f"{path} is damaged at {at}"
-        parts += body
-        at += RECORD.size + length
-        if kind in (1, 4):  # whole, or the last part
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(parts)
-            parts = b""
-            yield record
+    reader = datastore.DataStore()
+    reader.open_for_scan(str(path))
+    while data := reader.scan_data():
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        yield record
