@@ -14,8 +14,10 @@ from launchers.settings import UsageError
 
 NAME = "shoal"  # of the project, or experiment, unless the environment names one
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # by the name of the library
-# Of MLflow. A failure is told, and tried again, here: the library alone would try for minutes.
+# Of the libraries' environment variables. MLflow's failures are told, and tried again, here: alone it would try for
+# minutes. W&B's Weave takes agents/ for another library of that name, which it would like to watch.
 DEFAULTS = {
+    "WANDB_DISABLE_WEAVE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -90,7 +92,7 @@ class WandB:
         run.define_metric("*", step_metric="env_steps")
         run.define_metric("rows/*", step_metric="env_steps", hidden=True)
         folder = str(pathlib.Path(run.dir).parent)
-        self.place = run.url or folder
+        self.place = folder if run.offline else run.url
         rows = _on_disk(state) if run.offline else _numbers(dict(run.summary))
         self.state = {"run": run.id, "rows": rows}
         if run.offline:
