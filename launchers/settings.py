@@ -353,6 +353,19 @@ class Sitting:
 
 
 @dataclasses.dataclass
+class Tracking:
+    """Who is told of a run while it goes on."""
+
+    track: str = setting(
+        "none",
+        "a service that is sent the run's numbers and settings: Weights & Biases or MLflow",
+        choices=("none", "wandb", "mlflow"),
+        free=True,
+        see="running.md#weights--biases-and-mlflow",
+    )
+
+
+@dataclasses.dataclass
 class Pod:
     """Which of a pod's hosts this is, and where it finds the first; what the cluster says itself need not be given."""
 

@@ -8,21 +8,21 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from launchers import flags, mirror
-from launchers.settings import Ending, Pod, RayCluster, Settings, Sitting
+from launchers.settings import Ending, Pod, RayCluster, Settings, Sitting, Tracking
 
 if TYPE_CHECKING:
     from launchers.run import Run
     from runtime.hosts import Meeting
 
 
-@flags.command(Settings, Sitting, Pod, RayCluster, Ending)
+@flags.command(Settings, Sitting, Tracking, Pod, RayCluster, Ending)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
     # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
     import jax
 
     from launchers import population as populations
-    from launchers import ports, settings
+    from launchers import ports, services, settings
     from launchers.shutdown import noticed
     from runtime import leave_out_tensorflow
 
@@ -47,8 +47,9 @@ def train() -> int:
     ports.check_port(flags.FLAGS.port)
     populations.check(run)
     run.check_fit(run.num_replay_servers)  # before anything is written
-    if not host:  # which has the evaluator
+    if not host:  # which has the evaluator, and follows all of the run
         run.check_drawn()
+        services.check(flags.FLAGS.track)
     # Of a pod each host has its own replays, and the first restores the learner for all.
     replays = [f"replay_{host * run.num_replay_servers + server}" for server in range(run.num_replay_servers)]
     with mirror.mirrored(logdir, {*replays} if host else {"checkpoints", *replays}) as folder:
@@ -58,7 +59,7 @@ def train() -> int:
 def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     """Trains in a folder of this machine."""
     from launchers import population as populations
-    from launchers import settings, sittings
+    from launchers import settings, sittings, tracking
     from launchers.terminal import native_lines_in, tell_of_end
 
     host = meeting.hosts.index if meeting else 0
@@ -85,7 +86,8 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     log = next((name for name, there in native.items() if there), None)
     of_host = f"_{host}" if host else ""
     lines = native_lines_in(logdir / "logs" / f"{log}{of_host}.log") if log else contextlib.nullcontext()
-    with sittings.hold(logdir, f"train{of_host}"), lines:
+    track = "none" if host else flags.FLAGS.track
+    with sittings.hold(logdir, f"train{of_host}"), lines, tracking.tracked(track, logdir):
         asked_to_end = placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
     code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
     if host:

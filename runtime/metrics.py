@@ -132,6 +132,17 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
         return _parse(_columns(path), file)
 
 
+def read_on(path: pathlib.Path, start: int, size: int) -> tuple[list[dict[str, float]], int]:
+    """Rows of a role's CSV from a byte on where a line begins, about `size` bytes of them, and the byte to go on from.
+    A line that is still being written is left for the next time."""
+    if not path.exists():
+        return [], start
+    with open(path, "rb") as file:
+        file.seek(start)
+        lines = [line for line in file.readlines(size) if line.endswith(b"\n")]
+    return _parse(_columns(path), lines), start + sum(map(len, lines))
+
+
 def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
     """The last row of a role's CSV, if there is one; from the file's end, however long it has grown."""
     path = logdir / f"{role}.csv"

@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from launchers.settings import Ending, Pod, RayCluster, Setting, Settings, Share, Sitting, declarations
+from launchers.settings import Ending, Pod, RayCluster, Setting, Settings, Share, Sitting, Tracking, declarations
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 HEADING = "## The table"
@@ -23,7 +23,7 @@ def table() -> str:
         "|---|---|---|---|---|",
     ]
     for name, declared in (
-        item for of in (Settings, Sitting, Pod, RayCluster, Ending) for item in declarations(of).items()
+        item for of in (Settings, Sitting, Tracking, Pod, RayCluster, Ending) for item in declarations(of).items()
     ):
         meaning = f"[{declared.help}]({declared.see})" if declared.see else declared.help
         resume = "yes" if declared.free else ""

@@ -19,7 +19,7 @@ from tests.launchers import odd_values as odd
 from tests.launchers.odd_values import FOLDER
 
 DECLARING: dict[str, tuple[type, ...]] = {
-    "train": (Settings, Sitting, settings.RayCluster, settings.Ending),
+    "train": (Settings, Sitting, settings.Tracking, settings.RayCluster, settings.Ending),
     "role": (Settings, Sitting, role.Place),
     "manifests": (Settings, Sitting, manifests.Manifest),
     "sweep": (Settings, settings.RayCluster, settings.Ending, sweep.Sweep),

@@ -16,7 +16,15 @@ from scripts import flags_page
 from tests.launchers import command_line
 
 DECLARING = (
-    *(settings.Settings, settings.Sitting, settings.Pod, settings.Ending, role.Place, manifests.Manifest),
+    *(
+        settings.Settings,
+        settings.Sitting,
+        settings.Tracking,
+        settings.Pod,
+        settings.Ending,
+        role.Place,
+        manifests.Manifest,
+    ),
     *(evaluate.Evaluation, plot.Picture, sweep.Sweep),
 )
 ALL = {name: declared for declaring in DECLARING for name, declared in settings.declarations(declaring).items()}
