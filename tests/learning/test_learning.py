@@ -51,7 +51,7 @@ def test_ddpg_learns_pendulum_from_a_replay_on_its_devices(tmp_path):
 
 @pytest.mark.learn
 def test_td3_learns_pendulum(tmp_path):
-    arguments = ("--agent=td3", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=10000")
+    arguments = ("--agent=td3", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=15000")
     assert evaluation(tmp_path, *arguments) >= -200
 
 
