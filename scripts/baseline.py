@@ -106,7 +106,7 @@ class Runs:
         finally:
             with self._lock:
                 self._shares.append(share)
-        wall = max(row["wall_seconds"] for each in members for row in records.metrics.read(each / "learner.csv")[-1:])
+        wall = max(row["wall_seconds"] for each in members for row in records.metrics.read(each / "evaluator.csv")[-1:])
         return Result(
             return_mean=sum(each.return_mean for each in played) / len(played),
             return_std=played[0].return_std if len(played) == 1 else None,

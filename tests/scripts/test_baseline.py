@@ -97,8 +97,8 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tmp_path):
     child = start(tmp_path, NAME, "--jobs=2", steps=10**8)
     logdirs = [tmp_path / "runs" / NAME / f"seed{seed}" for seed in (0, 1)]
     command_line.wait_for(
-        "both runs to have evaluated",
-        lambda: all(len(metrics.read(logdir / "evaluator.csv")) for logdir in logdirs),
+        "both runs to have evaluated twice",
+        lambda: all(len(evaluated(logdir)) > 1 for logdir in logdirs),
         running=[child],
     )
     child.send_signal(signal.SIGTERM)
@@ -106,16 +106,22 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tmp_path):
     assert child.returncode == 128 + signal.SIGTERM, output
     assert "the same command goes on" in output
     assert not processes_of(tmp_path)
-    reached = [metrics.read(logdir / "learner.csv")[-1]["env_steps"] for logdir in logdirs]
-    steps = int(max(reached)) + 3000
+    before = [evaluated(logdir) for logdir in logdirs]
+    steps = int(max(rows[-1] for rows in before)) + 3000
     for logdir in logdirs:  # a run may be made shorter, or longer
         config = json.loads((logdir / "config.json").read_text()) | {"max_env_steps": steps}
         (logdir / "config.json").write_text(json.dumps(config))
     code, output = run(tmp_path, NAME, "--jobs=2", steps=steps)
     assert code == 0, output
-    for logdir, before in zip(logdirs, reached, strict=True):
-        rows = [row["env_steps"] for row in metrics.read(logdir / "learner.csv")]
-        assert rows[-1] >= steps and before in rows, "it went on and did not begin anew"
+    for logdir, earlier in zip(logdirs, before, strict=True):
+        rows = evaluated(logdir)
+        assert rows[: len(earlier)] == earlier and rows[-1] >= steps
+        assert rows == sorted(rows), "it went on and did not begin anew"
+
+
+def evaluated(logdir: pathlib.Path) -> list[float]:
+    """The environment steps of a run's evaluations, of which the last one is always there."""
+    return [row["env_steps"] for row in metrics.read(logdir / "evaluator.csv")]
 
 
 @pytest.mark.parametrize(
