@@ -65,7 +65,7 @@ def draw(
     nouns: dict[str, str] = {}  # what one of a group's runs is called
     for folder in folders:
         for path in _evaluations_of(folder):
-            curve = _curve(path, x)
+            curve = records.curve(path, x)
             if len(curve) < 2:
                 continue
             flat = (
@@ -107,7 +107,7 @@ def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.P
     figure, grid = pyplot.subplots(rows, 3, figsize=(11, 3.1 * rows), squeeze=False, layout="constrained")
     for axes, (title, curves) in zip(grid.flat, panels.items(), strict=False):
         for label, folder in curves.items():
-            found = [_curve(path, "env_steps") for path in _evaluations_of(folder)]
+            found = [records.curve(path, "env_steps") for path in _evaluations_of(folder)]
             _draw_mean(axes, found, label + (f" ({len(found)} seeds)" if len(found) > 1 else ""))
         axes.set_title(title, fontsize="medium")
         axes.grid(alpha=0.3)
@@ -162,31 +162,6 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
     ends = np.arange(1, len(curve) + 1)
     starts = np.maximum(ends - count, 0)
     return np.stack([curve[:, 0], (sums[ends] - sums[starts]) / (ends - starts)], axis=1)
-
-
-def _curve(path: pathlib.Path, x: str) -> np.ndarray:
-    """The evaluations of an evaluator.csv, [n, 2]: `x`, which only grows, and the returns' mean.
-
-    Where `x` goes back, as after a start from an older checkpoint, what came later takes the place of what it was by
-    then. What is not finite is left out.
-    """
-    points: list[tuple[float, ...]] = []
-    columns = (x, "return_mean")
-    for row in metrics.read(path):
-        _check_columns(path, row, columns)
-        point = tuple(row[column] for column in columns)
-        if not all(map(math.isfinite, point)):
-            continue
-        while points and points[-1][0] >= point[0]:
-            points.pop()
-        points.append(point)
-    return np.array(points).reshape(-1, 2)
-
-
-def _check_columns(path: pathlib.Path, row: dict[str, float], columns: Iterable[str]) -> None:
-    for column in columns:
-        if column not in row:
-            raise ValueError(f"{path} has no column {column}")
 
 
 def _write(figure: Figure, out: pathlib.Path) -> None:
@@ -249,7 +224,7 @@ def _turns(path: pathlib.Path) -> list[dict[str, float]]:
     """The rows of a lineage's CSV that name a member and whose state it took, at a number of steps."""
     rows = metrics.read(path)
     for row in rows:
-        _check_columns(path, row, ("env_steps", "member", "donor", "score"))
+        records.check_columns(path, row, ("env_steps", "member", "donor", "score"))
     return [
         row
         for row in rows

@@ -3,7 +3,9 @@ seedN.csv."""
 
 import dataclasses
 import json
+import math
 import pathlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -41,8 +43,13 @@ class Record:
         return np.array([self.results[seed].return_mean for seed in sorted(self.results)])
 
     @property
+    def made(self) -> set[int]:
+        """The seeds that were made since there is a record of settings."""
+        return {seed for seed, result in self.results.items() if not result.earlier}
+
+    @property
     def is_earlier(self) -> bool:
-        return any(each.earlier for each in self.results.values())
+        return len(self.made) < len(self.results)
 
 
 def read(folder: pathlib.Path) -> Record | None:
@@ -72,26 +79,52 @@ def write(folder: pathlib.Path, record: Record) -> None:
     unfinished.replace(folder / FILE)
 
 
-def evaluations(folder: pathlib.Path, seed: int) -> np.ndarray:
-    """Those of a seed's run: environment steps and mean returns, [n, 2]; of a population's members the mean."""
-    rows = metrics.read(folder / f"seed{seed}.csv")
-    return np.array([(row["env_steps"], row["return_mean"]) for row in rows]).reshape(-1, 2)
+def curve(path: pathlib.Path, x: str = "env_steps") -> np.ndarray:
+    """The evaluations of an evaluator.csv, [n, 2]: `x`, which only grows, and the returns' mean.
+
+    Where `x` goes back, as after a start from an older checkpoint, what came later takes the place of what it was by
+    then. What is not finite is left out. Of a file that is not there there are none.
+
+    Raises:
+      ValueError: it has other columns.
+    """
+    points: list[tuple[float, ...]] = []
+    columns = (x, "return_mean")
+    for row in metrics.read(path):
+        check_columns(path, row, columns)
+        point = tuple(row[column] for column in columns)
+        if not all(map(math.isfinite, point)):
+            continue
+        while points and points[-1][0] >= point[0]:
+            points.pop()
+        points.append(point)
+    return np.array(points).reshape(-1, 2)
+
+
+def check_columns(path: pathlib.Path, row: dict[str, float], columns: Iterable[str]) -> None:
+    """Raises ValueError unless a row of the file has these columns."""
+    for column in columns:
+        if column not in row:
+            raise ValueError(f"{path} has no column {column}")
+
+
+def curves(folder: pathlib.Path, record: Record) -> list[np.ndarray]:
+    """The evaluations of each seed that has some, by itself and not by its members, [n, 2] each."""
+    found = [curve(folder / f"seed{seed}.csv") for seed in sorted(record.results)]
+    return [each for each in found if len(each)]
 
 
 def last_five(folder: pathlib.Path, record: Record) -> np.ndarray:
     """The mean return of each seed's last five evaluations, [seeds]: what the last checkpoint alone may hide."""
-    curves = [evaluations(folder, seed) for seed in sorted(record.results)]
-    return np.array([curve[-5:, 1].mean() for curve in curves if len(curve)])
+    return np.array([each[-5:, 1].mean() for each in curves(folder, record)])
 
 
 def area(folder: pathlib.Path, record: Record) -> np.ndarray:
     """The mean return over each seed's run, [seeds]: the area under its curve over its length."""
     import scipy.integrate  # only now: it takes half a second
 
-    curves = [evaluations(folder, seed) for seed in sorted(record.results)]
-    return np.array(
-        [scipy.integrate.trapezoid(*curve.T[::-1]) / np.ptp(curve[:, 0]) for curve in curves if len(curve) > 1]
-    )
+    long = [each for each in curves(folder, record) if len(each) > 1]
+    return np.array([scipy.integrate.trapezoid(*each.T[::-1]) / np.ptp(each[:, 0]) for each in long])
 
 
 def spoken(values: np.ndarray) -> str:

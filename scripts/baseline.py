@@ -36,7 +36,7 @@ from launchers.baselines import Baseline
 from launchers.settings import UsageError, setting
 from launchers.shutdown import Stop, stop_on_signals
 from launchers.sweep import share_of
-from runtime import records, statistics
+from runtime import metrics, records, statistics
 from runtime.records import Record, Result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -101,18 +101,18 @@ class Runs:
             words = [*baseline.flags.split(), f"--seed={seed}", f"--logdir={logdir}"]
             logdir.mkdir(parents=True, exist_ok=True)
             cpu_seconds = self._play(["scripts/train", *words], logdir)[1]
-            members = sorted(logdir.glob("member_*")) or [logdir]
-            played = [self._evaluate(each, logdir) for each in members]
+            learners = learners_in(logdir)
+            played = [self._evaluate(each, logdir) for each in learners]
         finally:
             with self._lock:
                 self._shares.append(share)
-        wall = max(row["wall_seconds"] for each in members for row in records.metrics.read(each / "evaluator.csv")[-1:])
+        last = [metrics.read(each / "evaluator.csv")[-1] for each in learners]
         return Result(
             return_mean=sum(each.return_mean for each in played) / len(played),
             return_std=played[0].return_std if len(played) == 1 else None,
             episodes=sum(each.episodes for each in played),
             env_steps=max(each.env_steps for each in played),
-            wall_seconds=round(wall, 1),
+            wall_seconds=round(max(row["wall_seconds"] for row in last), 1),
             cpu_seconds=round(cpu_seconds, 1),
             params=played[0].params if len(played) == 1 else None,
             date=time.strftime("%Y-%m-%d"),
@@ -180,10 +180,15 @@ def _origin(cores: int) -> dict[str, str]:
     }
 
 
+def learners_in(logdir: pathlib.Path) -> list[pathlib.Path]:
+    """The folders of a population's members that have learners of their own; of any other run its own."""
+    return sorted(logdir.glob("member_*")) or [logdir]
+
+
 def _settings(logdir: pathlib.Path) -> dict:
     """What of a run's settings its seeds have in common."""
-    first = next(iter(sorted(logdir.glob("member_*"))), logdir)
-    return {name: value for name, value in json.loads((first / "config.json").read_text()).items() if name != "seed"}
+    saved = json.loads((learners_in(logdir)[0] / "config.json").read_text())
+    return {name: value for name, value in saved.items() if name != "seed"}
 
 
 def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, out: pathlib.Path) -> None:
@@ -198,10 +203,9 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
         for path in folder.glob("seed*.csv"):
             path.unlink()
     config.write_text(json.dumps(made, indent=1) + "\n")
-    members = sorted(logdir.glob("member_*"))
-    for member in members or [logdir]:
-        name = f"seed{seed}-{member.name}.csv" if members else f"seed{seed}.csv"
-        shutil.copyfile(member / "evaluator.csv", folder / name)
+    for learner in learners_in(logdir):
+        name = f"seed{seed}.csv" if learner == logdir else f"seed{seed}-{learner.name}.csv"
+        shutil.copyfile(learner / "evaluator.csv", folder / name)
     command = f"scripts/train {baseline.flags}"
     records.write(folder, Record(command, {**kept, seed: result}))
     from runtime import plot  # only now: it brings Matplotlib
@@ -215,7 +219,7 @@ def missing(baseline: Baseline, asked: Asked) -> Iterator[int]:
     """The seeds that are to be made."""
     known = records.read(asked.out / baseline.name)
     for seed in range(asked.seeds or baseline.seeds):
-        if asked.again or known is None or seed not in known.results or known.results[seed].earlier:
+        if asked.again or known is None or seed not in known.made:
             yield seed
 
 
@@ -312,7 +316,7 @@ def table(chosen: list[Baseline], asked: Asked) -> rich.table.Table:
     shown = rich.table.Table("baseline", "seeds", "return", "minutes a run")
     for baseline in chosen:
         known = records.read(asked.out / baseline.name)
-        made = len(known.results) if known and not known.is_earlier else 0
+        made = len(known.made) if known else 0
         said = records.spoken(known.returns) + (" (earlier version)" if known.is_earlier else "") if known else ""
         shown.add_row(baseline.name, f"{made} of {baseline.seeds}", said, f"{baseline.minutes:g}")
     return shown

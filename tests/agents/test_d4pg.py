@@ -8,6 +8,7 @@ import pytest
 from agents import d4pg
 from agents.agent import BoundedActions, EnvironmentSpec, Sample, Transition
 from agents.parts import distributions
+from tests.agents.transitions import finite_differences, float64
 
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)
 SPEC = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))
@@ -208,27 +209,6 @@ def np_pi(params, x):
 
 def np_logits(params, x, a):
     return mlp(params, np.concatenate([x, a], axis=-1), "value")
-
-
-def float64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
-def finite_differences(function, params, epsilon=1e-6):
-    leaves, structure = jax.tree.flatten(float64(params))
-    gradients = []
-    for leaf in leaves:
-        gradient = np.zeros_like(leaf)
-        for index in np.ndindex(*leaf.shape):
-            kept = leaf[index]
-            leaf[index] = kept + epsilon
-            above = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept - epsilon
-            below = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept
-            gradient[index] = (above - below) / (2 * epsilon)
-        gradients.append(gradient)
-    return jax.tree.unflatten(structure, gradients)
 
 
 @pytest.mark.parametrize("replay", ["uniform", "prioritized"])

@@ -22,6 +22,7 @@ from agents.agent import (
 )
 from agents.parts import normalizer, prioritized
 from agents.parts.exploration import Noise, from_bounds, to_bounds
+from tests.agents.transitions import finite_differences, float64
 
 LOW, HIGH = np.array([-1.0, 0.0], np.float32), np.array([3.0, 0.5], np.float32)  # asymmetrical
 SPEC = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))
@@ -128,28 +129,6 @@ def np_Q(params, s, a):
 def scaled(action):
     """The environment's action in [-1, 1]."""
     return (action.astype(np.float64) - (LOW + HIGH) / 2) / ((HIGH - LOW) / 2)
-
-
-def float64(tree):
-    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-
-
-def finite_differences(function, params, epsilon=1e-6):
-    params = float64(params)
-    leaves, structure = jax.tree.flatten(params)
-    gradients = []
-    for leaf in leaves:
-        gradient = np.zeros_like(leaf)
-        for index in np.ndindex(*leaf.shape):
-            kept = leaf[index]
-            leaf[index] = kept + epsilon
-            above = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept - epsilon
-            below = function(jax.tree.unflatten(structure, leaves))
-            leaf[index] = kept
-            gradient[index] = (above - below) / (2 * epsilon)
-        gradients.append(gradient)
-    return jax.tree.unflatten(structure, gradients)
 
 
 NETWORKS = pytest.mark.parametrize(
