@@ -151,7 +151,9 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
     command_line.wait_for(
         "a later checkpoint", lambda: saved(tmp_path).env_steps > before.env_steps, SECONDS, [launcher]
     )
-    assert "learner_1 died" in end(launcher)
+    # Without learner_1, learner_0 ends too: Ray may tell of either first.
+    output = end(launcher)
+    assert re.search("learner_[01] died", output), output
 
 
 @pytest.mark.parametrize(
