@@ -41,8 +41,8 @@ def make(
     """`num_envs` environments called `name`.
 
     Args:
-      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `MaskedCartPole-v1`, `Counting-v0`,
-        or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for each number.
+      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `gymnax:ID`, `MaskedCartPole-v1`,
+        `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for each number.
       num_envs: how many, stepped together.
         `A,B,C` is several tasks at once: environment i has the task i mod 3.
       seed: fixes every episode; give each actor its own.
@@ -102,6 +102,11 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
             vectorization=options.vectorization,
             drawn=options.drawn,
         )
+    if name.startswith("gymnax:"):
+        from environments import functional
+
+        made = functional.make(name, max_steps=options.max_steps, keywords=options.keywords)
+        return functional.FunctionalEnvironment(made, num_envs, seed)
     if name == "Counting-v0":
         from environments.counting import CountingEnvironment
 
@@ -143,7 +148,7 @@ def suite(name: str) -> str:
         from environments import binned
 
         return suite(binned.parse(name)[1])
-    if name.startswith("gymnasium:") or name == "Counting-v0":
+    if name.startswith(("gymnasium:", "gymnax:")) or name == "Counting-v0":
         return ""
     from environments import envpool
 

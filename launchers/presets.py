@@ -1,6 +1,6 @@
 """What a run is set to where its command line is silent: of each agent, for tasks by name and for kinds of environment.
 
-A task that an agent was tuned for has a preset by its name, with `gymnasium:` before it or without. Any other
+A task that an agent was tuned for has a preset by its name, with `gymnasium:` or `gymnax:` before it or without. Any other
 environment has the first of a kind that it is of: kinds go by what an environment shows, what it takes and its suite.
 """
 
@@ -762,6 +762,11 @@ def of(agent: str) -> list[Preset]:
     return [*PRESETS.get(agent, []), Preset(any_kind, SMALL_RUN, {})]
 
 
+def _task(env: str) -> str:
+    """The task's name, whoever makes it."""
+    return env.removeprefix("gymnasium:").removeprefix("gymnax:")
+
+
 def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
     """The preset of an agent in an environment: that of the task's name, of several tasks the first one's, unless the
     agent has one for `several`; else that of the environment's kind, and only then the environment is looked at.
@@ -772,7 +777,7 @@ def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
     presets, (first, *others) = of(agent), tasks.names(env)
     if not others or all(preset.of != several for preset in presets):
         for preset in presets:
-            if isinstance(preset.of, str) and fnmatch.fnmatchcase(first.removeprefix("gymnasium:"), preset.of):
+            if isinstance(preset.of, str) and fnmatch.fnmatchcase(_task(first), preset.of):
                 return preset
     kind = kinds.kind_of(env, env_kwargs)
     preset = next(each for each in presets if not isinstance(each.of, str) and each.of(kind))

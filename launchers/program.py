@@ -45,7 +45,8 @@ def roles_of(run: Run) -> list[Role]:
     """A run's roles, in the order in which they start."""
     servers = [Role("replay", task) for task in range(run.num_replay_servers)] if run.carrier == "reverb" else []
     members = populations.learners(run)
-    actors = [Role("actor", task, member) for member in members for task in range(run.num_actors)]
+    of_their_own = range(0 if run.placement == "device" else run.num_actors)  # there the learner is the actor, too
+    actors = [Role("actor", task, member) for member in members for task in of_their_own]
     return [*servers, *(Role(kind, 0, member) for kind in ("learner", "evaluator") for member in members), *actors]
 
 

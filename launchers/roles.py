@@ -18,6 +18,7 @@ from absl import logging
 
 from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
+from environments import Episodes
 from launchers import population as populations
 from launchers import ports, settings, sittings
 from launchers.films import Films
@@ -236,6 +237,36 @@ class Throttle:
         return True
 
 
+class ActorReport:
+    """What an actor tells of itself: now and then a row of its CSV, and of its episodes whoever learns by them."""
+
+    def __init__(self, parts: Parts, carrier: Any, place: int):
+        self._parts, self._due = parts, Throttle()
+        self._recorder = Recorder(parts.logdir, f"actor_{place}")
+        self._reported = parts.peers.returns(carrier, f"actor_{place}")
+        self._start, self._start_steps = time.perf_counter(), 0
+        self._returns: list[float] = []
+        self._played: list[int] = []  # in which environment each was
+
+    def __call__(self, metrics: dict[str, Any], episodes: Episodes) -> None:
+        """`metrics`: of an actor; `episodes`: those that ended since the last call."""
+        self._returns += episodes.returns
+        self._played += episodes.environments
+        if self._reported:
+            self._reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
+        if self._due():
+            now = time.perf_counter()
+            metrics["env_steps_per_second"] = (metrics["actor_steps"] - self._start_steps) / (now - self._start)
+            metrics["episodes"] = len(self._returns)
+            metrics["return_mean"] = float(np.mean(self._returns)) if self._returns else float("nan")
+            metrics |= self._parts.return_means(self._played, self._returns)
+            self._recorder.write(metrics)
+            self._start, self._start_steps, self._returns, self._played = now, metrics["actor_steps"], [], []
+
+    def close(self) -> None:
+        self._recorder.close()
+
+
 def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Event) -> Generator[None, None, None]:
     """One actor, until `stop`; yields each time it pulls. A worker, which writes gradients, where those travel.
 
@@ -258,25 +289,9 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
         turns = worker.run(parts.agent, parts.act, parts.gradient, environment, variables, experience, *rest)
     else:
         turns = actor.run(parts.agent, parts.act, environment, source, *rest)
-    due = Throttle()
-    reported = parts.peers.returns(carrier, f"actor_{place}")
-    start, start_steps = time.perf_counter(), 0
-    returns: list[float] = []
-    played: list[int] = []  # in which environment each was
-    with contextlib.closing(Recorder(parts.logdir, f"actor_{place}")) as recorder:
+    with contextlib.closing(ActorReport(parts, carrier, place)) as report:
         for metrics, episodes in turns:
-            returns += episodes.returns
-            played += episodes.environments
-            if reported:
-                reported.add(Version(metrics["learner_steps"], metrics["env_steps"]), episodes)
-            if due():
-                now = time.perf_counter()
-                metrics["env_steps_per_second"] = (metrics["actor_steps"] - start_steps) / (now - start)
-                metrics["episodes"] = len(returns)
-                metrics["return_mean"] = float(np.mean(returns)) if returns else float("nan")
-                metrics |= parts.return_means(played, returns)
-                recorder.write(metrics)
-                start, start_steps, returns, played = now, metrics["actor_steps"], [], []
+            report(metrics, episodes)
             yield
     environment.close()
 
@@ -296,6 +311,7 @@ class Learning:
         channel: Any,
         replay: Checkpointer | None,
         asked: Callable[[], bool] = never,
+        make_learner: Callable[..., learner.Learner] = learner.Learner,
     ):
         """Of several learner hosts the first records and saves. With one replay for all it publishes, and saves that
         too; of a pod each host publishes to its own actors, and saves its own replay.
@@ -304,6 +320,7 @@ class Learning:
           publish: takes (version, params on the devices).
           channel, replay: as `open_channel` gives them.
           asked: of several learner hosts whether this one is to end.
+          make_learner: of the arguments of a Learner.
         """
         self._run, self._mesh = parts.run, parts.mesh
         pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
@@ -325,7 +342,7 @@ class Learning:
             warn_of_left_out(parts)
         prioritized = parts.table.kind == "prioritized" and channel.source is None
         self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
-        self._learner = learner.Learner(
+        self._learner = make_learner(
             parts.agent,
             state,
             version,
@@ -504,6 +521,10 @@ def open_learning(
 ) -> tuple[Learning, Iterator[Batch], learner.Publisher | None]:
     """The learner and its batches, until `stopped`; and, where parameters pass through the host, who publishes them.
     Of several learner hosts all end once one is `asked` to."""
+    if parts.run.placement == "device":
+        from launchers import device  # which needs this module
+
+        return *device.open_learning(parts, carrier, stopped), None
     variables = parts.variables(carrier)
     publisher = None if parts.run.carrier == "local" else learner.Publisher(variables, parts.mesh.host)
     channel, replay = open_channel(parts, carrier)

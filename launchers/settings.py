@@ -180,8 +180,9 @@ class Settings:
     placement: str = setting(
         "threads",
         "where the roles run; pod: on several hosts, each of which gives this command; ray: on the nodes of a Ray "
-        "cluster; serial: with a replay or for whole episodes with --carrier=local",
-        choices=("threads", "processes", "serial", "pod", "ray"),
+        "cluster; serial: with a replay or for whole episodes with --carrier=local; device: environments that are JAX "
+        "functions, inside the compiled program that learns",
+        choices=("threads", "processes", "serial", "pod", "ray", "device"),
         free=True,
         learnt=False,
         see="running.md#placements",
@@ -458,6 +459,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
         first = book.of(agent)[0].run
         _refuse_idle(given, plain | first | said, used)  # before there is an environment to be looked at
         values = said | book.find(agent, env, env_kwargs).run | said
+        if values.get("placement") == "device":  # where nothing travels
+            values.setdefault("carrier", "local")
     except ValueError as error:
         raise UsageError(str(error)) from error
     if "atari_protocol" in given and suite(tasks.names(env)[0]) != "atari":
@@ -526,6 +529,8 @@ def check(settings: Settings) -> None:
         check_value(name, getattr(settings, name), declared)
     if settings.carrier == "reverb" and not importlib.util.find_spec("reverb"):
         raise UsageError("--carrier=reverb: Reverb is not installed, for it needs Python 3.11; give --carrier=local")
+    if settings.placement == "device":
+        _check_on_device(settings)
     if settings.carrier == "local" and settings.placement in ("processes", "ray"):
         raise UsageError(
             f"--placement={settings.placement} needs --carrier=reverb, which joins processes (and Python 3.11); give "
@@ -548,6 +553,19 @@ def check(settings: Settings) -> None:
     for name in ("envs_per_actor", "eval_episodes"):
         if getattr(settings, name) % count:
             raise UsageError(f"--{name}={getattr(settings, name)} must be a multiple of the {count} tasks of --env")
+
+
+def _check_on_device(settings: Settings) -> None:
+    """Raises UsageError if the environments cannot be stepped inside the learner's program."""
+    if not all(name.startswith("gymnax:") for name in settings.tasks):
+        raise UsageError(
+            f"--placement=device steps environments that are JAX functions, --env=gymnax:ID; give {settings.env} another"
+        )
+    for name, wanted in (("carrier", "local"), ("travels", "experience")):
+        if getattr(settings, name) != wanted:
+            raise UsageError(f"--placement=device has nothing to carry: leave out --{name}={getattr(settings, name)}")
+    if len(settings.tasks) > 1:
+        raise UsageError("--placement=device has one task in all environments: give one --env, or --placement=threads")
 
 
 def check_idle(flags: Any, settings: Settings) -> None:

@@ -289,7 +289,7 @@ class Source(Protocol):
         ...
 
 
-def _key(seed: int, step: jax.Array) -> jax.Array:
+def update_key(seed: int, step: jax.Array) -> jax.Array:
     """Of one update on one device."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
 
@@ -304,7 +304,7 @@ def compile_drawing_update(
 
     def update(carry: Any, rows: Any) -> tuple[Any, Any]:
         state, step, masses = carry
-        key = _key(seed, step)
+        key = update_key(seed, step)
         sample, items = source.draw(rows, masses, jax.random.fold_in(key, 1), share)
         state, feedback = agent.update(state, key, sample)
         return (state, step + 1, source.reprioritize(masses, items, feedback.priorities)), feedback.metrics
@@ -341,7 +341,7 @@ def compile_update(
     """
 
     def update(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:
-        state, feedback = agent.update(state, _key(seed, step), sample)
+        state, feedback = agent.update(state, update_key(seed, step), sample)
         return state, step + 1, feedback
 
     def updates(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:

@@ -225,16 +225,22 @@ class Learner:
         # Of an agent whose settings change as a run goes on, one for each member of a population.
         self._env_steps_shape = np.shape(state.env_steps) if hasattr(state, "env_steps") else None
         self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
-        self._update = (
-            devices.compile_update(mesh, agent, seed, updates_per_dispatch)
-            if source is None
-            else source.bind(devices.compile_drawing_update(mesh, agent, seed, updates_per_dispatch, source))
-        )
+        self._update = self._compile(agent, seed, source)
         self._policy, self._update_priorities = devices.compile_policy(mesh, agent), update_priorities
         self._publish, self._publish_period = publish, publish_period
         self._agreement = Agreement(mesh) if jax.process_count() > 1 else None
         self._asked, self._sees_done, self.done = asked, done, False
         publish(version, self._policy(self.state))
+
+    def _compile(self, agent: Agent, seed: int, source: Any) -> Callable[..., Any]:
+        """An update of (state, step, sample)."""
+        mesh, at_once = self._mesh, self._updates_per_dispatch
+        if source is None:
+            return devices.compile_update(mesh, agent, seed, at_once)
+        update: Callable[..., Any] = source.bind(
+            devices.compile_drawing_update(mesh, agent, seed, at_once, source)
+        )
+        return update
 
     def host_state(self) -> State:
         """One device's copy of the state, on the host: what a checkpoint holds."""

@@ -1,0 +1,138 @@
+"""An actor inside the compiled program that learns: environments that are JAX functions, acted on by the parameters as
+they are. What it makes is what runtime/actor.py makes of the same environments."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import AXIS, Agent, Blocks, Memory, Params, Sample, Step
+from environments import functional
+from environments.functional import Ended, Functional, Running
+
+
+class Acting(NamedTuple):
+    """Environments and what acts on them, of one device. B is its share of the environments."""
+
+    running: Running
+    memory: Memory  # [B, ...]
+    opening: Any  # (Step [B, ...], Memory), the row that the next block opens with, of Blocks with `next_action`; ()
+    finite: Any  # bool, whether all that was observed so far was
+
+
+class Rollout:
+    """One actor of `num_envs` environments, of which each of the mesh's devices has an equal part: pure functions, for
+    each device to call inside a compiled one."""
+
+    def __init__(
+        self,
+        agent: Agent,
+        environment: Functional,
+        num_envs: int,
+        devices: int,
+        seed: int,
+        clip: Callable[[Any], Any] | None = None,
+    ):
+        """
+        Args:
+          seed: of all that is random in it; environment i and row t draw the same on any number of devices, what acts
+            on them does not.
+          clip: of rewards, as agents see them.
+
+        Raises:
+          ValueError: the environments do not divide over the devices.
+        """
+        if num_envs % devices:
+            raise ValueError(f"{num_envs} environments do not divide over {devices} devices")
+        self._agent, self._environment, self._seed, self._clip = agent, environment, seed, clip
+        self._num_envs, self._devices, self.share = num_envs, devices, num_envs // devices
+
+    def specs(self, mesh: Any) -> Acting:
+        """How an Acting lies on a mesh's devices."""
+        rows, all_ = mesh.ROWS, mesh.REPLICATED
+        return Acting(Running(rows, rows, rows, all_), rows, rows, all_)
+
+    def _mine(self) -> Any:
+        """Which environments are this device's, uint32 [B]."""
+        first = jax.lax.axis_index(AXIS) * self.share if self._devices > 1 else 0
+        return (first + jnp.arange(self.share)).astype(jnp.uint32)
+
+    def start(self, params: Params) -> Acting:
+        """The beginning of all episodes."""
+        ids = self._mine()
+        ranks = ids.astype(jnp.float32) / max(1, self._num_envs - 1)
+        running = functional.start(self._environment, self._seed, ids)
+        acting = Acting(running, self._agent.memory(self.share, ranks), (), jnp.bool_(True))
+        items = self._agent.table.items
+        if isinstance(items, Blocks) and items.next_action:
+            acting, (step, memory, _) = self.act(acting, params)
+            acting = acting._replace(opening=(step, memory))
+        return acting
+
+    def act(self, acting: Acting, params: Params) -> tuple[Acting, tuple[Step, Memory, Ended]]:
+        """One row: with it the memory before it, and which episodes ended."""
+        timestep = acting.running.timestep
+        key = jax.random.fold_in(jax.random.key(self._seed), acting.running.count - 1)
+        if self._devices > 1:
+            key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
+        action, extras, memory = self._agent.act(params, key, timestep, acting.memory)
+        running, ended = functional.advance(
+            self._environment, acting.running, action, self._seed, self._mine(), self._clip
+        )
+        answer = running.timestep
+        step = Step(timestep.observation, action, answer.reward, answer.discount, timestep.first, extras)
+        finite = acting.finite & jnp.all(jnp.isfinite(answer.reward))
+        if jnp.issubdtype(answer.observation.dtype, jnp.floating):
+            finite &= jnp.all(jnp.isfinite(answer.observation))
+        return acting._replace(running=running, memory=memory, finite=finite), (step, acting.memory, ended)
+
+    def rows(self, acting: Acting, params: Params, length: int) -> tuple[Acting, tuple[Step, Ended]]:
+        """`length` rows, each array [length, B, ...]."""
+
+        def act(acting, _):
+            acting, (step, _, ended) = self.act(acting, params)
+            return acting, (step, ended)
+
+        return jax.lax.scan(act, acting, length=length)  # type: ignore[no-any-return]
+
+    def blocks(self, acting: Acting, params: Params, count: int) -> tuple[Acting, Sample, Ended]:
+        """`count` Blocks of all environments, one after another, as one Sample of `count` B sequences; and the episodes
+        that ended, [count T, B]."""
+        items = self._agent.table.items
+        assert isinstance(items, Blocks)
+
+        def block(acting, _):
+            memory = acting.opening[1] if items.next_action else acting.memory
+            if items.next_action:
+                opening = acting.opening[0]
+                acting, (steps, ended) = self.rows(acting, params, items.length - 1)
+                acting, (step, next_memory, last) = self.act(acting, params)
+                acting = acting._replace(opening=(step, next_memory))
+                rows, ended = [opening, steps, step], [ended, last]
+            else:
+                acting, (steps, ended) = self.rows(acting, params, items.length)
+                timestep = acting.running.timestep
+                step = jax.tree.map(lambda x: jnp.zeros_like(x[0]), steps)
+                step = step._replace(observation=timestep.observation, first=timestep.first)
+                rows, ended = [steps, step], [ended]
+            return acting, (_along_time(rows, steps), memory, _along_time(ended, ended[0]))
+
+        acting, (steps, memory, ended) = jax.lax.scan(block, acting, length=count)
+        sample = Sample(
+            jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:]), steps),
+            jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), memory),
+        )
+        return acting, sample, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ended)
+
+
+def _along_time(parts: list[Any], several: Any) -> Any:
+    """Single rows, and `several`, one after another."""
+    axes = jax.tree.map(np.ndim, several)
+
+    def join(axes, *parts):
+        return jnp.concatenate([part if part.ndim == axes else part[None] for part in parts])
+
+    return jax.tree.map(join, axes, *parts)
