@@ -5,25 +5,25 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from agents.agent import Version
 from environments import Episodes, functional, settled_clip
 from environments.environment import REWARD_CLIPS
 from launchers import roles, settings, sittings, threads
 from launchers.run import UsageError
-from replay.rows import Batch
+from replay.filling import FilledRings
+from replay.rows import Batch, never
 from runtime import device_learner
+from runtime.checkpoint import Checkpointer
 from runtime.rollout import Rollout
 
 train = threads.train  # whose learner is the one below
 
 
 class Turns:
-    """A channel through which nothing has to travel: the learner's devices make what they learn from."""
+    """A channel through which nothing has to travel: the learner's devices make what they learn from at once."""
 
-    def __init__(self, stopped: Callable[[], bool]):
-        self._stopped = stopped
+    def __init__(self) -> None:
+        self.stopped: Callable[[], bool] = never
 
     @property
     def source(self) -> "Turns":
@@ -31,11 +31,18 @@ class Turns:
 
     def batches(self) -> Iterator[Batch]:
         """One for each call of the program, until `stopped`."""
-        while not self._stopped():
+        while not self.stopped():
             yield Batch(None, None, 0)
 
     def feedback(self, keys: Any, priorities: Any) -> None:
-        """New priorities never leave the devices."""
+        """There are no priorities."""
+
+    def give(self) -> tuple[()]:
+        """Nothing is kept."""
+        return ()
+
+    def take(self, kept: Any, rows: int) -> None:
+        """Nothing is kept."""
 
     def count(self) -> int:
         """Items that it has."""
@@ -43,6 +50,18 @@ class Turns:
 
     def save(self) -> None:
         """There is nothing that the learner's own checkpoint does not hold."""
+
+
+def _channel(parts: roles.Parts, num_envs: int) -> tuple[Any, Checkpointer | None]:
+    """As roles.open_channel."""
+    if not parts.replays:
+        return Turns(), None
+    checkpointer, saved = roles.restore_replay(parts)
+    sizes = parts.batch_size, 1, num_envs, parts.run.max_rows
+    try:
+        return FilledRings(parts.mesh, parts.agent, parts.table, parts.items, *sizes, saved), checkpointer
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def open_learning(
@@ -55,11 +74,15 @@ def open_learning(
         seed = run.seed_of("actor", 0, sitting)
     environment = functional.make(run.env, keywords=settings.keywords(run.env_kwargs))
     clip = REWARD_CLIPS[settled_clip(run.env, run.reward_clip)]
-    try:
-        rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
-    except ValueError as error:
-        raise UsageError(f"--placement=device: {error}; give another --envs_per_actor") from error
-    program = device_learner.blocks_program(mesh, agent, rollout, run.seed_of("learner"), num_envs, run.stacked)
+    channel, replay = _channel(parts, num_envs)
+    channel.stopped = stopped
+    rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
+    learner_seed = run.seed_of("learner")
+    program = (
+        device_learner.replay_program(mesh, agent, rollout, learner_seed, channel)
+        if parts.replays
+        else device_learner.blocks_program(mesh, agent, rollout, learner_seed, run.stacked)
+    )
     start = mesh.compile(rollout.start, (mesh.REPLICATED,), rollout.specs(mesh))
     report = roles.ActorReport(parts, carrier, 0)
     actor_steps = 0
@@ -70,9 +93,13 @@ def open_learning(
         report(version._asdict() | {"actor_steps": actor_steps, "pull_fraction": 0.0, "wait_fraction": 0.0}, episodes)
 
     make_learner = functools.partial(
-        device_learner.DeviceLearner, program=program, start=start, played=played, members=run.stacked
+        device_learner.DeviceLearner,
+        program=program,
+        replay=channel,
+        start=start,
+        played=played,
+        members=run.stacked,
     )
-    channel = Turns(stopped)
-    variables = parts.variables(carrier)
-    learning = roles.Learning(parts, variables.push, carrier, channel, None, make_learner=make_learner)
+    push = parts.variables(carrier).push
+    learning = roles.Learning(parts, push, carrier, channel, replay, make_learner=make_learner)
     return learning, channel.batches()

@@ -507,13 +507,19 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
     None."""
     if parts.run.carrier != "local" or not parts.replays:
         return parts.channel(carrier), None
+    checkpointer, saved = restore_replay(parts)
+    return parts.channel(carrier, saved), checkpointer
+
+
+def restore_replay(parts: Parts) -> tuple[Checkpointer, dict[str, Any] | None]:
+    """Where a local replay is saved, and what it held when it last was; None: nothing."""
     checkpointer = Checkpointer(parts.logdir / f"replay_{parts.hosts.index}", None, keep=1, owner=True)
     try:
         restored = checkpointer.restore()
     except Damaged:  # which was said; a learner can do without
         checkpointer.set_aside()
         restored = None
-    return parts.channel(carrier, restored and restored[0]), checkpointer
+    return checkpointer, restored and restored[0]
 
 
 def open_learning(

@@ -14,7 +14,7 @@ import numpy as np
 
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
-from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec
+from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec, WholeEpisodes
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import recorded, settings
@@ -80,11 +80,13 @@ class Run(settings.Settings):
 
     def _check_on_device(self, agent: Agent) -> None:
         """Raises UsageError if the agent cannot learn from what the learner's own devices make."""
-        if not isinstance(agent.table.items, Blocks):
+        if isinstance(agent.table.items, WholeEpisodes):
             raise UsageError(
-                f"--placement=device is for agents that learn from blocks of rows, as a2c, ppo, impala do: {self.agent} "
-                "does not"
+                f"--placement=device is for agents that learn from blocks of rows or from a replay: {self.agent} learns "
+                "from whole episodes"
             )
+        if agent.table.kind != "queue":
+            return
         small, large = sorted((agent.batch_size, self.num_actors * self.envs_per_actor))
         if large % small:
             raise UsageError(
@@ -301,7 +303,10 @@ class Run(settings.Settings):
         try:
             structure = channels.item_structure(agent, spec, self.envs_per_actor)
             cut = channels.way(agent.table).ring(agent.table, structure)
-            ring = Ring(agent.table, cut, self.num_actors, self.envs_per_actor, devices, self.max_rows)
+            actors, num_envs = self.num_actors, self.envs_per_actor
+            if self.placement == "device":  # where one has all environments
+                actors, num_envs = 1, actors * num_envs
+            ring = Ring(agent.table, cut, actors, num_envs, devices, self.max_rows)
         except ValueError as error:
             raise UsageError(str(error)) from error
         stats = None if by_workers else jax.local_devices()[0].memory_stats()  # of an accelerator

@@ -19,23 +19,23 @@ class Limiter:
 
     def __init__(self, spec: TableSpec, batch: int, chunk: int):
         """`batch`: samples at once; `chunk`: inserts at once. One side is always free: the buffer has room for both."""
-        self._min_size, self._ratio = spec.min_size, spec.samples_per_insert
-        self._buffer = max(error_buffer(spec), batch, chunk * self._ratio)
+        self.min_size, self.ratio = spec.min_size, spec.samples_per_insert
+        self._buffer = max(error_buffer(spec), batch, chunk * self.ratio)
         self.inserted = self.sampled = 0
 
     @property
     def limits(self) -> bool:
         """Whether there is a ratio to hold to."""
-        return self._ratio > 0
+        return self.ratio > 0
 
     def may_insert(self) -> bool:
-        return not self._ratio or self.inserted < self._min_size or self._ahead() < self._buffer
+        return not self.ratio or self.inserted < self.min_size or self.owed() < self._buffer
 
     def may_sample(self, samples: int) -> bool:
-        if self.inserted < self._min_size:
+        if self.inserted < self.min_size:
             return False
-        return not self._ratio or self._ahead() - samples >= -self._buffer
+        return not self.ratio or self.owed() - samples >= -self._buffer
 
-    def _ahead(self) -> float:
-        """Samples that are owed."""
-        return (self.inserted - self._min_size) * self._ratio - self.sampled
+    def owed(self) -> float:
+        """Samples that are due; fewer than 0 of those that came early."""
+        return (self.inserted - self.min_size) * self.ratio - self.sampled

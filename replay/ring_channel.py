@@ -5,6 +5,7 @@ between two updates. No row passes through anything but one copy.
 """
 
 import collections
+import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -82,13 +83,8 @@ class RingChannel:
         columns = mesh.COLUMNS
         chunk_specs = Chunk(*[columns] * 5, *[mesh.ROWS] * 3, *[mesh.REPLICATED] * 2)
         self.specs = rows_specs, mass_specs
-        replicated, priority = mesh.REPLICATED, agent.priority
-
-        def priorities(rows: Rows, items: Any, params: Params) -> Any:
-            if priority is None:
-                return jnp.ones(len(items))
-            sample: Sample = ring.look(rows, jnp.minimum(items, ring.anchors - 1))
-            return priority(params, sample if isinstance(sample.steps, Step) else sample.steps)
+        replicated = mesh.REPLICATED
+        self.priorities = priorities = functools.partial(ring.priorities, agent.priority)
 
         def add(rows: Rows, masses: Masses, items: Any, params: Params) -> Masses:
             # They are counted in their chunk's change already.
@@ -104,7 +100,7 @@ class RingChannel:
         self._rank = mesh.compile(ring.rank, (mass_specs,), mass_specs, donate_argnums=(0,)) if ring.ranked else None
         self._ranked_at = 0, 0  # items inserted and sampled when all were ranked last
         self._feed = lambda chunk: mesh.feed(chunk, chunk_specs)
-        self._with_params = priority is not None
+        self._with_params = agent.priority is not None
         self._sent: tuple[Params, Any] = (), mesh.put(())
         nothing = mesh.put(np.zeros(0))
         self.rows, self.masses = mesh.compile(lambda _: (ring.init(), ring.init_masses()), (replicated,), self.specs)(

@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents.agent import AXIS, Sample, Step, TableSpec
+from agents.agent import AXIS, Params, Sample, Step, TableSpec
 from replay import sums
+from replay.rows import Priority
 
 # Rows of environments that an actor keeps until it hands them over, one of each at least: writing costs Python and XLA
 # as much for a few as for one.
@@ -35,7 +36,7 @@ class Look(NamedTuple):
 
 
 class Cut(Protocol):
-    """A way's items in a ring."""
+    """A way's items in a ring. Rows come from an actor on the host, or on the devices: `xp` is numpy or jax.numpy."""
 
     back: int  # rows before an anchor that an item may need
     ahead: int  # rows after it
@@ -44,16 +45,16 @@ class Cut(Protocol):
     kept_structs: Any  # shapes of what `kept` gives of one environment
     memory_structs: list[Any]  # likewise `kept_memory`
 
-    def kept(self, step: Step) -> Any:
+    def kept(self, step: Step, xp: Any = np) -> Any:
         """What a ring keeps of a row, [B, ...]: a tree of few arrays."""
 
-    def kept_memory(self, memory: Any) -> list[np.ndarray]:
+    def kept_memory(self, memory: Any, xp: Any = np) -> list[Any]:
         """Likewise, of a memory."""
 
-    def opens(self, position: np.ndarray) -> np.ndarray:
+    def opens(self, position: Any) -> Any:
         """Whether the memory before rows at these places in their episodes is kept."""
 
-    def completed_by(self, position: np.ndarray, over: np.ndarray) -> np.ndarray:
+    def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
         """Of the anchors in consecutive rows, int [rows, E], the row that completes each item, counted as they are;
         NEVER where no item is anchored. `over`: the first row of the next episode, NEVER if it is not known."""
 
@@ -240,6 +241,13 @@ class Ring:
                 memory,
             ),
         )
+
+    def priorities(self, priority: Priority | None, rows: Rows, items: chex.Array, params: Params) -> Any:
+        """Those of new items, by `priority` of an Agent and the parameters that acted; None: 1 for all."""
+        if priority is None:
+            return jnp.ones(len(items))
+        sample = self.look(rows, jnp.minimum(items, self.anchors - 1))
+        return priority(params, sample if isinstance(sample.steps, Step) else sample.steps)
 
     def draw(self, rows: Rows, masses: Masses, key: chex.PRNGKey, size: int) -> tuple[Sample, chex.Array]:
         """This device's `size` items of a batch, and their anchors.

@@ -258,23 +258,23 @@ class SequenceCut:
         # The first sequence that opens later than its episode does so at this row.
         self.memory_gap = items.period - items.burn_in % items.period
 
-    def kept(self, step: Step) -> tuple[np.ndarray, list[np.ndarray]]:
-        return step.observation, self._rest.pack((step.action, step.reward, step.discount, step.extras))
+    def kept(self, step: Step, xp: Any = np) -> tuple[Any, list[Any]]:
+        return step.observation, self._rest.pack((step.action, step.reward, step.discount, step.extras), xp)
 
-    def kept_memory(self, memory: Any) -> list[np.ndarray]:
-        return self._memory.pack(memory)
+    def kept_memory(self, memory: Any, xp: Any = np) -> list[Any]:
+        return self._memory.pack(memory, xp)
 
-    def opens(self, position: np.ndarray) -> np.ndarray:
+    def opens(self, position: Any) -> Any:
         # Not an episode's first row, where every memory is set back.
         return (position > 0) & ((position + self._items.burn_in) % self._items.period == 0)
 
-    def completed_by(self, position: np.ndarray, over: np.ndarray) -> np.ndarray:
+    def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
         items, row = self._items, np.arange(len(position))[:, None]
         whole = row + items.length <= over
         # Cut short by the episode's end: the oldest that is, unless the one before it ended with the episode.
         oldest = (position == 0) | (row - items.period + items.length < over)
-        completed = np.where(whole, row + items.length - 1, np.where(oldest, over, NEVER))
-        return np.where(position % items.period == 0, completed, NEVER)
+        completed = xp.where(whole, row + items.length - 1, xp.where(oldest, over, NEVER))
+        return xp.where(position % items.period == 0, completed, NEVER)
 
     def cut(self, kept: Any, look: Look) -> Sample:
         observation, rest = kept

@@ -81,11 +81,11 @@ class Packing:
             ]
         )
 
-    def pack(self, items: Any) -> list[np.ndarray]:
-        """Leaves [B, ...] -> one [B, size] per dtype."""
-        leaves = self._structure.flatten(items)
+    def pack(self, items: Any, xp: Any = np) -> list[Any]:
+        """Leaves [B, ...] -> one [B, size] per dtype; `xp`: jax.numpy inside a compiled function."""
+        leaves = [xp.asarray(leaf) for leaf in self._structure.treedef.flatten_up_to(items)]
         return [
-            np.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in indices], axis=1)
+            xp.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in indices], axis=1)
             for indices in self._columns.values()
         ]
 

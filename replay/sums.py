@@ -68,6 +68,8 @@ def sample(
     for level in reversed(levels):
         children = level.reshape(-1, FAN_OUT)[node]
         node, rest = _descend(of(children) if of and level is masses else children, node, rest)
+        # XLA would compute a level anew for each use of what is below it: inside a loop it then takes 40 s to compile.
+        node, rest = jax.lax.optimization_barrier((node, rest))
     return node
 
 

@@ -225,19 +225,19 @@ class TransitionCut:
         self.kept_structs = item.observation, self._rest.structure.leaves
         self.memory_structs: list[Any] = []
 
-    def kept(self, step: Step) -> tuple[np.ndarray, list[np.ndarray]]:
-        return step.observation, self._rest.pack((step.action, step.reward, step.discount))
+    def kept(self, step: Step, xp: Any = np) -> tuple[Any, list[Any]]:
+        return step.observation, self._rest.pack((step.action, step.reward, step.discount), xp)
 
-    def kept_memory(self, memory: Any) -> list[np.ndarray]:
+    def kept_memory(self, memory: Any, xp: Any = np) -> list[Any]:
         return []
 
     def opens(self, position: np.ndarray) -> np.ndarray:
         return np.zeros(position.shape, bool)
 
-    def completed_by(self, position: np.ndarray, over: np.ndarray) -> np.ndarray:
+    def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
         row = np.arange(len(position))[:, None]
         # The row before a first closed its episode: its action was thrown away.
-        return np.where(over == row + 1, NEVER, np.minimum(row + self._n, over))
+        return xp.where(over == row + 1, NEVER, xp.minimum(row + self._n, over))
 
     def cut(self, kept: Any, look: Look) -> Sample:
         observation, rest = kept

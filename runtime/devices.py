@@ -294,12 +294,11 @@ def update_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
 
 
-def compile_drawing_update(
-    mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int, source: Source
-) -> Callable[..., tuple[State, jax.Array, Any, Feedback]]:
-    """update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback) on all devices: each
-    update draws its own sample and sets its priorities, before the next and without Python between. State, step and
-    masses are donated; the rest is as of `compile_update`."""
+def drawing_update(
+    mesh: Mesh, agent: Agent, seed: int, source: Source
+) -> Callable[[Any, Any], tuple[tuple[State, jax.Array, Any], Any]]:
+    """((state, step, masses), rows) -> ((state, step + 1, masses), metrics), on each device, inside a compiled function:
+    an update on a sample that it draws."""
     share = agent.batch_size // mesh.total
 
     def update(carry: Any, rows: Any) -> tuple[Any, Any]:
@@ -308,6 +307,17 @@ def compile_drawing_update(
         sample, items = source.draw(rows, masses, jax.random.fold_in(key, 1), share)
         state, feedback = agent.update(state, key, sample)
         return (state, step + 1, source.reprioritize(masses, items, feedback.priorities)), feedback.metrics
+
+    return update
+
+
+def compile_drawing_update(
+    mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int, source: Source
+) -> Callable[..., tuple[State, jax.Array, Any, Feedback]]:
+    """update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback) on all devices: each
+    update draws its own sample and sets its priorities, before the next and without Python between. State, step and
+    masses are donated; the rest is as of `compile_update`."""
+    update = drawing_update(mesh, agent, seed, source)
 
     def updates(state: State, step: jax.Array, rows: Any, masses: Any) -> tuple[State, jax.Array, Any, Feedback]:
         carry, metrics = (state, step, masses), None

@@ -48,7 +48,7 @@ class Rollout:
         if num_envs % devices:
             raise ValueError(f"{num_envs} environments do not divide over {devices} devices")
         self._agent, self._environment, self._seed, self._clip = agent, environment, seed, clip
-        self._num_envs, self._devices, self.share = num_envs, devices, num_envs // devices
+        self.num_envs, self._devices, self.share = num_envs, devices, num_envs // devices
 
     def specs(self, mesh: Any) -> Acting:
         """How an Acting lies on a mesh's devices."""
@@ -63,7 +63,7 @@ class Rollout:
     def start(self, params: Params) -> Acting:
         """The beginning of all episodes."""
         ids = self._mine()
-        ranks = ids.astype(jnp.float32) / max(1, self._num_envs - 1)
+        ranks = ids.astype(jnp.float32) / max(1, self.num_envs - 1)
         running = functional.start(self._environment, self._seed, ids)
         acting = Acting(running, self._agent.memory(self.share, ranks), (), jnp.bool_(True))
         items = self._agent.table.items
@@ -89,14 +89,9 @@ class Rollout:
             finite &= jnp.all(jnp.isfinite(answer.observation))
         return acting._replace(running=running, memory=memory, finite=finite), (step, acting.memory, ended)
 
-    def rows(self, acting: Acting, params: Params, length: int) -> tuple[Acting, tuple[Step, Ended]]:
+    def rows(self, acting: Acting, params: Params, length: int) -> tuple[Acting, tuple[Step, Memory, Ended]]:
         """`length` rows, each array [length, B, ...]."""
-
-        def act(acting, _):
-            acting, (step, _, ended) = self.act(acting, params)
-            return acting, (step, ended)
-
-        return jax.lax.scan(act, acting, length=length)  # type: ignore[no-any-return]
+        return jax.lax.scan(lambda acting, _: self.act(acting, params), acting, length=length)  # type: ignore
 
     def blocks(self, acting: Acting, params: Params, count: int) -> tuple[Acting, Sample, Ended]:
         """`count` Blocks of all environments, one after another, as one Sample of `count` B sequences; and the episodes
@@ -108,12 +103,12 @@ class Rollout:
             memory = acting.opening[1] if items.next_action else acting.memory
             if items.next_action:
                 opening = acting.opening[0]
-                acting, (steps, ended) = self.rows(acting, params, items.length - 1)
+                acting, (steps, _, ended) = self.rows(acting, params, items.length - 1)
                 acting, (step, next_memory, last) = self.act(acting, params)
                 acting = acting._replace(opening=(step, next_memory))
                 rows, ended = [opening, steps, step], [ended, last]
             else:
-                acting, (steps, ended) = self.rows(acting, params, items.length)
+                acting, (steps, _, ended) = self.rows(acting, params, items.length)
                 timestep = acting.running.timestep
                 step = jax.tree.map(lambda x: jnp.zeros_like(x[0]), steps)
                 step = step._replace(observation=timestep.observation, first=timestep.first)
