@@ -76,6 +76,7 @@ LARGE_CONTROL = {
     "policy_learning_rate": 3e-4,
     "critic_learning_rate": 3e-4,
 }
+SMALL_MPO = {"n_step": 3}
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
 # To publish more often than actors pull is of no use.
 DPG_RUN = CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8, "publish_period": 16}
@@ -695,6 +696,18 @@ PRESETS: dict[str, list[Preset]] = {
         Preset("Catch-v0", CATCH_RUN, SMALL_SAC),
         Preset(continuous, LARGE_RUN, {}),
         Preset(any_kind, DQN_RUN, SMALL_SAC),
+    ],
+    "mpo": [
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SMALL_MPO),
+        Preset(any_kind, LARGE_RUN, LARGE_CONTROL),
+    ],
+    "dmpo": [
+        Preset(
+            "Pendulum-v1",
+            SMALL_CONTROL_RUN,
+            SMALL_CONTROL | SMALL_MPO | {"distributional": True, "v_min": -1000.0, "v_max": 0.0},
+        ),
+        *distributional(LARGE_RUN, LARGE_CONTROL | {"distributional": True}),
     ],
     "d4pg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SOFT_TARGETS | {"v_min": -1000.0, "v_max": 0.0}),
