@@ -4,11 +4,10 @@ Abdolmaleki et al. 2018, https://arxiv.org/abs/1806.06920, with the apart constr
 Abdolmaleki et al. 2018, https://arxiv.org/abs/1812.02256, whose names these are. With `distributional` the critic is
 D4PG's categorical one (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), which is known as DMPO.
 
-Deviations: the critic learns by n-step returns of replayed transitions, uncorrected for the policy having changed,
-where the first paper has Retrace. The policy improves at the last observation of each transition, as in Acme: so the
-actions sampled there serve the critic's target and the E-step. The covariance is diagonal. The environment and the
-critic see actions clipped to their bounds, or with `squash` through tanh; densities are the Gaussian's before that. The
-multipliers are steps of Adam in their logarithms, one for each update of the policy.
+Deviations: the critic learns from n-step returns of replayed transitions, uncorrected for the policy having changed,
+where the first paper has Retrace. The policy improves in the last observation of each transition, as in Acme: so the
+actions that are sampled there serve the critic's target and the E-step. The covariance is diagonal. Environment and
+critic see actions clipped to their bounds, or with `squash` their tanh. Adam steps the logarithms of the multipliers.
 """
 
 import dataclasses

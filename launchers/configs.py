@@ -51,6 +51,7 @@ AGENTS = {
     "sarsa": "agents.q_learning",
     "td3": "agents.td3",
     "trpo": "agents.trpo",
+    "vmpo": "agents.vmpo",
 }
 NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 

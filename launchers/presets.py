@@ -516,6 +516,23 @@ def ppo() -> list[Preset]:
 TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
 CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
 
+VMPO_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20}
+SMALL_VMPO = SMALL | {
+    "separate_value": True,
+    "unroll_length": 16,
+    "batch_size": 32,
+    "lambda_": 0.95,
+    "learning_rate": 2e-3,
+    "target_period": 2,
+}
+PENDULUM_VMPO = {
+    "batch_size": 8,
+    "discount": 0.9,
+    "lambda_": 0.9,
+    "reward_scale": 0.1,
+    "sigma_initial": 0.6,
+}
+
 
 def trpo() -> list[Preset]:
     """CartPole, continuous actions, and what is left."""
@@ -527,6 +544,20 @@ def trpo() -> list[Preset]:
         *of_frames(sighted, ANY_REWARDS, {"sigma_initial": 0.6}),
         Preset(continuous, TRPO_RUN | {"max_env_steps": 1_000_000}, CONTINUOUS_TRPO),
         Preset(any_kind, TRPO_RUN, ANY_REWARDS),
+    ]
+
+
+def vmpo() -> list[Preset]:
+    """Small tasks with discrete actions, continuous actions, Atari and what is left."""
+    sighted = VMPO_RUN | {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
+    return [
+        Preset("CartPole-v1", VMPO_RUN, SMALL_VMPO | {"reward_scale": 0.1}),
+        Preset("Catch-v0", VMPO_RUN, SMALL_VMPO),
+        Preset("Pendulum-v1", PENDULUM_RUN, SMALL_VMPO | PENDULUM_VMPO),
+        Preset(atari, sighted | SAMPLED, {"torso": "shallow", "learning_rate": 5e-4}),
+        *of_frames(sighted, ANY_REWARDS | {"learning_rate": 5e-4}, {"sigma_initial": 0.6}),
+        Preset(continuous, VMPO_RUN | {"max_env_steps": 1_000_000}, SMALL_VMPO | ANY_REWARDS | {"sigma_initial": 0.6}),
+        Preset(any_kind, VMPO_RUN, SMALL_VMPO | ANY_REWARDS),
     ]
 
 
@@ -654,6 +685,7 @@ PRESETS: dict[str, list[Preset]] = {
         ),
     ],
     "trpo": trpo(),
+    "vmpo": vmpo(),
     "q_learning": q_learning(),
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
