@@ -2,11 +2,11 @@
 
 Song et al. 2020, https://arxiv.org/abs/1909.12238, whose names these are.
 
-Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438), of which the paper's n-step
-returns are those with a lambda of 1; rewards may be brought to scale, where the paper has PopArt. A batch may be of
-the target network before the last: the divergence that is held small is that from the policy that acted. Adam steps the
-logarithms of the multipliers. The better half is of the batch's transitions: rows whose action the environment threw
-away (they close an episode) teach nothing.
+Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438); with a lambda of 1 they
+are of the paper's n-step returns. Rewards may be brought to scale, where the paper has PopArt. A batch may be of the
+target network before the last: divergences are from the policy that acted. Adam steps the logarithms of the
+multipliers. Rows whose action the environment threw away (they close an episode) are no transitions: they teach nothing
+and count for none in the better half.
 """
 
 import dataclasses
@@ -175,15 +175,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         network = f.init(key)
         log_eta, log_alpha = math.log(config.eta), math.log(config.alpha)
         params = Learnt(network, jnp.float32(log_eta), jnp.full(1 + gaussian, log_alpha, jnp.float32))
-        return State(
-            params=params,
-            target=jax.tree.map(jnp.copy, network),  # no shared buffers: an update may be given them to overwrite
-            opt_state=optimizer.init(params),
-            returns=reward_scale.init(config),
-            hypers=initial_hypers(Hypers, config),
-            step=jnp.int32(0),
-            env_steps=jnp.float32(0),
-        )
+        target = jax.tree.map(jnp.copy, network)  # no shared buffers: an update may be given them to overwrite
+        returns, hypers = reward_scale.init(config), initial_hypers(Hypers, config)
+        return State(params, target, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
         outputs, memory = f.outputs(params, timestep, memory)
