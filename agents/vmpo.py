@@ -65,7 +65,7 @@ class Config:
     epsilon_mu: float = 1e-2  # of Gaussians, the same by the mean alone
     epsilon_sigma: float = 1e-4  # and by the standard deviations alone
     eta: float = 1.0  # the temperature at first
-    alpha: float = 1.0  # what a divergence costs at first
+    alpha: float = 5.0  # at first, what a divergence costs
     target_period: int = 10  # T_target, updates from one copy of the network, which acts, to the next
 
     learning_rate: float = 1e-4
@@ -167,9 +167,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: a network that does not fit the observation, or an action without bounds.
     """
     f = functions("vmpo", config, spec, config.separate_value)
-    policy = f.policy
+    policy, gaussian = f.policy, isinstance(spec.actions, BoundedActions)
     optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
-    gaussian = isinstance(spec.actions, BoundedActions)
 
     def init(key: jax.Array) -> State:
         network = f.init(key)

@@ -76,7 +76,6 @@ LARGE_CONTROL = {
     "policy_learning_rate": 3e-4,
     "critic_learning_rate": 3e-4,
 }
-SMALL_MPO = {"n_step": 3}
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
 # To publish more often than actors pull is of no use.
 DPG_RUN = CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8, "publish_period": 16}
@@ -516,21 +515,18 @@ def ppo() -> list[Preset]:
 TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
 CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
 
-VMPO_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20}
+# In step: the divergence that is held small is from the newest policy that acted.
+VMPO_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "synchronous": True}
 SMALL_VMPO = SMALL | {
     "separate_value": True,
     "unroll_length": 16,
-    "batch_size": 32,
-    "lambda_": 0.95,
-    "learning_rate": 2e-3,
-    "target_period": 2,
-}
-PENDULUM_VMPO = {
     "batch_size": 8,
-    "discount": 0.9,
-    "lambda_": 0.9,
-    "reward_scale": 0.1,
-    "sigma_initial": 0.6,
+    "lambda_": 0.95,
+    "epsilon_eta": 0.1,
+    "alpha": 0.1,
+    "target_period": 4,
+    "learning_rate": 2e-3,
+    "max_gradient_norm": 1.0,
 }
 
 
@@ -548,15 +544,17 @@ def trpo() -> list[Preset]:
 
 
 def vmpo() -> list[Preset]:
-    """Small tasks with discrete actions, continuous actions, Atari and what is left."""
-    sighted = VMPO_RUN | {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
+    """Small tasks with discrete actions, continuous actions, frames, and what is left."""
+    pendulum = {"unroll_length": 8, "discount": 0.9, "lambda_": 0.9, "reward_scale": 0.1}
+    sighted = VIZDOOM_RUN | {"max_env_steps": 10_000_000}
+    seeing = {"torso": "shallow", "learning_rate": 5e-4, "lambda_": 0.95, "epsilon_eta": 0.1, "alpha": 0.1}
     return [
         Preset("CartPole-v1", VMPO_RUN, SMALL_VMPO | {"reward_scale": 0.1}),
-        Preset("Catch-v0", VMPO_RUN, SMALL_VMPO),
-        Preset("Pendulum-v1", PENDULUM_RUN, SMALL_VMPO | PENDULUM_VMPO),
-        Preset(atari, sighted | SAMPLED, {"torso": "shallow", "learning_rate": 5e-4}),
-        *of_frames(sighted, ANY_REWARDS | {"learning_rate": 5e-4}, {"sigma_initial": 0.6}),
-        Preset(continuous, VMPO_RUN | {"max_env_steps": 1_000_000}, SMALL_VMPO | ANY_REWARDS | {"sigma_initial": 0.6}),
+        Preset("Catch-v0", VMPO_RUN | {"max_env_steps": 100_000}, SMALL_VMPO),
+        Preset("Pendulum-v1", VMPO_RUN | {"max_env_steps": 500_000}, SMALL_VMPO | FREE_SIGMA | pendulum),
+        Preset(atari, sighted | SAMPLED, seeing),
+        *of_frames(sighted, seeing | ANY_REWARDS, FREE_SIGMA),
+        Preset(continuous, VMPO_RUN | {"max_env_steps": 1_000_000}, SMALL_VMPO | ANY_REWARDS | FREE_SIGMA),
         Preset(any_kind, VMPO_RUN, SMALL_VMPO | ANY_REWARDS),
     ]
 
@@ -730,14 +728,14 @@ PRESETS: dict[str, list[Preset]] = {
         Preset(any_kind, DQN_RUN, SMALL_SAC),
     ],
     "mpo": [
-        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | SMALL_MPO),
+        Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | {"n_step": 3}),
         Preset(any_kind, LARGE_RUN, LARGE_CONTROL),
     ],
     "dmpo": [
         Preset(
             "Pendulum-v1",
             SMALL_CONTROL_RUN,
-            SMALL_CONTROL | SMALL_MPO | {"distributional": True, "v_min": -1000.0, "v_max": 0.0},
+            SMALL_CONTROL | {"n_step": 3, "distributional": True, "v_min": -1000.0, "v_max": 0.0},
         ),
         *distributional(LARGE_RUN, LARGE_CONTROL | {"distributional": True}),
     ],
