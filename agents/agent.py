@@ -373,6 +373,16 @@ def psum(tree: Any) -> Any:
     return _across_devices("psum", tree)
 
 
+def all_rows(tree: Any) -> Any:
+    """Of arrays [B, ...] on each of the learner's D devices those of all, [D B, ...]; likewise."""
+    import jax
+
+    try:
+        return jax.lax.all_gather(tree, AXIS, tiled=True)
+    except NameError:
+        return tree
+
+
 def _across_devices(reduce: str, tree: Any) -> Any:
     import jax  # here: a mistake at the command line is found before JAX is imported
 

@@ -133,7 +133,7 @@ FEW_FRACTIONS = (
 
 BASELINES: list[Baseline] = [
     # Classic control and Catch -------------------------------------------------------------------------------------
-    *_on("CartPole-v1", "impala a2c a3c ppo", reproduced=475),
+    *_on("CartPole-v1", "impala a2c a3c ppo vmpo", reproduced=475),
     Baseline("--agent=trpo --env=CartPole-v1 --max_env_steps=200000", reproduced=475),
     *_on("CartPole-v1", "reinforce reinforce_baseline actor_critic actor_critic_lambda all_actions", reproduced=475),
     *_on("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=475, minutes=4),
@@ -143,7 +143,7 @@ BASELINES: list[Baseline] = [
     *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
     *_on("CartPole-v1", "sac", reproduced=475, minutes=3),
     *_on("Catch-v0", "sac", reproduced=0.95),
-    *_on("Catch-v0", "impala a2c q_learning sarsa", reproduced=0.95),
+    *_on("Catch-v0", "impala a2c vmpo q_learning sarsa", reproduced=0.95),
     *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
     *_on("Catch-v0", "c51 rainbow qr_dqn iqn munchausen_dqn", reproduced=0.95, minutes=2),
     Baseline("--agent=r2d2 --env=Catch-v0 --max_env_steps=100000", reproduced=0.95, minutes=4),
@@ -163,8 +163,9 @@ BASELINES: list[Baseline] = [
     Baseline("--agent=all_actions --env=Acrobot-v1 --max_env_steps=500000", reproduced=-100),
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
+    *_on("Pendulum-v1", "vmpo", minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
-    *_on("Pendulum-v1", "ddpg d4pg td3 sac", reproduced=-200, minutes=2),
+    *_on("Pendulum-v1", "ddpg d4pg td3 sac mpo dmpo", reproduced=-200, minutes=2),
     *_on("Pendulum-v1", "dpg", minutes=2),
     Baseline("--agent=dpg --env=Pendulum-v1 --carrier=local --config.alpha_u=0.2", "gradient-q"),
     Baseline(
@@ -252,6 +253,11 @@ BASELINES: list[Baseline] = [
         minutes=10,
     ),
     Baseline("--agent=d4pg --env=CheetahRun-v1 --carrier=local --max_env_steps=300000", seeds=3, minutes=25),
+    *[
+        Baseline(f"--agent={agent} --env={env} --carrier=local --max_env_steps=300000", seeds=3, minutes=60)
+        for agent in ("mpo", "dmpo")
+        for env in ("CartpoleSwingup-v1", "CheetahRun-v1")
+    ],
     *[
         Baseline(
             f"--agent=d4pg --env=CartpoleSwingupSparse-v1 --config.replay={replay} --max_env_steps=150000"

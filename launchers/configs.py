@@ -28,6 +28,7 @@ AGENTS = {
     "d4pg": "agents.d4pg",
     "ddpg": "agents.ddpg",
     "double_dqn": "agents.dqn",
+    "dmpo": "agents.mpo",
     "dpg": "agents.dpg",
     "dqn": "agents.dqn",
     "dueling_dqn": "agents.dqn",
@@ -35,6 +36,7 @@ AGENTS = {
     "impala": "agents.impala",
     "iqn": "agents.iqn",
     "mix_match": "agents.mix_match",
+    "mpo": "agents.mpo",
     "munchausen_dqn": "agents.munchausen_dqn",
     "off_pac": "agents.off_pac",
     "ppo": "agents.ppo",
@@ -49,6 +51,7 @@ AGENTS = {
     "sarsa": "agents.q_learning",
     "td3": "agents.td3",
     "trpo": "agents.trpo",
+    "vmpo": "agents.vmpo",
 }
 NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
 

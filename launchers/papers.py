@@ -273,6 +273,14 @@ PAPERS: dict[str, list[Paper]] = {
         Paper("Hopper-v*", "Hopper-v4", BIG_LOCOMOTION_RUN, BIG_LOCOMOTION),
         Paper("Walker2d-v*", "Walker2d-v4", BIG_LOCOMOTION_RUN, BIG_LOCOMOTION),
     ],
+    "vmpo": [
+        Paper(
+            atari,
+            "Pong-v5",
+            FEW_ACTORS | ATARI_STEPS | SAMPLED | {"envs_per_actor": 8, "eval_episodes": 10, "reward_clip": "none"},
+            {"torso": "residual", "lstm_size": 256, "normalize_rewards": True, "decay_env_steps": 0},
+        )
+    ],
     "ddpg": [
         Paper(
             simulated_control,
@@ -303,6 +311,21 @@ PAPERS: dict[str, list[Paper]] = {
             "HalfCheetah-v4",
             CONTROL_RUN | {"max_env_steps": 3_000_000, "eval_period": 1_000, "eval_episodes": 1},
             {},
+        )
+    ],
+    "mpo": [
+        Paper(
+            dm_control,
+            "CheetahRun-v1",
+            FEW_ACTORS | {"max_env_steps": 10_000_000, "envs_per_actor": 1, "eval_episodes": 10},
+            {
+                "hidden_sizes": (256, 256, 256),
+                "epsilon_mu": 5e-4,
+                "epsilon_sigma": 1e-5,
+                "target_period": 250,
+                "replay_size": 2_000_000,
+                "samples_per_insert": 32.0,
+            },
         )
     ],
     "d4pg": [
@@ -350,6 +373,7 @@ SILENT = {
     "all_actions": UNWRITTEN,
     "actor_critic": UNWRITTEN,
     "actor_critic_lambda": UNWRITTEN,
+    "dmpo": "it is MPO with D4PG's critic, which neither's paper has",
     "mix_match": "the paper's environments are DeepMind Lab's, which no suite has",
 }
 

@@ -54,9 +54,9 @@ PICTURES = {
         "apex_dqn", {"-actors1": "1 actor", "-actors2": "2 actors", "-actors4": "4 actors"}, "wall_seconds"
     ),
     **{f"{env}": _by_agent(env, "ppo trpo") for env in (*MUJOCO, "Swimmer-v4")},
-    "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo dpg ddpg d4pg td3 sac"),
-    "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg"),
-    "CheetahRun-v1": _by_agent("CheetahRun-v1", "ddpg d4pg"),
+    "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo vmpo dpg ddpg d4pg td3 sac mpo dmpo"),
+    "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg mpo dmpo"),
+    "CheetahRun-v1": _by_agent("CheetahRun-v1", "ddpg d4pg mpo dmpo"),
     "CartpoleSwingupSparse-v1": Picture(
         {
             "d4pg-CartpoleSwingupSparse-v1-uniform": "uniform replay",

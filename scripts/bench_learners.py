@@ -54,6 +54,8 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: ag
     "dqn": ("dqn", "Pong-v5", {}, {}),
     "r2d2": ("r2d2", "Pong-v5", {}, {}),
     "ppo": ("ppo", "Pong-v5", {}, {}),
+    "vmpo": ("vmpo", "Pong-v5", {}, {}),
+    "mpo": ("mpo", "HalfCheetah-v4", {}, {}),
 }  # fmt: skip
 BACKENDS = ("accelerator", "cpu")  # that actors act on
 

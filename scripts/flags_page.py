@@ -13,6 +13,8 @@ PAGES = {
     "Ape-X DPG": "apex_dpg",
     "TD3": "td3",
     "SAC": "sac",
+    "MPO": "mpo",
+    "V-MPO": "vmpo",
 }
 
 

@@ -78,6 +78,7 @@ SHOWN = {
     "impala": Agent("[Espeholt et al. 2018](https://arxiv.org/abs/1802.01561)", "impala", "MaskedCartPole-v1"),
     "trpo": Agent("[Schulman et al. 2015](https://arxiv.org/abs/1502.05477)", "trpo", "Hopper-v4"),
     "ppo": Agent("[Schulman et al. 2017](https://arxiv.org/abs/1707.06347)", "ppo", "HalfCheetah-v4"),
+    "vmpo": Agent("[Song et al. 2020](https://arxiv.org/abs/1909.12238)", "vmpo", "CartPole-v1"),
     "dpg": Agent(
         "[Silver et al. 2014](http://proceedings.mlr.press/v32/silver14.html)", "dpg", "MountainCarContinuous-v0"
     ),
@@ -85,6 +86,8 @@ SHOWN = {
     "td3": Agent("[Fujimoto et al. 2018](https://arxiv.org/abs/1802.09477)", "td3", "Pendulum-v1"),
     "sac": Agent("[Haarnoja et al. 2018](https://arxiv.org/abs/1812.05905)", "sac", "Pendulum-v1"),
     "d4pg": Agent("[Barth-Maron et al. 2018](https://arxiv.org/abs/1804.08617)", "d4pg", "CartpoleSwingup-v1"),
+    "mpo": Agent("[Abdolmaleki et al. 2018](https://arxiv.org/abs/1806.06920)", "mpo", "Pendulum-v1"),
+    "dmpo": Agent("[Hoffman et al. 2020](https://arxiv.org/abs/2006.00979)", "mpo", "Pendulum-v1"),
     "apex_dpg": Agent(HORGAN, "apex_dpg", "CartpoleSwingup-v1"),
     "mix_match": Agent("[Czarnecki et al. 2018](https://arxiv.org/abs/1806.01780)", "mix_match", "MaskedCartPole-v1"),
 }

@@ -19,11 +19,11 @@ def unsuitable(agent: str, needed: str, spec: EnvironmentSpec) -> ValueError:
     """What to raise where an agent that needs `needed` actions is given another kind."""
     actions = spec.actions
     if isinstance(actions, FactoredActions):
-        have = "factored; use a2c, impala, ppo or trpo"
+        have = "factored; use a2c, impala, ppo, trpo or vmpo"
     elif isinstance(actions, DiscreteActions):
-        have = "discrete; use dqn, r2d2, sac, a2c, impala, ppo or trpo"
+        have = "discrete; use dqn, r2d2, sac, a2c, impala, ppo, trpo or vmpo"
     else:
-        have = "continuous; use ddpg, td3, sac, d4pg, a2c, impala, ppo or trpo"
+        have = "continuous; use ddpg, td3, sac, d4pg, mpo, a2c, impala, ppo, trpo or vmpo"
     return ValueError(f"{agent} needs {needed} actions; this environment's are {have}")
 
 

@@ -279,12 +279,13 @@ class MLP(nn.Module):
     hidden_sizes: Sequence[int] = ()
     activation: str = "tanh"
     num_free: int = 0  # the last of the outputs are parameters of their own, which start at 0
+    layer_norm: bool = False  # of the first layer, as MLPTorso has it
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
         shape, size = x.shape[:-1], self.num_outputs - self.num_free
         if self.hidden_sizes:
-            x = MLPTorso(self.hidden_sizes, self.activation)(x.reshape(-1, x.shape[-1]))
+            x = MLPTorso(self.hidden_sizes, self.activation, layer_norm=self.layer_norm)(x.reshape(-1, x.shape[-1]))
             x = nn.Dense(size, kernel_init=nn.initializers.orthogonal(0.01))(x).reshape(*shape, size)
         else:
             x = nn.Dense(size, use_bias=False, kernel_init=nn.initializers.zeros)(x)

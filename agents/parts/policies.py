@@ -41,6 +41,9 @@ class Policy(NamedTuple):
     log_prob: Callable[[Any, Any], chex.Array]  # (outputs, raw) -> [...], of a density where actions are continuous
     entropy: Callable[[Any], chex.Array]  # outputs -> [...] in nats; of a density it may be negative
     kl: Callable[[Any, Any], chex.Array]  # (p's outputs, q's outputs) -> KL(p || q), [...] in nats
+    # (new outputs, old outputs) -> outputs each of which moves one kind of parameter from the old to the new: of
+    # Gaussians (mu new, sigma old) and (mu old, sigma new), of the softmax the new ones alone.
+    decoupled: Callable[[Any, Any], tuple[chex.Array, ...]]
     keep: Callable[[Any], Extras]  # raw -> what a Step's extras must hold of it
     kept: Callable[[Step], Any]  # a Step, with such extras -> raw
 
@@ -69,6 +72,7 @@ def softmax(num_actions: int) -> Policy:
         log_prob=log_prob,
         entropy=entropy,
         kl=kl,
+        decoupled=lambda new, old: (new,),
         keep=lambda raw: {},  # a Step has it already
         kept=lambda step: step.action,
     )
@@ -159,6 +163,10 @@ def gaussian(num_free: int, spec: EnvironmentSpec, sigma_initial: float, squash:
         squares = jnp.exp(2.0 * (log_p - log_q)) + jnp.square((mu_p - mu_q) * jnp.exp(-log_q))
         return jnp.sum(log_q - log_p + 0.5 * (squares - 1.0), axis=-1)
 
+    def decoupled(new: Any, old: Any) -> tuple[chex.Array, chex.Array]:
+        (mu, log_sigma), (old_mu, old_log_sigma) = (jnp.split(outputs, 2, axis=-1) for outputs in (new, old))
+        return jnp.concatenate([mu, old_log_sigma], axis=-1), jnp.concatenate([old_mu, log_sigma], axis=-1)
+
     return Policy(
         num_outputs=2 * size,
         num_free=num_free * size,
@@ -168,6 +176,7 @@ def gaussian(num_free: int, spec: EnvironmentSpec, sigma_initial: float, squash:
         log_prob=log_prob,
         entropy=entropy,
         kl=kl,
+        decoupled=decoupled,
         keep=lambda raw: {"raw": raw},
         kept=lambda step: step.extras["raw"],
     )

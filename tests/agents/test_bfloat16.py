@@ -69,6 +69,7 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
     ],
     "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
     "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
+    "vmpo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, FACTORED), ("sigma", {"sigma": "free"}, CONTINUOUS)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
 }
 # Every torso in one network, and every network on one of them. Steps are small enough that the loss falls: where it

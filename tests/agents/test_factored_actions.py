@@ -16,6 +16,7 @@ LEARNERS = {
     "impala": NETWORK,
     "ppo": NETWORK | {"minibatches": 2, "epochs": 2},
     "trpo": {"hidden_sizes": (8,)},
+    "vmpo": NETWORK | {"learning_rate": 1e-2, "target_period": 1},
 }
 
 
@@ -45,7 +46,19 @@ def test_acts_and_learns(name):
     assert np.mean(late[-10:]) > np.mean(early) + 0.02
 
 
-REFUSING = ["apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "iqn", "munchausen_dqn", "q_learning", "qr_dqn"]
+REFUSING = [
+    "apex_dpg",
+    "apex_dqn",
+    "d4pg",
+    "ddpg",
+    "dpg",
+    "dqn",
+    "iqn",
+    "mpo",
+    "munchausen_dqn",
+    "q_learning",
+    "qr_dqn",
+]
 REFUSING += ["r2d2", "rainbow", "sac", "td3"]
 
 

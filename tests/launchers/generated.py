@@ -159,7 +159,7 @@ def _fitting(draw: random.Random, agent: str) -> str:
     """An environment, most often one whose actions the agent takes."""
     if draw.random() < 0.35:
         return draw.choice(odd.ENVS)
-    continuous = agent in ("ddpg", "td3", "d4pg", "dpg", "apex_dpg")
+    continuous = agent in ("ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo")
     return draw.choice(("Pendulum-v1", "HalfCheetah-v4") if continuous else ("CartPole-v1", "Catch-v0", "Acrobot-v1"))
 
 

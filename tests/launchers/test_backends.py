@@ -44,7 +44,7 @@ print("exit code", flags.attempt(role.role, ["role", "--replay=localhost:1", *sy
 FIT = """
 from launchers import run as runs
 for agent in sys.argv[1:]:
-    env = "Pendulum-v1" if agent in ("ddpg", "td3", "d4pg", "dpg", "apex_dpg") else "CartPole-v1"
+    env = "Pendulum-v1" if agent in ("ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo") else "CartPole-v1"
     env = {"off_pac": "MountainCar-v0", "mix_match": "MaskedCartPole-v1"}.get(agent, env)
     run = runs.make(agent, env, {}, {})
     run.check_fit(run.num_replay_servers)

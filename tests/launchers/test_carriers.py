@@ -45,6 +45,16 @@ CASES = {
         },
         (300, 600),
     ),
+    "dmpo": (
+        "dmpo",
+        "Pendulum-v1",
+        {"envs_per_actor": 4, "updates_per_dispatch": 4},
+        {
+            **{"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 8.0, "min_replay_size": 64},
+            **{"replay_size": 500, "num_samples": 4, "normalize_observations": True, "target_period": 10},
+        },
+        (300, 600),
+    ),
     "sac with discrete actions": (
         "sac",
         "CartPole-v1",

@@ -167,9 +167,9 @@ ENVIRONMENTS = {
     "binned:3:CheetahRun-v1": ("factored", 0),
 }
 SEEING = sorted(agent for agent in presets.PRESETS if "torso" in configs.fields(agent))
-CONTINUOUS = {"ddpg", "td3", "d4pg", "dpg", "apex_dpg"}
+CONTINUOUS = {"ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo"}
 EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "reinforce"}
-EITHER |= {"reinforce_baseline", "trpo"}
+EITHER |= {"reinforce_baseline", "trpo", "vmpo"}
 UNFACTORED = {"sac"}
 # What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
 ASKING = {

@@ -62,6 +62,19 @@ def test_sac_learns_pendulum(tmp_path):
 
 
 @pytest.mark.learn
+@pytest.mark.parametrize("agent", ["mpo", "dmpo"])
+def test_mpo_learns_pendulum_with_either_critic(tmp_path, agent):
+    arguments = (f"--agent={agent}", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=8000")
+    assert evaluation(tmp_path, *arguments) >= -200
+
+
+@pytest.mark.learn
+def test_vmpo_learns_catch(tmp_path):
+    arguments = ("--agent=vmpo", "--env=Catch-v0", "--carrier=local", "--max_env_steps=50000")
+    assert evaluation(tmp_path, *arguments) >= 0.95
+
+
+@pytest.mark.learn
 def test_sac_of_discrete_actions_learns_catch(tmp_path):
     arguments = ("--agent=sac", "--env=Catch-v0", "--carrier=local", "--max_env_steps=20000")
     assert evaluation(tmp_path, *arguments) >= 0.95

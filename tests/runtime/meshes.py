@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from agents import actor_critic, ddpg, impala
+from agents import actor_critic, ddpg, impala, vmpo
 from agents.agent import (
     Agent,
     Blocks,
@@ -39,6 +39,8 @@ def on_policy() -> dict[str, Agent]:
     small = {"torso": "mlp", "hidden_sizes": (4,), **ON_POLICY}
     return {
         "impala": impala.make(impala.Config(frame_stack=2, max_gradient_norm=0.5, learning_rate=0.1, **small), frames),
+        # Its better half is of all devices' rows.
+        "vmpo": vmpo.make(vmpo.Config(frame_stack=2, learning_rate=1e-3, lambda_=0.9, **small), frames),
         # Its state has traces, of each device's own environments.
         "actor_critic": actor_critic.make(
             actor_critic.Config(alpha_theta=0.1, alpha_w=0.1, lambda_theta=0.7, lambda_w=0.9, **ON_POLICY), VECTORS
@@ -61,12 +63,12 @@ def blocks(name: str, agent: Agent, seed: int) -> Sample:
         first[0] = True
     frames = rng.integers(0, 3, (*rows, 2, 3), np.uint8)
     steps = Step(
-        frames if name == "impala" else rng.normal(size=(*rows, 3)).astype(np.float32),
+        frames if name in ("impala", "vmpo") else rng.normal(size=(*rows, 3)).astype(np.float32),
         rng.integers(3, size=rows).astype(np.int32),
         (rng.normal(size=rows) * np.arange(1, B + 1)).astype(np.float32),
         (rng.random(rows) < 0.9).astype(np.float32),
         first,
-        {"outputs": rng.normal(size=(*rows, 3)).astype(np.float32)} if name == "impala" else {},
+        {"outputs": rng.normal(size=(*rows, 3)).astype(np.float32)} if name in ("impala", "vmpo") else {},
     )
     memory = jax.tree.map(lambda x: rng.integers(0, 3, x.shape).astype(x.dtype), agent.memory(B, None))
     return Sample(steps, memory)

@@ -22,7 +22,9 @@ from runtime import best
 
 VERSION = Version(np.int64(0), np.int64(0))
 SMALL = Structure((VERSION, {"w": np.zeros((3, 4), np.float32), "n": np.int32(0)}))
-ENVS = dict.fromkeys(("ddpg", "td3", "d4pg", "dpg", "apex_dpg"), "Pendulum-v1") | {"off_pac": "MountainCar-v0"}
+ENVS = dict.fromkeys(("ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo"), "Pendulum-v1") | {
+    "off_pac": "MountainCar-v0"
+}
 
 
 def params(value: float) -> Any:

@@ -8,7 +8,7 @@ from tests.runtime import several_devices
 
 pytestmark = pytest.mark.timeout(900)  # the first waits for the program
 
-AGENTS = ("impala", "actor_critic", "ddpg")
+AGENTS = ("impala", "vmpo", "actor_critic", "ddpg")
 B = 16  # of the program's batches
 PMAP_IS_SHARD_MAP = jax.__version_info__ >= (0, 8)
 

@@ -43,6 +43,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     ),
     "ddpg": ("--agent=ddpg", "--env=Pendulum-v1", *REPLAY, *SMALL, "--config.samples_per_insert=4"),
     "sac": ("--agent=sac", "--env=Pendulum-v1", *REPLAY, *SMALL, "--config.samples_per_insert=4"),
+    "mpo": ("--agent=mpo", "--env=Pendulum-v1", *REPLAY, *SMALL, "--config.samples_per_insert=4"),
+    "vmpo": ("--agent=vmpo", "--env=Pendulum-v1", *BLOCKS, *SMALL),
     "r2d2": (
         *("--agent=r2d2", "--env=Catch-v0", *LSTM, "--config.batch_size=4", "--config.replay_size=100"),
         *("--config.min_replay_size=8", "--config.samples_per_insert=2", "--max_env_steps=900"),

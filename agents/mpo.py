@@ -1,0 +1,250 @@
+"""MPO: maximum a posteriori policy optimisation, which fits its policy to actions that its critic has reweighted.
+
+Abdolmaleki et al. 2018, https://arxiv.org/abs/1806.06920, with the apart constraints of mean and covariance of
+Abdolmaleki et al. 2018, https://arxiv.org/abs/1812.02256, whose names these are. With `distributional` the critic is
+D4PG's categorical one (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), which is known as DMPO.
+
+Deviations: the critic learns from n-step returns of replayed transitions, uncorrected for the policy having changed,
+where the first paper has Retrace. The policy improves in the last observation of each transition, as in Acme: so the
+actions that are sampled there serve the critic's target and the E-step. The covariance is diagonal. Environment and
+critic see actions clipped to their bounds, or with `squash` their tanh. Adam steps the logarithms of the multipliers.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from agents.agent import (
+    Agent,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TableSpec,
+    TimeStep,
+    Transition,
+    Transitions,
+    check_ranges,
+    check_replay_sizes,
+    pmean,
+)
+from agents.parts import normalizer
+from agents.parts.distributions import Distance, categorical_distance
+from agents.parts.exploration import bounded_actions, from_bounds
+from agents.parts.features import vector
+from agents.parts.networks import MLP, ActionCritic, PolicyAndCritic
+from agents.parts.optimization import initial_hypers, make_optimizer, minimize, new_every
+from agents.parts.policies import make_policy, mean_and_log_sigma
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
+    layer_norm: bool = True  # the first layer of either normalised, and tanh, as in Acme's networks
+    normalize_observations: bool = False
+    sigma_initial: float = 0.5  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes actions into the bounds, which else clip them
+
+    distributional: bool = False  # the critic has a distribution of returns, over atoms; else their mean alone
+    v_min: float = -150.0  # returns of the first atom and of the last
+    v_max: float = 150.0
+    num_atoms: int = 51
+
+    num_samples: int = 20  # N, actions sampled in each state
+    epsilon: float = 0.1  # the most that the reweighted actions may diverge from the policy's, mean KL in nats
+    epsilon_mu: float = 1e-2  # likewise of the policy from the target one, by its mean alone
+    epsilon_sigma: float = 1e-4  # and by its standard deviations alone
+    eta: float = 1.0  # the temperature at first
+    alpha_mu: float = 1.0  # at first, what the divergence by the mean costs
+    alpha_sigma: float = 100.0  # and what that by the standard deviations
+
+    n_step: int = 5
+    discount: float = 0.99  # gamma
+    batch_size: int = 256
+    policy_learning_rate: float = 3e-4
+    critic_learning_rate: float = 3e-4
+    dual_learning_rate: float = 1e-2  # of log eta, log alpha_mu and log alpha_sigma
+    target_period: int = 100  # K, updates from one copy of the networks to the next
+
+    replay_size: int = 1_000_000
+    min_replay_size: int = 1_000  # before the first update
+    samples_per_insert: float = 256.0  # batch_size: an update for each step
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("num_samples", "n_step", "batch_size", "target_period", "replay_size", "min_replay_size"),
+            positive=(
+                *("sigma_initial", "epsilon", "epsilon_mu", "epsilon_sigma", "eta", "alpha_mu", "alpha_sigma"),
+                *("policy_learning_rate", "critic_learning_rate"),
+            ),
+            not_negative=("dual_learning_rate", "samples_per_insert"),
+            fractions=("discount",),
+        )
+        if not self.v_min < self.v_max:
+            raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}")
+        if self.num_atoms < 2:
+            raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
+        check_replay_sizes(self)
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    policy_learning_rate: Any
+    critic_learning_rate: Any
+    dual_learning_rate: Any
+    epsilon: Any
+    epsilon_mu: Any
+    epsilon_sigma: Any
+
+
+class Duals(NamedTuple):
+    """Lagrange's multipliers, as their logarithms; float32 scalars."""
+
+    eta: Any  # the temperature
+    alpha_mu: Any
+    alpha_sigma: Any
+
+
+class Learnt(NamedTuple):
+    """Parameters, or what an optimiser keeps for them."""
+
+    policy: Any  # theta
+    critic: Any  # phi
+    duals: Any
+
+
+class State(NamedTuple):
+    params: Learnt
+    target_params: PolicyAndCritic  # theta', phi'
+    opt_state: Any
+    normalizer: Any  # Normalizer, or () where observations are not normalised
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+
+
+class Policy(NamedTuple):
+    """What actors pull."""
+
+    params: Any  # theta
+    normalizer: Any
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: discrete or unbounded actions, or frames.
+    """
+    bounds, flat = bounded_actions("mpo", spec), vector("mpo", spec).phi
+    family = make_policy("mpo", spec, "state", config.sigma_initial, config.squash)
+    policy = MLP(family.num_outputs, config.hidden_sizes, "relu", layer_norm=config.layer_norm)
+    num_outputs = config.num_atoms if config.distributional else 1
+    critic = ActionCritic(num_outputs, config.hidden_sizes, layer_norm=config.layer_norm)
+    atoms = np.linspace(config.v_min, config.v_max, config.num_atoms, dtype=np.float32)
+    optimizer = make_optimizer("adam")
+
+    def pi(theta, observation) -> chex.Array:
+        """What the distribution of actions is made of, [B, ...] -> [B, 2 n]: n numbers of mu, and of log sigma."""
+        outputs: Any = policy.apply(theta, flat(observation))
+        return outputs
+
+    def Z(phi, observation, action) -> chex.Array:
+        """The critic's outputs, [B, num_outputs], of actions in [-1, 1], [B, ...]."""
+        outputs: Any = critic.apply(phi, flat(observation), action)
+        return outputs
+
+    def Q(outputs) -> chex.Array:
+        """The values that the critic's outputs stand for: [..., num_outputs] -> [...]."""
+        return jax.nn.softmax(outputs) @ atoms if config.distributional else outputs[..., 0]
+
+    def distance(outputs, next_outputs, reward, discount) -> Distance:
+        """Of outputs [B, num_outputs] from the target that the mean of next_outputs [N, B, num_outputs] makes."""
+        if config.distributional:
+            mixture = jax.nn.logsumexp(jax.nn.log_softmax(next_outputs), axis=0)  # of N returns, all alike likely
+            return categorical_distance(outputs, mixture, reward, discount, atoms)
+        errors = reward + discount * Q(next_outputs).mean(axis=0) - Q(outputs)
+        return Distance(0.5 * jnp.square(errors), jnp.abs(errors), {})
+
+    def improvement_loss(params: Learnt, hypers: Hypers, observation, old, raw, values):
+        """The loss of the E-step's temperature and of the M-step, in [B, ...] observations.
+
+        `old` are the target policy's outputs there, `raw` [N, B, n] actions of it, `values` [N, B] those actions'.
+        """
+        import rlax  # here, not above: where TensorFlow is installed it takes seconds
+
+        parts = family.decoupled(pi(params.policy, observation), old)  # by mu alone, and by sigma alone
+        log_probs = sum(family.log_prob(part, raw) for part in parts)
+        kls = [family.kl(old, part) for part in parts]
+        log_eta, *log_alphas = params.duals
+        penalties = map(rlax.LagrangePenalty, log_alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
+        temperature = rlax.LagrangePenalty(log_eta, hypers.epsilon)
+        constraints = list(zip(kls, penalties, strict=True))
+        losses, found = rlax.mpo_loss(log_probs, values, temperature, constraints, projection_operator=jnp.exp)
+        weights = found.normalized_weights  # of a state's actions: they sum up to 1
+        kl = jnp.sum(jax.scipy.special.xlogy(weights, weights * config.num_samples), axis=0)
+        metrics = {"policy_loss": found.policy_loss, "kl": kl, "kl_mu": kls[0], "kl_sigma": kls[1]}
+        return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
+
+    def loss(params: Learnt, hypers: Hypers, transition: Transition, old, raw, next_outputs):
+        s, a, r, discount, s_next = transition
+        outputs = Z(params.critic, s, a)
+        found = distance(outputs, next_outputs, r, discount)
+        critic_loss = jnp.mean(found.losses)
+        improvement, metrics = improvement_loss(params, hypers, s_next, old, raw, Q(next_outputs))
+        metrics |= {"critic_loss": critic_loss, "value": Q(outputs).mean(), "td_error": found.errors.mean()}
+        return critic_loss + improvement, metrics | found.metrics
+
+    def init(key: jax.Array) -> State:
+        policy_key, critic_key = jax.random.split(key)
+        observation = flat(jnp.zeros((1, *spec.observation_shape)))
+        theta, phi = policy.init(policy_key, observation), critic.init(critic_key, observation, bounds.low[None])
+        params = Learnt(theta, phi, Duals(*(jnp.log(jnp.float32(getattr(config, x))) for x in Duals._fields)))
+        targets = jax.tree.map(jnp.copy, PolicyAndCritic(theta, phi))  # not the same buffers: an update overwrites them
+        statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
+        return State(params, targets, optimizer.init(params), statistics, initial_hypers(Hypers, config), jnp.int32(0))
+
+    def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Any):
+        outputs = pi(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        return family.to_environment(family.sample(key, outputs)), {}, memory
+
+    def act_greedily(params: Policy, key: jax.Array, timestep: TimeStep, memory: Any):
+        outputs = pi(params.params, normalizer.apply(params.normalizer, timestep.observation))
+        return family.to_environment(family.mode(outputs)), {}, memory
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        targets, hypers, step = state.target_params, state.hypers, state.step + 1
+        statistics = normalizer.update(state.normalizer, sample.steps.observation)
+        transition = normalizer.transition(statistics, sample.steps)
+        transition = transition._replace(action=from_bounds(bounds, transition.action))
+
+        old = pi(targets.policy, transition.next_observation)
+        raw = family.sample(key, jnp.broadcast_to(old, (config.num_samples, *old.shape)))
+        inside = jnp.tanh(raw) if config.squash else jnp.clip(raw, -1.0, 1.0)
+        next_outputs = jax.vmap(Z, (None, None, 0))(targets.critic, transition.next_observation, inside)
+
+        rates = Learnt(hypers.policy_learning_rate, hypers.critic_learning_rate, hypers.dual_learning_rate)
+        args = hypers, transition, old, raw, next_outputs
+        learnt = minimize(loss, args, optimizer, state.params, state.opt_state, rates)
+        params, duals = learnt.params, learnt.params.duals
+        targets = new_every(config.target_period, step, PolicyAndCritic(params.policy, params.critic), targets)
+        sigma = mean_and_log_sigma(old, config.sigma_initial)[1]
+        metrics = pmean(learnt.aux | {"sigma": jnp.exp(sigma).mean()}) | {"gradient_norm": learnt.gradient_norm}
+        metrics |= {name: jnp.exp(x) for name, x in duals._asdict().items()}
+        return State(params, targets, learnt.opt_state, statistics, hypers, step), Feedback(metrics)
+
+    sizes = config.replay_size, config.min_replay_size, config.samples_per_insert
+    return Agent(
+        init=init,
+        policy=lambda s: Policy(s.params.policy, s.normalizer),
+        memory=lambda *_: (),
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        table=TableSpec("replay", Transitions(config.n_step, config.discount), "uniform", *sizes),
+        batch_size=config.batch_size,
+    )

@@ -1,0 +1,250 @@
+"""V-MPO: on-policy maximum a posteriori policy optimisation, which fits its policy to the better half of what it did.
+
+Song et al. 2020, https://arxiv.org/abs/1909.12238, whose names these are.
+
+Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438); with a lambda of 1 they
+are of the paper's n-step returns. Rewards may be brought to scale, where the paper has PopArt. A batch may be of the
+target network before the last: divergences are from the policy that acted. Adam steps the logarithms of the
+multipliers. Rows whose action the environment threw away (they close an episode) are no transitions: they teach nothing
+and count for none in the better half.
+"""
+
+import dataclasses
+import math
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from agents.agent import (
+    Agent,
+    Blocks,
+    BoundedActions,
+    EnvironmentSpec,
+    Feedback,
+    Sample,
+    TimeStep,
+    all_rows,
+    check_ranges,
+    pmean,
+    queue_table,
+)
+from agents.parts import normalizer, reward_scale
+from agents.parts.advantages import explained_variance, gae
+from agents.parts.optimization import check_decay, initial_hypers, learning_rate_of, make_optimizer, minimize, new_every
+from agents.parts.policy_network import Memory, functions
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
+    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
+    lstm_size: int = 0  # 0: feed-forward
+    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
+    separate_value: bool = False  # the value has a torso of its own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "state"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+
+    unroll_length: int = 20  # n
+    batch_size: int = 32  # sequences in one update
+    discount: float = 0.99  # gamma
+    lambda_: float = 1.0  # of GAE
+    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
+    baseline_cost: float = 1.0
+
+    top_fraction: float = 0.5  # of a batch's transitions, those of the largest advantages, that the policy is fitted to
+    epsilon_eta: float = 1e-2  # the most that their weights may diverge from even ones, in nats
+    epsilon_alpha: float = 1e-2  # the most that the policy may diverge from the one that acted, mean KL in nats
+    epsilon_mu: float = 1e-2  # of Gaussians, the same by the mean alone
+    epsilon_sigma: float = 1e-4  # and by the standard deviations alone
+    eta: float = 1.0  # the temperature at first
+    alpha: float = 5.0  # at first, what a divergence costs
+    target_period: int = 10  # T_target, updates from one copy of the network, which acts, to the next
+
+    learning_rate: float = 1e-4
+    dual_learning_rate: float = 1e-2  # of log eta and log alpha
+    adam_epsilon: float = 1e-8
+    max_gradient_norm: float = 0.0  # 0: not clipped
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        check_ranges(
+            self,
+            counts=("frame_stack", "unroll_length", "batch_size", "target_period", "queue_batches"),
+            positive=(
+                *("sigma_initial", "reward_scale", "top_fraction", "eta", "alpha", "learning_rate", "adam_epsilon"),
+                *("epsilon_eta", "epsilon_alpha", "epsilon_mu", "epsilon_sigma"),
+            ),
+            not_negative=(
+                *("lstm_size", "baseline_cost", "dual_learning_rate", "max_gradient_norm"),
+                *("decay_env_steps", "warmup_env_steps"),
+            ),
+            fractions=("discount", "lambda_", "top_fraction"),
+        )
+        check_decay(self)
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    dual_learning_rate: Any
+    discount: Any
+    lambda_: Any
+    baseline_cost: Any
+    epsilon_eta: Any
+    epsilon_alpha: Any
+    epsilon_mu: Any
+    epsilon_sigma: Any
+
+
+class Learnt(NamedTuple):
+    """Parameters, or what they are multiplied by."""
+
+    network: Any  # theta of the policy, phi of the value
+    log_eta: Any  # float32, a scalar
+    log_alphas: Any  # float32 [1], or of Gaussians [2], for the mean and for the standard deviations
+
+
+class State(NamedTuple):
+    params: Learnt
+    target: Any  # theta_old, which acts
+    opt_state: optax.OptState
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+
+
+class EStep(NamedTuple):
+    loss: chex.Array  # of eta; float32 scalar
+    psi: chex.Array  # weights [T, B], whose sum is 1: of several devices the mean of theirs. No gradient passes
+    kl: chex.Array  # of the weights from even ones over the better part, in nats
+
+
+def e_step(log_eta: Any, advantages: Any, live: Any, fraction: float, epsilon: Any) -> EStep:
+    """Weights psi of the better part of a batch's transitions, and the loss of their temperature (section 4).
+
+    Args:
+      log_eta: scalar.
+      advantages: A, float32 [T, B].
+      live: 1 where a row is a transition, else 0, [T, B].
+      fraction: of the transitions in the better part, to which all others belong that are no worse than its least.
+      epsilon: of eta's constraint, scalar.
+    """
+    eta = jnp.exp(log_eta)
+    A, alive = all_rows((advantages.reshape(-1), live.reshape(-1)))
+    ranked = jnp.sort(jnp.where(alive > 0, -A, jnp.inf))  # the largest advantage first
+    number = jnp.ceil(fraction * alive.sum()).astype(jnp.int32)
+    least = -ranked[jnp.maximum(number, 1) - 1]
+    better = jnp.where(alive.sum() > 0, alive * (least <= A), 1.0)  # a batch may have no transition at all
+    log_mean = jax.nn.logsumexp(A / eta, b=better) - jnp.log(better.sum())
+
+    def weights(advantages: Any, better: Any, number: Any) -> chex.Array:
+        return jax.lax.stop_gradient(jnp.where(better > 0, jnp.exp(advantages / eta - log_mean) / number, 0.0))
+
+    psi = weights(A, better, better.sum())
+    kl = jnp.sum(jax.scipy.special.xlogy(psi, psi * better.sum()))
+    number_here = better.sum() * advantages.size / A.size  # so that the devices' mean is the sum over all
+    return EStep(eta * (epsilon + log_mean), weights(advantages, live * (least <= advantages), number_here), kl)
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a network that does not fit the observation, or an action without bounds.
+    """
+    f = functions("vmpo", config, spec, config.separate_value)
+    policy, gaussian = f.policy, isinstance(spec.actions, BoundedActions)
+    optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
+
+    def init(key: jax.Array) -> State:
+        network = f.init(key)
+        log_eta, log_alpha = math.log(config.eta), math.log(config.alpha)
+        params = Learnt(network, jnp.float32(log_eta), jnp.full(1 + gaussian, log_alpha, jnp.float32))
+        target = jax.tree.map(jnp.copy, network)  # no shared buffers: an update may be given them to overwrite
+        returns, hypers = reward_scale.init(config), initial_hypers(Hypers, config)
+        return State(params, target, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
+
+    def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        outputs, memory = f.outputs(params, timestep, memory)
+        raw = policy.sample(key, outputs)
+        action, extras, memory = f.play(raw, timestep, memory)
+        return action, extras | {"outputs": outputs}, memory
+
+    def act_greedily(params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        outputs, memory = f.outputs(params, timestep, memory)
+        action, _, memory = f.play(policy.mode(outputs), timestep, memory)
+        return action, {}, memory
+
+    def loss(params: Learnt, state: State, sample: Sample):
+        steps, hypers, live = sample.steps, state.hypers, sample.steps.live
+        outputs, values = f.unroll(params.network, steps, sample.memory)
+        pi, old, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
+        mean = live / jnp.maximum(pmean(live.mean()), 1e-6) / live.size  # weights of means over transitions
+
+        V = jax.lax.stop_gradient(values)
+        rewards = config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1])
+        advantages = gae(V, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
+        baseline_loss = 0.5 * jnp.sum(mean * jnp.square(advantages + V[:-1] - values[:-1]))
+
+        found = e_step(params.log_eta, advantages, live, config.top_fraction, hypers.epsilon_eta)
+        policy_loss = -jnp.sum(found.psi * policy.log_prob(pi, actions))
+
+        kls = jnp.stack([jnp.sum(mean * policy.kl(old, part)) for part in policy.decoupled(pi, old)])
+        epsilons = (hypers.epsilon_mu, hypers.epsilon_sigma) if gaussian else (hypers.epsilon_alpha,)
+        alphas, held = jnp.exp(params.log_alphas), jax.lax.stop_gradient
+        alpha_loss = jnp.sum(alphas * (jnp.stack(epsilons) - held(kls)))
+        total = policy_loss + found.loss + alpha_loss + jnp.sum(held(alphas) * kls)
+        metrics = {
+            "loss": total,
+            "policy_loss": policy_loss,
+            "baseline_loss": baseline_loss,
+            "entropy": jnp.sum(mean * policy.entropy(pi)),
+            "better_kl": found.kl,
+            "value": values.mean(),
+            "explained_variance": explained_variance(advantages, advantages + V[:-1]),
+        }
+        metrics |= dict(zip(("kl_mu", "kl_sigma") if gaussian else ("kl",), kls, strict=True))
+        return total + hypers.baseline_cost * baseline_loss, metrics
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        del key
+        hypers, step, learning_rate = state.hypers, state.step + 1, learning_rate_of(config, state)
+        rates = Learnt(learning_rate, hypers.dual_learning_rate, hypers.dual_learning_rate)
+        learnt = minimize(loss, (state, sample), optimizer, state.params, state.opt_state, rates)
+        metrics = pmean(learnt.aux) | {"gradient_norm": learnt.gradient_norm, "learning_rate": learning_rate}
+        metrics |= {"eta": jnp.exp(state.params.log_eta), "alpha": jnp.exp(state.params.log_alphas[0])}
+        state = state._replace(
+            params=learnt.params,
+            target=new_every(config.target_period, step, learnt.params.network, state.target),
+            opt_state=learnt.opt_state,
+            returns=normalizer.join(state.returns, reward_scale.seen(config, sample.steps)),
+            step=step,
+        )
+        return state, Feedback(metrics)
+
+    return Agent(
+        init=init,
+        policy=lambda state: state.target,
+        memory=f.memory,
+        acted=f.acted,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        table=queue_table(config, Blocks(config.unroll_length)),
+        batch_size=config.batch_size,
+    )
