@@ -42,7 +42,8 @@ def make(
 
     Args:
       name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `gymnax:ID`, `MaskedCartPole-v1`,
-        `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for each number.
+        `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for
+        each number.
       num_envs: how many, stepped together.
         `A,B,C` is several tasks at once: environment i has the task i mod 3.
       seed: fixes every episode; give each actor its own.

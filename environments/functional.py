@@ -49,9 +49,7 @@ class Ended(NamedTuple):
     scores: Scores
 
 
-def make(
-    name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any] | None = None
-) -> Functional:
+def make(name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any] | None = None) -> Functional:
     """The environment called `name`: `gymnax:ID`.
 
     Args:
@@ -101,15 +99,15 @@ def step_or_reset(environment: Functional, keys: Any, states: Any, action: Any, 
     the observation is to be ignored. As `Functional.step`, of batches."""
 
     def one(key, state, action, reset):
-        opened = environment.reset(key)
         state, observation, *rest = environment.step(key, state, action)
-        state, observation = jax.tree.map(
-            # Of the kind that a reset gives, always: a compiled loop takes nothing else.
-            lambda new, old: jnp.where(reset, new, old).astype(jnp.result_type(new)), opened, (state, observation)
-        )
-        return state, observation, *rest
 
-    return jax.vmap(one)(keys, states, action, resets)  # type: ignore[no-any-return]
+        def choose(new: Any, old: Any) -> Any:
+            # Of the kind that a reset gives, always: a compiled loop takes nothing else.
+            return jnp.where(reset, new, old).astype(jnp.result_type(new))
+
+        return *jax.tree.map(choose, environment.reset(key), (state, observation)), *rest
+
+    return jax.vmap(one)(keys, states, action, resets)
 
 
 def _reset_all(environment: Functional, seed: int, ids: Any) -> tuple[Any, Any]:

@@ -22,7 +22,9 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
             warnings.simplefilter("ignore")
             import gymnax
     except ModuleNotFoundError as error:
-        raise ValueError(f"gymnax:{name} needs gymnax, and {error.name} is not installed: pip install gymnax") from error
+        raise ValueError(
+            f"gymnax:{name} needs gymnax, and {error.name} is not installed: pip install gymnax"
+        ) from error
     if name not in gymnax.registered_envs:
         raise ValueError(f"gymnax has no {name!r}; it has {', '.join(gymnax.registered_envs)}")
     environment, params = gymnax.make(name)

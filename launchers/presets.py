@@ -1,7 +1,8 @@
 """What a run is set to where its command line is silent: of each agent, for tasks by name and for kinds of environment.
 
-A task that an agent was tuned for has a preset by its name, with `gymnasium:` or `gymnax:` before it or without. Any other
-environment has the first of a kind that it is of: kinds go by what an environment shows, what it takes and its suite.
+A task that an agent was tuned for has a preset by its name, with `gymnasium:` or `gymnax:` before it or without. Any
+other environment has the first of a kind that it is of: kinds go by what an environment shows, what it takes and its
+suite.
 """
 
 import fnmatch

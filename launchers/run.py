@@ -14,7 +14,7 @@ import numpy as np
 
 import environments
 import runtime  # noqa: F401  JAX is set up before its first computation
-from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec, WholeEpisodes
+from agents.agent import Agent, Blocks, BoundedActions, EnvironmentSpec
 from agents.parts.gradients import by_gradients
 from agents.parts.vectorized import vectorize
 from launchers import recorded, settings
@@ -64,8 +64,6 @@ class Run(settings.Settings):
             raise UsageError(str(error)) from error
         if self.synchronous:
             self._check_synchronous(agent)
-        if self.placement == "device":
-            self._check_on_device(agent)
         if self.eval_epsilon and isinstance(spec.actions, BoundedActions):
             raise UsageError(
                 f"--eval_epsilon={self.eval_epsilon} is for discrete actions; this environment's are continuous"
@@ -77,23 +75,6 @@ class Run(settings.Settings):
         for name in ("num_replay_servers", "updates_per_dispatch"):
             if getattr(self, name) > 1:
                 raise UsageError(f"--{name}={getattr(self, name)}: {why} leave it at 1")
-
-    def _check_on_device(self, agent: Agent) -> None:
-        """Raises UsageError if the agent cannot learn from what the learner's own devices make."""
-        if isinstance(agent.table.items, WholeEpisodes):
-            raise UsageError(
-                f"--placement=device is for agents that learn from blocks of rows or from a replay: {self.agent} learns "
-                "from whole episodes"
-            )
-        if agent.table.kind != "queue":
-            return
-        small, large = sorted((agent.batch_size, self.num_actors * self.envs_per_actor))
-        if large % small:
-            raise UsageError(
-                f"--placement=device: config.batch_size={agent.batch_size} and --num_actors={self.num_actors} times "
-                f"--envs_per_actor={self.envs_per_actor} do not divide: a batch is all environments' blocks, or an even "
-                "part of them"
-            )
 
     def _check_synchronous(self, agent: Agent) -> None:
         """Raises UsageError if actors cannot wait for the update on what they wrote."""

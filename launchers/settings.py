@@ -559,7 +559,8 @@ def _check_on_device(settings: Settings) -> None:
     """Raises UsageError if the environments cannot be stepped inside the learner's program."""
     if not all(name.startswith("gymnax:") for name in settings.tasks):
         raise UsageError(
-            f"--placement=device steps environments that are JAX functions, --env=gymnax:ID; give {settings.env} another"
+            "--placement=device steps environments that are JAX functions: give --env=gymnax:ID, or another placement "
+            f"for {settings.env}"
         )
     for name, wanted in (("carrier", "local"), ("travels", "experience")):
         if getattr(settings, name) != wanted:

@@ -51,11 +51,14 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
             f"--num_actors=1 --envs_per_actor={agent.batch_size}, config.batch_size; not {run.num_actors} actors "
             f"of {run.envs_per_actor}"
         )
-    small, large = sorted((agent.batch_size, run.envs_per_actor))
+    num_envs, flags = run.envs_per_actor, f"--envs_per_actor={run.envs_per_actor}"
+    if run.placement == "device":  # where all actors are one
+        num_envs, flags = run.num_actors * num_envs, f"--num_actors={run.num_actors} times {flags}"
+    small, large = sorted((agent.batch_size, num_envs))
     if large % small:
         raise ValueError(
-            f"config.batch_size={agent.batch_size} and --envs_per_actor={run.envs_per_actor} do not divide: "
-            "a batch is whole blocks of an actor's environments, or an even part of one"
+            f"config.batch_size={agent.batch_size} and {flags} do not divide: a batch is whole blocks of an actor's "
+            "environments, or an even part of one"
         )
 
 

@@ -34,7 +34,13 @@ def sequences_per_item(structure: Structure) -> int:
 
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
-    """Raises ValueError where actors take turns: an episode takes as long as it takes."""
+    """Raises ValueError where actors take turns, or are part of a compiled program: an episode takes as long as it
+    takes."""
+    if run.placement == "device":
+        raise ValueError(
+            f"--placement=device is for agents that learn from blocks of rows or from a replay: {run.agent} learns from "
+            "whole episodes; give --placement=threads"
+        )
     if run.placement == "serial" and run.carrier == "reverb":
         raise ValueError(
             f"--placement=serial --carrier=reverb has each actor write a block in its turn, and {run.agent} learns "

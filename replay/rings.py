@@ -92,13 +92,13 @@ class Chunk(NamedTuple):
     """C rows of one actor, and what they change."""
 
     kept: Any  # of each array [C, E, ...]
-    position: np.ndarray  # int32 [C, E]
-    memories: list[np.ndarray]  # [K, E, size]
+    position: Any  # int32 [C, E]
+    memories: list[Any]  # [K, E, size]
     memory_slots: Any  # int32 [K, E], where they go; M where there is none; ()
     memory_of: Any  # int32 [C, E]; ()
-    items: np.ndarray  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
-    gone: np.ndarray  # int32 [devices * (C + back) * E / devices], likewise, anchors of items that lose a row
-    change: np.ndarray  # int32 [devices], in the number of items
+    items: Any  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
+    gone: Any  # int32 [devices * (C + back) * E / devices], likewise, anchors of items that lose a row
+    change: Any  # int32 [devices], in the number of items
     actor: Any  # int32
     slot: Any  # int32, of the first row, in the actor's ring
 

@@ -297,8 +297,8 @@ def update_key(seed: int, step: jax.Array) -> jax.Array:
 def drawing_update(
     mesh: Mesh, agent: Agent, seed: int, source: Source
 ) -> Callable[[Any, Any], tuple[tuple[State, jax.Array, Any], Any]]:
-    """((state, step, masses), rows) -> ((state, step + 1, masses), metrics), on each device, inside a compiled function:
-    an update on a sample that it draws."""
+    """((state, step, masses), rows) -> ((state, step + 1, masses), metrics): an update on a sample that it draws, for
+    each device to call inside a compiled function."""
     share = agent.batch_size // mesh.total
 
     def update(carry: Any, rows: Any) -> tuple[Any, Any]:

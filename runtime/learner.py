@@ -237,9 +237,7 @@ class Learner:
         mesh, at_once = self._mesh, self._updates_per_dispatch
         if source is None:
             return devices.compile_update(mesh, agent, seed, at_once)
-        update: Callable[..., Any] = source.bind(
-            devices.compile_drawing_update(mesh, agent, seed, at_once, source)
-        )
+        update: Callable[..., Any] = source.bind(devices.compile_drawing_update(mesh, agent, seed, at_once, source))
         return update
 
     def host_state(self) -> State:

@@ -1,15 +1,13 @@
 """An actor inside the compiled program that learns: environments that are JAX functions, acted on by the parameters as
 they are. What it makes is what runtime/actor.py makes of the same environments."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from agents.agent import AXIS, Agent, Blocks, Memory, Params, Sample, Step
+from agents.agent import AXIS, Agent, Memory, Params, Sample, Step
 from environments import functional
 from environments.functional import Ended, Functional, Running
 
@@ -48,6 +46,7 @@ class Rollout:
         if num_envs % devices:
             raise ValueError(f"{num_envs} environments do not divide over {devices} devices")
         self._agent, self._environment, self._seed, self._clip = agent, environment, seed, clip
+        self._next_action = getattr(agent.table.items, "next_action", False)
         self.num_envs, self._devices, self.share = num_envs, devices, num_envs // devices
 
     def specs(self, mesh: Any) -> Acting:
@@ -66,8 +65,7 @@ class Rollout:
         ranks = ids.astype(jnp.float32) / max(1, self.num_envs - 1)
         running = functional.start(self._environment, self._seed, ids)
         acting = Acting(running, self._agent.memory(self.share, ranks), (), jnp.bool_(True))
-        items = self._agent.table.items
-        if isinstance(items, Blocks) and items.next_action:
+        if self._next_action:
             acting, (step, memory, _) = self.act(acting, params)
             acting = acting._replace(opening=(step, memory))
         return acting
@@ -91,29 +89,27 @@ class Rollout:
 
     def rows(self, acting: Acting, params: Params, length: int) -> tuple[Acting, tuple[Step, Memory, Ended]]:
         """`length` rows, each array [length, B, ...]."""
-        return jax.lax.scan(lambda acting, _: self.act(acting, params), acting, length=length)  # type: ignore
+        return jax.lax.scan(lambda acting, _: self.act(acting, params), acting, length=length)
 
     def blocks(self, acting: Acting, params: Params, count: int) -> tuple[Acting, Sample, Ended]:
         """`count` Blocks of all environments, one after another, as one Sample of `count` B sequences; and the episodes
         that ended, [count T, B]."""
-        items = self._agent.table.items
-        assert isinstance(items, Blocks)
+        length: int = self._agent.table.items.length  # type: ignore[union-attr]
 
         def block(acting, _):
-            memory = acting.opening[1] if items.next_action else acting.memory
-            if items.next_action:
-                opening = acting.opening[0]
-                acting, (steps, _, ended) = self.rows(acting, params, items.length - 1)
-                acting, (step, next_memory, last) = self.act(acting, params)
-                acting = acting._replace(opening=(step, next_memory))
-                rows, ended = [opening, steps, step], [ended, last]
-            else:
-                acting, (steps, _, ended) = self.rows(acting, params, items.length)
-                timestep = acting.running.timestep
-                step = jax.tree.map(lambda x: jnp.zeros_like(x[0]), steps)
-                step = step._replace(observation=timestep.observation, first=timestep.first)
-                rows, ended = [steps, step], [ended]
-            return acting, (_along_time(rows, steps), memory, _along_time(ended, ended[0]))
+            if self._next_action:
+                opening, memory = acting.opening
+                acting, (steps, memories, ended) = self.rows(acting, params, length)
+                steps = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), opening, steps)
+                last = jax.tree.map(lambda x: x[-1], (steps, memories))
+                return acting._replace(opening=last), (steps, memory, ended)
+            memory = acting.memory
+            acting, (steps, _, ended) = self.rows(acting, params, length)
+            timestep = acting.running.timestep
+            closing = jax.tree.map(lambda x: jnp.zeros_like(x[0]), steps)
+            closing = closing._replace(observation=timestep.observation, first=timestep.first)
+            steps = jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), steps, closing)
+            return acting, (steps, memory, ended)
 
         acting, (steps, memory, ended) = jax.lax.scan(block, acting, length=count)
         sample = Sample(
@@ -121,13 +117,3 @@ class Rollout:
             jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), memory),
         )
         return acting, sample, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ended)
-
-
-def _along_time(parts: list[Any], several: Any) -> Any:
-    """Single rows, and `several`, one after another."""
-    axes = jax.tree.map(np.ndim, several)
-
-    def join(axes, *parts):
-        return jnp.concatenate([part if part.ndim == axes else part[None] for part in parts])
-
-    return jax.tree.map(join, axes, *parts)

@@ -46,9 +46,7 @@ def channels(kind, num_envs, prioritized, max_size):
     table = TableSpec("replay", kind, "prioritized" if prioritized else "uniform", max_size)
     agent = Agent(None, None, None, None, None, None, table, 16, priority if prioritized else None)
     mesh = devices.make_mesh(devices=jax.local_devices()[:1])
-    return [
-        make(mesh, agent, table, structure_of(kind), 16, 1, num_envs, 10**9) for make in (RingChannel, FilledRings)
-    ]
+    return [make(mesh, agent, table, structure_of(kind), 16, 1, num_envs, 10**9) for make in (RingChannel, FilledRings)]
 
 
 @pytest.mark.parametrize("num_envs", [1, 5, 40, 100])
