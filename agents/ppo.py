@@ -22,6 +22,7 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.minibatches import check_minibatches, learn_in_minibatches
 from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer, remaining
 from agents.parts.policy_network import Memory, functions
 
@@ -79,10 +80,10 @@ class Config:
             fractions=("discount", "lambda_"),
         )
         check_decay(self)
-        rows = self.batch_size if self.lstm_size else self.batch_size * self.unroll_length
-        if rows % self.minibatches:
-            what = "environments (with an LSTM)" if self.lstm_size else "rows"
-            raise ValueError(f"config.minibatches={self.minibatches} does not divide a batch of {rows} {what}")
+        if self.lstm_size:
+            check_minibatches(self, self.batch_size, "environments (with an LSTM)")
+        else:
+            check_minibatches(self, self.batch_size * self.unroll_length, "rows")
 
 
 class Hypers(NamedTuple):
@@ -246,12 +247,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
             return (params, opt_state, stopped), metrics
 
-        keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-        order = order.reshape(config.epochs * config.minibatches, -1)
         carry = state.params, state.opt_state, jnp.asarray(False)
-        # Unrolled with convolutions, whose gradient inside a loop takes XLA's CPU backend 40 times as long.
-        (params, opt_state, _), learning = jax.lax.scan(learn, carry, order, unroll=config.torso != "mlp")
+        (params, opt_state, _), learning = learn_in_minibatches(config, key, size, learn, carry)
         done = learning.pop("minibatches").sum()
         metrics = pmean(metrics) | jax.tree.map(jnp.mean, learning)
         metrics |= {"kl": learning["kl"][-1], "minibatches": done, "learning_rate": eta}

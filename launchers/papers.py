@@ -249,6 +249,20 @@ PAPERS: dict[str, list[Paper]] = {
             },
         ),
     ],
+    "pqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            {
+                "max_env_steps": 10_000_000,
+                "num_actors": 1,
+                "envs_per_actor": 128,
+                "eval_episodes": 8,
+                "synchronous": True,
+            },
+            {"decay_env_steps": 0},
+        )
+    ],
     "trpo": [
         Paper(
             atari,

@@ -511,6 +511,33 @@ def ppo() -> list[Preset]:
     ]
 
 
+# In step: the targets have no correction for what an older policy did.
+PQN_RUN = {"num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20, "synchronous": True}
+SMALL_PQN = SMALL | {
+    "unroll_length": 32,
+    "batch_size": 32,
+    "epochs": 4,
+    "minibatches": 8,
+    "lambda_": 0.9,
+    "learning_rate": 5e-4,
+    "epsilon_final": 0.05,
+    "epsilon_env_steps": 50_000,
+}
+
+
+def pqn() -> list[Preset]:
+    """Small tasks, Atari by the paper's code, other frames, and what is left."""
+    sighted = PQN_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 128, "eval_episodes": 10}
+    return [
+        Preset("CartPole-v1", PQN_RUN | {"max_env_steps": 200_000}, SMALL_PQN | {"reward_scale": 0.1, "lambda_": 0.95}),
+        Preset("Catch-v0", PQN_RUN | {"max_env_steps": 100_000}, SMALL_PQN | {"epsilon_env_steps": 20_000}),
+        Preset("Acrobot-v1", PQN_RUN | {"max_env_steps": 500_000}, SMALL_PQN | {"reward_scale": 0.1}),
+        Preset(atari, sighted, {"decay_env_steps": 0}),
+        *of_frames(sighted, {"decay_env_steps": 0}),
+        Preset(any_kind, PQN_RUN | {"max_env_steps": 500_000}, SMALL_PQN),
+    ]
+
+
 # Large batches: an update's step is as large as its batch can vouch for.
 TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
 CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
@@ -574,6 +601,7 @@ SHALLOW_IMPALA = {"torso": "shallow", "lambda_": 0.95, "learning_rate": 7e-4, "e
 PRESETS: dict[str, list[Preset]] = {
     "mix_match": mix_match(),
     "ppo": ppo(),
+    "pqn": pqn(),
     "a3c": a3c(),
     "a2c": a2c(),
     "actor_critic": actor_critic(),

@@ -47,6 +47,7 @@ SHOWN = {
     "munchausen_dqn": Agent(
         "[Vieillard et al. 2020](https://arxiv.org/abs/2007.14430)", "munchausen_dqn", "CartPole-v1"
     ),
+    "pqn": Agent("[Gallici et al. 2024](https://arxiv.org/abs/2407.04811)", "pqn", "CartPole-v1"),
     "apex_dqn": Agent(HORGAN, "apex_dqn", "CartPole-v1"),
     "r2d2": Agent(
         "[Kapturowski et al. 2019](https://openreview.net/forum?id=r1lyTjAqYX)", "r2d2", "MiniGrid-MemoryS7-v0"

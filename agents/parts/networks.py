@@ -151,6 +151,7 @@ class QNetwork(nn.Module):
     head_size: int = 0
     num_atoms: int = 0  # outputs for each action; 0: one, its value
     noisy: float = 0.0  # sigma_0 of the heads' layers; 0: they are plain
+    normalized: bool = False  # layer normalisation in every layer of the torso
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
@@ -175,7 +176,12 @@ class QNetwork(nn.Module):
         rows, batch = observation.shape[:2]
         convolutions_only = bool(self.head_size) and not self.lstm_size
         torso: Any = make_torso(
-            self.torso, self.hidden_sizes, self.activation, self.dtype, convolutions_only=convolutions_only
+            self.torso,
+            self.hidden_sizes,
+            self.activation,
+            self.dtype,
+            convolutions_only=convolutions_only,
+            normalized=self.normalized,
         )
         x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
         if not isinstance(inputs, tuple):

@@ -68,12 +68,14 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
         ("tasks", {"curriculum": "tasks", "lstm_size": 8, "shared_body": False}, DISCRETE),
     ],
     "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
+    "pqn": [("", {}, DISCRETE), ("plain", {"layer_norm": False}, DISCRETE)],
     "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
 }
 # Every torso in one network, and every network on one of them. Steps are small enough that the loss falls: where it
 # grows, any two roundings part.
 FRAMES = [*(("impala", torso, DISCRETE) for torso in LEAST_SIDES), ("dqn", "shallow", DISCRETE)]
+FRAMES += [("pqn", "shallow", DISCRETE)]
 FRAMES += [("mix_match", "shallow", FACTORED)]
 
 

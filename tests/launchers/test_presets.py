@@ -38,6 +38,9 @@ EPSILONS = {
     ("ppo", "Pong-v5"): {"clip_epsilon": 0.1},
     ("ppo", "Hopper-v4"): {"clip_epsilon": 0.2, "adam_epsilon": 1e-5},
     ("ppo", "CartPole-v1"): {"clip_epsilon": 0.2},
+    # Gallici et al. 2024, as their code has it.
+    ("pqn", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.001, "epsilon_env_steps": 1_000_000},
+    ("pqn", "CartPole-v1"): {"epsilon_final": 0.05, "epsilon_env_steps": 50_000},
     ("a2c", "CartPole-v1"): {"epsilon": 1e-5, "optimizer": "adam"},
     ("a2c", "Pong-v5"): {"epsilon": 0.1, "optimizer": "rmsprop"},
     ("impala", "CartPole-v1"): {"epsilon": 1e-5, "optimizer": "adam"},
