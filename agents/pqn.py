@@ -202,11 +202,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rows)
         eta = learning_rate_of(config, state)
 
-        def learn(carry, index):
+        def learn(carry, minibatch):
             """One minibatch: the rows `index`."""
-            params, opt_state = carry
-            minibatch = jax.tree.map(lambda x: x[index], rows)
-            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, minibatch))
+            (params, opt_state), (index, _) = carry, minibatch
+            of_rows = jax.tree.map(lambda x: x[index], rows)
+            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, of_rows))
             after = descend(optimizer, gradient, opt_state, params, eta)
             return after, metrics | {"gradient_norm": optax.tree.norm(gradient)}
 

@@ -131,6 +131,8 @@ FEW_FRACTIONS = (
     " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
 )
 
+LAKE = "--env=gymnasium:environments.textbook:OpenLake-v0 --carrier=local"
+
 BASELINES: list[Baseline] = [
     # Classic control and Catch -------------------------------------------------------------------------------------
     *_on("CartPole-v1", "impala a2c a3c ppo", reproduced=475),
@@ -164,6 +166,9 @@ BASELINES: list[Baseline] = [
     *_on("Acrobot-v1", "pqn", reproduced=-100),
     Baseline("--agent=all_actions --env=Acrobot-v1 --max_env_steps=500000", reproduced=-100),
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
+    # With and without what is to find the reward.
+    Baseline(f"--agent=ppo_rnd {LAKE}", task="OpenLake-v0", reproduced=0.95, seeds=3),
+    Baseline(f"--agent=ppo_rnd {LAKE} --config.intrinsic_coefficient=0", "extrinsic", task="OpenLake-v0", seeds=3),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
     *_on("Pendulum-v1", "ddpg d4pg td3 sac", reproduced=-200, minutes=2),

@@ -38,6 +38,7 @@ AGENTS = {
     "munchausen_dqn": "agents.munchausen_dqn",
     "off_pac": "agents.off_pac",
     "ppo": "agents.ppo",
+    "ppo_rnd": "agents.ppo_rnd",
     "pqn": "agents.pqn",
     "prioritized_dqn": "agents.dqn",
     "q_learning": "agents.q_learning",

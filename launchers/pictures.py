@@ -56,6 +56,9 @@ PICTURES = {
     **{f"{env}": _by_agent(env, "ppo trpo") for env in (*MUJOCO, "Swimmer-v4")},
     "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo dpg ddpg d4pg td3 sac"),
     "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg"),
+    "OpenLake-v0": Picture(
+        {"ppo_rnd-OpenLake-v0": "PPO with RND", "ppo_rnd-OpenLake-v0-extrinsic": "without its intrinsic reward"}
+    ),
     "CheetahRun-v1": _by_agent("CheetahRun-v1", "ddpg d4pg"),
     "CartpoleSwingupSparse-v1": Picture(
         {

@@ -54,6 +54,7 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: ag
     "dqn": ("dqn", "Pong-v5", {}, {}),
     "r2d2": ("r2d2", "Pong-v5", {}, {}),
     "ppo": ("ppo", "Pong-v5", {}, {}),
+    "ppo_rnd": ("ppo_rnd", "Pong-v5", {}, {"batch_size": 8}),
     "pqn": ("pqn", "Pong-v5", {}, {"minibatches": 4, "batch_size": 16}),
 }  # fmt: skip
 BACKENDS = ("accelerator", "cpu")  # that actors act on

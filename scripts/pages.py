@@ -79,6 +79,7 @@ SHOWN = {
     "impala": Agent("[Espeholt et al. 2018](https://arxiv.org/abs/1802.01561)", "impala", "MaskedCartPole-v1"),
     "trpo": Agent("[Schulman et al. 2015](https://arxiv.org/abs/1502.05477)", "trpo", "Hopper-v4"),
     "ppo": Agent("[Schulman et al. 2017](https://arxiv.org/abs/1707.06347)", "ppo", "HalfCheetah-v4"),
+    "ppo_rnd": Agent("[Burda et al. 2019](https://arxiv.org/abs/1810.12894)", "ppo_rnd", "OpenLake-v0"),
     "dpg": Agent(
         "[Silver et al. 2014](http://proceedings.mlr.press/v32/silver14.html)", "dpg", "MountainCarContinuous-v0"
     ),

@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-# (what is carried on, entries of the batch, int32 [n]) -> what is carried on, metrics
-Learn = Callable[[Any, jax.Array], tuple[Any, dict[str, Any]]]
+# (what is carried on, (entries of the batch, int32 [n], and a key)) -> what is carried on, metrics
+Learn = Callable[[Any, tuple[jax.Array, jax.Array]], tuple[Any, dict[str, Any]]]
 
 
 def check_minibatches(config: Any, size: int, what: str) -> None:
@@ -20,7 +20,7 @@ def learn_in_minibatches(config: Any, key: jax.Array, size: int, learn: Learn, c
 
     Args:
       config: has epochs, minibatches, and the network's torso.
-      key: of the shuffling.
+      key: of the shuffling, and of those that `learn` is given.
       size: entries of the batch, on this device.
       learn: learns from one minibatch.
       carry: what the first `learn` is given.
@@ -31,6 +31,7 @@ def learn_in_minibatches(config: Any, key: jax.Array, size: int, learn: Learn, c
     keys = jax.random.split(key, config.epochs)
     order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
     order = order.reshape(config.epochs * config.minibatches, -1)
+    keys = jax.random.split(jax.random.fold_in(key, config.epochs), len(order))
     # Convolutions' gradient inside a loop takes XLA's CPU backend 40 times as long. Others compile it once.
     unroll = config.torso != "mlp" and jax.default_backend() == "cpu"
-    return jax.lax.scan(learn, carry, order, unroll=unroll)
+    return jax.lax.scan(learn, carry, (order, keys), unroll=unroll)

@@ -68,6 +68,7 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
         ("tasks", {"curriculum": "tasks", "lstm_size": 8, "shared_body": False}, DISCRETE),
     ],
     "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
+    "ppo_rnd": [("", {"features": 16}, DISCRETE)],
     "pqn": [("", {}, DISCRETE), ("plain", {"layer_norm": False}, DISCRETE)],
     "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],

@@ -15,6 +15,7 @@ LEARNERS = {
     "a2c": NETWORK,
     "impala": NETWORK,
     "ppo": NETWORK | {"minibatches": 2, "epochs": 2},
+    "ppo_rnd": NETWORK | {"minibatches": 2, "epochs": 2, "features": 8, "learning_rate": 1e-3},
     "trpo": {"hidden_sizes": (8,)},
 }
 
