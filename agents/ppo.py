@@ -12,6 +12,7 @@ no transitions and teach nothing.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -22,8 +23,11 @@ import optax
 from agents.agent import Agent, Blocks, EnvironmentSpec, Feedback, Sample, TimeStep, check_ranges, pmean, queue_table
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae, normalize
+from agents.parts.minibatches import check_minibatches, learn_in_minibatches
+from agents.parts.normalizer import Normalizer
 from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer, remaining
-from agents.parts.policy_network import Memory, functions
+from agents.parts.policies import Policy
+from agents.parts.policy_network import Functions, Memory, functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Config:
 
     learning_rate: float = 2.5e-4
     adam_epsilon: float = 1e-5
-    max_gradient_norm: float = 0.5
+    max_gradient_norm: float = 0.5  # 0: not clipped
     warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
     decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
     decay: Literal["linear", "cosine"] = "linear"  # how it falls
@@ -68,21 +72,26 @@ class Config:
     queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
 
     def __post_init__(self):
-        check_ranges(
-            self,
-            counts=("frame_stack", "unroll_length", "batch_size", "epochs", "minibatches", "queue_batches"),
-            positive=("clip_epsilon", "learning_rate", "adam_epsilon", "max_gradient_norm", "sigma_initial"),
-            not_negative=(
-                *("lstm_size", "baseline_cost", "entropy_cost", "max_kl"),
-                *("decay_env_steps", "warmup_env_steps"),
-            ),
-            fractions=("discount", "lambda_"),
-        )
-        check_decay(self)
-        rows = self.batch_size if self.lstm_size else self.batch_size * self.unroll_length
-        if rows % self.minibatches:
-            what = "environments (with an LSTM)" if self.lstm_size else "rows"
-            raise ValueError(f"config.minibatches={self.minibatches} does not divide a batch of {rows} {what}")
+        check(self)
+
+
+def check(config: Any) -> None:
+    """Raises ValueError, naming the field, where one is out of range: of those that PPO has."""
+    check_ranges(
+        config,
+        counts=("frame_stack", "unroll_length", "batch_size", "epochs", "minibatches", "queue_batches"),
+        positive=("clip_epsilon", "learning_rate", "adam_epsilon", "sigma_initial"),
+        not_negative=(
+            *("lstm_size", "baseline_cost", "entropy_cost", "max_kl"),
+            *("max_gradient_norm", "decay_env_steps", "warmup_env_steps"),
+        ),
+        fractions=("discount", "lambda_"),
+    )
+    check_decay(config)
+    if config.lstm_size:
+        check_minibatches(config, config.batch_size, "environments (with an LSTM)")
+    else:
+        check_minibatches(config, config.batch_size * config.unroll_length, "rows")
 
 
 class Hypers(NamedTuple):
@@ -122,6 +131,7 @@ class Rows(NamedTuple):
     log_prob: chex.Array  # of the policy that acted
     value: chex.Array  # V_old
     advantage: chex.Array
+    target: chex.Array  # R, of the value
     live: chex.Array  # 1 of transitions, 0 of rows whose action was thrown away
 
 
@@ -131,6 +141,126 @@ def clipped_surrogate(log_ratios: chex.Array, advantages: chex.Array, epsilon: A
     return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1.0 - epsilon, 1.0 + epsilon) * advantages)
 
 
+def scaled(observations: Any, x: Any) -> Any:
+    """Observations as the network is shown them: by the statistics `observations`, or () for as they are."""
+    return normalizer.apply(observations, x) if isinstance(observations, Normalizer) else x
+
+
+def objective(
+    config: Any, policy: Policy, hypers: Any, rows: Rows, outputs: chex.Array, values: chex.Array
+) -> tuple[chex.Array, dict[str, Any]]:
+    """Eq. 9 of one minibatch, with a minus, and metrics; means are over transitions.
+
+    `outputs` [T, B, P] are the policy's of these rows, and `values` V [T, B], by the parameters that learn.
+    """
+    weights, advantages = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6), rows.advantage
+    if config.normalize_advantages:
+        advantages = normalize(advantages, rows.live)
+
+    log_ratios = policy.log_prob(outputs, rows.action) - rows.log_prob
+    policy_loss = -jnp.mean(weights * clipped_surrogate(log_ratios, advantages, hypers.clip_epsilon))
+    errors = jnp.square(rows.target - values)
+    if config.clip_values:
+        near = rows.value + jnp.clip(values - rows.value, -hypers.clip_epsilon, hypers.clip_epsilon)
+        errors = jnp.maximum(errors, jnp.square(rows.target - near))
+    baseline_loss = 0.5 * jnp.mean(weights * errors)
+    entropy = jnp.mean(weights * policy.entropy(outputs))
+    total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
+    metrics = {
+        "loss": total,
+        "policy_loss": policy_loss,
+        "baseline_loss": baseline_loss,
+        "entropy": entropy,
+        # Of the policy that acted from this one; never negative (http://joschu.net/blog/kl-approx.html, k3).
+        "kl": jnp.mean(weights * (jnp.expm1(log_ratios) - log_ratios)),
+        "clipped": jnp.mean(weights * (jnp.abs(jnp.expm1(log_ratios)) > hypers.clip_epsilon)),
+    }
+    return total, metrics
+
+
+def learn(
+    config: Any,
+    optimizer: optax.GradientTransformation,
+    loss: Callable[..., Any],
+    state: Any,
+    key: jax.Array,
+    rows,
+    lstm,
+) -> tuple[Any, dict[str, Any]]:
+    """The state after an update's epochs of minibatches, and their metrics.
+
+    Args:
+      config: the agent's, and `optimizer` its.
+      loss: (params, hypers, a minibatch of the rows, the LSTM's states before it, key) -> the loss, and metrics, of
+        which "kl" may stop the update.
+      state: before the update; `key` is of the shuffling.
+      rows: the batch, arrays [T, B, ...], and `lstm` the LSTM's state before it, [B, ...].
+    """
+    if not config.lstm_size:  # rows are shuffled one by one
+        rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
+    size = jax.tree.leaves(rows)[0].shape[1]
+    eta = learning_rate_of(config, state)
+
+    hypers = state.hypers
+    if config.decay_clip:
+        hypers = hypers._replace(clip_epsilon=hypers.clip_epsilon * remaining(config, state))
+
+    def step(carry, drawn):
+        """One minibatch: the entries `index` of the batch axis."""
+        (params, opt_state, stopped), (index, key) = carry, drawn
+        minibatch = jax.tree.map(lambda x: x[:, index], rows)
+        states = jax.tree.map(lambda x: x[index], lstm)
+        gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, hypers, minibatch, states, key))
+        if config.max_kl:
+            stopped |= metrics["kl"] > config.max_kl
+        after = descend(optimizer, gradient, opt_state, params, eta)
+        before = params, opt_state
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, before)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
+        return (params, opt_state, stopped), metrics
+
+    carry = state.params, state.opt_state, jnp.asarray(False)
+    (params, opt_state, _), metrics = learn_in_minibatches(config, key, size, step, carry)
+    done, kl = metrics.pop("minibatches").sum(), metrics["kl"][-1]
+    metrics = jax.tree.map(jnp.mean, metrics) | {"kl": kl, "minibatches": done, "learning_rate": eta}
+    return state._replace(params=params, opt_state=opt_state, step=state.step + 1), metrics
+
+
+def make_agent(config: Any, f: Functions, init: Any, policy: Any, update: Any) -> Agent:
+    """The agent that plays as PPO does, by the Params that `policy` makes of a state."""
+
+    def outputs(params: Params, timestep: TimeStep, memory: Memory):
+        seen = timestep._replace(observation=scaled(params.observations, timestep.observation))
+        return f.outputs(params.params, seen, memory)
+
+    def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        found, memory = outputs(params, timestep, memory)
+        raw = f.policy.sample(key, found)
+        action, extras, memory = f.play(raw, timestep, memory)
+        return action, extras | {"log_prob": f.policy.log_prob(found, raw)}, memory
+
+    def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+        del key
+        found, memory = outputs(params, timestep, memory)
+        action, _, memory = f.play(f.policy.mode(found), timestep, memory)
+        return action, {}, memory
+
+    # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
+    rows = 1 if config.lstm_size else config.unroll_length
+    return Agent(
+        init=init,
+        policy=policy,
+        memory=f.memory,
+        acted=f.acted,
+        act=act,
+        act_greedily=act_greedily,
+        update=update,
+        table=queue_table(config, Blocks(config.unroll_length)),
+        batch_size=config.batch_size,
+        share_multiple=config.minibatches // math.gcd(config.minibatches, rows),
+    )
+
+
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """The agent for environments of `spec`.
 
@@ -138,7 +268,6 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
       ValueError: a network that does not fit the observation, an action without bounds, or frames to be normalised.
     """
     f = functions("ppo", config, spec, config.separate_value)
-    policy = f.policy
     if config.normalize_observations and config.torso != "mlp":
         raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
     optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
@@ -155,125 +284,36 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             env_steps=jnp.float32(0),
         )
 
-    def scaled(params: Params | State, observation: Any) -> Any:
-        return normalizer.apply(params.observations, observation) if config.normalize_observations else observation
-
-    def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
-        seen = timestep._replace(observation=scaled(params, timestep.observation))
-        outputs, memory = f.outputs(params.params, seen, memory)
-        raw = policy.sample(key, outputs)
-        action, extras, memory = f.play(raw, timestep, memory)
-        return action, extras | {"log_prob": policy.log_prob(outputs, raw)}, memory
-
-    def act_greedily(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
+    def loss(params, hypers: Hypers, rows: Rows, lstm, key: jax.Array):
         del key
-        seen = timestep._replace(observation=scaled(params, timestep.observation))
-        outputs, memory = f.outputs(params.params, seen, memory)
-        action, _, memory = f.play(policy.mode(outputs), timestep, memory)
-        return action, {}, memory
-
-    def loss(params, hypers: Hypers, rows: Rows, lstm):
-        """Of one minibatch; means are over transitions."""
         outputs, values = f.heads(params, rows.seen, rows.first, lstm)
-        weights = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6)
-        targets, advantages = rows.advantage + rows.value, rows.advantage
-        if config.normalize_advantages:
-            advantages = normalize(advantages, rows.live)
+        return objective(config, f.policy, hypers, rows, outputs, values)
 
-        log_ratios = policy.log_prob(outputs, rows.action) - rows.log_prob
-        policy_loss = -jnp.mean(weights * clipped_surrogate(log_ratios, advantages, hypers.clip_epsilon))
-        errors = jnp.square(targets - values)
-        if config.clip_values:
-            near = rows.value + jnp.clip(values - rows.value, -hypers.clip_epsilon, hypers.clip_epsilon)
-            errors = jnp.maximum(errors, jnp.square(targets - near))
-        baseline_loss = 0.5 * jnp.mean(weights * errors)
-        entropy = jnp.mean(weights * policy.entropy(outputs))
-        total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
-        metrics = {
-            "loss": total,
-            "policy_loss": policy_loss,
-            "baseline_loss": baseline_loss,
-            "entropy": entropy,
-            # Of the policy that acted from this one; never negative (http://joschu.net/blog/kl-approx.html, k3).
-            "kl": jnp.mean(weights * (jnp.expm1(log_ratios) - log_ratios)),
-            "clipped": jnp.mean(weights * (jnp.abs(jnp.expm1(log_ratios)) > hypers.clip_epsilon)),
-        }
-        return total, metrics
-
-    def evaluate(state: State, sample: Sample) -> tuple[Rows, Any, dict[str, Any]]:
-        """The batch's rows with their values and advantages, the LSTM's state before them, and metrics."""
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
         steps, hypers = sample.steps, state.hypers
-        seen = f.see(steps._replace(observation=scaled(state, steps.observation)), sample.memory)
-        lstm = sample.memory.lstm
+        shown = steps._replace(observation=scaled(state.observations, steps.observation))
+        seen, lstm = f.see(shown, sample.memory), sample.memory.lstm
         _, values = f.heads(state.params, seen, steps.first, lstm)
         live, rewards = steps.live, reward_scale.scaled(state.returns, steps.reward[:-1])
         advantages = gae(values, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
+        targets = advantages + values[:-1]
         rows = Rows(
             jax.tree.map(lambda x: x[:-1], seen),
             steps.first[:-1],
-            policy.kept(steps)[:-1],
+            f.policy.kept(steps)[:-1],
             steps.extras["log_prob"][:-1],
             values[:-1],
             advantages,
+            targets,
             live,
         )
-
-        explained = explained_variance(advantages, advantages + values[:-1])
-        return rows, lstm, {"value": values.mean(), "explained_variance": explained}
-
-    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
-        rows, lstm, metrics = evaluate(state, sample)
-        if not config.lstm_size:  # rows are shuffled one by one
-            rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
-        size = rows.live.shape[1]
-        eta = learning_rate_of(config, state)
-
-        hypers = state.hypers
-        if config.decay_clip:
-            hypers = hypers._replace(clip_epsilon=hypers.clip_epsilon * remaining(config, state))
-
-        def learn(carry, index):
-            """One minibatch: the entries `index` of the batch axis."""
-            params, opt_state, stopped = carry
-            minibatch = jax.tree.map(lambda x: x[:, index], rows)
-            states = jax.tree.map(lambda x: x[index], lstm)
-            gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, hypers, minibatch, states))
-            if config.max_kl:
-                stopped |= metrics["kl"] > config.max_kl
-            after = descend(optimizer, gradient, opt_state, params, eta)
-            before = params, opt_state
-            params, opt_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, before)
-            metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
-            return (params, opt_state, stopped), metrics
-
-        keys = jax.random.split(key, config.epochs)
-        order = jax.vmap(lambda key: jax.random.permutation(key, size))(keys)
-        order = order.reshape(config.epochs * config.minibatches, -1)
-        carry = state.params, state.opt_state, jnp.asarray(False)
-        # Unrolled with convolutions, whose gradient inside a loop takes XLA's CPU backend 40 times as long.
-        (params, opt_state, _), learning = jax.lax.scan(learn, carry, order, unroll=config.torso != "mlp")
-        done = learning.pop("minibatches").sum()
-        metrics = pmean(metrics) | jax.tree.map(jnp.mean, learning)
-        metrics |= {"kl": learning["kl"][-1], "minibatches": done, "learning_rate": eta}
+        metrics = {"value": values.mean(), "explained_variance": explained_variance(advantages, targets)}
+        state, learning = learn(config, optimizer, loss, state, key, rows, lstm)
 
         # From the next update on: this one's ratios are to what the old statistics showed the actors.
-        observation = sample.steps.observation[:-1].reshape(-1, *spec.observation_shape)
+        observation = steps.observation[:-1].reshape(-1, *spec.observation_shape)
         observations = normalizer.update(state.observations, observation)
-        returns = normalizer.join(state.returns, reward_scale.seen(config, sample.steps))
-        state = state._replace(params=params, opt_state=opt_state, observations=observations, returns=returns)
-        return state._replace(step=state.step + 1), Feedback(metrics)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, steps))
+        return state._replace(observations=observations, returns=returns), Feedback(pmean(metrics) | learning)
 
-    # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
-    rows = 1 if config.lstm_size else config.unroll_length
-    return Agent(
-        init=init,
-        policy=lambda state: Params(state.params, state.observations),
-        memory=f.memory,
-        acted=f.acted,
-        act=act,
-        act_greedily=act_greedily,
-        update=update,
-        table=queue_table(config, Blocks(config.unroll_length)),
-        batch_size=config.batch_size,
-        share_multiple=config.minibatches // math.gcd(config.minibatches, rows),
-    )
+    return make_agent(config, f, init, lambda state: Params(state.params, state.observations), update)

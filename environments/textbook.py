@@ -1,7 +1,8 @@
 """Small environments of textbooks and papers, whose answers are known: `--env=gymnasium:environments.textbook:ID`.
 
 `ShortCorridor-v0` and `Baird-v0` are of Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html;
-`ContinuousBandit-v0` is of Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html.
+`ContinuousBandit-v0` is of Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; `OpenLake-v0` is
+Gymnasium's FrozenLake as a question of exploration.
 """
 
 from typing import Any
@@ -84,3 +85,10 @@ class ContinuousBandit(gymnasium.Env):
 gymnasium.register("ShortCorridor-v0", "environments.textbook:ShortCorridor", max_episode_steps=1000)
 gymnasium.register("Baird-v0", "environments.textbook:Baird")
 gymnasium.register("ContinuousBandit-v0", "environments.textbook:ContinuousBandit", max_episode_steps=1)
+# 20 x 20 cells without holes. The one reward is 38 steps away, in a corner that a random walk of 100 hardly ever finds.
+gymnasium.register(
+    "OpenLake-v0",
+    "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv",
+    max_episode_steps=100,
+    kwargs={"desc": ["S" + 19 * "F", *(18 * [20 * "F"]), 19 * "F" + "G"], "is_slippery": False},
+)

@@ -131,6 +131,8 @@ FEW_FRACTIONS = (
     " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
 )
 
+LAKE = "--env=gymnasium:environments.textbook:OpenLake-v0 --carrier=local"
+
 BASELINES: list[Baseline] = [
     # Classic control and Catch -------------------------------------------------------------------------------------
     *_on("CartPole-v1", "impala a2c a3c ppo vmpo", reproduced=475),
@@ -142,7 +144,8 @@ BASELINES: list[Baseline] = [
     *_on("CartPole-v1", "async_q async_n_step_q async_sarsa", reproduced=475, minutes=2),
     *_on("CartPole-v1", "gorila", reproduced=475, minutes=8),
     *_on("CartPole-v1", "sac", reproduced=475, minutes=3),
-    *_on("Catch-v0", "sac", reproduced=0.95),
+    *_on("CartPole-v1", "pqn", reproduced=475),
+    *_on("Catch-v0", "sac pqn", reproduced=0.95),
     *_on("Catch-v0", "impala a2c vmpo q_learning sarsa", reproduced=0.95),
     *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
     *_on("Catch-v0", "c51 rainbow qr_dqn iqn munchausen_dqn", reproduced=0.95, minutes=2),
@@ -160,8 +163,12 @@ BASELINES: list[Baseline] = [
     *_on("Acrobot-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=-100, minutes=4),
     *_on("Acrobot-v1", "async_q async_n_step_q async_sarsa", reproduced=-100, minutes=2),
     *_on("Acrobot-v1", "r2d2 gorila", reproduced=-100, minutes=10),
+    *_on("Acrobot-v1", "pqn", reproduced=-100),
     Baseline("--agent=all_actions --env=Acrobot-v1 --max_env_steps=500000", reproduced=-100),
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
+    # With and without what is to find the reward.
+    Baseline(f"--agent=ppo_rnd {LAKE}", task="OpenLake-v0", reproduced=0.95, seeds=3),
+    Baseline(f"--agent=ppo_rnd {LAKE} --config.intrinsic_coefficient=0", "extrinsic", task="OpenLake-v0", seeds=3),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
     *_on("Pendulum-v1", "vmpo", minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
@@ -319,6 +326,13 @@ BASELINES: list[Baseline] = [
         published=Published(18.9, "after 200 million frames, not 4: Mnih et al. 2015, extended data table 2"),
         seeds=1,
         minutes=90,
+    ),
+    Baseline(
+        "--agent=pqn --env=Pong-v5 --max_env_steps=2000000 --eval_period=100000 --envs_per_actor=32"
+        " --config.torso=shallow --config.batch_size=32 --config.minibatches=8 --config.epsilon_final=0.01"
+        " --config.epsilon_env_steps=200000",
+        seeds=1,
+        minutes=60,
     ),
     *[
         Baseline(f"--agent={agent} {PONG}{more}", seeds=1, minutes=minutes)

@@ -40,6 +40,8 @@ AGENTS = {
     "munchausen_dqn": "agents.munchausen_dqn",
     "off_pac": "agents.off_pac",
     "ppo": "agents.ppo",
+    "ppo_rnd": "agents.ppo_rnd",
+    "pqn": "agents.pqn",
     "prioritized_dqn": "agents.dqn",
     "q_learning": "agents.q_learning",
     "qr_dqn": "agents.qr_dqn",

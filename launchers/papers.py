@@ -249,6 +249,38 @@ PAPERS: dict[str, list[Paper]] = {
             },
         ),
     ],
+    "ppo_rnd": [
+        Paper(
+            atari,
+            "MontezumaRevenge-v5",
+            SAMPLED
+            | FIVE_MINUTES
+            | {
+                "max_env_steps": 491_520_000,
+                "num_actors": 1,
+                "envs_per_actor": 128,
+                "eval_episodes": 10,
+                "synchronous": True,
+                "atari_protocol": "machado",
+                "env_kwargs": '{"full_action_space": false, "max_episode_steps": 4500}',
+            },
+            {"decay_env_steps": 0},
+        )
+    ],
+    "pqn": [
+        Paper(
+            atari,
+            "Pong-v5",
+            {
+                "max_env_steps": 10_000_000,
+                "num_actors": 1,
+                "envs_per_actor": 128,
+                "eval_episodes": 8,
+                "synchronous": True,
+            },
+            {"decay_env_steps": 0},
+        )
+    ],
     "trpo": [
         Paper(
             atari,

@@ -30,9 +30,9 @@ PICTURES = {
         "CartPole-v1",
         "impala a2c a3c ppo trpo reinforce reinforce_baseline actor_critic actor_critic_lambda all_actions",
     ),
-    "value-based-CartPole-v1": _by_agent("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn"),
+    "value-based-CartPole-v1": _by_agent("CartPole-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn pqn"),
     "value-based-Catch-v0": _by_agent(
-        "Catch-v0", "q_learning sarsa dqn double_dqn dueling_dqn prioritized_dqn apex_dqn r2d2"
+        "Catch-v0", "q_learning sarsa dqn double_dqn dueling_dqn prioritized_dqn apex_dqn r2d2 pqn"
     ),
     **{
         f"distributional-{env}": _by_agent(env, "dqn c51 qr_dqn iqn munchausen_dqn rainbow")
@@ -56,6 +56,9 @@ PICTURES = {
     **{f"{env}": _by_agent(env, "ppo trpo") for env in (*MUJOCO, "Swimmer-v4")},
     "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo vmpo dpg ddpg d4pg td3 sac mpo dmpo"),
     "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg mpo dmpo"),
+    "OpenLake-v0": Picture(
+        {"ppo_rnd-OpenLake-v0": "PPO with RND", "ppo_rnd-OpenLake-v0-extrinsic": "without its intrinsic reward"}
+    ),
     "CheetahRun-v1": _by_agent("CheetahRun-v1", "ddpg d4pg mpo dmpo"),
     "CartpoleSwingupSparse-v1": Picture(
         {

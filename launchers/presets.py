@@ -512,6 +512,65 @@ def ppo() -> list[Preset]:
     ]
 
 
+RND_RUN = PPO_RUN | SAMPLED | {"max_env_steps": 500_000, "envs_per_actor": 16}
+SMALL_RND = SMALL_PPO | {
+    "features": 64,
+    "predictor_layers": 1,
+    "unroll_length": 128,
+    "batch_size": 16,
+    "epochs": 4,
+    "minibatches": 4,
+    "discount": 0.99,
+    "intrinsic_discount": 0.99,
+    "lambda_": 0.95,
+    "learning_rate": 5e-4,
+    "adam_epsilon": 1e-5,
+    "max_gradient_norm": 0.5,
+    "entropy_cost": 0.005,
+    "normalize_advantages": True,
+}
+
+
+def ppo_rnd() -> list[Preset]:
+    """Small tasks, Atari by the paper, other frames."""
+    sighted = PPO_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 32, "eval_episodes": 10}
+    frames_config = {"batch_size": 32, "predictor_fraction": 1.0}
+    return [
+        Preset(atari, sighted | SAMPLED, frames_config),
+        *of_frames(sighted, frames_config, GAUSSIAN),
+        Preset("environments.textbook:OpenLake-v0", RND_RUN | {"max_env_steps": 150_000}, SMALL_RND),
+        Preset(continuous, RND_RUN | {"max_env_steps": 1_000_000}, SMALL_RND | GAUSSIAN),
+        Preset(any_kind, RND_RUN, SMALL_RND),
+    ]
+
+
+# In step: the targets have no correction for what an older policy did.
+PQN_RUN = {"num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20, "synchronous": True}
+SMALL_PQN = SMALL | {
+    "unroll_length": 32,
+    "batch_size": 32,
+    "epochs": 4,
+    "minibatches": 8,
+    "lambda_": 0.9,
+    "learning_rate": 5e-4,
+    "epsilon_final": 0.05,
+    "epsilon_env_steps": 50_000,
+}
+
+
+def pqn() -> list[Preset]:
+    """Small tasks, Atari by the paper's code, other frames, and what is left."""
+    sighted = PQN_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 128, "eval_episodes": 10}
+    return [
+        Preset("CartPole-v1", PQN_RUN | {"max_env_steps": 200_000}, SMALL_PQN | {"reward_scale": 0.1, "lambda_": 0.95}),
+        Preset("Catch-v0", PQN_RUN | {"max_env_steps": 100_000}, SMALL_PQN | {"epsilon_env_steps": 20_000}),
+        Preset("Acrobot-v1", PQN_RUN | {"max_env_steps": 500_000}, SMALL_PQN | {"reward_scale": 0.1}),
+        Preset(atari, sighted, {"decay_env_steps": 0}),
+        *of_frames(sighted, {"decay_env_steps": 0}),
+        Preset(any_kind, PQN_RUN | {"max_env_steps": 500_000}, SMALL_PQN),
+    ]
+
+
 # Large batches: an update's step is as large as its batch can vouch for.
 TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
 CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
@@ -607,6 +666,8 @@ SHALLOW_IMPALA = {"torso": "shallow", "lambda_": 0.95, "learning_rate": 7e-4, "e
 PRESETS: dict[str, list[Preset]] = {
     "mix_match": mix_match(),
     "ppo": ppo(),
+    "ppo_rnd": ppo_rnd(),
+    "pqn": pqn(),
     "a3c": a3c(),
     "a2c": a2c(),
     "actor_critic": actor_critic(),

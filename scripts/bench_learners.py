@@ -56,6 +56,8 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: ag
     "ppo": ("ppo", "Pong-v5", {}, {}),
     "vmpo": ("vmpo", "Pong-v5", {}, {}),
     "mpo": ("mpo", "HalfCheetah-v4", {}, {}),
+    "ppo_rnd": ("ppo_rnd", "Pong-v5", {}, {"batch_size": 8}),
+    "pqn": ("pqn", "Pong-v5", {}, {"minibatches": 4, "batch_size": 16}),
 }  # fmt: skip
 BACKENDS = ("accelerator", "cpu")  # that actors act on
 

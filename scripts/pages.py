@@ -47,6 +47,7 @@ SHOWN = {
     "munchausen_dqn": Agent(
         "[Vieillard et al. 2020](https://arxiv.org/abs/2007.14430)", "munchausen_dqn", "CartPole-v1"
     ),
+    "pqn": Agent("[Gallici et al. 2024](https://arxiv.org/abs/2407.04811)", "pqn", "CartPole-v1"),
     "apex_dqn": Agent(HORGAN, "apex_dqn", "CartPole-v1"),
     "r2d2": Agent(
         "[Kapturowski et al. 2019](https://openreview.net/forum?id=r1lyTjAqYX)", "r2d2", "MiniGrid-MemoryS7-v0"
@@ -79,6 +80,7 @@ SHOWN = {
     "trpo": Agent("[Schulman et al. 2015](https://arxiv.org/abs/1502.05477)", "trpo", "Hopper-v4"),
     "ppo": Agent("[Schulman et al. 2017](https://arxiv.org/abs/1707.06347)", "ppo", "HalfCheetah-v4"),
     "vmpo": Agent("[Song et al. 2020](https://arxiv.org/abs/1909.12238)", "vmpo", "CartPole-v1"),
+    "ppo_rnd": Agent("[Burda et al. 2019](https://arxiv.org/abs/1810.12894)", "ppo_rnd", "OpenLake-v0"),
     "dpg": Agent(
         "[Silver et al. 2014](http://proceedings.mlr.press/v32/silver14.html)", "dpg", "MountainCarContinuous-v0"
     ),

@@ -106,8 +106,9 @@ def ranks_or_zeros(num_envs: int, ranks: Any) -> chex.Array:
     return jnp.zeros(num_envs) if ranks is None else jnp.asarray(ranks, jnp.float32)
 
 
-def linear_epsilon(initial: Any, final: Any, steps: int, step: chex.Array) -> chex.Array:
-    """epsilon, which goes linearly from `initial` to `final` over so many updates; steps of 0: it is `final`."""
+def linear_epsilon(initial: Any, final: Any, steps: float, step: chex.Array) -> chex.Array:
+    """epsilon, which goes linearly from `initial` to `final` over so many steps, of which `step` were made; with steps
+    of 0 it is `final`."""
     return jnp.asarray(optax.linear_schedule(initial, final, steps)(step) if steps else final, jnp.float32)
 
 

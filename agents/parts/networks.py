@@ -100,6 +100,7 @@ class ActorCritic(nn.Module):
     dtype: Any = jnp.float32
     num_free: int = 0  # the last of the policy's outputs are parameters of their own, which start at 0
     separate_value: bool = False  # the value has a torso of its own, without an LSTM
+    num_values: int = 1
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
         """The LSTM's state before an episode; empty without an LSTM."""
@@ -110,7 +111,7 @@ class ActorCritic(nn.Module):
         self, observation: chex.Array, first: chex.Array, lstm_state: Any, inputs: Any = ()
     ) -> tuple[chex.Array, chex.Array, Any]:
         """[T, B, ...], bool [T, B], state, more features [T, B, F] for the LSTM or () -> float32 outputs [T, B, P] and
-        value [T, B], the new state."""
+        value [T, B], or of several values [T, B, num_values], the new state."""
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
 
@@ -129,8 +130,8 @@ class ActorCritic(nn.Module):
         if self.num_free:
             outputs = append(outputs, self.param("free", nn.initializers.zeros, (self.num_free,)))
         x = seen().astype(jnp.float32) if self.separate_value else x
-        value = nn.Dense(1, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
-        return outputs, value[..., 0], lstm_state
+        value = nn.Dense(self.num_values, kernel_init=nn.initializers.orthogonal(1.0), name="value")(x)
+        return outputs, value[..., 0] if self.num_values == 1 else value, lstm_state
 
 
 class QNetwork(nn.Module):
@@ -151,6 +152,7 @@ class QNetwork(nn.Module):
     head_size: int = 0
     num_atoms: int = 0  # outputs for each action; 0: one, its value
     noisy: float = 0.0  # sigma_0 of the heads' layers; 0: they are plain
+    normalized: bool = False  # layer normalisation in every layer of the torso
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState | tuple[()]:
@@ -175,7 +177,12 @@ class QNetwork(nn.Module):
         rows, batch = observation.shape[:2]
         convolutions_only = bool(self.head_size) and not self.lstm_size
         torso: Any = make_torso(
-            self.torso, self.hidden_sizes, self.activation, self.dtype, convolutions_only=convolutions_only
+            self.torso,
+            self.hidden_sizes,
+            self.activation,
+            self.dtype,
+            convolutions_only=convolutions_only,
+            normalized=self.normalized,
         )
         x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
         if not isinstance(inputs, tuple):

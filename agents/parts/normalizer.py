@@ -54,13 +54,13 @@ def update(normalizer: Any, observations: Any) -> Any:
     return join(normalizer, of(observations)) if isinstance(normalizer, Normalizer) else normalizer
 
 
-def apply(normalizer: Normalizer | tuple[()], observation: Any) -> chex.Array:
-    """[B, ...] -> float32 [B, ...]; with an empty normaliser nothing but the type changes."""
+def apply(normalizer: Normalizer | tuple[()], observation: Any, limit: float = LIMIT) -> chex.Array:
+    """[B, ...] -> float32 [B, ...], within [-limit, limit]; with an empty normaliser nothing but the type changes."""
     x = jnp.asarray(observation, jnp.float32)
     if not isinstance(normalizer, Normalizer):
         return x
     # The small number keeps what never moved at 0.
-    return jnp.clip((x - normalizer.mean) / jnp.sqrt(normalizer.variance + 1e-8), -LIMIT, LIMIT)
+    return jnp.clip((x - normalizer.mean) / jnp.sqrt(normalizer.variance + 1e-8), -limit, limit)
 
 
 def transition(normalizer: Normalizer | tuple[()], transition: Transition) -> Transition:

@@ -20,7 +20,7 @@ def initial_hypers(Hypers: Any, config: Any) -> Any:
 
 
 def make_optimizer(
-    kind: Literal["sgd", "adam", "rmsprop"],
+    kind: Literal["sgd", "adam", "radam", "rmsprop"],
     epsilon: float = 1e-8,
     decay: float = 0.99,
     max_gradient_norm: float = 0.0,
@@ -33,8 +33,10 @@ def make_optimizer(
 
     Args:
       kind: 'sgd' leaves the gradient as it is; 'rmsprop' divides each of its numbers by the root of a running mean of
-        that number's square; 'adam' is Kingma and Ba's (2015, https://arxiv.org/abs/1412.6980).
-      epsilon: keeps a divisor from 0: inside RMSProp's root, outside Adam's.
+        that number's square; 'adam' is Kingma and Ba's (2015, https://arxiv.org/abs/1412.6980); 'radam' is Adam whose
+        first steps, while little is known of the squares, are small (Liu et al. 2020,
+        https://arxiv.org/abs/1908.03265).
+      epsilon: keeps a divisor from 0: inside RMSProp's root, outside Adam's and RAdam's.
       decay: how much of RMSProp's running means is left after an update.
       max_gradient_norm: a gradient longer than this is first brought to this length; 0: none is.
       centred: RMSProp divides by a running standard deviation instead.
@@ -50,6 +52,7 @@ def make_optimizer(
     directions = {
         "sgd": optax.identity(),
         "adam": optax.scale_by_adam(eps=epsilon),
+        "radam": optax.scale_by_radam(eps=epsilon),
         "rmsprop": optax.chain(rmsprop, optax.trace(momentum)) if momentum else rmsprop,
     }
     return optax.chain(prepare, directions[kind])

@@ -47,7 +47,9 @@ class Functions(NamedTuple):
     acted: Any  # `Agent.acted`
 
 
-def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False) -> Functions:
+def functions(
+    agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False, num_values: int = 1
+) -> Functions:
     """Those of the `agent` by that name.
 
     Args:
@@ -56,6 +58,7 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         network, sigma, sigma_initial and squash of the policy, and normalize_rewards and discount of `reward_scale`.
       spec: the environment's.
       separate_value: the value has a torso of its own.
+      num_values: of several, values are [T, B, num_values] where they are else [T, B].
 
     Raises:
       ValueError: a network that does not fit the observation, an action without bounds, an LSTM where the value has a
@@ -77,6 +80,7 @@ def functions(agent: str, config: Any, spec: EnvironmentSpec, separate_value: bo
         dtype=jnp.dtype(config.dtype),
         num_free=policy.num_free,
         separate_value=separate_value,
+        num_values=num_values,
     )
 
     def no_action(num_envs: int) -> chex.Array:

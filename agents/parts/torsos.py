@@ -89,7 +89,8 @@ class MLPTorso(nn.Module):
     """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]].
 
     With `layer_norm` the first layer's outputs are normalised (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and go
-    through tanh, whatever the activation of the others.
+    through tanh, whatever the activation of the others. With `normalized` the outputs of every layer are, before its
+    activation.
 
     Pixels of frames, [N, H, W, ...] in bytes, are brought to [0, 1], else tanh would see nothing but its ends. A
     vector's bytes are zeros and ones, and stay so.
@@ -99,6 +100,7 @@ class MLPTorso(nn.Module):
     activation: str = "tanh"
     dtype: Any = jnp.float32
     layer_norm: bool = False
+    normalized: bool = False
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
@@ -106,37 +108,47 @@ class MLPTorso(nn.Module):
         x = x.reshape(x.shape[0], -1).astype(self.dtype) / scale
         for layer, size in enumerate(self.hidden_sizes):
             x = nn.Dense(size, self.dtype, kernel_init=ORTHOGONAL)(x)
-            normalised = self.layer_norm and layer == 0
-            x = nn.tanh(nn.LayerNorm(dtype=self.dtype)(x)) if normalised else ACTIVATIONS[self.activation](x)
+            first = self.layer_norm and layer == 0
+            if first or self.normalized:
+                x = nn.LayerNorm(dtype=self.dtype)(x)
+            x = nn.tanh(x) if first else ACTIVATIONS[self.activation](x)
         return x
 
 
 class ConvTorso(nn.Module):
-    """Strided convolutions and a dense layer: uint8 [N, H, W, S] -> [N, hidden_size]."""
+    """Strided convolutions and a dense layer: uint8 [N, H, W, S] -> [N, hidden_size].
+
+    With `normalized` the outputs of every layer are normalised before its activation (Ba et al. 2016,
+    https://arxiv.org/abs/1607.06450), a convolution's over its features, of each place apart.
+    """
 
     convolutions: Sequence[tuple[int, int, int]]  # (features, size, stride) of each
     hidden_size: int  # 0: without the dense layer
     dtype: Any = jnp.float32
+    normalized: bool = False
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
+        def activation(x: chex.Array) -> chex.Array:
+            return nn.relu(nn.LayerNorm(dtype=self.dtype)(x) if self.normalized else x)
+
         x = centre_pixels(x, self.dtype)
         for features, size, stride in self.convolutions:
-            x = nn.relu(Conv(features, size, stride, dtype=self.dtype)(x))
+            x = activation(Conv(features, size, stride, dtype=self.dtype)(x))
         x = x.reshape(x.shape[0], -1)
         if not self.hidden_size:
             return x
-        return nn.relu(nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
+        return activation(nn.Dense(self.hidden_size, dtype=self.dtype, kernel_init=ORTHOGONAL)(x))
 
 
-def ShallowTorso(dtype: Any = jnp.float32, hidden_size: int = 256) -> ConvTorso:
+def ShallowTorso(dtype: Any = jnp.float32, hidden_size: int = 256, normalized: bool = False) -> ConvTorso:
     """A3C's network and IMPALA's shallow one (Mnih et al. 2016, section 5.1; Espeholt et al. 2018, fig. 3, left)."""
-    return ConvTorso(SHALLOW, hidden_size, dtype)
+    return ConvTorso(SHALLOW, hidden_size, dtype, normalized)
 
 
-def NatureTorso(dtype: Any = jnp.float32, hidden_size: int = 512) -> ConvTorso:
+def NatureTorso(dtype: Any = jnp.float32, hidden_size: int = 512, normalized: bool = False) -> ConvTorso:
     """DQN's network (Mnih et al. 2015, 10.1038/nature14236), three times the shallow one's arithmetic."""
-    return ConvTorso(NATURE, hidden_size, dtype)
+    return ConvTorso(NATURE, hidden_size, dtype, normalized)
 
 
 class ResidualTorso(nn.Module):
@@ -165,11 +177,18 @@ class ResidualTorso(nn.Module):
 
 
 def make_torso(
-    name: str, hidden_sizes: Sequence[int], activation: str, dtype: Any, *, convolutions_only: bool = False
+    name: str,
+    hidden_sizes: Sequence[int],
+    activation: str,
+    dtype: Any,
+    *,
+    convolutions_only: bool = False,
+    normalized: bool = False,
 ) -> nn.Module:
     """The torso 'mlp' (whose sizes and activation the others do not ask for), 'shallow', 'nature' or 'residual'; these
-    perhaps without their dense layer."""
+    perhaps without their dense layer. `normalized`, which 'residual' cannot be: every layer has layer normalisation."""
+    fields: dict[str, Any] = {"normalized": True} if normalized else {}
     if name == "mlp":
-        return MLPTorso(hidden_sizes, activation, dtype)
+        return MLPTorso(hidden_sizes, activation, dtype, **fields)
     torsos: dict[str, Any] = {"shallow": ShallowTorso, "nature": NatureTorso, "residual": ResidualTorso}
-    return torsos[name](dtype, **({"hidden_size": 0} if convolutions_only else {}))
+    return torsos[name](dtype, **({"hidden_size": 0} if convolutions_only else {}), **fields)

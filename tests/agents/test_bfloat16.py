@@ -68,6 +68,8 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
         ("tasks", {"curriculum": "tasks", "lstm_size": 8, "shared_body": False}, DISCRETE),
     ],
     "ppo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, DISCRETE), ("sigma", {"sigma": "state"}, CONTINUOUS)],
+    "ppo_rnd": [("", {"features": 16}, DISCRETE)],
+    "pqn": [("", {}, DISCRETE), ("plain", {"layer_norm": False}, DISCRETE)],
     "q_learning": [("", {"optimizer": "adam", "target_period": 20}, DISCRETE)],
     "vmpo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, FACTORED), ("sigma", {"sigma": "free"}, CONTINUOUS)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
@@ -75,6 +77,7 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
 # Every torso in one network, and every network on one of them. Steps are small enough that the loss falls: where it
 # grows, any two roundings part.
 FRAMES = [*(("impala", torso, DISCRETE) for torso in LEAST_SIDES), ("dqn", "shallow", DISCRETE)]
+FRAMES += [("pqn", "shallow", DISCRETE)]
 FRAMES += [("mix_match", "shallow", FACTORED)]
 
 

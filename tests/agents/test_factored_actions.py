@@ -15,6 +15,7 @@ LEARNERS = {
     "a2c": NETWORK,
     "impala": NETWORK,
     "ppo": NETWORK | {"minibatches": 2, "epochs": 2},
+    "ppo_rnd": NETWORK | {"minibatches": 2, "epochs": 2, "features": 8, "learning_rate": 1e-3},
     "trpo": {"hidden_sizes": (8,)},
     "vmpo": NETWORK | {"learning_rate": 1e-2, "target_period": 1},
 }
@@ -46,20 +47,8 @@ def test_acts_and_learns(name):
     assert np.mean(late[-10:]) > np.mean(early) + 0.02
 
 
-REFUSING = [
-    "apex_dpg",
-    "apex_dqn",
-    "d4pg",
-    "ddpg",
-    "dpg",
-    "dqn",
-    "iqn",
-    "mpo",
-    "munchausen_dqn",
-    "q_learning",
-    "qr_dqn",
-]
-REFUSING += ["r2d2", "rainbow", "sac", "td3"]
+REFUSING = ["apex_dpg", "apex_dqn", "d4pg", "ddpg", "dpg", "dqn", "iqn", "mpo", "munchausen_dqn", "pqn", "q_learning"]
+REFUSING += ["qr_dqn", "r2d2", "rainbow", "sac", "td3"]
 
 
 @pytest.mark.parametrize("name", REFUSING)

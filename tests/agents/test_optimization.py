@@ -100,6 +100,7 @@ def test_optimizers_clip_and_then_scale(norm):
     clipped = gradient / 10 if norm else gradient
     plain = {
         "adam": optax.scale_by_adam(eps=1e-3),
+        "radam": optax.scale_by_radam(eps=1e-3),
         "rmsprop": optax.scale_by_rms(0.9, 1e-3),
         "centred": optax.scale_by_stddev(0.9, 1e-3),
         "sgd": optax.identity(),

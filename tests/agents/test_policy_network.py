@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import a2c, impala, ppo, vmpo
+from agents import a2c, impala, ppo, ppo_rnd, vmpo
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Sample, Step, TimeStep
 from agents.parts import policy_network
 
@@ -19,7 +19,7 @@ ACTIONS = {
     "factored": FactoredActions((2, 3)),
     "bounded": BoundedActions(LOW, HIGH),
 }
-MODULES = {"a2c": a2c, "impala": impala, "ppo": ppo, "vmpo": vmpo}
+MODULES = {"a2c": a2c, "impala": impala, "ppo": ppo, "ppo_rnd": ppo_rnd, "vmpo": vmpo}
 OPTIONS = {
     "torso": "mlp", "hidden_sizes": (6,), "lstm_size": 4, "frame_stack": 1, "unroll_length": T, "batch_size": B,
     "lstm_previous": True,
@@ -31,7 +31,7 @@ def spec_of(actions: str) -> EnvironmentSpec:
 
 
 def config_of(module, **more):
-    own = {"minibatches": 1, "epochs": 1} if module is ppo else {}
+    own = {"minibatches": 1, "epochs": 1} if module in (ppo, ppo_rnd) else {}
     return module.Config(**OPTIONS | own | more)
 
 

@@ -16,6 +16,7 @@ SPEC = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(3))
 NETWORK = {"torso": "mlp", "frame_stack": 1, "hidden_sizes": (5,), "unroll_length": T, "batch_size": B}
 OWN = {
     "ppo": {"epochs": 1, "minibatches": 1},
+    "ppo_rnd": {"epochs": 1, "minibatches": 1, "features": 4},
     "trpo": {"value_epochs": 1, "value_minibatches": 1},
     "mix_match": {"curriculum": "architectures", "lstm_size": 4, "alpha": 0.5},
 }
@@ -48,7 +49,7 @@ def played(agent, state, seed: int = 0) -> tuple[Sample, np.ndarray]:
 
 
 def test_those_that_can_are_the_actor_critics():
-    assert SCALING == ["a2c", "impala", "mix_match", "ppo", "trpo"]
+    assert SCALING == ["a2c", "impala", "mix_match", "ppo", "ppo_rnd", "trpo"]
 
 
 @pytest.mark.parametrize("name", SCALING)

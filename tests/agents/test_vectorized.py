@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from agents import a2c, dqn, impala, pbt, vmpo
+from agents import a2c, dqn, impala, pbt, pqn, vmpo
 from agents.agent import DiscreteActions, EnvironmentSpec, Sample, Step, TimeStep
 from agents.parts.vectorized import vectorize
 
@@ -14,10 +14,18 @@ SMALL = {"torso": "mlp", "hidden_sizes": (8,), "frame_stack": 1, "batch_size": 6
 MEMBERS, T, B = 3, 4, 6
 
 
-@pytest.fixture(params=[(a2c, 1, 0), (impala, 2, 5), (vmpo, 1, 0)], ids=["a2c", "impala_lstm_two_tasks", "vmpo"])
+@pytest.fixture(
+    params=[
+        (a2c, 1, {}),
+        (impala, 2, {"lstm_size": 5}),
+        (vmpo, 1, {}),
+        (pqn, 1, {"minibatches": 4, "epochs": 2}),
+    ],
+    ids=["a2c", "impala_lstm_two_tasks", "vmpo", "pqn"],
+)
 def population(request):
-    module, tasks, lstm_size = request.param
-    agent = module.make(module.Config(**SMALL, lstm_size=lstm_size), SPEC)
+    module, tasks, fields = request.param
+    agent = module.make(module.Config(**SMALL, **fields), SPEC)
     return agent, vectorize(agent, MEMBERS, tasks), tasks
 
 

@@ -35,6 +35,20 @@ def test_the_corridors_returns_are_the_books(right, value):
     assert np.mean(returns) == pytest.approx(value, rel=0.1)
 
 
+def test_the_lakes_reward_is_where_a_walk_of_38_steps_leads_and_no_random_one():
+    environment, down, right = environments.make(f"{MODULE}:OpenLake-v0", 200, seed=0), 1, 2
+    environment.reset()
+    for step in range(38):
+        steps = environment.step(np.full(200, down if step % 2 else right, np.int32))
+        np.testing.assert_array_equal(steps.reward, float(step == 37))
+    assert steps.last.all() and not steps.discount.any()
+    rng = np.random.default_rng(0)
+    for _ in range(500):
+        environment.step(rng.integers(4, size=200).astype(np.int32))
+    environment.close()
+    assert np.mean(environment.finished().returns[200:]) < 0.01
+
+
 def test_bairds_actions_lead_to_the_seventh_state_and_to_the_six():
     environment = environments.make(f"{MODULE}:Baird-v0", 600, seed=0)
     environment.reset()

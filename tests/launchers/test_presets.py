@@ -38,6 +38,11 @@ EPSILONS = {
     ("ppo", "Pong-v5"): {"clip_epsilon": 0.1},
     ("ppo", "Hopper-v4"): {"clip_epsilon": 0.2, "adam_epsilon": 1e-5},
     ("ppo", "CartPole-v1"): {"clip_epsilon": 0.2},
+    # Burda et al. 2019, as their code has it.
+    ("ppo_rnd", "MontezumaRevenge-v5"): {"clip_epsilon": 0.1, "decay_clip": False, "adam_epsilon": 1e-8},
+    # Gallici et al. 2024, as their code has it.
+    ("pqn", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.001, "epsilon_env_steps": 1_000_000},
+    ("pqn", "CartPole-v1"): {"epsilon_final": 0.05, "epsilon_env_steps": 50_000},
     ("a2c", "CartPole-v1"): {"epsilon": 1e-5, "optimizer": "adam"},
     ("a2c", "Pong-v5"): {"epsilon": 0.1, "optimizer": "rmsprop"},
     ("impala", "CartPole-v1"): {"epsilon": 1e-5, "optimizer": "adam"},
@@ -168,8 +173,8 @@ ENVIRONMENTS = {
 }
 SEEING = sorted(agent for agent in presets.PRESETS if "torso" in configs.fields(agent))
 CONTINUOUS = {"ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo"}
-EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "reinforce"}
-EITHER |= {"reinforce_baseline", "trpo", "vmpo"}
+EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "ppo_rnd"}
+EITHER |= {"reinforce", "reinforce_baseline", "trpo", "vmpo"}
 UNFACTORED = {"sac"}
 # What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
 ASKING = {

@@ -93,6 +93,20 @@ def test_value_based_agents_learn_catch(tmp_path, agent, steps):
 
 
 @pytest.mark.learn
+def test_an_intrinsic_reward_finds_the_extrinsic_one(tmp_path):
+    """Which PPO alone does not find."""
+    arguments = ("--agent=ppo_rnd", "--env=gymnasium:environments.textbook:OpenLake-v0", "--carrier=local")
+    assert evaluation(tmp_path / "with", *arguments) >= 0.95
+    assert evaluation(tmp_path / "without", *arguments, "--config.intrinsic_coefficient=0") == 0
+
+
+@pytest.mark.learn
+@pytest.mark.parametrize(("env", "least"), [("CartPole-v1", 475), ("Catch-v0", 0.95)])
+def test_pqn_learns(tmp_path, env, least):
+    assert evaluation(tmp_path, "--agent=pqn", f"--env={env}", "--carrier=local") >= least
+
+
+@pytest.mark.learn
 @pytest.mark.parametrize("agent", ["actor_critic_lambda", "reinforce_baseline"])
 def test_policy_gradients_learn_cartpole(tmp_path, agent):
     assert evaluation(tmp_path, f"--agent={agent}", "--env=CartPole-v1", "--max_env_steps=200000") >= 475

@@ -1,0 +1,249 @@
+"""PPO with random network distillation: what a predictor cannot tell yet of an observation is a reward of its own.
+
+Burda et al. 2019, https://arxiv.org/abs/1810.12894, on PPO (agents/ppo.py). f is a network that stays as it was at
+first, and f^ learns to tell f(o) of observations o that were seen; its error is the intrinsic reward, which runs on
+across episodes' ends and has a value and a discount of its own.
+
+Deviations: f and f^ have ReLUs, not leaky ones. Statistics of observations begin with the first batch, which no random
+agent has played before, and each batch is in them before its own rewards are computed. A batch's rows do not say which
+environment they continue: the filter that sums up intrinsic rewards starts each block at its mean so far. Minibatches
+are of rows. All else is PPO's.
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from agents import ppo
+from agents.agent import Agent, EnvironmentSpec, Feedback, Sample, check_ranges, pmean
+from agents.parts import normalizer, reward_scale
+from agents.parts.advantages import explained_variance, gae
+from agents.parts.normalizer import Normalizer
+from agents.parts.optimization import initial_hypers, make_optimizer
+from agents.parts.policy_network import functions
+from agents.parts.stacking import channels_last
+from agents.parts.torsos import ORTHOGONAL, make_torso
+
+LIMIT = 5.0  # of a normalised observation
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The paper's settings by default, for 128 environments."""
+
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"  # the policy's, and of f and f^
+    frame_stack: int = (
+        4  # frames of its episode that the policy sees at once, f one; 1 where observations are no frames
+    )
+    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
+    activation: Literal["tanh", "relu"] = "tanh"  # the policy's mlp's
+    lstm_size: int = 0  # 0: feed-forward
+    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
+    separate_value: bool = False  # the values have a torso of their own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the policy's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
+    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    squash: bool = False  # tanh takes it into the bounds, which else clip it
+
+    features: int = 512  # numbers that f makes of an observation
+    predictor_layers: int = 2  # dense layers that f^ has and f has not
+    predictor_fraction: float = 0.25  # of a minibatch's rows, that the predictor learns from
+    extrinsic_coefficient: float = 2.0  # of advantages
+    intrinsic_coefficient: float = 1.0
+    intrinsic_discount: float = 0.99  # gamma_I
+
+    unroll_length: int = 128
+    batch_size: int = 128  # environments
+    epochs: int = 4  # passes over a batch in one update
+    minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
+    clip_epsilon: float = 0.1  # of the ratio
+    decay_clip: bool = False  # it falls with the learning rate
+    discount: float = 0.999  # gamma_E
+    lambda_: float = 0.95  # of GAE, both streams'
+    baseline_cost: float = 1.0  # of both values
+    entropy_cost: float = 0.001
+    clip_values: bool = False  # the extrinsic value moves by clip_epsilon at most, too
+    max_kl: float = 0.0  # mean divergence in a minibatch from which on the update leaves out what is left; 0: none
+    normalize_advantages: bool = False  # the sum of both streams'
+    normalize_rewards: bool = False  # extrinsic ones, divided by the running deviation of discounted returns
+
+    learning_rate: float = 1e-4
+    adam_epsilon: float = 1e-8
+    max_gradient_norm: float = 0.0  # 0: not clipped
+    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
+    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
+    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+
+    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+
+    def __post_init__(self):
+        ppo.check(self)
+        check_ranges(
+            self,
+            counts=("features",),
+            not_negative=("predictor_layers", "extrinsic_coefficient", "intrinsic_coefficient"),
+            fractions=("intrinsic_discount", "predictor_fraction"),
+        )
+
+
+class Hypers(NamedTuple):
+    """What a population may tune in a running learner; float32 scalars."""
+
+    learning_rate: Any
+    discount: Any
+    intrinsic_discount: Any
+    lambda_: Any
+    clip_epsilon: Any
+    baseline_cost: Any
+    entropy_cost: Any
+    extrinsic_coefficient: Any
+    intrinsic_coefficient: Any
+
+
+class Learnt(NamedTuple):
+    policy: Any  # and values
+    predictor: Any  # f^
+
+
+class State(NamedTuple):
+    params: Learnt
+    target: Any  # f, which stays
+    opt_state: optax.OptState
+    observations: Normalizer  # of what f and f^ see
+    returns: Any  # of extrinsic rewards, or () where they are not normalised
+    intrinsic_returns: Normalizer
+    hypers: Hypers
+    step: chex.Array  # updates so far, int32
+    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+
+
+class Rows(NamedTuple):
+    """What a minibatch is of, [T, B, ...]."""
+
+    ppo: ppo.Rows  # of the sum of both streams' advantages, and extrinsic values
+    next: chex.Array  # o_{t+1}
+    features: chex.Array  # f(o_{t+1})
+    intrinsic_target: chex.Array  # of the intrinsic value
+
+
+class Features(nn.Module):
+    """f, or f^, which has more layers: float32 [N, ...] -> [N, features]."""
+
+    config: Config
+    layers: int
+
+    @nn.compact
+    def __call__(self, x: chex.Array) -> chex.Array:
+        c = self.config
+        torso: Any = make_torso(c.torso, c.hidden_sizes, "relu", jnp.float32, convolutions_only=c.torso != "mlp")
+        x = torso(x)
+        for _ in range(self.layers):
+            x = nn.relu(nn.Dense(c.features, kernel_init=ORTHOGONAL)(x))
+        return nn.Dense(c.features, kernel_init=ORTHOGONAL)(x)
+
+
+def forward_returns(rewards: chex.Array, discount: Any, start: Any) -> chex.Array:
+    """G_t = gamma G_{t-1} + r_t from `start` on, [T, B]: rewards so far, of which the oldest count least."""
+
+    def step(G, reward):
+        G = discount * G + reward
+        return G, G
+
+    return jax.lax.scan(step, jnp.full(rewards.shape[1:], start), rewards)[1]
+
+
+def make(config: Config, spec: EnvironmentSpec) -> Agent:
+    """The agent for environments of `spec`.
+
+    Raises:
+      ValueError: a network that does not fit the observation, or an action without bounds.
+    """
+    f = functions("ppo_rnd", config, spec, config.separate_value, num_values=2)
+    target, predictor = Features(config, 0), Features(config, config.predictor_layers)
+    optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
+
+    def shown(observations: Normalizer, x) -> chex.Array:
+        """Observations as they came, [N, ...], as f and f^ see them; of frames the newest alone."""
+        x = normalizer.apply(observations, x, LIMIT)
+        return x if config.torso == "mlp" else channels_last(x, 1)
+
+    def of(network: Features, params, observations: Normalizer, x) -> chex.Array:
+        """Features of observations [T, B, ...]."""
+        found: Any = network.apply(params, shown(observations, x.reshape(-1, *x.shape[2:])))
+        return found.reshape(*x.shape[:2], -1)
+
+    def init(key: jax.Array) -> State:
+        keys, observations = jax.random.split(key), normalizer.init(spec.observation_shape)
+        x = shown(observations, jnp.zeros((1, *spec.observation_shape)))
+        params = Learnt(f.init(key), predictor.init(keys[0], x))
+        return State(
+            params=params,
+            target=target.init(keys[1], x),
+            opt_state=optimizer.init(params),
+            observations=observations,
+            returns=reward_scale.init(config),
+            intrinsic_returns=normalizer.init(()),
+            hypers=initial_hypers(Hypers, config),
+            step=jnp.int32(0),
+            env_steps=jnp.float32(0),
+        )
+
+    def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
+        steps, hypers, live = sample.steps, state.hypers, sample.steps.live
+        observation = steps.observation[1:]
+        observations = normalizer.update(state.observations, observation.reshape(-1, *spec.observation_shape))
+        features = of(target, state.target, observations, observation)
+        guess = of(predictor, state.params.predictor, observations, observation)
+        novelty = jnp.square(features - guess).mean(axis=-1)
+        G = forward_returns(novelty, hypers.intrinsic_discount, state.intrinsic_returns.mean)
+        intrinsic_returns = normalizer.update(state.intrinsic_returns, G.reshape(-1))
+        intrinsic_rewards = novelty / jnp.sqrt(intrinsic_returns.variance + 1e-8)
+
+        seen, lstm = f.see(steps, sample.memory), sample.memory.lstm
+        _, values = f.heads(state.params.policy, seen, steps.first, lstm)
+        V_E, V_I = values[..., 0], values[..., 1]
+        rewards = reward_scale.scaled(state.returns, steps.reward[:-1])
+        A_E = gae(V_E, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
+        # To the intrinsic stream the last observation of an episode leads on to the first of the next.
+        every = jnp.ones_like(live)
+        A_I = gae(V_I, intrinsic_rewards, hypers.intrinsic_discount * every, every, hypers.lambda_)
+        R_E, R_I = A_E + V_E[:-1], A_I + V_I[:-1]
+        advantages = live * (hypers.extrinsic_coefficient * A_E + hypers.intrinsic_coefficient * A_I)
+
+        of_ppo = ppo.Rows(
+            jax.tree.map(lambda x: x[:-1], seen),
+            steps.first[:-1],
+            f.policy.kept(steps)[:-1],
+            steps.extras["log_prob"][:-1],
+            V_E[:-1],
+            advantages,
+            R_E,
+            live,
+        )
+
+        def loss(params: Learnt, hypers: Hypers, rows: Rows, lstm, key: jax.Array):
+            outputs, values = f.heads(params.policy, rows.ppo.seen, rows.ppo.first, lstm)
+            total, metrics = ppo.objective(config, f.policy, hypers, rows.ppo, outputs, values[..., 0])
+            intrinsic_loss = 0.5 * jnp.mean(jnp.square(rows.intrinsic_target - values[..., 1]))
+            guess = of(predictor, params.predictor, observations, rows.next)
+            errors = jnp.square(rows.features - guess).mean(axis=-1)
+            drawn = jax.random.uniform(key, errors.shape) < config.predictor_fraction
+            predictor_loss = jnp.mean(drawn * errors) / jnp.maximum(pmean(drawn.mean()), 1e-6)
+            total += hypers.baseline_cost * intrinsic_loss + predictor_loss
+            metrics |= {"loss": total, "intrinsic_loss": intrinsic_loss, "predictor_loss": predictor_loss}
+            return total, metrics
+
+        metrics = {"value": V_E.mean(), "intrinsic_value": V_I.mean(), "intrinsic_reward": intrinsic_rewards.mean()}
+        metrics |= {"explained_variance": explained_variance(A_E, R_E), "novelty": novelty.mean()}
+        rows = Rows(of_ppo, observation, features, R_I)
+        state, learning = ppo.learn(config, optimizer, loss, state, key, rows, lstm)
+        returns = normalizer.join(state.returns, reward_scale.seen(config, steps))
+        state = state._replace(observations=observations, returns=returns, intrinsic_returns=intrinsic_returns)
+        return state, Feedback(pmean(metrics) | learning)
+
+    return ppo.make_agent(config, f, init, lambda state: ppo.Params(state.params.policy, ()), update)
