@@ -15,17 +15,17 @@ from agents.agent import EnvironmentSpec, TimeStep
 MOST_LETTERS = 300  # of what an error says
 
 
-def _soft_asymmetric(reward: np.ndarray) -> np.ndarray:
+def soft_asymmetric(reward: Any, xp: Any = np) -> Any:
     """Losses count less than gains: DMLab's rewards in Espeholt et al. 2018, https://arxiv.org/abs/1802.01561."""
-    squeezed = np.tanh(reward)
-    return np.float32(0.3) * np.minimum(squeezed, 0) + np.float32(5.0) * np.maximum(squeezed, 0)
+    squeezed = xp.tanh(reward)
+    return np.float32(0.3) * xp.minimum(squeezed, 0) + np.float32(5.0) * xp.maximum(squeezed, 0)
 
 
 # What becomes of the rewards that agents see, by name; float32 [B] -> float32 [B].
 REWARD_CLIPS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
     "none": None,
     "unit": lambda reward: np.clip(reward, -1.0, 1.0),
-    "soft_asymmetric": _soft_asymmetric,
+    "soft_asymmetric": soft_asymmetric,
 }
 
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.agent import EnvironmentSpec, TimeStep
-from environments.environment import Environment, making
+from environments.environment import Environment, making, soft_asymmetric
+
+ENVIRONMENTS = 0x5EED  # folded into the seed
 
 
 class Functional(NamedTuple):
@@ -62,7 +64,7 @@ def make(name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any]
     from environments import gymnax  # only where one is wanted: it brings much with it
 
     with making(name):
-        return _cut(gymnax.make(name.removeprefix("gymnax:"), keywords or {}), max_steps)
+        return cut(gymnax.make(name.removeprefix("gymnax:"), keywords or {}), max_steps)
 
 
 def is_functional(name: str) -> bool:
@@ -70,7 +72,7 @@ def is_functional(name: str) -> bool:
     return name.startswith("gymnax:")
 
 
-def _cut(environment: Functional, max_steps: int | None) -> Functional:
+def cut(environment: Functional, max_steps: int | None) -> Functional:
     """The same, its episodes truncated after `max_steps` steps."""
     own = environment.spec.max_episode_steps
     if max_steps is None or (own is not None and own <= max_steps):
@@ -88,9 +90,20 @@ def _cut(environment: Functional, max_steps: int | None) -> Functional:
     return Functional(environment.spec, reset, step)
 
 
+def clip_of(name: str) -> Callable[[Any], Any] | None:
+    """The function of environments.environment.REWARD_CLIPS by that name, of JAX's arrays."""
+    clips: dict[str, Callable[[Any], Any] | None] = {
+        "none": None,
+        "unit": lambda reward: jnp.clip(reward, -1.0, 1.0),
+        "soft_asymmetric": lambda reward: soft_asymmetric(reward, jnp),
+    }
+    return clips[name]
+
+
 def keys(seed: int, count: Any, ids: Any) -> Any:
     """Of row `count` of each of the environments `ids` [B]."""
-    row = jax.random.fold_in(jax.random.key(seed), count)
+    # Not the keys that an actor of this seed acts with.
+    row = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ENVIRONMENTS), count)
     return jax.vmap(functools.partial(jax.random.fold_in, row))(ids)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from agents.agent import Version
 from environments import Episodes, functional, settled_clip
-from environments.environment import REWARD_CLIPS
 from launchers import roles, settings, sittings, threads
 from launchers.run import UsageError
 from replay.filling import FilledRings
@@ -73,7 +72,7 @@ def open_learning(
     with sittings.hold(parts.logdir, "actor_0") as sitting:
         seed = run.seed_of("actor", 0, sitting)
     environment = functional.make(run.env, keywords=settings.keywords(run.env_kwargs))
-    clip = REWARD_CLIPS[settled_clip(run.env, run.reward_clip)]
+    clip = functional.clip_of(settled_clip(run.env, run.reward_clip))
     channel, replay = _channel(parts, num_envs)
     channel.stopped = stopped
     rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)

@@ -38,8 +38,8 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
     takes."""
     if run.placement == "device":
         raise ValueError(
-            f"--placement=device is for agents that learn from blocks of rows or from a replay: {run.agent} learns from "
-            "whole episodes; give --placement=threads"
+            f"--placement=device is for agents that learn from blocks of rows or from a replay: {run.agent} learns "
+            "from whole episodes; give --placement=threads"
         )
     if run.placement == "serial" and run.carrier == "reverb":
         raise ValueError(

@@ -75,7 +75,7 @@ REPLAY = {"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 2.0, "min
     [
         ("dqn", "CartPole-v1", REPLAY),
         ("ddpg", "Pendulum-v1", REPLAY | {"replay": "prioritized", "n_step": 3}),
-        ("rainbow", "CartPole-v1", REPLAY | {"priority": "rank", "uniform_fraction": 0.1}),
+        ("prioritized_dqn", "CartPole-v1", REPLAY | {"priority": "rank", "uniform_fraction": 0.1}),
         ("r2d2", "CartPole-v1", {"batch_size": 4, "samples_per_insert": 2.0, "min_replay_size": 8, "replay_size": 64}),
     ],
     ids=["uniform", "prioritised", "by ranks", "sequences"],
@@ -83,7 +83,7 @@ REPLAY = {"hidden_sizes": (8,), "batch_size": 8, "samples_per_insert": 2.0, "min
 def test_a_replay_goes_on_in_either_placement(agent, env, config, tmp_path, signals, monkeypatch):
     monkeypatch.setattr(device_learner, "STEPS_AT_ONCE", 256)
     counts, sampled = [], []
-    for placement, length in (("device", 1500), ("device", 2500), ("serial", 3500), ("device", 4500)):
+    for placement, length in (("device", 1500), ("serial", 2500), ("device", 3500)):
         settings = {"envs_per_actor": 4, "max_env_steps": length, "updates_per_dispatch": 1}
         _, version = train(placement, tmp_path, agent, f"gymnax:{env}", settings, config)
         assert version.env_steps >= length
@@ -103,7 +103,7 @@ def test_a_population_shares_the_devices(tmp_path, signals):
     state, version = train("device", tmp_path, "a2c", "gymnax:CartPole-v1", settings | tuned, SMALL)
     assert jax.tree.leaves(state.params)[0].shape[0] == 2
     assert version.env_steps >= 9000
-    assert {"member_0", "member_1"} <= {name.rpartition("/")[2] for name in metrics.read(tmp_path / "actor_0.csv")[0]}
+    assert {"return_mean_member_0", "return_mean_member_1"} <= metrics.read(tmp_path / "actor_0.csv")[0].keys()
 
 
 @pytest.mark.parametrize("devices", [2])
