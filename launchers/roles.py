@@ -311,7 +311,7 @@ class Learning:
         channel: Any,
         replay: Checkpointer | None,
         asked: Callable[[], bool] = never,
-        make_learner: Callable[..., learner.Learner] = learner.Learner,
+        make_learner: Callable[..., learner.Learner] | None = None,
     ):
         """Of several learner hosts the first records and saves. With one replay for all it publishes, and saves that
         too; of a pod each host publishes to its own actors, and saves its own replay.
@@ -320,7 +320,7 @@ class Learning:
           publish: takes (version, params on the devices).
           channel, replay: as `open_channel` gives them.
           asked: of several learner hosts whether this one is to end.
-          make_learner: of the arguments of a Learner.
+          make_learner: of the arguments of a Learner; None: a Learner.
         """
         self._run, self._mesh = parts.run, parts.mesh
         pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
@@ -342,7 +342,7 @@ class Learning:
             warn_of_left_out(parts)
         prioritized = parts.table.kind == "prioritized" and channel.source is None
         self._priorities = learner.PriorityUpdater(channel.feedback, parts.mesh.local) if prioritized else None
-        self._learner = make_learner(
+        self._learner = (make_learner or learner.Learner)(
             parts.agent,
             state,
             version,

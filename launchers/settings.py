@@ -122,7 +122,7 @@ class Settings:
     agent: str = setting("impala", "the algorithm: one of agents/")
     env: str = setting(
         "CartPole-v1",
-        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
+        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, gymnax:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
         see="environments.md",
     )
     preset: str = setting(
