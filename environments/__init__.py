@@ -8,7 +8,9 @@ from typing import Any
 from environments import tasks
 from environments.environment import Environment, EnvironmentFailure, Episodes
 
-__all__ = ["Environment", "EnvironmentFailure", "Episodes", "make", "settled_clip", "suite"]
+__all__ = ["FUNCTIONAL", "Environment", "EnvironmentFailure", "Episodes", "make", "settled_clip", "suite"]
+
+FUNCTIONAL = ("gymnax:", "brax:")  # before the names of environments that are JAX functions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +43,9 @@ def make(
     """`num_envs` environments called `name`.
 
     Args:
-      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `gymnax:ID`, `MaskedCartPole-v1`,
-        `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are choices among N values for
-        each number.
+      name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `gymnax:ID`, `brax:NAME`,
+        `MaskedCartPole-v1`, `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are
+        choices among N values for each number.
       num_envs: how many, stepped together.
         `A,B,C` is several tasks at once: environment i has the task i mod 3.
       seed: fixes every episode; give each actor its own.
@@ -103,7 +105,7 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
             vectorization=options.vectorization,
             drawn=options.drawn,
         )
-    if name.startswith("gymnax:"):
+    if name.startswith(FUNCTIONAL):
         from environments import functional
 
         made = functional.make(name, max_steps=options.max_steps, keywords=options.keywords)
@@ -149,7 +151,7 @@ def suite(name: str) -> str:
         from environments import binned
 
         return suite(binned.parse(name)[1])
-    if name.startswith(("gymnasium:", "gymnax:")) or name == "Counting-v0":
+    if name.startswith(("gymnasium:", *FUNCTIONAL)) or name == "Counting-v0":
         return ""
     from environments import envpool
 

@@ -5,6 +5,7 @@ Row t of environment i draws what is random in it from the seed, t and i alone: 
 stepped together, nor from where.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -52,30 +53,29 @@ class Ended(NamedTuple):
 
 
 def make(name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any] | None = None) -> Functional:
-    """The environment called `name`: `gymnax:ID`.
+    """The environment called `name`: `gymnax:ID` or `brax:NAME`.
 
     Args:
       max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
       keywords: what it is to be made of otherwise than it is by itself.
 
     Raises:
-      ValueError: there is none, or no such keyword.
+      EnvironmentFailure: there is none, or no such keyword.
     """
-    from environments import gymnax  # only where one is wanted: it brings much with it
-
     with making(name):
-        return cut(gymnax.make(name.removeprefix("gymnax:"), keywords or {}), max_steps)
+        backend, _, inner = name.partition(":")
+        if backend == "brax":  # each brings much with it
+            from environments import brax as maker
+        else:
+            from environments import gymnax as maker  # type: ignore[no-redef]
+        environment = maker.make(inner, keywords or {})
+        return environment if max_steps is None else cut(environment, max_steps)
 
 
-def is_functional(name: str) -> bool:
-    """Whether an environment `name` is one of JAX functions."""
-    return name.startswith("gymnax:")
-
-
-def cut(environment: Functional, max_steps: int | None) -> Functional:
+def cut(environment: Functional, max_steps: int) -> Functional:
     """The same, its episodes truncated after `max_steps` steps."""
     own = environment.spec.max_episode_steps
-    if max_steps is None or (own is not None and own <= max_steps):
+    if own is not None and own <= max_steps:
         return environment
 
     def reset(key):
@@ -85,9 +85,10 @@ def cut(environment: Functional, max_steps: int | None) -> Functional:
     def step(key, state, action):
         inner, observation, reward, terminated, truncated = environment.step(key, state[0], action)
         length = state[1] + 1
-        return (inner, length), observation, reward, terminated, truncated | (length >= max_steps)
+        over = truncated | (~terminated & (length >= max_steps))
+        return (inner, length), observation, reward, terminated, over
 
-    return Functional(environment.spec, reset, step)
+    return Functional(dataclasses.replace(environment.spec, max_episode_steps=max_steps), reset, step)
 
 
 def clip_of(name: str) -> Callable[[Any], Any] | None:

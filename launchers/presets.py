@@ -871,7 +871,7 @@ def of(agent: str) -> list[Preset]:
 
 def _task(env: str) -> str:
     """The task's name, whoever makes it."""
-    return env.removeprefix("gymnasium:").removeprefix("gymnax:")
+    return env.removeprefix("gymnasium:").removeprefix("gymnax:")  # Brax's names are others
 
 
 def find(agent: str, env: str, env_kwargs: str = "") -> Preset:

@@ -18,7 +18,7 @@ from absl import logging
 
 from agents.agent import Agent, Feedback, Version
 from agents.pbt import member_of
-from environments import Episodes
+from environments import EnvironmentFailure, Episodes
 from launchers import population as populations
 from launchers import ports, settings, sittings
 from launchers.films import Films
@@ -557,7 +557,7 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
         for version in learning.run(batches):
             begun = True
             yield version
-    except (UsageError, OSError, FloatingPointError):
+    except (UsageError, EnvironmentFailure, OSError, FloatingPointError):
         raise
     except Exception as error:
         if begun:

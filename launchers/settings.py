@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from environments import suite, tasks
+from environments import FUNCTIONAL, suite, tasks
 from launchers import papers, presets
 
 COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
@@ -122,7 +122,8 @@ class Settings:
     agent: str = setting("impala", "the algorithm: one of agents/")
     env: str = setting(
         "CartPole-v1",
-        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, gymnax:ID, MaskedCartPole-v1, binned:N:NAME, or A,B,C",
+        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, gymnax:ID, brax:NAME, MaskedCartPole-v1, binned:N:NAME, "
+        "or A,B,C",
         see="environments.md",
     )
     preset: str = setting(
@@ -557,10 +558,10 @@ def check(settings: Settings) -> None:
 
 def _check_on_device(settings: Settings) -> None:
     """Raises UsageError if the environments cannot be stepped inside the learner's program."""
-    if not all(name.startswith("gymnax:") for name in settings.tasks):
+    if not all(name.startswith(FUNCTIONAL) for name in settings.tasks):
         raise UsageError(
-            "--placement=device steps environments that are JAX functions: give --env=gymnax:ID, or another placement "
-            f"for {settings.env}"
+            "--placement=device steps environments that are JAX functions: give --env=gymnax:ID or brax:NAME, or "
+            f"another placement for {settings.env}"
         )
     for name, wanted in (("carrier", "local"), ("travels", "experience")):
         if getattr(settings, name) != wanted:

@@ -34,7 +34,7 @@ class Kept(NamedTuple):
     ranked: chex.Array  # int32 [2], items that were there, and samples since, when all were ranked last
 
 
-COUNTED = 2**30
+COUNTED = 2**30 - 1  # twice that is an int32, too
 
 
 def append(
@@ -138,6 +138,8 @@ def _memories(ring: Ring, filling: Filling, positions: chex.Array, memory: Memor
 class FilledRings(RingChannel):
     """A replay whose one actor is part of the learner's program."""
 
+    _kept: Kept | None = None  # None: no program had it yet
+
     @property
     def kept_specs(self) -> Kept:
         """How a Kept lies on the mesh's devices."""
@@ -164,8 +166,6 @@ class FilledRings(RingChannel):
         """As it was given back, after so many rows."""
         self._kept, self.rows, self.masses = kept, kept.rows, kept.masses
         self.heads += rows
-
-    _kept: Kept | None = None
 
     def batches(self) -> Iterator[Batch]:
         """One for each call of the program, until `stopped`."""

@@ -107,6 +107,12 @@ class RingChannel:
             nothing
         )
         if saved:
+            before = len(saved["heads"]), saved["tails"].shape[-1]
+            if before != (num_actors, num_envs):
+                raise ValueError(
+                    f"the replay that was saved was filled by {before[0]} actors of {before[1]} environments, and here "
+                    f"are {num_actors} of {num_envs}: go on in the --placement that it was filled in"
+                )
             self._load(saved)
         # bool [A, T, E], the anchors that have an item; each actor's is its writer's to change.
         self.present = mesh.fetch(self.masses.of_rows, columns).reshape(num_actors, ring.length, -1) > 0

@@ -1,6 +1,8 @@
 """Environments that are JAX functions are the same, row for row, inside a compiled program and behind the interface of
 every other environment."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +107,26 @@ def test_every_environment_of_gymnax_keeps_the_contract():
         assert len(environment.finished().returns) == ended, name
 
 
+@pytest.mark.parametrize("name", ["inverted_pendulum", "reacher"])
+def test_bodies_of_brax_keep_the_contract(name):
+    pytest.importorskip("brax")
+    environment = make(f"brax:{name}", 2, 0, keywords={"backend": "spring", "episode_length": 5})
+    timestep, spec = environment.reset(), environment.spec
+    assert spec.max_episode_steps == 5
+    for _ in range(20):
+        assert timestep.observation.shape == (2, *spec.observation_shape)
+        timestep = environment.step(np.stack([spec.actions.low, spec.actions.high]))
+    lengths = environment.finished().lengths
+    assert lengths and max(lengths) <= 5
+
+
+def test_what_there_is_not_of_brax_is_one_line():
+    pytest.importorskip("brax")
+    with pytest.raises(EnvironmentFailure, match="Brax has no 'nobody'; it has ant, ") as error:
+        make("brax:nobody", 2, 0)
+    assert "\n" not in str(error.value)
+
+
 def test_what_it_is_made_of_can_be_said():
     registered()
     environment = make("gymnax:CartPole-v1", 2, 0, keywords={"max_steps_in_episode": 4})
@@ -127,7 +149,8 @@ def test_what_there_is_not_is_one_line(name, keywords, words):
     assert "\n" not in str(error.value)
 
 
-def test_without_gymnax_it_is_said_how_to_have_it(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gymnax", None)
-    with pytest.raises(EnvironmentFailure, match="needs gymnax"):
-        make("gymnax:CartPole-v1", 2, 0)
+@pytest.mark.parametrize(("name", "package"), [("gymnax:CartPole-v1", "gymnax"), ("brax:ant", "brax")])
+def test_what_is_not_installed_is_named(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EnvironmentFailure, match=f"pip install {package}"):
+        make(name, 2, 0)

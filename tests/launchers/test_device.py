@@ -116,8 +116,8 @@ def test_several_devices_make_and_learn(devices):
 @pytest.mark.parametrize(
     ("agent", "settings", "config", "words"),
     [
-        ("a2c", {"env": "CartPole-v1"}, {}, "give --env=gymnax:ID"),
-        ("a2c", {"env": "gymnasium:CartPole-v1"}, {}, "give --env=gymnax:ID"),
+        ("a2c", {"env": "CartPole-v1"}, {}, "give --env=gymnax:ID or brax:NAME"),
+        ("a2c", {"env": "gymnasium:CartPole-v1"}, {}, "give --env=gymnax:ID or brax:NAME"),
         ("a2c", {"env": "gymnax:CartPole-v1,gymnax:Acrobot-v1"}, {}, "one task"),
         ("a2c", {"travels": "gradients"}, {}, "leave out --travels=gradients"),
         ("reinforce", {}, {}, "learns from whole episodes"),

@@ -49,6 +49,14 @@ def channels(kind, num_envs, prioritized, max_size):
     return [make(mesh, agent, table, structure_of(kind), 16, 1, num_envs, 10**9) for make in (RingChannel, FilledRings)]
 
 
+def test_a_replay_of_other_actors_is_refused():
+    written, _ = channels(Transitions(1, GAMMA), 4, False, 100)
+    table, mesh = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100), devices.make_mesh()
+    agent = Agent(None, None, None, None, None, None, table, 16)
+    with pytest.raises(ValueError, match="1 actors of 4 environments, and here are 2 of 2: go on in the --placement"):
+        RingChannel(mesh, agent, table, VECTORS, 16, 2, 2, 10**9, written.state())
+
+
 @pytest.mark.parametrize("num_envs", [1, 5, 40, 100])
 @pytest.mark.parametrize(
     ("kind", "prioritized"),
