@@ -37,9 +37,7 @@ class Config:
     """The paper's settings by default, for 128 environments."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"  # the policy's, and of f and f^
-    frame_stack: int = (
-        4  # frames of its episode that the policy sees at once, f one; 1 where observations are no frames
-    )
+    frame_stack: int = 4  # frames of its episode that the policy sees at once; 1 where observations are no frames
     hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
     activation: Literal["tanh", "relu"] = "tanh"  # the policy's mlp's
     lstm_size: int = 0  # 0: feed-forward

@@ -123,6 +123,7 @@ class Mirror:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.folder = pathlib.Path(cache, "shoal", "logdirs", name).absolute()
         self._saved_in: set[str] = set()  # folders whose older checkpoints are to be removed from the URL
+        self._ever_saved_in: set[str] = set()  # and that ever were such
         if self._ask(self._system.isfile, self._root):
             raise UsageError(f"{url} is a file: a run needs a folder")
 
@@ -236,6 +237,7 @@ class Mirror:
             print(f"waiting for an upload to {self.url}", flush=True)
             thread.join()
         try:
+            self._saved_in |= self._ever_saved_in  # an older checkpoint may have gone after the newer one was uploaded
             self.upload(say=True)
         except Exception as error:
             raise OSError(
@@ -270,6 +272,7 @@ class Mirror:
                 known[path] = here[path]
                 if path.endswith(MARKERS) and (match := CHECKPOINT.match(path)):
                     self._saved_in.add(match[1])
+                    self._ever_saved_in.add(match[1])
             if new or self._saved_in:
                 there = _persist(self._there)
                 known.update((path, [*here[path], _version(there[path])]) for path in new if path in there)

@@ -49,7 +49,7 @@ def played(agent, state, seed: int = 0) -> tuple[Sample, np.ndarray]:
 
 
 def test_those_that_can_are_the_actor_critics():
-    assert SCALING == ["a2c", "impala", "mix_match", "ppo", "ppo_rnd", "trpo"]
+    assert SCALING == ["a2c", "impala", "mix_match", "ppo", "ppo_rnd", "trpo", "vmpo"]
 
 
 @pytest.mark.parametrize("name", SCALING)

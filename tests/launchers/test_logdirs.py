@@ -195,6 +195,21 @@ def test_a_checkpoint_that_was_uploaded_in_part_is_left_out(shaky, machine, capl
     assert check_whole(other.folder) == 10
 
 
+def test_what_goes_after_a_newer_one_was_uploaded_goes_at_the_end(shaky, machine):
+    """A replay server removes its older checkpoint some time after the newer one is whole."""
+    draw, run = random.Random(0), Mirror("shaky://bucket/run")
+    run.fetch({"checkpoints"})
+    for number in (5, 10):
+        save_checkpoint(run.folder, number, draw)
+    run.upload()
+    shutil.rmtree(run.folder / "checkpoints" / "learner_steps_5")
+    run.upload()
+    ended = threading.Thread(target=run.upload)
+    ended.start()
+    run.finish(ended)
+    assert uploaded() == contents(run.folder) and check_whole(run.folder) == 10
+
+
 def test_each_machine_uploads_what_it_wrote_and_removes_nothing_of_others(shaky, machine):
     names = ("first", "second", "third")
     runs = {}

@@ -64,7 +64,7 @@ def test_sac_learns_pendulum(tmp_path):
 @pytest.mark.learn
 @pytest.mark.parametrize("agent", ["mpo", "dmpo"])
 def test_mpo_learns_pendulum_with_either_critic(tmp_path, agent):
-    arguments = (f"--agent={agent}", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=8000")
+    arguments = (f"--agent={agent}", "--env=Pendulum-v1", "--carrier=local", "--max_env_steps=15000")
     assert evaluation(tmp_path, *arguments) >= -200
 
 

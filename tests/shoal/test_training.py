@@ -44,7 +44,7 @@ def test_a_new_run_is_under_runs(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"agent": "dqm"}, r"^unknown agent 'dqm'; did you mean dqn\?$"),
+        ({"agent": "impalla"}, r"^unknown agent 'impalla'; did you mean impala\?$"),
         ({"max_env_step": 5}, r"^unknown argument '--max_env_step=5'; did you mean --max_env_steps"),
         ({"config": {"learning_rat": 1}}, r"^unknown config field 'learning_rat'; did you mean learning_rate"),
         ({"max_env_steps": 0}, r"^--max_env_steps must be 1 or more, not 0$"),
