@@ -76,11 +76,12 @@ def open_learning(
     channel, replay = _channel(parts, num_envs)
     channel.stopped = stopped
     rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
-    learner_seed = run.seed_of("learner")
+    # No more at once than there are from one evaluation to the next: each is to have its own parameters.
+    of_program = mesh, agent, rollout, run.seed_of("learner"), min(device_learner.STEPS_AT_ONCE, run.eval_period)
     program = (
-        device_learner.replay_program(mesh, agent, rollout, learner_seed, channel)
+        device_learner.replay_program(*of_program, channel)
         if parts.replays
-        else device_learner.blocks_program(mesh, agent, rollout, learner_seed, run.stacked)
+        else device_learner.blocks_program(*of_program, run.stacked)
     )
     start = mesh.compile(rollout.start, (mesh.REPLICATED,), rollout.specs(mesh))
     report = roles.ActorReport(parts, carrier, 0)
