@@ -15,17 +15,17 @@ from agents.agent import EnvironmentSpec, TimeStep
 MOST_LETTERS = 300  # of what an error says
 
 
-def soft_asymmetric(reward: Any, xp: Any = np) -> Any:
+def _soft_asymmetric(reward: Any, xp: Any = np) -> Any:
     """Losses count less than gains: DMLab's rewards in Espeholt et al. 2018, https://arxiv.org/abs/1802.01561."""
     squeezed = xp.tanh(reward)
     return np.float32(0.3) * xp.minimum(squeezed, 0) + np.float32(5.0) * xp.maximum(squeezed, 0)
 
 
-# What becomes of the rewards that agents see, by name; float32 [B] -> float32 [B].
-REWARD_CLIPS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+# What becomes of the rewards that agents see, by name; float32 [B] -> float32 [B]. `xp`: jax.numpy inside a program.
+REWARD_CLIPS: dict[str, Callable[..., Any] | None] = {
     "none": None,
-    "unit": lambda reward: np.clip(reward, -1.0, 1.0),
-    "soft_asymmetric": soft_asymmetric,
+    "unit": lambda reward, xp=np: xp.clip(reward, -1.0, 1.0),
+    "soft_asymmetric": _soft_asymmetric,
 }
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.agent import EnvironmentSpec, TimeStep
-from environments.environment import Environment, making, soft_asymmetric
+from environments.environment import REWARD_CLIPS, Environment, making
 
 ENVIRONMENTS = 0x5EED  # folded into the seed
 
@@ -93,12 +93,8 @@ def cut(environment: Functional, max_steps: int) -> Functional:
 
 def clip_of(name: str) -> Callable[[Any], Any] | None:
     """The function of environments.environment.REWARD_CLIPS by that name, of JAX's arrays."""
-    clips: dict[str, Callable[[Any], Any] | None] = {
-        "none": None,
-        "unit": lambda reward: jnp.clip(reward, -1.0, 1.0),
-        "soft_asymmetric": lambda reward: soft_asymmetric(reward, jnp),
-    }
-    return clips[name]
+    clip = REWARD_CLIPS[name]
+    return clip and functools.partial(clip, xp=jnp)
 
 
 def keys(seed: int, count: Any, ids: Any) -> Any:

@@ -1,7 +1,7 @@
 """Rings that are filled where they lie: what RingWriter does on the host, inside the compiled program that makes the
 rows."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import chex
@@ -12,7 +12,7 @@ import numpy as np
 from agents.agent import Memory, Params, Step
 from replay.ring_channel import RingChannel
 from replay.rings import NEVER, Chunk, Masses, Ring, Rows
-from replay.rows import Batch
+from replay.rows import Batch, Priority
 
 
 class Filling(NamedTuple):
@@ -39,7 +39,7 @@ COUNTED = 2**30 - 1  # twice that is an int32, too
 
 def append(
     ring: Ring,
-    priorities: Callable[[Rows, Any, Params], Any],
+    priority: Priority | None,
     rows: Rows,
     masses: Masses,
     filling: Filling,
@@ -50,7 +50,7 @@ def append(
     """Adds C = `ring.chunk` rows of the only actor, and the items that they complete; int32, how many these are.
 
     Args:
-      priorities: of new items, as `Ring.priorities` gives them.
+      priority: of new items, as of an Agent.
       steps: [C, E, ...].
       memory: [C, E, ...] before each row, where the ring keeps any.
       params: that acted.
@@ -93,14 +93,12 @@ def append(
         np.int32(0),
         filling.slot,
     )
-    rows = ring.write(rows, chunk)
-    masses = ring.exchange(masses, chunk.items, priorities(rows, chunk.items, params), chunk.gone, chunk.change)
+    rows, masses = ring.insert(priority, rows, masses, chunk, params)
 
     def further(carry: Any) -> Any:
         done, masses = carry
         more = jax.lax.dynamic_slice(items, (done,), (ring.at_once,))
-        masses = ring.exchange(masses, more, priorities(rows, more, params), more[:0], jnp.zeros(1, jnp.int32))
-        return done + ring.at_once, masses
+        return done + ring.at_once, ring.add(priority, rows, masses, more, params)
 
     _, masses = jax.lax.while_loop(lambda carry: carry[0] < count, further, (jnp.int32(ring.at_once), masses))
     opened = filling.opened

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -84,17 +83,7 @@ class RingChannel:
         chunk_specs = Chunk(*[columns] * 5, *[mesh.ROWS] * 3, *[mesh.REPLICATED] * 2)
         self.specs = rows_specs, mass_specs
         replicated = mesh.REPLICATED
-        self.priorities = priorities = functools.partial(ring.priorities, agent.priority)
-
-        def add(rows: Rows, masses: Masses, items: Any, params: Params) -> Masses:
-            # They are counted in their chunk's change already.
-            return ring.exchange(masses, items, priorities(rows, items, params), items[:0], jnp.zeros(1, jnp.int32))
-
-        def write(rows: Rows, masses: Masses, chunk: Chunk, params: Params) -> tuple[Rows, Masses]:
-            rows = ring.write(rows, chunk)
-            new = priorities(rows, chunk.items, params)
-            return rows, ring.exchange(masses, chunk.items, new, chunk.gone, chunk.change)
-
+        write, add = (functools.partial(each, agent.priority) for each in (ring.insert, ring.add))
         self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
         self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
         self._rank = mesh.compile(ring.rank, (mass_specs,), mass_specs, donate_argnums=(0,)) if ring.ranked else None

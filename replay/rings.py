@@ -242,8 +242,21 @@ class Ring:
             ),
         )
 
-    def priorities(self, priority: Priority | None, rows: Rows, items: chex.Array, params: Params) -> Any:
-        """Those of new items, by `priority` of an Agent and the parameters that acted; None: 1 for all."""
+    def insert(
+        self, priority: Priority | None, rows: Rows, masses: Masses, chunk: Chunk, params: Params
+    ) -> tuple[Rows, Masses]:
+        """With a chunk's rows and items. `priority`: of an Agent; `params`: that acted."""
+        rows = self.write(rows, chunk)
+        new = self._priorities(priority, rows, chunk.items, params)
+        return rows, self.exchange(masses, chunk.items, new, chunk.gone, chunk.change)
+
+    def add(self, priority: Priority | None, rows: Rows, masses: Masses, items: chex.Array, params: Params) -> Masses:
+        """With further items of a chunk, in whose change they are counted already."""
+        new = self._priorities(priority, rows, items, params)
+        return self.exchange(masses, items, new, items[:0], jnp.zeros(1, jnp.int32))
+
+    def _priorities(self, priority: Priority | None, rows: Rows, items: chex.Array, params: Params) -> Any:
+        """Those of new items; 1 for all where there is no `priority`."""
         if priority is None:
             return jnp.ones(len(items))
         sample = self.look(rows, jnp.minimum(items, self.anchors - 1))

@@ -42,8 +42,9 @@ class Program(NamedTuple):
 class Turn(Protocol):
     """Some rows, and the updates that are due by then."""
 
-    def __call__(self, carry: Any, base: Any) -> tuple[Any, Ended]:
-        """(state, step, acting, kept, metrics, env_steps, updates) -> the same, and the episodes that ended."""
+    def __call__(self, carry: Any, base: Any) -> tuple[Any, tuple[Any, Ended]]:
+        """(state, step, acting, kept, metrics, env_steps, updates) -> the same, the last update's metrics, and the
+        episodes that ended. A turn that may make no update carries the metrics on; of any other they are ()."""
         ...
 
 
@@ -53,8 +54,9 @@ def _compile(mesh: Any, rollout: Rollout, kept_specs: Any, turn: Turn, turns: in
     def program(state: Any, step: Any, acting: Acting, kept: Any, env_steps: Any) -> tuple[Any, ...]:
         zero = jnp.int32(0)
         carry = state, step, acting, kept, metrics_of(state, acting, kept), zero, zero
-        carry, ended = jax.lax.scan(lambda carry, _: turn(carry, env_steps), carry, length=turns)
-        *rest, metrics, made, updates = carry
+        carry, (metrics, ended) = jax.lax.scan(lambda carry, _: turn(carry, env_steps), carry, length=turns)
+        *rest, _, made, updates = carry
+        metrics = jax.tree.map(lambda x: x[-1], metrics)
         ended = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), ended)
         return *rest, metrics, Made(made, updates, ended)
 
@@ -95,8 +97,8 @@ def blocks_program(mesh: Any, agent: Agent, rollout: Rollout, seed: int, most_st
         state, feedback = agent.update(state, devices.update_key(seed, step), sample)
         return (state, step + 1, made + _live(sample.steps.first[1:])), feedback.metrics
 
-    def turn(carry: Any, base: Any) -> tuple[Any, Ended]:
-        state, step, acting, kept, metrics, made, updates = carry
+    def turn(carry: Any, base: Any) -> tuple[Any, tuple[Any, Ended]]:
+        state, step, acting, kept, none, made, updates = carry
         acting, sample, ended = rollout.blocks(acting, agent.policy(state), count)
         split = Sample(
             jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x), parts, -1, *x.shape[2:]), 1, 0), sample.steps),
@@ -106,16 +108,9 @@ def blocks_program(mesh: Any, agent: Agent, rollout: Rollout, seed: int, most_st
             functools.partial(update, base), (state, step, made), split, unroll=parts == 1
         )
         metrics = jax.tree.map(lambda x: x[-1], metrics)
-        return (state, step, acting, kept, metrics, made, updates + parts), ended
+        return (state, step, acting, kept, none, made, updates + parts), (metrics, ended)
 
-    def metrics_of(state: Any, acting: Acting, kept: Any) -> Any:
-        def metrics():
-            zero = jnp.int32(0)
-            return turn((state, jnp.uint32(0), acting, kept, (), zero, zero), jnp.float32(0))[0][4]
-
-        return _zeros(metrics)
-
-    return Program(_compile(mesh, rollout, mesh.REPLICATED, turn, turns, metrics_of), turns * rows)
+    return Program(_compile(mesh, rollout, mesh.REPLICATED, turn, turns, lambda *_: ()), turns * rows)
 
 
 def _zeros(function: Callable[[], Any]) -> Any:
@@ -139,12 +134,12 @@ def replay_program(
     turns = max(1, min(most_steps // in_turn, int(UPDATES_AT_ONCE * batch / (in_turn * ratio))))
     drawing = devices.drawing_update(mesh, agent, seed, source)
 
-    def turn(carry: Any, base: Any) -> tuple[Any, Ended]:
+    def turn(carry: Any, base: Any) -> tuple[Any, tuple[Any, Ended]]:
         state, step, acting, kept, metrics, made, updates = carry
         params = agent.policy(state)
         acting, (steps, memory, ended) = rollout.rows(acting, params, ring.chunk)
         rows, masses, filled, completed = filling.append(
-            ring, source.priorities, kept.rows, kept.masses, kept.filling, steps, memory, params
+            ring, agent.priority, kept.rows, kept.masses, kept.filling, steps, memory, params
         )
         made += _live(steps.first)
         kept = _insert(kept._replace(rows=rows, masses=masses, filling=filled), jax.lax.psum(completed, AXIS))
@@ -161,7 +156,7 @@ def replay_program(
             return state, step, kept, metrics, updates + 1
 
         state, step, kept, metrics, updates = jax.lax.while_loop(is_due, update, (state, step, kept, metrics, updates))
-        return (state, step, acting, kept, metrics, made, updates), ended
+        return (state, step, acting, kept, metrics, made, updates), (metrics, ended)
 
     def _insert(kept: Kept, count: Any) -> Kept:
         """Has so many more items; what was inserted before there were `min_size` is not owed any samples."""

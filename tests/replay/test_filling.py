@@ -74,7 +74,7 @@ def test_the_same_rows_fill_the_same_rings(kind, prioritized, num_envs):
 
     def append(kept, steps, memory, params):
         rows, masses, filled_to, count = filling.append(
-            ring, filled.priorities, kept.rows, kept.masses, kept.filling, steps, memory, params
+            ring, priority if prioritized else None, kept.rows, kept.masses, kept.filling, steps, memory, params
         )
         return kept._replace(rows=rows, masses=masses, filling=filled_to, inserted=kept.inserted + count)
 
