@@ -7,7 +7,8 @@ D4PG's categorical one (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.0861
 Deviations: the critic learns from n-step returns of replayed transitions, uncorrected for the policy having changed,
 where the first paper has Retrace. The policy improves in the last observation of each transition, as in Acme: so the
 actions that are sampled there serve the critic's target and the E-step. The covariance is diagonal. Environment and
-critic see actions clipped to their bounds, or with `squash` their tanh. Adam steps the logarithms of the multipliers.
+critic see actions clipped to their bounds, or with `squash` their tanh. The multipliers are softplus of what Adam
+steps, as in Acme.
 """
 
 import dataclasses
@@ -36,7 +37,7 @@ from agents.parts.distributions import Distance, categorical_distance
 from agents.parts.exploration import bounded_actions, from_bounds
 from agents.parts.features import vector
 from agents.parts.networks import MLP, ActionCritic, PolicyAndCritic
-from agents.parts.optimization import initial_hypers, make_optimizer, minimize, new_every
+from agents.parts.optimization import initial_hypers, make_optimizer, minimize, multiplier, multiplier_parameter, new_every
 from agents.parts.policies import make_policy, mean_and_log_sigma
 
 
@@ -66,7 +67,7 @@ class Config:
     batch_size: int = 256
     policy_learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
-    dual_learning_rate: float = 1e-2  # of log eta, log alpha_mu and log alpha_sigma
+    dual_learning_rate: float = 1e-2  # of the multipliers eta, alpha_mu and alpha_sigma
     target_period: int = 100  # K, updates from one copy of the networks to the next
 
     replay_size: int = 1_000_000
@@ -103,7 +104,7 @@ class Hypers(NamedTuple):
 
 
 class Duals(NamedTuple):
-    """Lagrange's multipliers, as their logarithms; float32 scalars."""
+    """What Lagrange's multipliers are made of, by `multiplier`; float32 scalars."""
 
     eta: Any  # the temperature
     alpha_mu: Any
@@ -180,11 +181,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         parts = family.decoupled(pi(params.policy, observation), old)  # by mu alone, and by sigma alone
         log_probs = sum(family.log_prob(part, raw) for part in parts)
         kls = [family.kl(old, part) for part in parts]
-        log_eta, *log_alphas = params.duals
-        penalties = map(rlax.LagrangePenalty, log_alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
-        temperature = rlax.LagrangePenalty(log_eta, hypers.epsilon)
+        eta, *alphas = params.duals
+        penalties = map(rlax.LagrangePenalty, alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
+        temperature = rlax.LagrangePenalty(eta, hypers.epsilon)
         constraints = list(zip(kls, penalties, strict=True))
-        losses, found = rlax.mpo_loss(log_probs, values, temperature, constraints, projection_operator=jnp.exp)
+        losses, found = rlax.mpo_loss(log_probs, values, temperature, constraints, projection_operator=multiplier)
         weights = found.normalized_weights  # of a state's actions: they sum up to 1
         kl = jnp.sum(jax.scipy.special.xlogy(weights, weights * config.num_samples), axis=0)
         metrics = {"policy_loss": found.policy_loss, "kl": kl, "kl_mu": kls[0], "kl_sigma": kls[1]}
@@ -203,7 +204,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         policy_key, critic_key = jax.random.split(key)
         observation = flat(jnp.zeros((1, *spec.observation_shape)))
         theta, phi = policy.init(policy_key, observation), critic.init(critic_key, observation, bounds.low[None])
-        params = Learnt(theta, phi, Duals(*(jnp.log(jnp.float32(getattr(config, x))) for x in Duals._fields)))
+        params = Learnt(theta, phi, Duals(*(multiplier_parameter(getattr(config, x)) for x in Duals._fields)))
         targets = jax.tree.map(jnp.copy, PolicyAndCritic(theta, phi))  # not the same buffers: an update overwrites them
         statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
         return State(params, targets, optimizer.init(params), statistics, initial_hypers(Hypers, config), jnp.int32(0))
@@ -234,7 +235,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         targets = new_every(config.target_period, step, PolicyAndCritic(params.policy, params.critic), targets)
         sigma = mean_and_log_sigma(old, config.sigma_initial)[1]
         metrics = pmean(learnt.aux | {"sigma": jnp.exp(sigma).mean()}) | {"gradient_norm": learnt.gradient_norm}
-        metrics |= {name: jnp.exp(x) for name, x in duals._asdict().items()}
+        metrics |= {name: multiplier(x) for name, x in duals._asdict().items()}
         return State(params, targets, learnt.opt_state, statistics, hypers, step), Feedback(metrics)
 
     sizes = config.replay_size, config.min_replay_size, config.samples_per_insert

@@ -4,13 +4,12 @@ Song et al. 2020, https://arxiv.org/abs/1909.12238, whose names these are.
 
 Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438); with a lambda of 1 they
 are of the paper's n-step returns. Rewards may be brought to scale, where the paper has PopArt. A batch may be of the
-target network before the last: divergences are from the policy that acted. Adam steps the logarithms of the
-multipliers. Rows whose action the environment threw away (they close an episode) are no transitions: they teach nothing
-and count for none in the better half.
+target network before the last: divergences are from the policy that acted. The multipliers are softplus
+of what Adam steps. Rows whose action the environment threw away (they close an episode) are no transitions: they teach
+nothing and count for none in the better half.
 """
 
 import dataclasses
-import math
 from typing import Any, Literal, NamedTuple
 
 import chex
@@ -33,7 +32,16 @@ from agents.agent import (
 )
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae
-from agents.parts.optimization import check_decay, initial_hypers, learning_rate_of, make_optimizer, minimize, new_every
+from agents.parts.optimization import (
+    check_decay,
+    initial_hypers,
+    learning_rate_of,
+    make_optimizer,
+    minimize,
+    multiplier,
+    multiplier_parameter,
+    new_every,
+)
 from agents.parts.policy_network import Memory, functions
 
 
@@ -69,7 +77,7 @@ class Config:
     target_period: int = 10  # T_target, updates from one copy of the network, which acts, to the next
 
     learning_rate: float = 1e-4
-    dual_learning_rate: float = 1e-2  # of log eta and log alpha
+    dual_learning_rate: float = 1e-2  # of the multipliers eta and alpha
     adam_epsilon: float = 1e-8
     max_gradient_norm: float = 0.0  # 0: not clipped
     warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
@@ -113,8 +121,8 @@ class Learnt(NamedTuple):
     """Parameters, or what they are multiplied by."""
 
     network: Any  # theta of the policy, phi of the value
-    log_eta: Any  # float32, a scalar
-    log_alphas: Any  # float32 [1], or of Gaussians [2], for the mean and for the standard deviations
+    eta: Any  # what `multiplier` makes eta of; float32, a scalar
+    alphas: Any  # likewise, float32 [1], or of Gaussians [2], for the mean and for the standard deviations
 
 
 class State(NamedTuple):
@@ -133,17 +141,16 @@ class EStep(NamedTuple):
     kl: chex.Array  # of the weights from even ones over the better part, in nats
 
 
-def e_step(log_eta: Any, advantages: Any, live: Any, fraction: float, epsilon: Any) -> EStep:
+def e_step(eta: Any, advantages: Any, live: Any, fraction: float, epsilon: Any) -> EStep:
     """Weights psi of the better part of a batch's transitions, and the loss of their temperature (section 4).
 
     Args:
-      log_eta: scalar.
+      eta: the temperature, scalar.
       advantages: A, float32 [T, B].
       live: 1 where a row is a transition, else 0, [T, B].
       fraction: of the transitions in the better part, to which all others belong that are no worse than its least.
       epsilon: of eta's constraint, scalar.
     """
-    eta = jnp.exp(log_eta)
     A, alive = all_rows((advantages.reshape(-1), live.reshape(-1)))
     ranked = jnp.sort(jnp.where(alive > 0, -A, jnp.inf))  # the largest advantage first
     number = jnp.ceil(fraction * alive.sum()).astype(jnp.int32)
@@ -172,8 +179,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         network = f.init(key)
-        log_eta, log_alpha = math.log(config.eta), math.log(config.alpha)
-        params = Learnt(network, jnp.float32(log_eta), jnp.full(1 + gaussian, log_alpha, jnp.float32))
+        alphas = jnp.full(1 + gaussian, multiplier_parameter(config.alpha))
+        params = Learnt(network, multiplier_parameter(config.eta), alphas)
         target = jax.tree.map(jnp.copy, network)  # no shared buffers: an update may be given them to overwrite
         returns, hypers = reward_scale.init(config), initial_hypers(Hypers, config)
         return State(params, target, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
@@ -201,12 +208,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         advantages = gae(V, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
         baseline_loss = 0.5 * jnp.sum(mean * jnp.square(advantages + V[:-1] - values[:-1]))
 
-        found = e_step(params.log_eta, advantages, live, config.top_fraction, hypers.epsilon_eta)
+        found = e_step(multiplier(params.eta), advantages, live, config.top_fraction, hypers.epsilon_eta)
         policy_loss = -jnp.sum(found.psi * policy.log_prob(pi, actions))
 
         kls = jnp.stack([jnp.sum(mean * policy.kl(old, part)) for part in policy.decoupled(pi, old)])
         epsilons = (hypers.epsilon_mu, hypers.epsilon_sigma) if gaussian else (hypers.epsilon_alpha,)
-        alphas, held = jnp.exp(params.log_alphas), jax.lax.stop_gradient
+        alphas, held = multiplier(params.alphas), jax.lax.stop_gradient
         alpha_loss = jnp.sum(alphas * (jnp.stack(epsilons) - held(kls)))
         total = policy_loss + found.loss + alpha_loss + jnp.sum(held(alphas) * kls)
         metrics = {
@@ -227,7 +234,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         rates = Learnt(learning_rate, hypers.dual_learning_rate, hypers.dual_learning_rate)
         learnt = minimize(loss, (state, sample), optimizer, state.params, state.opt_state, rates)
         metrics = pmean(learnt.aux) | {"gradient_norm": learnt.gradient_norm, "learning_rate": learning_rate}
-        metrics |= {"eta": jnp.exp(state.params.log_eta), "alpha": jnp.exp(state.params.log_alphas[0])}
+        metrics |= {"eta": multiplier(state.params.eta), "alpha": multiplier(state.params.alphas[0])}
         state = state._replace(
             params=learnt.params,
             target=new_every(config.target_period, step, learnt.params.network, state.target),

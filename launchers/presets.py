@@ -586,6 +586,7 @@ SMALL_VMPO = SMALL | {
     "alpha": 0.1,
     "target_period": 4,
     "learning_rate": 2e-3,
+    "dual_learning_rate": 0.03,
     "max_gradient_norm": 1.0,
 }
 

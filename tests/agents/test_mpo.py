@@ -12,6 +12,7 @@ import scipy.stats
 
 from agents import mpo
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Transitions
+from agents.parts.optimization import multiplier, multiplier_parameter
 from agents.parts.policies import make_policy
 from tests.agents.test_ddpg import (
     ADAM_B1,
@@ -48,7 +49,7 @@ def randomized(state, seed: int = 0):
     def noisy(tree):
         return jax.tree.map(lambda x: jnp.asarray(x + 0.4 * rng.normal(size=x.shape), jnp.float32), tree)
 
-    duals = mpo.Duals(*(jnp.log(jnp.float32(x)) for x in (ETA, ALPHA_MU, ALPHA_SIGMA)))
+    duals = mpo.Duals(*map(multiplier_parameter, (ETA, ALPHA_MU, ALPHA_SIGMA)))
     return state._replace(params=noisy(state.params)._replace(duals=duals), target_params=noisy(state.target_params))
 
 
@@ -91,6 +92,11 @@ def np_log_density(a, mu, sigma):
     return sum(-0.5 * ((x - m) / w) ** 2 - math.log(w * math.sqrt(2 * math.pi)) for x, m, w in zip(a, mu, sigma))
 
 
+def parameter(x):
+    """Of which softplus makes x."""
+    return math.log(math.expm1(x))
+
+
 class Naive:
     """What an update of `state` by `sample` and `key` is to compute."""
 
@@ -125,9 +131,9 @@ class Naive:
         """q(a_i | s_j) over the N sampled actions, [N, B]."""
         return np.array([np_softmax(self.values[:, j] / eta) for j in range(B)]).T
 
-    def dual(self, log_eta, epsilon):
-        """g(eta) = eta epsilon + eta E_s[log E_a[exp(Q / eta)]]."""
-        eta = math.exp(log_eta)
+    def dual(self, x, epsilon):
+        """g(eta) = eta epsilon + eta E_s[log E_a[exp(Q / eta)]], eta = log(1 + e^x)."""
+        eta = math.log1p(math.exp(x))
         shares = [scipy.special.logsumexp(self.values[:, j] / eta) - math.log(N) for j in range(B)]
         return eta * epsilon + eta * sum(shares) / B
 
@@ -174,11 +180,14 @@ def test_gradients_are_those_of_finite_differences_of_the_papers_losses(distribu
     scale = max(np.abs(g).max() for g in jax.tree.leaves(expected))
     assert_trees_close(gradient.policy, expected, rtol=2e-3, atol=1e-4 * scale)
 
-    slope = scipy.optimize.approx_fprime([math.log(ETA)], lambda x: naive.dual(x[0], 0.1), 1e-6)
+    slope = scipy.optimize.approx_fprime([parameter(ETA)], lambda x: naive.dual(x[0], 0.1), 1e-6)
     np.testing.assert_allclose(gradient.duals.eta, slope[0], rtol=2e-3, atol=1e-5)
     kl_mu, kl_sigma = naive.kls(params.policy)
-    np.testing.assert_allclose(gradient.duals.alpha_mu, ALPHA_MU * (1e-2 - kl_mu), rtol=2e-3)
-    np.testing.assert_allclose(gradient.duals.alpha_sigma, ALPHA_SIGMA * (1e-4 - kl_sigma), rtol=2e-3)
+    for found, alpha, excess in (
+        (gradient.duals.alpha_mu, ALPHA_MU, 1e-2 - kl_mu),
+        (gradient.duals.alpha_sigma, ALPHA_SIGMA, 1e-4 - kl_sigma),
+    ):
+        np.testing.assert_allclose(found, -math.expm1(-alpha) * excess, rtol=2e-3)  # the softplus's slope
     np.testing.assert_allclose([feedback.metrics[name] for name in ("kl_mu", "kl_sigma")], [kl_mu, kl_sigma], rtol=1e-3)
     q = naive.weights(ETA)
     np.testing.assert_allclose(feedback.metrics["kl"], np.sum(q * np.log(N * q + 1e-300)) / B, rtol=1e-3, atol=1e-5)
@@ -194,7 +203,7 @@ def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_ho
     policy's by epsilon, on average."""
     agent = make(distributional=distributional, eta=start, epsilon=epsilon, target_period=10**6)
     state, key, sample = randomized(agent.init(jax.random.key(0))), jax.random.key(1), random_sample(0)
-    duals = state.params.duals._replace(eta=jnp.log(jnp.float32(start)))
+    duals = state.params.duals._replace(eta=multiplier_parameter(start))
     state = state._replace(params=state.params._replace(duals=duals))
 
     @jax.jit
@@ -208,7 +217,7 @@ def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_ho
     state, metrics = learn(state)
     naive = Naive(state, sample, key, distributional)
     best = scipy.optimize.minimize_scalar(lambda x: naive.dual(x, epsilon), bounds=(-8, 4), method="bounded")
-    np.testing.assert_allclose(metrics["eta"][-1], math.exp(best.x), rtol=1e-2)
+    np.testing.assert_allclose(metrics["eta"][-1], math.log1p(math.exp(best.x)), rtol=1e-2)
     np.testing.assert_allclose(metrics["kl"][-1], epsilon, rtol=2e-2)
 
 
@@ -243,14 +252,39 @@ def test_the_first_update_has_no_divergence_and_multipliers_as_set(distributiona
     state = agent.init(jax.random.key(0))
     new, feedback = jax.jit(agent.update)(state, jax.random.key(0), random_sample(0))
     np.testing.assert_allclose([feedback.metrics[name] for name in ("kl_mu", "kl_sigma")], 0.0, atol=1e-7)
-    np.testing.assert_allclose(np.exp(state.params.duals), [2.0, 3.0, 4.0], rtol=1e-6)
+    np.testing.assert_allclose(multiplier(jnp.stack(state.params.duals)), [2.0, 3.0, 4.0], rtol=1e-6)
     np.testing.assert_allclose(np.subtract(state.params.duals, new.params.duals)[1:], 0.01, rtol=1e-2)
+
+
+@BOTH
+@pytest.mark.parametrize("rate", [1e-2, 1e-1])
+def test_multipliers_of_constraints_that_cannot_be_met_grow_no_faster_than_their_learning_rate(distributional, rate):
+    """A policy that is far from its target and stays there. Multipliers that were learnt as logarithms would be e^20
+    and e^200 here, and Adam would not step a policy again that once saw such gradients."""
+    agent = make(distributional=distributional, policy_learning_rate=1e-9, dual_learning_rate=rate, target_period=10**6)
+    state, sample = randomized(agent.init(jax.random.key(0))), random_sample(0)
+
+    @jax.jit
+    def learn(state):
+        def body(state, key):
+            state, feedback = agent.update(state, key, sample)
+            return state, feedback.metrics
+
+        return jax.lax.scan(body, state, jax.random.split(jax.random.key(1), 2_000))
+
+    metrics = learn(state)[1]
+    assert metrics["kl_mu"].min() > 1e-2
+    assert metrics["kl_sigma"].min() > 1e-4
+    for name, initial in (("alpha_mu", ALPHA_MU), ("alpha_sigma", ALPHA_SIGMA)):
+        grown = metrics[name][-1] - initial
+        assert 0.5 * 2_000 * rate < grown < 1.2 * 2_000 * rate, name
+    assert metrics["gradient_norm"].max() < 1e6
 
 
 @pytest.mark.parametrize(("epsilon_mu", "epsilon_sigma"), [(1e-3, 1e-5), (1e-2, 1e-3)])
 def test_the_policy_stays_within_both_constraints_of_a_target_that_stays(epsilon_mu, epsilon_sigma):
     options = {"epsilon_mu": epsilon_mu, "epsilon_sigma": epsilon_sigma, "target_period": 10**6, "epsilon": 1.0}
-    agent = make(**options, policy_learning_rate=1e-3, eta=0.1)
+    agent = make(**options, policy_learning_rate=1e-3, dual_learning_rate=0.1, eta=0.1)
     state = agent.init(jax.random.key(0))
     state = state._replace(target_params=state.target_params._replace(critic=randomized(state).target_params.critic))
     sample = random_sample(0)
