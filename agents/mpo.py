@@ -37,7 +37,14 @@ from agents.parts.distributions import Distance, categorical_distance
 from agents.parts.exploration import bounded_actions, from_bounds
 from agents.parts.features import vector
 from agents.parts.networks import MLP, ActionCritic, PolicyAndCritic
-from agents.parts.optimization import initial_hypers, make_optimizer, minimize, multiplier, multiplier_parameter, new_every
+from agents.parts.optimization import (
+    initial_hypers,
+    make_optimizer,
+    minimize,
+    multiplier,
+    multiplier_parameter,
+    new_every,
+)
 from agents.parts.policies import make_policy, mean_and_log_sigma
 
 

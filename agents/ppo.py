@@ -211,13 +211,12 @@ def learn(
         minibatch = jax.tree.map(lambda x: x[:, index], rows)
         states = jax.tree.map(lambda x: x[index], lstm)
         gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, hypers, minibatch, states, key))
+        after = descend(optimizer, gradient, opt_state, params, eta)
         if config.max_kl:
             stopped |= metrics["kl"] > config.max_kl
-        after = descend(optimizer, gradient, opt_state, params, eta)
-        before = params, opt_state
-        params, opt_state = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, before)
+            after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, (params, opt_state))
         metrics |= {"gradient_norm": optax.tree.norm(gradient), "minibatches": 1.0 - stopped}
-        return (params, opt_state, stopped), metrics
+        return (*after, stopped), metrics
 
     carry = state.params, state.opt_state, jnp.asarray(False)
     (params, opt_state, _), metrics = learn_in_minibatches(config, key, size, step, carry)

@@ -4,6 +4,7 @@ Atoms: Bellemare et al. 2017, https://arxiv.org/abs/1707.06887; these and Gaussi
 al. 2018, https://arxiv.org/abs/1804.08617, appendix A. Quantiles: Dabney et al. 2018, https://arxiv.org/abs/1710.10044.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import chex
@@ -30,9 +31,24 @@ def project(returns: chex.Array, probabilities: chex.Array, atoms: chex.Array) -
     Returns:
       Probabilities of the atoms, [B, L]; the sum stays, and so does the mean where no return was beyond the ends.
     """
-    step = (atoms[-1] - atoms[0]) / (atoms.shape[0] - 1)
-    distances = jnp.abs(jnp.clip(returns, atoms[0], atoms[-1])[:, None, :] - atoms[:, None]) / step  # [B, L, K]
-    return jnp.sum(jnp.maximum(0.0, 1.0 - distances) * probabilities[:, None, :], axis=-1)
+    # An accelerator does the few products of L K sooner than it adds to scattered places; a CPU takes a third of the
+    # time, with JAX 0.12 a tenth, for the latter (batches of 256, 51 atoms).
+    place = (jnp.clip(returns, atoms[0], atoms[-1]) - atoms[0]) * (len(atoms) - 1) / (atoms[-1] - atoms[0])
+    dense, scattered = (functools.partial(f, len(atoms)) for f in (project_densely, project_by_scatter))
+    return jax.lax.platform_dependent(place, probabilities, cpu=scattered, default=dense)
+
+
+def project_densely(size: int, place: chex.Array, probabilities: chex.Array) -> chex.Array:
+    """[B, K] -> [B, size]: as `project`; places are counted in atoms from the first."""
+    shares = jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None, :] - jnp.arange(size)[:, None]))  # [B, L, K]
+    return jnp.sum(shares * probabilities[:, None, :], axis=-1)
+
+
+def project_by_scatter(size: int, place: chex.Array, probabilities: chex.Array) -> chex.Array:
+    """The same."""
+    row, below = jnp.arange(len(place))[:, None], jnp.clip(place.astype(jnp.int32), 0, size - 2)
+    above = (place - below) * probabilities
+    return jnp.zeros((len(place), size)).at[row, below].add(probabilities - above).at[row, below + 1].add(above)
 
 
 def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Distance:

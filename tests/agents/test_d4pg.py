@@ -75,9 +75,15 @@ def test_projection_is_the_double_loop(seed):
     atoms = np.linspace(v_min, v_max, int(rng.choice([2, 3, 11, 51])))
     probabilities = softmax(2 * rng.normal(size=(6, 17)))
     returns = rng.uniform(v_min - 3, v_max + 3, (6, 17))
-    got = distributions.project(returns.astype(np.float32), probabilities.astype(np.float32), atoms.astype(np.float32))
-    np.testing.assert_allclose(got, naive_project(returns, probabilities, atoms), atol=2e-5)
-    np.testing.assert_allclose(got.sum(axis=-1), 1.0, atol=2e-5)
+    place = ((np.clip(returns, v_min, v_max) - v_min) / (atoms[1] - atoms[0])).astype(np.float32)
+    returns32, probabilities32, atoms32 = (x.astype(np.float32) for x in (returns, probabilities, atoms))
+    for got in (
+        distributions.project(returns32, probabilities32, atoms32),
+        distributions.project_densely(len(atoms), place, probabilities32),  # what accelerators do
+        distributions.project_by_scatter(len(atoms), place, probabilities32),
+    ):
+        np.testing.assert_allclose(got, naive_project(returns, probabilities, atoms), atol=2e-5)
+        np.testing.assert_allclose(got.sum(axis=-1), 1.0, atol=2e-5)
 
 
 def test_projection_at_and_beyond_the_ends():

@@ -11,6 +11,7 @@ import scipy.special
 
 from agents import vmpo
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Sample, Step, TimeStep
+from agents.parts.optimization import multiplier_parameter
 from tests.agents.test_ddpg import ADAM_B1, assert_trees_close
 from tests.agents.transitions import finite_differences, float64
 
@@ -41,8 +42,8 @@ def randomized(state, seed: int = 0):
     def noisy(tree):
         return jax.tree.map(lambda x: jnp.asarray(x + 0.4 * rng.normal(size=x.shape), jnp.float32), tree)
 
-    log_alphas = jnp.log(jnp.float32([0.7, 2.0])[: len(state.params.log_alphas)])
-    params = vmpo.Learnt(noisy(state.params.network), jnp.log(jnp.float32(0.8)), log_alphas)
+    alphas = jnp.stack([multiplier_parameter(x) for x in (0.7, 2.0)][: len(state.params.alphas)])
+    params = vmpo.Learnt(noisy(state.params.network), multiplier_parameter(0.8), alphas)
     return state._replace(params=params, target=noisy(state.target))
 
 
@@ -90,7 +91,7 @@ def random_advantages(seed: int, ties: bool = False):
 @pytest.mark.parametrize("eta", [0.05, 1.0, 20.0])
 def test_weights_are_of_the_better_part_alone_and_the_papers(seed, fraction, eta):
     advantages, live = random_advantages(seed, ties=seed >= 4)
-    found = jax.jit(vmpo.e_step, static_argnums=3)(jnp.log(jnp.float32(eta)), advantages, live, fraction, 0.1)
+    found = jax.jit(vmpo.e_step, static_argnums=3)(jnp.float32(eta), advantages, live, fraction, 0.1)
     weights, mean = naive_e_step(eta, advantages.astype(np.float64), live, fraction)
     expected = np.zeros((T, B))
     for row, weight in weights.items():
@@ -106,7 +107,7 @@ def test_weights_are_of_the_better_part_alone_and_the_papers(seed, fraction, eta
 @pytest.mark.parametrize(("start", "epsilon"), [(0.05, 0.1), (2.0, 0.1), (0.3, 0.5)])
 def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_holds(start, epsilon):
     advantages, live = random_advantages(0)
-    slope = jax.grad(lambda x: vmpo.e_step(x, advantages, live, 0.5, epsilon).loss)
+    slope = jax.grad(lambda x: vmpo.e_step(jnp.exp(x), advantages, live, 0.5, epsilon).loss)
     log_eta = jax.lax.fori_loop(0, 5_000, lambda _, x: x - 0.1 * slope(x), jnp.log(jnp.float32(start)))
 
     def dual(x):
@@ -114,13 +115,13 @@ def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_ho
 
     best = scipy.optimize.minimize_scalar(dual, bounds=(-5, 4), method="bounded")
     np.testing.assert_allclose(log_eta, best.x, atol=2e-2)
-    np.testing.assert_allclose(vmpo.e_step(log_eta, advantages, live, 0.5, epsilon).kl, epsilon, rtol=5e-2)
+    np.testing.assert_allclose(vmpo.e_step(jnp.exp(log_eta), advantages, live, 0.5, epsilon).kl, epsilon, rtol=5e-2)
 
 
 def test_a_batch_without_transitions_changes_nothing():
     zeros = np.zeros((T, B), np.float32)
-    loss, slope = jax.value_and_grad(lambda x: vmpo.e_step(x, zeros, zeros, 0.5, 0.1).loss)(jnp.float32(0))
-    found = vmpo.e_step(jnp.float32(0), zeros, zeros, 0.5, 0.1)
+    loss, slope = jax.value_and_grad(lambda x: vmpo.e_step(x, zeros, zeros, 0.5, 0.1).loss)(jnp.float32(1))
+    found = vmpo.e_step(jnp.float32(1), zeros, zeros, 0.5, 0.1)
     assert np.isfinite([loss, slope]).all() and not np.asarray(found.psi).any()
 
 
@@ -183,7 +184,7 @@ def naive_losses(kind, config, learnt, fixed, sample):
             delta = steps.reward[t, b] + gamma * V[t + 1, b] - V[t, b]
             trace = (delta + gamma * config.lambda_ * trace) if live[t, b] else 0.0
             advantages[t, b] = trace
-    eta, alphas = np.exp(fixed.log_eta), np.exp(fixed.log_alphas)
+    eta, alphas = np.log1p(np.exp(fixed.eta)), np.log1p(np.exp(fixed.alphas))  # softplus
     weights, mean = naive_e_step(eta, advantages, live, config.top_fraction)
     policy_loss = baseline_loss = 0.0
     kls = np.zeros(len(alphas))
@@ -218,13 +219,14 @@ def test_gradients_are_those_of_finite_differences_of_the_papers_losses(kind, se
     assert_trees_close(gradient.network, expected, rtol=2e-3, atol=1e-4 * scale)
 
     def dual(x):
-        return naive_losses(kind, settings, fixed.network, fixed._replace(log_eta=x[0]), sample)[1]
+        return naive_losses(kind, settings, fixed.network, fixed._replace(eta=x[0]), sample)[1]
 
-    slope = scipy.optimize.approx_fprime(np.array([fixed.log_eta]), dual, 1e-6)
-    np.testing.assert_allclose(gradient.log_eta, slope[0], rtol=2e-3, atol=1e-5)
+    slope = scipy.optimize.approx_fprime(np.array([fixed.eta]), dual, 1e-6)
+    np.testing.assert_allclose(gradient.eta, slope[0], rtol=2e-3, atol=1e-5)
     _, _, kls = naive_losses(kind, settings, fixed.network, fixed, sample)
     epsilons = [1e-2, 1e-4] if kind == "continuous" else [1e-2]
-    np.testing.assert_allclose(gradient.log_alphas, np.exp(fixed.log_alphas) * (epsilons - kls), rtol=2e-3)
+    slopes = 1 / (1 + np.exp(-fixed.alphas))  # the softplus's
+    np.testing.assert_allclose(gradient.alphas, slopes * (epsilons - kls), rtol=2e-3)
     names = ("kl_mu", "kl_sigma") if kind == "continuous" else ("kl",)
     np.testing.assert_allclose([feedback.metrics[name] for name in names], kls, rtol=1e-3)
 
@@ -246,7 +248,7 @@ def test_the_first_update_has_no_divergence(kind):
 @KINDS
 def test_the_policy_stays_as_near_to_the_one_that_acted_as_it_is_told(kind):
     epsilons = {"epsilon_alpha": 2e-3, "epsilon_mu": 2e-3, "epsilon_sigma": 1e-4, "eta": 0.1}
-    agent = make(kind, target_period=10**6, learning_rate=1e-3, dual_learning_rate=1e-2, alpha=1.0, **epsilons)
+    agent = make(kind, target_period=10**6, learning_rate=1e-3, dual_learning_rate=0.1, alpha=1.0, **epsilons)
     state = agent.init(jax.random.key(0))
     sample = played(agent, state)
 
