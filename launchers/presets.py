@@ -586,7 +586,6 @@ SMALL_VMPO = SMALL | {
     "alpha": 0.1,
     "target_period": 4,
     "learning_rate": 2e-3,
-    "dual_learning_rate": 0.03,
     "max_gradient_norm": 1.0,
 }
 
@@ -612,7 +611,11 @@ def vmpo() -> list[Preset]:
     seeing = {"torso": "shallow", "learning_rate": 5e-4, "lambda_": 0.95, "epsilon_eta": 0.1, "alpha": 0.1}
     return [
         # A rate that falls leaves some seeds where they are, at returns of 400.
-        Preset("CartPole-v1", VMPO_RUN, SMALL_VMPO | {"reward_scale": 0.1, "decay_env_steps": 0}),
+        Preset(
+            "CartPole-v1",
+            VMPO_RUN,
+            SMALL_VMPO | {"reward_scale": 0.1, "decay_env_steps": 0, "dual_learning_rate": 0.03},
+        ),
         Preset("Catch-v0", VMPO_RUN | {"max_env_steps": 100_000}, SMALL_VMPO),
         Preset("Pendulum-v1", VMPO_RUN | {"max_env_steps": 500_000}, SMALL_VMPO | ANY_REWARDS | pendulum),
         Preset(atari, sighted | SAMPLED, seeing),
