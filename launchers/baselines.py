@@ -29,6 +29,7 @@ class Baseline:
     seeds: int = 5  # that the record is to have
     minutes: float = 1.0  # that a run takes, on one core of the machines that recorded
     task: str = ""  # the environment's name in a file's, where its own is no word
+    page: str = ""  # of docs/, without its ending, which has it in the place of its agent's
     remark: str = ""  # what a reader must know beside, such as what is claimed and does not show
 
     @property
@@ -130,6 +131,38 @@ EPSILON = " --config.epsilon_final=0.02 --config.epsilon_steps=25000"
 FEW_FRACTIONS = (
     " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
 )
+
+# The first level of each of the Behaviour Suite's experiments: the steps of an episode, where all have as many, and the
+# episodes that bsuite asks for; and where episodes may have 1,000 steps, 0.
+BSUITE = {
+    **{f"bandit{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"mnist{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"catch{kind}": (9, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"mountain_car{kind}": (0, 1_000) for kind in ("", "_noise", "_scale")},
+    **{f"cartpole{kind}": (0, 1_000) for kind in ("", "_noise", "_scale", "_swingup")},
+    "deep_sea": (10, 10_000),
+    "deep_sea_stochastic": (10, 10_000),
+    "umbrella_length": (1, 10_000),
+    "umbrella_distract": (20, 10_000),
+    "discounting_chain": (100, 1_000),
+    "memory_len": (2, 10_000),
+    "memory_size": (3, 10_000),
+}
+BSUITE_CUT = 100_000  # environment steps, where bsuite's episodes might be a million
+
+
+def bsuite_of(agent: str) -> list[Baseline]:
+    """Those of an agent in the Behaviour Suite: the steps of all episodes, and some more, for the learner's count lags
+    behind the actor's."""
+    found = []
+    for experiment, (length, episodes) in BSUITE.items():
+        steps = length * episodes + 500 if length else BSUITE_CUT
+        env = f"gymnasium:environments.bsuite:bsuite/{experiment}-0-v0"
+        flags = f"--agent={agent} --env={env} --max_env_steps={steps} --eval_period={steps}"
+        minutes = 0.5 + steps / (40_000 if agent == "dqn" else 150_000)
+        found.append(Baseline(flags, task=f"bsuite-{experiment}-0", page="bsuite", seeds=1, minutes=minutes))
+    return found
+
 
 LAKE = "--env=gymnasium:environments.textbook:OpenLake-v0 --carrier=local"
 
@@ -296,6 +329,9 @@ BASELINES: list[Baseline] = [
         seeds=1,
         minutes=20,
     ),
+    # The Behaviour Suite -------------------------------------------------------------------------------------------
+    *bsuite_of("dqn"),
+    *bsuite_of("a2c"),
     # Atari ---------------------------------------------------------------------------------------------------------
     Baseline(
         "--agent=impala --env=Pong-v5",
