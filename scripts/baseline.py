@@ -107,7 +107,8 @@ class Runs:
         finally:
             with self._lock:
                 self._shares.append(share)
-        last = [metrics.read(each / "evaluator.csv")[-1] for each in learners]
+        # Placement serial's evaluator begins to count at its first evaluation.
+        last = [metrics.read(each / f"{role}.csv")[-1] for each in learners for role in ("evaluator", "learner")]
         return Result(
             return_mean=sum(each.return_mean for each in played) / len(played),
             return_std=played[0].return_std if len(played) == 1 else None,
