@@ -50,7 +50,7 @@ class Behaviour(gymnasium.Env):
         self._logged = wrappers.Logging(self._raw, self)
         observation = self._raw.observation_spec()
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, observation.shape, np.float32)
-        self.action_space = gymnasium.spaces.Discrete(self._raw.action_spec().num_values)
+        self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(self._raw.action_spec().num_values)
 
     def write(self, row: dict[str, Any]) -> None:
         """What bsuite's logging wrapper asks of a logger."""

@@ -148,6 +148,40 @@ BSUITE = {
     "memory_len": (2, 10_000),
     "memory_size": (3, 10_000),
 }
+# What was published of single runs of the same levels: scores, by bsuite's analysis, of the logs of Anderson et al.'s
+# blog post for ICLR 2023, https://github.com/LorenJAnderson/bsuite-applications at 88db47f. They have no others.
+BSUITE_PUBLISHED = {
+    "bsuite's own DQN": {
+        "bandit": 0.920,
+        "bandit_noise": 0.919,
+        "bandit_scale": 0.628,
+        "mnist": 0.205,
+        "mnist_noise": 0.179,
+        "mnist_scale": 0.045,
+        "deep_sea": 0.0,
+        "deep_sea_stochastic": 0.0,
+        "umbrella_length": 1.0,
+        "umbrella_distract": 1.0,
+        "discounting_chain": 0.475,
+        "memory_len": 1.0,
+        "memory_size": 0.0,
+    },
+    "A2C of Stable-Baselines3": {
+        "bandit": 0.991,
+        "bandit_noise": 0.987,
+        "bandit_scale": 0.055,
+        "mnist": 0.074,
+        "mnist_noise": 0.082,
+        "mnist_scale": 0.057,
+        "deep_sea": 0.0,
+        "deep_sea_stochastic": 0.0,
+        "umbrella_length": 1.0,
+        "umbrella_distract": 0.0,
+        "discounting_chain": 0.954,
+        "memory_len": 1.0,
+        "memory_size": 0.0,
+    },
+}
 BSUITE_CUT = 100_000  # environment steps, where bsuite's episodes might be a million
 
 

@@ -137,6 +137,31 @@ def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path
     _write(figure, out)
 
 
+def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -> None:
+    """Draws a radar plot to each of `outs`, where there are any scores: a spoke each for what was scored, from 0 in the
+    middle to 1, and a line each for who was.
+
+    Args:
+      scores: what a line is called -> spoke -> score. All have the same spokes, in the same order.
+    """
+    if not scores:
+        return
+    spokes = list(next(iter(scores.values())))
+    angles = 2 * np.pi * np.arange(len(spokes) + 1) / len(spokes)  # the first again, where the line closes
+    for out in outs:
+        figure, axes = pyplot.subplots(layout="constrained", figsize=(6, 5), subplot_kw={"projection": "polar"})
+        for label, values in scores.items():
+            line = [values[spoke] for spoke in (*spokes, spokes[0])]
+            (drawn,) = axes.plot(angles, line, label=label, marker=".")
+            axes.fill(angles, line, color=drawn.get_color(), alpha=0.1)
+        axes.set_xticks(angles[:-1], [spoke.replace("_", " ") for spoke in spokes])
+        axes.set_ylim(0.0, 1.0)
+        axes.tick_params(axis="y", labelsize="small")
+        axes.grid(alpha=0.3)
+        figure.legend(fontsize="small", loc="outside lower center", ncols=len(scores))
+        _write(figure, out)
+
+
 def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
     """The mean of curves, [n, 2] each, as far as the shortest of them, with its interval where there are several."""
     grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
