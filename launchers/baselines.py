@@ -182,7 +182,7 @@ BSUITE_PUBLISHED = {
         "memory_size": 0.0,
     },
 }
-BSUITE_CUT = 100_000  # environment steps, where bsuite's episodes might be a million
+BSUITE_CUT = 60_000  # environment steps, where bsuite's episodes might be a million
 
 
 def bsuite_of(agent: str) -> list[Baseline]:
@@ -192,7 +192,8 @@ def bsuite_of(agent: str) -> list[Baseline]:
     for experiment, (length, episodes) in BSUITE.items():
         steps = length * episodes + 500 if length else BSUITE_CUT
         env = f"gymnasium:environments.bsuite:bsuite/{experiment}-0-v0"
-        flags = f"--agent={agent} --env={env} --max_env_steps={steps} --eval_period={steps}"
+        flags = f"--agent={agent} --env={env} --placement=serial --carrier=local --max_env_steps={steps}"
+        flags += f" --eval_period={steps}"
         minutes = 0.5 + steps / (40_000 if agent == "dqn" else 150_000)
         found.append(Baseline(flags, task=f"bsuite-{experiment}-0", page="bsuite", seeds=1, minutes=minutes))
     return found

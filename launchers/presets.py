@@ -251,8 +251,6 @@ def dqn(
 # it are set.
 BSUITE = "environments.bsuite:*"
 BSUITE_RUN = {
-    "carrier": "local",
-    "placement": "serial",
     "max_env_steps": 200_000,
     "num_actors": 1,
     "envs_per_actor": 1,
@@ -284,6 +282,7 @@ BSUITE_A2C = SMALL | {
     "batch_size": 1,
     "lambda_": 0.9,
     "entropy_cost": 0.0,
+    "decay_env_steps": 0,
 }
 
 # Of Rainbow's file, where all of its parts are on.
@@ -739,7 +738,7 @@ PRESETS: dict[str, list[Preset]] = {
             SMALL_REINFORCE | {"form": "all_actions", "alpha_theta": 5e-4, "alpha_w": 3e-2},
         ),
     ],
-    "dqn": [Preset(BSUITE, BSUITE_RUN | {"updates_per_dispatch": 4}, BSUITE_DQN), *dqn()],
+    "dqn": [Preset(BSUITE, BSUITE_RUN | {"updates_per_dispatch": 16}, BSUITE_DQN), *dqn()],
     "double_dqn": dqn(double=True),
     "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),

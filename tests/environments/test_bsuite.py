@@ -185,6 +185,7 @@ def test_what_bsuite_cannot_score_is_refused(rows, words, tmp_path):
 def test_a_run_logs_its_training_and_not_its_evaluations(tmp_path):
     """Evaluations play 8 episodes each; the log has those of the actor, in their order."""
     arguments = ["--agent=a2c", f"--env={DOOR}/catch-0-v0", "--max_env_steps=600", "--eval_period=200"]
+    arguments += ["--placement=serial", "--carrier=local"]
     code, output = command_line.end(
         [sys.executable, "-m", "launchers.train", *arguments, "--eval_episodes=8", f"--logdir={tmp_path}"]
     )
