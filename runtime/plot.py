@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+matplotlib.rcParams["svg.hashsalt"] = "shoal"  # names inside an SVG are not random
 INTERVALS = "means, with their 95 % bootstrap intervals"
 MANY = 2**20  # members; a larger number is none's
 
@@ -191,9 +192,10 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
 
 def _write(figure: Figure, out: pathlib.Path) -> None:
     """Writes a picture once it is whole, and forgets it."""
-    picture = io.BytesIO()
+    picture, ending = io.BytesIO(), out.suffix.lower().removeprefix(".")
+    undated = {"metadata": {"Date": None}} if ending == "svg" else {}  # the same picture is the same file
     try:
-        figure.savefig(picture, dpi=120, format=out.suffix.lower().removeprefix("."))
+        figure.savefig(picture, dpi=120, format=ending, **undated)
     finally:
         pyplot.close(figure)
     out.write_bytes(picture.getvalue())

@@ -106,6 +106,14 @@ def test_each_of_several_environments_logs_its_own():
     assert [(row["environment"], row["episode"]) for row in logged] == [(i, e) for e in (1, 2, 3, 4) for i in range(3)]
 
 
+def test_each_of_several_tasks_logs_its_own():
+    """Tasks that are alike to an agent, of two environments each: environment i has task i mod 2."""
+    tasks = ",".join(f"{DOOR}/{name}-v0" for name in ("deep_sea-0", "deep_sea_stochastic-0"))
+    _, logged = walk(environments.make(tasks, 4, 0), 11)
+    assert sorted(row["environment"] for row in logged) == [0, 1, 2, 3]
+    assert {row["environment"] for row in logged if row["episode_return"] != round(row["episode_return"], 6)} <= {1, 3}
+
+
 def bandit_arm(environment) -> int:
     return int(np.argmax(environment._raw._rewards))
 
