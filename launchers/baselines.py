@@ -182,7 +182,8 @@ BSUITE_PUBLISHED = {
         "memory_size": 0.0,
     },
 }
-BSUITE_CUT = 60_000  # environment steps, where bsuite's episodes might be a million
+# Environment steps, where bsuite's episodes might be a million: about two minutes.
+BSUITE_CUT = {"dqn": 100_000, "a2c": 300_000}
 
 
 def bsuite_of(agent: str) -> list[Baseline]:
@@ -190,11 +191,11 @@ def bsuite_of(agent: str) -> list[Baseline]:
     behind the actor's."""
     found = []
     for experiment, (length, episodes) in BSUITE.items():
-        steps = length * episodes + 500 if length else BSUITE_CUT
+        steps = length * episodes + 500 if length else BSUITE_CUT[agent]
         env = f"gymnasium:environments.bsuite:bsuite/{experiment}-0-v0"
         flags = f"--agent={agent} --env={env} --placement=serial --carrier=local --max_env_steps={steps}"
         flags += f" --eval_period={steps}"
-        minutes = 0.5 + steps / (40_000 if agent == "dqn" else 150_000)
+        minutes = 0.5 + steps / (80_000 if agent == "dqn" else 200_000)
         found.append(Baseline(flags, task=f"bsuite-{experiment}-0", page="bsuite", seeds=1, minutes=minutes))
     return found
 
