@@ -183,7 +183,7 @@ BSUITE_PUBLISHED = {
     },
 }
 # Environment steps, where bsuite's episodes might be a million: about two minutes.
-BSUITE_CUT = {"dqn": 100_000, "a2c": 300_000}
+BSUITE_CUT = {"dqn": 100_000, "a2c": 200_000}
 
 
 def bsuite_of(agent: str) -> list[Baseline]:
