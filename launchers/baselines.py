@@ -148,8 +148,8 @@ BSUITE = {
     "memory_len": (2, 10_000),
     "memory_size": (3, 10_000),
 }
-# What was published of single runs of the same levels: scores, by bsuite's analysis, of the logs of Anderson and Bittner
-# 2023, https://github.com/LorenJAnderson/bsuite-applications at 88db47f, which has no others.
+# What was published of single runs of the same levels: scores, by bsuite's analysis, of the logs of Anderson and
+# Bittner 2023, https://github.com/LorenJAnderson/bsuite-applications at 88db47f, which has no others.
 BSUITE_PUBLISHED = {
     "bsuite's own DQN": {
         "bandit": 0.920,

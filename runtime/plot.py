@@ -193,9 +193,9 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
 def _write(figure: Figure, out: pathlib.Path) -> None:
     """Writes a picture once it is whole, and forgets it."""
     picture, ending = io.BytesIO(), out.suffix.lower().removeprefix(".")
-    undated = {"metadata": {"Date": None}} if ending == "svg" else {}  # the same picture is the same file
+    metadata = {"Date": None} if ending == "svg" else None  # the same picture is the same file
     try:
-        figure.savefig(picture, dpi=120, format=ending, **undated)
+        figure.savefig(picture, dpi=120, format=ending, metadata=metadata)
     finally:
         pyplot.close(figure)
     out.write_bytes(picture.getvalue())
