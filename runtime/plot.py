@@ -157,6 +157,7 @@ def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -
             axes.fill(angles, line, color=drawn.get_color(), alpha=0.1)
         axes.set_xticks(angles[:-1], [spoke.replace("_", " ") for spoke in spokes])
         axes.set_ylim(0.0, 1.0)
+        axes.tick_params(axis="x", pad=14)
         axes.tick_params(axis="y", labelsize="small")
         axes.grid(alpha=0.3)
         figure.legend(fontsize="small", loc="outside lower center", ncols=len(scores))
