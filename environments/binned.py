@@ -72,6 +72,9 @@ class Binned(Environment):
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, ...]:
         return self._continuous._step(self._choose(action), resets)
 
+    def logged(self) -> list[dict[str, float]]:
+        return self._continuous.logged()
+
     def draw(self) -> np.ndarray:
         return self._continuous.draw()
 

@@ -165,6 +165,11 @@ class Environment(abc.ABC):
         episodes, self._episodes = self._episodes, Episodes([], [], [])
         return episodes
 
+    def logged(self) -> list[dict[str, float]]:
+        """The rows that environments wanted to have kept since the last call, each with the number of its
+        `environment`; of those that ask for nothing there are none."""
+        return []
+
     @abc.abstractmethod
     def _reset(self) -> np.ndarray:
         """The first observations, [B, ...]."""

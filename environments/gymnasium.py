@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import threading
 import warnings
 import weakref
@@ -16,6 +17,7 @@ from environments import spaces
 from environments.environment import Environment, EnvironmentFailure, describe, making
 
 FAILURE = "shoal_failure"  # in an environment's info: what it raised
+LOG = "shoal_log"  # likewise: a row of numbers, by name, that it wants to have kept of itself
 OURS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # make_vec's own
 _loading = threading.Lock()
 
@@ -71,6 +73,7 @@ class GymnasiumEnvironment(Environment):
         end: Any = workers.end if vectorization == "async" else gymnasium.vector.VectorEnv.close
         self._close = weakref.finalize(self, end, self._vector)
         self._seed = seed
+        self._rows: list[dict[str, float]] = []
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
         own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
@@ -101,7 +104,14 @@ class GymnasiumEnvironment(Environment):
     def _show(self, observation: Any, infos: dict[str, Any]) -> np.ndarray:
         if FAILURE in infos:
             raise EnvironmentFailure(next(filter(None, infos[FAILURE])))
+        if LOG in infos:
+            rows = enumerate(infos[LOG])
+            self._rows += [{"environment": index, **json.loads(row)} for index, row in rows if row]
         return self._observations.show(observation)
+
+    def logged(self) -> list[dict[str, float]]:
+        rows, self._rows = self._rows, []
+        return rows
 
     def draw(self) -> np.ndarray:
         picture: np.ndarray = self._vector.envs[0].render()
@@ -112,8 +122,8 @@ class GymnasiumEnvironment(Environment):
 
 
 class Told(gymnasium.Wrapper):
-    """An environment that never raises: what it raised is all that its info ever says. So it is told alike wherever
-    the environment runs, a person's SystemExit too."""
+    """An environment that never raises: its info says what it raised, or has its `LOG`, and nothing else. So it is told
+    alike wherever the environment runs, a person's SystemExit too."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
@@ -124,11 +134,13 @@ class Told(gymnasium.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         try:
-            observation, reward, terminated, truncated, _ = self.env.step(action)
+            observation, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
+            # As text: Gymnasium makes arrays of all else, of as many numbers as there are environments.
+            told = {LOG: json.dumps(info[LOG])} if LOG in info else {}
         except BaseException as error:
             return self.observation_space.sample(), 0.0, False, False, {FAILURE: describe(error)}
-        return observation, reward, terminated, truncated, {}
+        return observation, reward, terminated, truncated, told
 
 
 @contextlib.contextmanager

@@ -66,6 +66,14 @@ class Tasks(Environment):
         steps = [pool._step(action[i::count], resets[i::count]) for i, pool in enumerate(self._pools)]
         return tuple(self._interleaved(list(parts)) for parts in zip(*steps, strict=True))
 
+    def logged(self) -> list[dict[str, float]]:
+        count = len(self._pools)
+        return [
+            row | {"environment": count * row["environment"] + i}
+            for i, pool in enumerate(self._pools)
+            for row in pool.logged()
+        ]
+
     def draw(self) -> np.ndarray:
         return self._pools[0].draw()
 

@@ -29,6 +29,7 @@ class Baseline:
     seeds: int = 5  # that the record is to have
     minutes: float = 1.0  # that a run takes, on one core of the machines that recorded
     task: str = ""  # the environment's name in a file's, where its own is no word
+    page: str = ""  # of docs/, without its ending, which has it in the place of its agent's
     remark: str = ""  # what a reader must know beside, such as what is claimed and does not show
 
     @property
@@ -130,6 +131,74 @@ EPSILON = " --config.epsilon_final=0.02 --config.epsilon_steps=25000"
 FEW_FRACTIONS = (
     " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
 )
+
+# The first level of each of the Behaviour Suite's experiments: the steps of an episode, where all have as many, and the
+# episodes that bsuite asks for; and where episodes may have 1,000 steps, 0.
+BSUITE = {
+    **{f"bandit{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"mnist{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"catch{kind}": (9, 10_000) for kind in ("", "_noise", "_scale")},
+    **{f"mountain_car{kind}": (0, 1_000) for kind in ("", "_noise", "_scale")},
+    **{f"cartpole{kind}": (0, 1_000) for kind in ("", "_noise", "_scale", "_swingup")},
+    "deep_sea": (10, 10_000),
+    "deep_sea_stochastic": (10, 10_000),
+    "umbrella_length": (1, 10_000),
+    "umbrella_distract": (20, 10_000),
+    "discounting_chain": (100, 1_000),
+    "memory_len": (2, 10_000),
+    "memory_size": (3, 10_000),
+}
+# What was published of single runs of the same levels: scores, by bsuite's analysis, of the logs of Anderson and
+# Bittner 2023, https://github.com/LorenJAnderson/bsuite-applications at 88db47f, which has no others.
+BSUITE_PUBLISHED = {
+    "bsuite's own DQN": {
+        "bandit": 0.920,
+        "bandit_noise": 0.919,
+        "bandit_scale": 0.628,
+        "mnist": 0.205,
+        "mnist_noise": 0.179,
+        "mnist_scale": 0.045,
+        "deep_sea": 0.0,
+        "deep_sea_stochastic": 0.0,
+        "umbrella_length": 1.0,
+        "umbrella_distract": 1.0,
+        "discounting_chain": 0.475,
+        "memory_len": 1.0,
+        "memory_size": 0.0,
+    },
+    "A2C of Stable-Baselines3": {
+        "bandit": 0.991,
+        "bandit_noise": 0.987,
+        "bandit_scale": 0.055,
+        "mnist": 0.074,
+        "mnist_noise": 0.082,
+        "mnist_scale": 0.057,
+        "deep_sea": 0.0,
+        "deep_sea_stochastic": 0.0,
+        "umbrella_length": 1.0,
+        "umbrella_distract": 0.0,
+        "discounting_chain": 0.954,
+        "memory_len": 1.0,
+        "memory_size": 0.0,
+    },
+}
+# Environment steps, where bsuite's episodes might be a million: about two minutes.
+BSUITE_CUT = {"dqn": 100_000, "a2c": 200_000}
+
+
+def bsuite_of(agent: str) -> list[Baseline]:
+    """Those of an agent in the Behaviour Suite: the steps of all episodes, and some more, for the learner's count lags
+    behind the actor's."""
+    found = []
+    for experiment, (length, episodes) in BSUITE.items():
+        steps = length * episodes + 500 if length else BSUITE_CUT[agent]
+        env = f"gymnasium:environments.bsuite:bsuite/{experiment}-0-v0"
+        flags = f"--agent={agent} --env={env} --placement=serial --carrier=local --max_env_steps={steps}"
+        flags += f" --eval_period={steps}"
+        minutes = 0.5 + steps / (80_000 if agent == "dqn" else 200_000)
+        found.append(Baseline(flags, task=f"bsuite-{experiment}-0", page="bsuite", seeds=1, minutes=minutes))
+    return found
+
 
 LAKE = "--env=gymnasium:environments.textbook:OpenLake-v0 --carrier=local"
 
@@ -296,6 +365,9 @@ BASELINES: list[Baseline] = [
         seeds=1,
         minutes=20,
     ),
+    # The Behaviour Suite -------------------------------------------------------------------------------------------
+    *bsuite_of("dqn"),
+    *bsuite_of("a2c"),
     # Atari ---------------------------------------------------------------------------------------------------------
     Baseline(
         "--agent=impala --env=Pong-v5",

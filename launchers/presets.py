@@ -247,6 +247,44 @@ def dqn(
     ]
 
 
+# The Behaviour Suite, where one environment counts from its first step: as the DQN and the actor-critic that come with
+# it are set.
+BSUITE = "environments.bsuite:*"
+BSUITE_RUN = {
+    "max_env_steps": 200_000,
+    "num_actors": 1,
+    "envs_per_actor": 1,
+    "eval_period": 200_000,
+    "eval_episodes": 10,
+}
+BSUITE_DQN = SMALL | {
+    "hidden_sizes": (50, 50),
+    "loss": "squared",
+    "optimizer": "adam",
+    "optimizer_epsilon": 1e-8,
+    "learning_rate": 1e-3,
+    "batch_size": 32,
+    "samples_per_insert": 32.0,  # an update for each step
+    "target_period": 4,
+    "replay_size": 10_000,
+    "min_replay_size": 100,
+    "epsilon_initial": 0.05,
+    "epsilon_final": 0.05,
+    "epsilon_steps": 0,
+}
+BSUITE_A2C = SMALL | {
+    "hidden_sizes": (50, 50),
+    "activation": "relu",
+    "optimizer": "adam",
+    "epsilon": 1e-8,
+    "learning_rate": 3e-3,
+    "unroll_length": 32,
+    "batch_size": 1,
+    "lambda_": 0.9,
+    "entropy_cost": 0.0,
+    "decay_env_steps": 0,
+}
+
 # Of Rainbow's file, where all of its parts are on.
 C51 = {"double": False, "dueling": False, "noisy": False, "replay": "uniform", "head_size": 0, "epsilon_initial": 1.0}
 C51_PAPER = {
@@ -353,6 +391,7 @@ def a2c() -> list[Preset]:
     sighted = {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
+        Preset(BSUITE, BSUITE_RUN, BSUITE_A2C),
         # Out of step: of two seeds in step one ended at 190.
         Preset("MaskedCartPole-v1", A2C_RUN | {"synchronous": False}, SMALL_A2C | masked),
         Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
@@ -703,7 +742,7 @@ PRESETS: dict[str, list[Preset]] = {
             SMALL_REINFORCE | {"form": "all_actions", "alpha_theta": 5e-4, "alpha_w": 3e-2},
         ),
     ],
-    "dqn": dqn(),
+    "dqn": [Preset(BSUITE, BSUITE_RUN | {"updates_per_dispatch": 16}, BSUITE_DQN), *dqn()],
     "double_dqn": dqn(double=True),
     "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),

@@ -243,13 +243,20 @@ class ActorReport:
     def __init__(self, parts: Parts, carrier: Any, place: int):
         self._parts, self._due = parts, Throttle()
         self._recorder = Recorder(parts.logdir, f"actor_{place}")
+        self._log: Recorder | None = None
+        self._log_name = f"log_{place}"  # opened by the first row: most environments log nothing
         self._reported = parts.peers.returns(carrier, f"actor_{place}")
         self._start, self._start_steps = time.perf_counter(), 0
         self._returns: list[float] = []
         self._played: list[int] = []  # in which environment each was
 
-    def __call__(self, metrics: dict[str, Any], episodes: Episodes) -> None:
-        """`metrics`: of an actor; `episodes`: those that ended since the last call."""
+    def __call__(self, metrics: dict[str, Any], episodes: Episodes, logged: Sequence[dict[str, float]] = ()) -> None:
+        """`metrics`: of an actor; `episodes`: those that ended since the last call; `logged`: the rows that its
+        environments wanted to have kept, which make LOGDIR/log_N.csv."""
+        for row in logged:
+            self._log = self._log or Recorder(self._parts.logdir, self._log_name)
+            version = {name: metrics[name] for name in Version._fields}
+            self._log.write(version | row)
         self._returns += episodes.returns
         self._played += episodes.environments
         if self._reported:
@@ -265,6 +272,8 @@ class ActorReport:
 
     def close(self) -> None:
         self._recorder.close()
+        if self._log:
+            self._log.close()
 
 
 def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Event) -> Generator[None, None, None]:
@@ -291,7 +300,7 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
         turns = actor.run(parts.agent, parts.act, environment, source, *rest)
     with contextlib.closing(ActorReport(parts, carrier, place)) as report:
         for metrics, episodes in turns:
-            report(metrics, episodes)
+            report(metrics, episodes, environment.logged())
             yield
     environment.close()
 

@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
+matplotlib.rcParams["svg.hashsalt"] = "shoal"  # names inside an SVG are not random
 INTERVALS = "means, with their 95 % bootstrap intervals"
 MANY = 2**20  # members; a larger number is none's
 
@@ -137,6 +138,32 @@ def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path
     _write(figure, out)
 
 
+def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -> None:
+    """Draws a radar plot to each of `outs`, where there are any scores: a spoke each for what was scored, from 0 in the
+    middle to 1, and a line each for who was.
+
+    Args:
+      scores: what a line is called -> spoke -> score. All have the same spokes, in the same order.
+    """
+    if not scores:
+        return
+    spokes = list(next(iter(scores.values())))
+    angles = 2 * np.pi * np.arange(len(spokes) + 1) / len(spokes)  # the first again, where the line closes
+    for out in outs:
+        figure, axes = pyplot.subplots(layout="constrained", figsize=(6, 5), subplot_kw={"projection": "polar"})
+        for label, values in scores.items():
+            line = [values[spoke] for spoke in (*spokes, spokes[0])]
+            (drawn,) = axes.plot(angles, line, label=label, marker=".")
+            axes.fill(angles, line, color=drawn.get_color(), alpha=0.1)
+        axes.set_xticks(angles[:-1], [spoke.replace("_", " ") for spoke in spokes])
+        axes.set_ylim(0.0, 1.0)
+        axes.tick_params(axis="x", pad=14)
+        axes.tick_params(axis="y", labelsize="small")
+        axes.grid(alpha=0.3)
+        figure.legend(fontsize="small", loc="outside lower center", ncols=len(scores))
+        _write(figure, out)
+
+
 def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
     """The mean of curves, [n, 2] each, as far as the shortest of them, with its interval where there are several."""
     grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
@@ -166,9 +193,10 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
 
 def _write(figure: Figure, out: pathlib.Path) -> None:
     """Writes a picture once it is whole, and forgets it."""
-    picture = io.BytesIO()
+    picture, ending = io.BytesIO(), out.suffix.lower().removeprefix(".")
+    metadata = {"Date": None} if ending == "svg" else None  # the same picture is the same file
     try:
-        figure.savefig(picture, dpi=120, format=out.suffix.lower().removeprefix("."))
+        figure.savefig(picture, dpi=120, format=ending, metadata=metadata)
     finally:
         pyplot.close(figure)
     out.write_bytes(picture.getvalue())

@@ -42,6 +42,7 @@ from runtime.records import Record, Result
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 CODE = ("agents", "environments", "launchers", "replay", "requirements", "runtime")
+LOG = "log_0.csv"  # what a run's first actor's environments logged
 FRESH = 1000  # the seed of a check, which no record has
 
 
@@ -106,7 +107,8 @@ class Runs:
         finally:
             with self._lock:
                 self._shares.append(share)
-        last = [metrics.read(each / "evaluator.csv")[-1] for each in learners]
+        # Placement serial's evaluator begins to count at its first evaluation.
+        last = [metrics.read(each / f"{role}.csv")[-1] for each in learners for role in ("evaluator", "learner")]
         return Result(
             return_mean=sum(each.return_mean for each in played) / len(played),
             return_std=played[0].return_std if len(played) == 1 else None,
@@ -200,12 +202,14 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
     same = config.exists() and settings.decisive(json.loads(config.read_text())) == settings.decisive(made)
     kept = {} if known is None or not same else known.results
     if known and not kept:
-        for path in folder.glob("seed*.csv"):
+        for path in [*folder.glob("seed*.csv"), *folder.glob("log-seed*.csv")]:
             path.unlink()
     config.write_text(json.dumps(made, indent=1) + "\n")
     for learner in learners_in(logdir):
         name = f"seed{seed}.csv" if learner == logdir else f"seed{seed}-{learner.name}.csv"
         shutil.copyfile(learner / "evaluator.csv", folder / name)
+        if (learner / LOG).exists():
+            shutil.copyfile(learner / LOG, folder / f"log-{name}")
     command = f"scripts/train {baseline.flags}"
     records.write(folder, Record(command, {**kept, seed: result}))
     from runtime import plot  # only now: it brings Matplotlib

@@ -11,9 +11,11 @@ from launchers import baselines, configs, pictures, settings
 from launchers.baselines import Baseline
 from runtime import records, statistics
 from runtime.records import Record
+from scripts import scores as suite
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 AGENTS = "<!-- agents: written by scripts/baseline --pages -->", "<!-- end of agents -->"
+SUITE = "<!-- scores: written by scripts/baseline --pages -->", "<!-- end of scores -->"
 RESULTS = "<!-- results: written by scripts/baseline --pages -->", "<!-- end of results -->"
 
 
@@ -139,11 +141,13 @@ def pages(out: pathlib.Path) -> dict[pathlib.Path, str]:
     for page in dict.fromkeys(shown.page for shown in SHOWN.values()):
         path = ROOT / "docs" / f"{page}.md"
         written[path] = between(path.read_text(), RESULTS, table(of_page(page), out, "results/"))
+    path = ROOT / "docs" / "bsuite.md"
+    written[path] = between(path.read_text(), SUITE, of_suite(out))
     return written
 
 
 def of_page(page: str) -> list[Baseline]:
-    return [each for each in baselines.BASELINES if SHOWN[each.agent].page == page]
+    return [each for each in baselines.BASELINES if (each.page or SHOWN[each.agent].page) == page]
 
 
 def between(text: str, markers: tuple[str, str], block: str) -> str:
@@ -164,6 +168,7 @@ def results(out: pathlib.Path) -> str:
         parts.append(
             f"## {title}\n\n{table(of_page(page), out, '')}\n\n{commands(of_page(page))}[More](../{page}.md#results)\n"
         )
+    parts.append("## The Behaviour Suite\n\nScores of `dqn` and `a2c` are in [docs/bsuite.md](../bsuite.md).\n")
     names = [name for name, picture in pictures.PICTURES.items() if drawable(picture, out)]
     drawn = "\n".join(f"- [{name}](pictures/{name}.png)" for name in names)
     parts.append(f"## Curves of several\n\n{drawn}\n")
@@ -242,6 +247,52 @@ def reproduced(baseline: Baseline, known: Record) -> str:
         return ""
     came = known.returns.mean() >= baseline.reproduced
     return f"{'yes' if came else 'no'}, from {records.number(baseline.reproduced)} on"
+
+
+def of_suite(out: pathlib.Path) -> str:
+    """The scores in the Behaviour Suite, of bsuite's random agent, of ours, and as far as they were published."""
+    from bsuite import sweep
+
+    logs, published = suite_logs(out), baselines.BSUITE_PUBLISHED
+    lines = [
+        f"| experiment | level 0 | {' | '.join([*logs, *published])} |",
+        f"|{'---|' * (2 + len(logs) + len(published))}",
+    ]
+    for experiment, (_, episodes) in baselines.BSUITE.items():
+        level = f"{experiment}/0"
+        said = [f"{name}={value}" for name, value in sweep.SETTINGS[level].items() if value is not None]
+        cells = [f"`{experiment}`", ", ".join(said)]
+        for rows in (found.get(experiment) for found in logs.values()):
+            cut = f" ({rows[-1]['episode']:.0f} episodes)" if rows and rows[-1]["episode"] < episodes else ""
+            cells.append(f"{suite.score(level, rows):.2f}{cut}" if rows else "not run")
+        cells += [f"{found[experiment]:.2f}" if experiment in found else "" for found in published.values()]
+        lines.append(f"| {' | '.join(cells)} |")
+    for tag, means in tags(suite_scores(logs)).items():
+        lines.append(f"| mean, {tag.replace('_', ' ')} | | {' | '.join(means)} |{' |' * len(published)}")
+    return "\n".join(lines)
+
+
+def suite_logs(out: pathlib.Path) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """What was logged in the Behaviour Suite, by who played and by experiment."""
+    players = {"random": {name: out / "random-bsuite" / f"{name}-0.csv" for name in baselines.BSUITE}}
+    for agent in ("dqn", "a2c"):
+        players[f"`{agent}`"] = {name: out / f"{agent}-bsuite-{name}-0" / "log-seed0.csv" for name in baselines.BSUITE}
+    return {
+        player: {name: suite.rows_of(path) for name, path in paths.items() if path.exists()}
+        for player, paths in players.items()
+    }
+
+
+def suite_scores(logs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str, dict[str, float]]:
+    return {
+        player: {name: suite.score(f"{name}/0", rows) for name, rows in found.items()} for player, found in logs.items()
+    }
+
+
+def tags(scored: dict[str, dict[str, float]]) -> dict[str, list[str]]:
+    """The means over each tag's experiments, a cell for each who played."""
+    means = [suite.by_tag(found) for found in scored.values()]
+    return {tag: [f"{each[tag]:.2f}" if tag in each else "not run" for each in means] for tag in suite.TAGS}
 
 
 def scores(agent: str, out: pathlib.Path) -> dict[str, np.ndarray]:
@@ -325,6 +376,9 @@ def draw(out: pathlib.Path) -> None:
     plot.draw_profiles(
         {agent: found for agent, found in profiles.items() if found}, out / "pictures/profiles-mujoco.png"
     )
+    radar = {who.strip("`"): suite.by_tag(found) for who, found in suite_scores(suite_logs(out)).items()}
+    whole = {who: means for who, means in radar.items() if len(means) == len(suite.TAGS)}
+    plot.draw_radar(whole, *(out / "pictures" / f"bsuite.{ending}" for ending in ("png", "svg")))
     plot.draw_panels({title: drawable(each, out) for title, each in pictures.PANELS.items()}, out / "curves.png")
 
 

@@ -144,3 +144,14 @@ def test_one_evaluation_is_no_curve(tmp_path):
     write(tmp_path / "a", [(100, 1.0, 0.5)])
     assert not plot.draw([tmp_path / "a"], tmp_path / "curve.png", dict)
     assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_radar_is_drawn_as_png_and_the_same_svg_each_time(tmp_path):
+    spokes = {"basic": 0.9, "credit_assignment": 0.4, "memory": 0.0}
+    both = {"one": spokes, "other": dict.fromkeys(spokes, 0.5)}
+    outs = [tmp_path / name for name in ("radar.png", "radar.svg", "again.svg")]
+    plot.draw_radar(both, *outs)
+    assert has_curve(outs[0]) and outs[1].read_bytes() == outs[2].read_bytes()
+    assert "credit assignment" in outs[1].read_text()  # in a comment beside its outlines
+    plot.draw_radar({}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
