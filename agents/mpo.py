@@ -7,8 +7,7 @@ D4PG's categorical one (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.0861
 Deviations: the critic learns from n-step returns of replayed transitions, uncorrected for the policy having changed,
 where the first paper has Retrace. The policy improves in the last observation of each transition, as in Acme: so the
 actions that are sampled there serve the critic's target and the E-step. The covariance is diagonal. Environment and
-critic see actions clipped to their bounds, or with `squash` their tanh. The multipliers are softplus of what Adam
-steps, as in Acme.
+critic see actions clipped to their bounds, or with `squash` their tanh. Multipliers are softplus of what Adam steps.
 """
 
 import dataclasses
@@ -36,15 +35,9 @@ from agents.parts import normalizer
 from agents.parts.distributions import Distance, categorical_distance
 from agents.parts.exploration import bounded_actions, from_bounds
 from agents.parts.features import vector
+from agents.parts.multipliers import multiplier, parameter_of
 from agents.parts.networks import MLP, ActionCritic, PolicyAndCritic
-from agents.parts.optimization import (
-    initial_hypers,
-    make_optimizer,
-    minimize,
-    multiplier,
-    multiplier_parameter,
-    new_every,
-)
+from agents.parts.optimization import initial_hypers, make_optimizer, minimize, new_every
 from agents.parts.policies import make_policy, mean_and_log_sigma
 
 
@@ -189,10 +182,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         log_probs = sum(family.log_prob(part, raw) for part in parts)
         kls = [family.kl(old, part) for part in parts]
         eta, *alphas = params.duals
-        penalties = map(rlax.LagrangePenalty, alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
         temperature = rlax.LagrangePenalty(eta, hypers.epsilon)
-        constraints = list(zip(kls, penalties, strict=True))
-        losses, found = rlax.mpo_loss(log_probs, values, temperature, constraints, projection_operator=multiplier)
+        penalties = map(rlax.LagrangePenalty, alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
+        losses, found = rlax.mpo_loss(log_probs, values, temperature, [*zip(kls, penalties, strict=True)], multiplier)
         weights = found.normalized_weights  # of a state's actions: they sum up to 1
         kl = jnp.sum(jax.scipy.special.xlogy(weights, weights * config.num_samples), axis=0)
         metrics = {"policy_loss": found.policy_loss, "kl": kl, "kl_mu": kls[0], "kl_sigma": kls[1]}
@@ -211,7 +203,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         policy_key, critic_key = jax.random.split(key)
         observation = flat(jnp.zeros((1, *spec.observation_shape)))
         theta, phi = policy.init(policy_key, observation), critic.init(critic_key, observation, bounds.low[None])
-        params = Learnt(theta, phi, Duals(*(multiplier_parameter(getattr(config, x)) for x in Duals._fields)))
+        params = Learnt(theta, phi, Duals(*(parameter_of(getattr(config, x)) for x in Duals._fields)))
         targets = jax.tree.map(jnp.copy, PolicyAndCritic(theta, phi))  # not the same buffers: an update overwrites them
         statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
         return State(params, targets, optimizer.init(params), statistics, initial_hypers(Hypers, config), jnp.int32(0))
@@ -240,8 +232,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         learnt = minimize(loss, args, optimizer, state.params, state.opt_state, rates)
         params, duals = learnt.params, learnt.params.duals
         targets = new_every(config.target_period, step, PolicyAndCritic(params.policy, params.critic), targets)
-        sigma = mean_and_log_sigma(old, config.sigma_initial)[1]
-        metrics = pmean(learnt.aux | {"sigma": jnp.exp(sigma).mean()}) | {"gradient_norm": learnt.gradient_norm}
+        sigma = jnp.exp(mean_and_log_sigma(old, config.sigma_initial)[1]).mean()
+        metrics = pmean(learnt.aux | {"sigma": sigma}) | {"gradient_norm": learnt.gradient_norm}
         metrics |= {name: multiplier(x) for name, x in duals._asdict().items()}
         return State(params, targets, learnt.opt_state, statistics, hypers, step), Feedback(metrics)
 

@@ -32,16 +32,8 @@ from agents.agent import (
 )
 from agents.parts import normalizer, reward_scale
 from agents.parts.advantages import explained_variance, gae
-from agents.parts.optimization import (
-    check_decay,
-    initial_hypers,
-    learning_rate_of,
-    make_optimizer,
-    minimize,
-    multiplier,
-    multiplier_parameter,
-    new_every,
-)
+from agents.parts.multipliers import multiplier, parameter_of
+from agents.parts.optimization import check_decay, initial_hypers, learning_rate_of, make_optimizer, minimize, new_every
 from agents.parts.policy_network import Memory, functions
 
 
@@ -179,8 +171,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         network = f.init(key)
-        alphas = jnp.full(1 + gaussian, multiplier_parameter(config.alpha))
-        params = Learnt(network, multiplier_parameter(config.eta), alphas)
+        alphas = jnp.full(1 + gaussian, parameter_of(config.alpha))
+        params = Learnt(network, parameter_of(config.eta), alphas)
         target = jax.tree.map(jnp.copy, network)  # no shared buffers: an update may be given them to overwrite
         returns, hypers = reward_scale.init(config), initial_hypers(Hypers, config)
         return State(params, target, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))

@@ -1,6 +1,5 @@
 """From a gradient to new parameters: optimisers, learning rates, steps, and the hyperparameters that they read."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -159,17 +158,3 @@ def new_every(period: int, step: chex.Array, new: Any, old: Any) -> Any:
     """
     due = step % period == 0
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)
-
-
-def multiplier(x: Any) -> chex.Array:
-    """Lagrange's multiplier, which is positive, of the number `x` that gradients step: softplus(x), at least 1e-8.
-
-    A step changes a large multiplier by so much, not by a factor: learnt as its logarithm, a multiplier whose
-    constraint cannot be met for a while grows exponentially, and so does the gradient of all that it weighs.
-    """
-    return jax.nn.softplus(x) + 1e-8
-
-
-def multiplier_parameter(initial: float) -> chex.Array:
-    """The number, float32 scalar, whose `multiplier` is `initial`."""
-    return jnp.float32(initial + math.log(-math.expm1(-initial)))

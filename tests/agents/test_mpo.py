@@ -12,7 +12,7 @@ import scipy.stats
 
 from agents import mpo
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, Sample, Transitions
-from agents.parts.optimization import multiplier, multiplier_parameter
+from agents.parts.multipliers import multiplier, parameter_of
 from agents.parts.policies import make_policy
 from tests.agents.test_ddpg import (
     ADAM_B1,
@@ -49,7 +49,7 @@ def randomized(state, seed: int = 0):
     def noisy(tree):
         return jax.tree.map(lambda x: jnp.asarray(x + 0.4 * rng.normal(size=x.shape), jnp.float32), tree)
 
-    duals = mpo.Duals(*map(multiplier_parameter, (ETA, ALPHA_MU, ALPHA_SIGMA)))
+    duals = mpo.Duals(*map(parameter_of, (ETA, ALPHA_MU, ALPHA_SIGMA)))
     return state._replace(params=noisy(state.params)._replace(duals=duals), target_params=noisy(state.target_params))
 
 
@@ -203,7 +203,7 @@ def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_ho
     policy's by epsilon, on average."""
     agent = make(distributional=distributional, eta=start, epsilon=epsilon, target_period=10**6)
     state, key, sample = randomized(agent.init(jax.random.key(0))), jax.random.key(1), random_sample(0)
-    duals = state.params.duals._replace(eta=multiplier_parameter(start))
+    duals = state.params.duals._replace(eta=parameter_of(start))
     state = state._replace(params=state.params._replace(duals=duals))
 
     @jax.jit

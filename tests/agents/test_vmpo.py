@@ -11,7 +11,7 @@ import scipy.special
 
 from agents import vmpo
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Sample, Step, TimeStep
-from agents.parts.optimization import multiplier_parameter
+from agents.parts.multipliers import parameter_of
 from tests.agents.test_ddpg import ADAM_B1, assert_trees_close
 from tests.agents.transitions import finite_differences, float64
 
@@ -42,8 +42,8 @@ def randomized(state, seed: int = 0):
     def noisy(tree):
         return jax.tree.map(lambda x: jnp.asarray(x + 0.4 * rng.normal(size=x.shape), jnp.float32), tree)
 
-    alphas = jnp.stack([multiplier_parameter(x) for x in (0.7, 2.0)][: len(state.params.alphas)])
-    params = vmpo.Learnt(noisy(state.params.network), multiplier_parameter(0.8), alphas)
+    alphas = jnp.stack([parameter_of(x) for x in (0.7, 2.0)][: len(state.params.alphas)])
+    params = vmpo.Learnt(noisy(state.params.network), parameter_of(0.8), alphas)
     return state._replace(params=params, target=noisy(state.target))
 
 
