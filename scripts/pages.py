@@ -254,20 +254,21 @@ def of_suite(out: pathlib.Path) -> str:
     from bsuite import sweep
 
     logs, published = suite_logs(out), baselines.BSUITE_PUBLISHED
+    scored = suite_scores(logs)
     lines = [
         f"| experiment | level 0 | {' | '.join([*logs, *published])} |",
         f"|{'---|' * (2 + len(logs) + len(published))}",
     ]
     for experiment, (_, episodes) in baselines.BSUITE.items():
-        level = f"{experiment}/0"
-        said = [f"{name}={value}" for name, value in sweep.SETTINGS[level].items() if value is not None]
+        said = [f"{name}={value}" for name, value in sweep.SETTINGS[f"{experiment}/0"].items() if value is not None]
         cells = [f"`{experiment}`", ", ".join(said)]
-        for rows in (found.get(experiment) for found in logs.values()):
+        for player, found in logs.items():
+            rows = found.get(experiment)
             cut = f" ({rows[-1]['episode']:.0f} episodes)" if rows and rows[-1]["episode"] < episodes else ""
-            cells.append(f"{suite.score(level, rows):.2f}{cut}" if rows else "not run")
+            cells.append(f"{scored[player][experiment]:.2f}{cut}" if rows else "not run")
         cells += [f"{found[experiment]:.2f}" if experiment in found else "" for found in published.values()]
         lines.append(f"| {' | '.join(cells)} |")
-    for tag, means in tags(suite_scores(logs)).items():
+    for tag, means in tags(scored).items():
         lines.append(f"| mean, {tag.replace('_', ' ')} | | {' | '.join(means)} |{' |' * len(published)}")
     return "\n".join(lines)
 

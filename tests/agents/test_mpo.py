@@ -30,6 +30,7 @@ from tests.agents.test_ddpg import (
     scaled,
     timestep,
 )
+from tests.agents.transitions import learn
 
 B, N, SIGMA = 8, 5, 0.5
 ATOMS = np.linspace(-5.0, 5.0, 11)
@@ -206,15 +207,7 @@ def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_ho
     duals = state.params.duals._replace(eta=parameter_of(start))
     state = state._replace(params=state.params._replace(duals=duals))
 
-    @jax.jit
-    def learn(state):
-        def body(state, _):
-            state, feedback = agent.update(state, key, sample)
-            return state, feedback.metrics
-
-        return jax.lax.scan(body, state, length=3_000)
-
-    state, metrics = learn(state)
+    state, metrics = learn(agent, state, sample, jnp.broadcast_to(key, (3_000,)))
     naive = Naive(state, sample, key, distributional)
     best = scipy.optimize.minimize_scalar(lambda x: naive.dual(x, epsilon), bounds=(-8, 4), method="bounded")
     np.testing.assert_allclose(metrics["eta"][-1], math.log1p(math.exp(best.x)), rtol=1e-2)
@@ -264,15 +257,7 @@ def test_multipliers_of_constraints_that_cannot_be_met_grow_no_faster_than_their
     agent = make(distributional=distributional, policy_learning_rate=1e-9, dual_learning_rate=rate, target_period=10**6)
     state, sample = randomized(agent.init(jax.random.key(0))), random_sample(0)
 
-    @jax.jit
-    def learn(state):
-        def body(state, key):
-            state, feedback = agent.update(state, key, sample)
-            return state, feedback.metrics
-
-        return jax.lax.scan(body, state, jax.random.split(jax.random.key(1), 2_000))
-
-    metrics = learn(state)[1]
+    metrics = learn(agent, state, sample, jax.random.split(jax.random.key(1), 2_000))[1]
     assert metrics["kl_mu"].min() > 1e-2
     assert metrics["kl_sigma"].min() > 1e-4
     for name, initial in (("alpha_mu", ALPHA_MU), ("alpha_sigma", ALPHA_SIGMA)):
@@ -289,15 +274,7 @@ def test_the_policy_stays_within_both_constraints_of_a_target_that_stays(epsilon
     state = state._replace(target_params=state.target_params._replace(critic=randomized(state).target_params.critic))
     sample = random_sample(0)
 
-    @jax.jit
-    def learn(state):
-        def body(state, key):
-            state, feedback = agent.update(state, key, sample)
-            return state, feedback.metrics
-
-        return jax.lax.scan(body, state, jax.random.split(jax.random.key(0), 4_000))
-
-    _, metrics = learn(state)
+    _, metrics = learn(agent, state, sample, jax.random.split(jax.random.key(0), 4_000))
     for name, epsilon in (("kl_mu", epsilon_mu), ("kl_sigma", epsilon_sigma)):
         np.testing.assert_allclose(metrics[name][-1_000:].mean(), epsilon, rtol=0.3, err_msg=name)
 

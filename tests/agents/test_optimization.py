@@ -11,7 +11,6 @@ import pytest
 
 from agents.agent import AXIS, MOST_ENV_STEPS, Blocks, Sequences, Step, TableSpec, queue_table, replay_table
 from agents.parts import normalizer
-from agents.parts.multipliers import multiplier, parameter_of
 from agents.parts.optimization import (
     descend,
     due_every,
@@ -175,11 +174,3 @@ def test_tables_are_of_the_configs_sizes():
 
 def test_without_a_normaliser_nothing_is_counted():
     assert normalizer.update((), jnp.ones((3, 2))) == ()
-
-
-@pytest.mark.parametrize("value", [1e-6, 1e-3, 0.1, 1.0, 30.0, 1e3])
-def test_a_multiplier_begins_as_it_is_set_and_never_comes_to_zero(value):
-    start = parameter_of(value)
-    np.testing.assert_allclose(multiplier(start), value, rtol=2e-2 if value < 1e-5 else 1e-4)
-    assert multiplier(jnp.float32(-1e4)) > 0
-    np.testing.assert_allclose(multiplier(jnp.float32(1e4)), 1e4)

@@ -29,6 +29,7 @@ from tests.agents.test_ddpg import (
     scaled,
     timestep,
 )
+from tests.agents.transitions import learn
 
 NUM_ACTIONS = 4
 CONTINUOUS = EnvironmentSpec((3,), np.dtype(np.float64), BoundedActions(LOW, HIGH))
@@ -226,15 +227,7 @@ def test_the_entropy_target_is_met_where_the_temperature_rests(kind, start):
     steps = jax.tree.map(lambda x: np.resize(x, (64, *x.shape[1:])), sample.steps)
     sample = Sample(steps._replace(observation=observation), (), ())
 
-    @jax.jit
-    def learn(state):
-        def body(state, key):
-            state, feedback = agent.update(state, key, sample)
-            return state, feedback.metrics
-
-        return jax.lax.scan(body, state, jax.random.split(jax.random.key(0), 3_000))
-
-    state, metrics = learn(state)
+    state, metrics = learn(agent, state, sample, jax.random.split(jax.random.key(0), 3_000))
     wanted = 0.6 * math.log(NUM_ACTIONS) if kind == "discrete" else -1.0
     np.testing.assert_allclose(metrics["entropy"][-500:].mean(), wanted, atol=0.05)
     moved = np.abs(np.diff(np.log(metrics["alpha"][-1_000:].reshape(2, 500).mean(axis=1))))

@@ -13,7 +13,7 @@ from agents import vmpo
 from agents.agent import AXIS, BoundedActions, DiscreteActions, EnvironmentSpec, FactoredActions, Sample, Step, TimeStep
 from agents.parts.multipliers import parameter_of
 from tests.agents.test_ddpg import ADAM_B1, assert_trees_close
-from tests.agents.transitions import finite_differences, float64
+from tests.agents.transitions import finite_differences, float64, learn
 
 T, B, D = 5, 4, 3
 ACTIONS = {
@@ -252,15 +252,7 @@ def test_the_policy_stays_as_near_to_the_one_that_acted_as_it_is_told(kind):
     state = agent.init(jax.random.key(0))
     sample = played(agent, state)
 
-    @jax.jit
-    def learn(state):
-        def body(state, _):
-            state, feedback = agent.update(state, jax.random.key(0), sample)
-            return state, feedback.metrics
-
-        return jax.lax.scan(body, state, length=4_000)
-
-    _, metrics = learn(state)
+    _, metrics = learn(agent, state, sample, jnp.broadcast_to(jax.random.key(0), (4_000,)))
     for name in ("kl_mu", "kl_sigma") if kind == "continuous" else ("kl",):
         epsilon = epsilons["epsilon_alpha" if name == "kl" else name.replace("kl", "epsilon")]
         np.testing.assert_allclose(metrics[name][-1_000:].mean(), epsilon, rtol=0.3, err_msg=name)

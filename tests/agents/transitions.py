@@ -80,6 +80,16 @@ def finite_differences(function, params, epsilon=1e-6):
     return jax.tree.unflatten(structure, gradients)
 
 
+def learn(agent: Agent, state: Any, sample: Sample, keys: jax.Array) -> tuple[Any, dict[str, Any]]:
+    """The state after an update of the same sample for each of the keys, and the metrics of all, [keys] each."""
+
+    def body(state, key):
+        state, feedback = agent.update(state, key, sample)
+        return state, feedback.metrics
+
+    return jax.jit(lambda state: jax.lax.scan(body, state, keys))(state)
+
+
 def gradient_of(opt_state):
     """Adam's first average after one step holds the gradient."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
