@@ -30,7 +30,7 @@ from launchers.processes import GRACE_SECONDS
 from launchers.program import Role
 from launchers.run import Run
 from launchers.settings import UsageError
-from launchers.shutdown import noticed, stop_on_signals, watch
+from launchers.shutdown import Stop, stop_on_signals, watch
 from launchers.supervision import Restarts, RoleLog
 from launchers.terminal import Display
 
@@ -66,7 +66,7 @@ class Player:
 
     def __init__(self, run: Run, logdir: pathlib.Path, process: Role, num_learners: int):
         self._part = run, logdir, process, num_learners
-        self._asked = threading.Event()
+        self._asked = Stop()
         log = RoleLog(logdir, process.name, print).path
         # A process of its own, which writes the last words too.
         tee = subprocess.Popen(["tee", "-a", log], stdin=subprocess.PIPE, start_new_session=True)
@@ -94,9 +94,8 @@ class Player:
     def play(self, replay: Sequence[str], port: int, coordinator: str) -> bool:
         """As `role.take_part`. Whether the work is done, or was asked to end; else the node will be taken away."""
         run, logdir, process, num_learners = self._part
-        notice = run.preemption_notice
-        if notice:
-            watch(notice, self._asked)
+        if run.preemption_notice:
+            watch(run.preemption_notice, self._asked)
         try:
             role.take_part(run, logdir, process, self._asked, replay, port, SERVING_SECONDS, coordinator, num_learners)
         except flags.MENDABLE as error:
@@ -107,7 +106,7 @@ class Player:
             os._exit(1)  # and another process follows
         if self._terminated:
             os._exit(128 + signal.SIGTERM)
-        return not (notice and noticed(notice))
+        return not self._asked.exit_code
 
     def ask(self) -> None:
         """Asks it to end."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
 import pathlib
 import threading
 from collections.abc import Sequence
@@ -96,7 +97,8 @@ def _play(logdir: pathlib.Path) -> int:
         raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
     if process.kind == "evaluator":
         run.check_drawn()
-    stop = stop_on_signals(run.preemption_notice)
+    # A launcher on this machine looks for the notice itself, and asks its roles to end in their order.
+    stop = stop_on_signals("" if multiprocessing.parent_process() else run.preemption_notice)
     if isinstance(values.logdir, str) and run.stop_at_return is not None:
         raise UsageError(
             f"--stop_at_return with --logdir={values.logdir}: the learner finds evaluations in a folder that the roles "

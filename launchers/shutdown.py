@@ -16,7 +16,8 @@ NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no noti
 
 
 class Stop(threading.Event):
-    """Set when the process is to end; `exit_code` tells by which signal, as shells do: 128 and its number."""
+    """Set when the process is to end; `exit_code` tells by which signal, as shells do: 128 and its number. A cloud's
+    notice counts as a SIGTERM, which clouds send next."""
 
     exit_code = 0
 
@@ -45,15 +46,16 @@ def stop_on_signals(notice: str = "") -> Stop:
     return stop
 
 
-def watch(notice: str, stop: threading.Event) -> None:
+def watch(notice: str, stop: Stop) -> None:
     """Has `stop` set once there is a `notice`, as `noticed` sees it."""
     threading.Thread(target=_watch, args=(notice, stop), name="notice", daemon=True).start()
 
 
-def _watch(notice: str, stop: threading.Event) -> None:
+def _watch(notice: str, stop: Stop) -> None:
     while not stop.wait(NOTICE_SECONDS):
         if noticed(notice):
             logging.warning("%s says that this machine will be taken away: the run ends in order", notice)
+            stop.exit_code = 128 + signal.SIGTERM
             stop.set()
 
 

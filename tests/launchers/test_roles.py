@@ -248,7 +248,7 @@ def environment_of(asked):
     def close():
         asked.closed += 1
 
-    return SimpleNamespace(spec=spec, num_envs=asked.num_envs, close=close)
+    return SimpleNamespace(spec=spec, num_envs=asked.num_envs, close=close, logged=list)
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -73,7 +74,7 @@ def test_a_notice_asks_for_an_orderly_end(tmp_path, monkeypatch):
     stop = shutdown.stop_on_signals(str(file))
     assert not stop.wait(0.1)
     file.touch()
-    assert stop.wait(WAIT) and stop.exit_code == 0
+    assert stop.wait(WAIT) and stop.exit_code == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize(
@@ -91,6 +92,18 @@ def test_a_run_that_gets_notice_is_saved(placement, flags, code, tmp_path):
     finally:
         training.kill()
     assert training.returncode == code and "will be taken away" in output, output
+    told = [log.name for log in (logdir / "logs").glob("*.log") if "will be taken away" in log.read_text()]
+    assert not told, "the launcher looks for the notice, and asks its roles in their order"
     assert list((logdir / "checkpoints").glob("learner_steps_*"))
     code, output = command_line.run("train", *arguments)
     assert code == 2 and "is there already: remove it first" in output
+
+
+def test_a_role_by_hand_that_gets_notice_is_not_done(tmp_path):
+    file = tmp_path / "notice"
+    file.touch()
+    place = ("--role=replay", f"--port={command_line.free_port()}", f"--logdir={tmp_path / 'run'}")
+    code, output = command_line.run(
+        "role", *command_line.TINY, *place, f"--preemption_notice={file}", "--carrier=reverb"
+    )
+    assert code == 128 + signal.SIGTERM and "will be taken away" in output, output
