@@ -200,6 +200,16 @@ def bsuite_of(agent: str) -> list[Baseline]:
     return found
 
 
+# Each of Rainbow's parts switched off, as in its figure 3; without noise, DQN's epsilon of the same task explores.
+RAINBOW_LESS = {
+    "double": "--config.double=false",
+    "priorities": "--config.replay=uniform",
+    "dueling": "--config.dueling=false",
+    "n-step": "--config.n_step=1",
+    "distribution": "--config.categorical=false",
+    "noise": "--config.noisy=false --config.epsilon_initial=1 --config.epsilon_final=0.05 --config.epsilon_steps=2500",
+}
+
 LAKE = "--env=gymnasium:environments.textbook:OpenLake-v0 --carrier=local"
 
 BASELINES: list[Baseline] = [
@@ -218,6 +228,10 @@ BASELINES: list[Baseline] = [
     *_on("Catch-v0", "impala a2c vmpo q_learning sarsa", reproduced=0.95),
     *_on("Catch-v0", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=0.95, minutes=2),
     *_on("Catch-v0", "c51 rainbow qr_dqn iqn munchausen_dqn", reproduced=0.95, minutes=2),
+    *[
+        Baseline(f"--agent=rainbow --env=Catch-v0 {without}", f"no-{part}", seeds=3, minutes=2)
+        for part, without in RAINBOW_LESS.items()
+    ],
     Baseline("--agent=r2d2 --env=Catch-v0 --max_env_steps=100000", reproduced=0.95, minutes=4),
     Baseline("--agent=impala --env=MaskedCartPole-v1", reproduced=475, minutes=2),
     Baseline("--agent=impala --env=MaskedCartPole-v1 --config.lstm_size=0", "feed-forward"),
