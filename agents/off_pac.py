@@ -1,16 +1,17 @@
 """Off-PAC: an actor-critic that learns a target policy from experience that another policy makes.
 
-Degris, White and Sutton 2012, https://arxiv.org/abs/1205.4839, whose names these are: the critic is GTD(lambda) with
-weights v and w, the actor's weights are u, traces are e_v and e_u, rho is the importance of an action. The behaviour is
-uniformly random, as in the paper's experiments. Evaluations play the target policy itself, as the paper's do, by its
-probabilities.
+Degris, White and Sutton 2012, https://arxiv.org/abs/1205.4839, whose notation this file uses: the critic is GTD(lambda)
+with weights v and w, the actor's weights are u, the traces are e_v and e_u, and rho is an action's importance ratio.
+The behaviour policy is uniformly random, as in the paper's experiments. Evaluations sample from the target policy, as
+the paper's do.
 
-The policy is a softmax; of continuous actions a Gaussian, whose mean and log sigma are linear in the features. tanh
-takes it into the bounds: no behaviour goes beyond them, and what it never plays no importance makes up for.
+The target policy is a softmax; for continuous actions it is a Gaussian whose mean and log sigma are linear in the
+features. tanh maps its samples into the action bounds, because the behaviour never leaves them, and no importance ratio
+can correct for actions that the behaviour never plays.
 
-Deviations: a step is the mean of those of several environments at the same time, each with traces of its own. The
-behaviour may repeat its last action, where single random actions lead nowhere; rho knows. Where an episode is
-truncated, the value of its last observation stands for the rest.
+Deviations: a step averages the steps of several environments at the same time, each with its own traces. The behaviour
+may repeat its last action, for tasks where independent random actions lead nowhere; rho accounts for this. When an
+episode is truncated, the update bootstraps from the value of its last observation.
 """
 
 import dataclasses
@@ -38,30 +39,30 @@ from agents.parts.exploration import per_environment
 from agents.parts.optimization import initial_hypers
 from agents.parts.policies import Policy, make_policy
 
-EDGE = 1.0 - 1e-6  # actions are this near to bounds of -1 and 1: there tanh has an inverse
+EDGE = 1.0 - 1e-6  # the behaviour's actions lie in [-EDGE, EDGE], where tanh has a finite inverse
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper swept its step sizes and lambda: these learn MountainCar-v0."""
+    """The settings. The paper swept step sizes and lambda; the defaults here learn MountainCar-v0."""
 
-    behaviour: Literal["uniform"] = "uniform"  # b(a | s): all actions alike
-    repeat: float = 0.0  # the probability with which it plays its last action again, within an episode
+    behaviour: Literal["uniform"] = "uniform"  # b(a | s): all actions are equally likely
+    repeat: float = 0.0  # probability that the behaviour repeats its last action within an episode
 
-    observation_low: tuple[float, ...] = ()  # of each observation; what is outside is clipped
-    observation_high: tuple[float, ...] = ()
+    observation_low: tuple[float, ...] = ()  # lower bound of each number of an observation; values outside are clipped
+    observation_high: tuple[float, ...] = ()  # upper bounds, likewise
     features: Literal["fourier", "tiles"] = "tiles"
     order: int = 3  # of the Fourier basis
     tilings: int = 10
-    tiles: int = 10  # of one tiling, along each observation
-    sigma_initial: float = 1.0  # of continuous actions' Gaussian, before tanh
+    tiles: int = 10  # tiles of one tiling along each dimension of an observation
+    sigma_initial: float = 1.0  # initial sigma of the Gaussian for continuous actions, before tanh
 
     discount: float = 0.99  # gamma
     lambda_: float = 0.4
-    alpha_v: float = 0.5  # step sizes; a feature's own factor, 1 / tilings of tiles, multiplies them
+    alpha_v: float = 0.5  # step size; each of the three is multiplied by a feature's own factor, for tiles 1 / tilings
     alpha_w: float = 0.01
     alpha_u: float = 0.5
-    unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
+    unroll_length: int = 1  # T, steps of each environment in one sample; the update takes them one by one
     batch_size: int = 1  # B, environments
 
     queue_batches: int = 1  # batches that may wait in the queue
@@ -80,7 +81,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     alpha_v: Any
     alpha_w: Any
@@ -90,15 +91,15 @@ class Hypers(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Of n features and P outputs of the policy, one for each discrete action."""
+    """The learnt weights, for n features and P policy outputs (with discrete actions, one output per action)."""
 
-    v: chex.Array  # [n], of the value v^T x
-    w: chex.Array  # [n], GTD's second
-    u: chex.Array  # [n, P], of the target policy: its outputs are u^T x
+    v: chex.Array  # [n], weights of the value v^T x
+    w: chex.Array  # [n], GTD's second weights
+    u: chex.Array  # [n, P], weights of the target policy, whose outputs are u^T x
 
 
 class Traces(NamedTuple):
-    """Of each environment's episode so far."""
+    """The eligibility traces of each environment's current episode."""
 
     e_v: chex.Array  # [B, n]
     e_u: chex.Array  # [B, n, P]
@@ -106,35 +107,35 @@ class Traces(NamedTuple):
 
 class State(NamedTuple):
     weights: Weights
-    # Of all B environments. Of several devices, each has its share of environments, and their traces in the first rows.
+    # Shaped for all B environments. Each of several devices uses only the first rows, for its share of environments.
     traces: Traces
     hypers: Hypers
     step: chex.Array  # updates so far, int32
 
 
 class Memory(NamedTuple):
-    action: chex.Array  # [B, ...] the last one, as the policy has it
+    action: chex.Array  # [B, ...] the last raw action, as `Policy` in agents/parts/policies.py defines it
 
 
 class Row(NamedTuple):
     """One time step of B environments."""
 
     x: chex.Array  # x(s_t), [B, n]
-    action: chex.Array  # a_t as the policy has it: raw, [B, ...]
-    b: chex.Array  # b(a_t | s_t), [B], a density where actions are continuous
+    action: chex.Array  # a_t, raw, [B, ...]
+    b: chex.Array  # b(a_t | s_t), [B]; a density if actions are continuous
     reward: chex.Array  # r_{t+1}, [B]
-    discount: chex.Array  # gamma, 0 where s_{t+1} is terminal, [B]
+    discount: chex.Array  # gamma, or 0 where s_{t+1} is terminal, [B]
     next_x: chex.Array  # x(s_{t+1}), [B, n]
-    first: chex.Array  # bool [B], the row opens an episode: what was before is forgotten
+    first: chex.Array  # bool [B], the row opens an episode, so the traces start at 0
 
 
 def directions(
     policy: Policy, weights: Weights, traces: Traces, row: Row, hypers: Hypers
 ) -> tuple[Weights, Traces, chex.Array]:
-    """The paper's algorithm 1 for one time step, but for the step sizes.
+    """Computes one time step of the paper's algorithm 1, without the step sizes.
 
     Returns:
-      What each environment adds to v, w and u, [B, ...]; the traces; delta, [B].
+      The directions in which each environment moves v, w and u, [B, ...]; the new traces; delta, [B].
     """
     x, next_x, gamma_lambda = row.x, row.next_x, hypers.discount * hypers.lambda_
     delta = row.reward + row.discount * (next_x @ weights.v) - x @ weights.v
@@ -148,17 +149,17 @@ def directions(
     w = delta[:, None] * e_v - (x @ weights.w)[:, None] * x
 
     e_u = jnp.where(row.first[:, None, None], 0.0, traces.e_u)
-    e_u = rho[:, None, None] * (x[:, :, None] * slope[:, None] + gamma_lambda * e_u)  # grad pi_u / pi_u first
+    e_u = rho[:, None, None] * (x[:, :, None] * slope[:, None] + gamma_lambda * e_u)  # slope is grad pi_u / pi_u
     u = delta[:, None, None] * e_u
     return Weights(v, w, u), Traces(e_v, e_u), delta
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: actions without bounds, continuous ones to be repeated, or bounds or features that do not fit the
-        observation.
+      ValueError: an action has no bounds, continuous actions are to be repeated, observations are frames or do not fit
+        their bounds, or there are too many features.
     """
     policy = make_policy("off_pac", spec, "state", config.sigma_initial, squash=True)
     continuous = isinstance(spec.actions, BoundedActions)
@@ -180,7 +181,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Memory(policy.mode(jnp.zeros((num_envs, policy.num_outputs))))
 
     def uniform(key: jax.Array, num_envs: int) -> tuple[chex.Array, chex.Array]:
-        """Actions as the policy has them, and how likely each is, [B]."""
+        """Draws raw actions, uniform within the bounds; returns them and the probability or density of each, [B]."""
         zeros = jnp.zeros((num_envs, policy.num_outputs))
         if not continuous:
             action = policy.sample(key, zeros)
@@ -190,7 +191,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return jnp.arctanh(within), jnp.full(num_envs, 0.5**number)
 
     def act(params, key: jax.Array, timestep: TimeStep, memory: Memory):
-        """The behaviour; it does not know the target policy."""
+        """Plays the behaviour policy, which does not depend on the parameters."""
         del params
         repeat = jnp.where(timestep.first, 0.0, config.repeat)
         repeat_key, action_key = jax.random.split(key)
@@ -202,7 +203,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return policy.to_environment(action), {"b": b} | policy.keep(action), Memory(action)
 
     def act_greedily(u, key: jax.Array, timestep: TimeStep, memory: Memory):
-        """The target policy."""
+        """Samples from the target policy; `u` are its weights."""
         action = policy.sample(key, basis.phi(timestep.observation) @ u)
         return policy.to_environment(action), {}, memory
 
@@ -216,7 +217,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             weights, traces = carry
             row, live = now
             each, traces, delta = directions(policy, weights, traces, row, hypers)
-            # The mean over the live rows of all devices: their sum here, over their number on the mean device.
+            # `pmean` averages sums and counts over devices, so their quotient is the mean over all devices' live rows.
             sums, number = pmean((jax.tree.map(lambda d: jnp.tensordot(live, d, axes=1), each), live.sum()))
             v, w, u = jax.tree.map(lambda s: s / jnp.maximum(number, 1e-6), sums)
             weights = Weights(

@@ -1,13 +1,13 @@
-"""PQN: Q-learning from parallel environments without a replay and without a target network, by layer normalisation.
+"""PQN: Q-learning from parallel environments without replay or target network, thanks to layer normalisation.
 
-Gallici et al. 2024, https://arxiv.org/abs/2407.04811: targets are Q(lambda), learnt from in several epochs of
-minibatches; the optimiser is RAdam (Liu et al. 2020, https://arxiv.org/abs/1908.03265). Traces are not cut where an
-action explored, as in Peng and Williams 1996, https://doi.org/10.1007/BF00114731.
+Gallici et al. 2024, https://arxiv.org/abs/2407.04811: Q(lambda) targets are learnt in several epochs of minibatches;
+the optimiser is RAdam (Liu et al. 2020, https://arxiv.org/abs/1908.03265). Exploratory actions do not cut the traces,
+as in Peng and Williams 1996, https://doi.org/10.1007/BF00114731.
 
-Deviations: layers are orthogonal at first, the last one's values near 0, and pixels are centred. Actors that are not in
-step may be a batch or two behind; values of what they saw are always the newest. Rows whose action the environment
-threw away (they close an episode) are no transitions and teach nothing; where a time limit ended the episode the target
-bootstraps from its last observation.
+Deviations: layers start orthogonal, with values near 0, and pixels are centred. Without `--synchronous`, actors may be
+a batch or two behind, but targets always use the newest parameters. A row that closes an episode, whose action the
+environment threw away, is not a transition and the agent does not learn from it; if a time limit ended the episode, the
+target bootstraps from the episode's last observation.
 """
 
 import dataclasses
@@ -30,33 +30,33 @@ from agents.parts.torsos import check_frames
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The published code's Atari settings by default."""
+    """The settings; by default those of the published code for Atari."""
 
     torso: Literal["mlp", "shallow", "nature"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    layer_norm: bool = True  # each layer's outputs are normalised before its activation
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    layer_norm: bool = True  # whether each layer's outputs are normalised before its activation
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
 
-    unroll_length: int = 32  # T
-    batch_size: int = 128  # I, environments
+    unroll_length: int = 32  # T, steps of each environment in one update
+    batch_size: int = 128  # I, environments in one update
     epochs: int = 2  # passes over a batch in one update
     minibatches: int = 32  # parts of the batch's rows in each pass
     discount: float = 0.99  # gamma
-    lambda_: float = 0.65  # 0: one-step targets; 1: n-step ones, to the end of the block or the episode
+    lambda_: float = 0.65  # 0: one-step targets; 1: n-step targets to the end of the block or the episode
     reward_scale: float = 1.0  # multiplies rewards
 
     learning_rate: float = 2.5e-4  # alpha
     max_gradient_norm: float = 10.0  # 0: not clipped
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
+    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
+    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.001
-    epsilon_env_steps: int = 1_000_000  # environment steps from one to the other; 0: it is the final one
+    epsilon_env_steps: int = 1_000_000  # environment steps from epsilon_initial to epsilon_final; 0: always the latter
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         check_ranges(
@@ -71,7 +71,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -85,59 +85,60 @@ class State(NamedTuple):
     opt_state: optax.OptState
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any
     epsilon: chex.Array  # float32 scalar
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The values that acting carries from one step to the next."""
 
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None if frames are not stacked
 
 
 class Rows(NamedTuple):
-    """What a minibatch is of, [n, ...]."""
+    """The n rows of a minibatch, [n, ...]."""
 
-    seen: Any
+    seen: Any  # the network's inputs at time t
     action: chex.Array
     target: chex.Array
-    live: chex.Array  # 1 of transitions, 0 of rows whose action was thrown away
+    live: chex.Array  # 1 for transitions, 0 for rows whose action was thrown away
 
 
 def q_lambda_targets(
     q: chex.Array, rewards: chex.Array, discounts: chex.Array, live: chex.Array, lambda_: Any
 ) -> chex.Array:
-    """R_t = r_t + gamma_t (lambda R_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)), backwards from the block's end or the
-    episode's, where it is r_t + gamma_t max_a Q(s_{t+1}, a).
+    """Computes R_t = r_t + gamma_t (lambda R_{t+1} + (1 - lambda) max_a Q(s_{t+1}, a)).
+
+    The recursion starts at the end of the block or of the episode, where R_t is r_t + gamma_t max_a Q(s_{t+1}, a).
 
     Args:
       q: Q(s_0, .) .. Q(s_T, .), [T+1, B, A].
       rewards: r_t, which arrived with s_{t+1}, [T, B].
-      discounts: gamma, 0 where s_{t+1} is terminal, [T, B].
+      discounts: gamma, or 0 where s_{t+1} is terminal, [T, B].
       live: 1 where row t is a transition, 0 where its action was thrown away, [T, B].
       lambda_: scalar.
 
     Returns:
-      [T, B]; of rows that are not live it means nothing.
+      [T, B]; rows that are not live hold meaningless numbers.
     """
     import rlax  # here, not above: where TensorFlow is installed it takes seconds
 
-    goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # else the next row is the episode's last
+    goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # 0 just before an episode's last observation
     returns = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)
     return returns(rewards, discounts, q.max(axis=-1)[1:], lambda_ * goes_on)
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: actions that are not discrete, or observations that the torso cannot see.
+      ValueError: the actions are not discrete, or the torso cannot take the observations.
     """
     num_actions, shape, dtype = discrete_actions("pqn", spec), spec.observation_shape, spec.observation_dtype
     check_frames(config.torso, config.frame_stack, shape)
@@ -156,12 +157,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Memory(stacking.no_frames(num_envs, config.frame_stack, shape, dtype))
 
     def see(observation, first, memory: Memory) -> tuple[chex.Array, Memory]:
-        """Rows [T, B, ...] as `q` takes them, and the memory after them."""
+        """Converts rows [T, B, ...] to the input of `q`; returns it and the memory after these rows."""
         seen, frames = stacking.see(config.torso, observation, first, memory.frames)
         return seen, Memory(frames)
 
     def q(params, seen) -> chex.Array:
-        """Q(s, .), [T, B, A]."""
+        """Returns Q(s, .), [T, B, A]."""
         values: Any = network.apply(params, seen, jnp.zeros(seen.shape[:2], bool), ())
         return values[0]
 
@@ -185,7 +186,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return greedy(q(params.params, seen)[0]), {}, memory
 
     def loss(params, rows: Rows):
-        """Half the squared error of one minibatch, a mean over its transitions."""
+        """Returns half the mean squared error over the transitions of a minibatch, and metrics."""
         values = q(params, rows.seen[None])[0]
         errors = rows.target - jnp.take_along_axis(values, rows.action[:, None], axis=-1)[:, 0]
         weights = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6)
@@ -203,7 +204,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         eta = learning_rate_of(config, state)
 
         def learn(carry, minibatch):
-            """One minibatch: the rows `index`."""
+            """Takes one step, on the minibatch of the rows `index`."""
             (params, opt_state), (index, _) = carry, minibatch
             of_rows = jax.tree.map(lambda x: x[index], rows)
             gradient, metrics = pmean(jax.grad(loss, has_aux=True)(params, of_rows))

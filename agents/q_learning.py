@@ -1,15 +1,15 @@
 """Q-learning and Sarsa: online temporal-difference control with an epsilon-greedy policy.
 
 Watkins 1989, *Learning from Delayed Rewards*, https://www.cs.rhul.ac.uk/~chrisw/thesis.html; Sutton and Barto 2018,
-http://incompleteideas.net/book/the-book-2nd.html, sections 6.4 to 6.6 and 10.1, whose names these are. No replay and no
-target network: each transition is learnt from once, in its order.
+http://incompleteideas.net/book/the-book-2nd.html, sections 6.4 to 6.6 and 10.1, whose notation this file uses. There is
+no replay and no target network: the agent learns from each transition once, in order.
 
-Asynchronous one-step Q-learning, one-step Sarsa and n-step Q-learning (Mnih et al. 2016,
-https://arxiv.org/abs/1602.01783, algorithms 1 to 3) are the same with target parameters, an epsilon of each worker's
-own, and gradients that travel.
+Other settings of the same code give asynchronous one-step Q-learning, one-step Sarsa and n-step Q-learning (Mnih et al.
+2016, https://arxiv.org/abs/1602.01783, algorithms 1 to 3). They add target parameters, a final epsilon for each
+environment, and workers that send gradients to the learner in place of experience.
 
-Deviations: an update is one semi-gradient step with the mean of the newest transitions of several environments; the
-policy that made them may be some updates old.
+Deviations: an update is one semi-gradient step on the mean over the newest transitions of several environments. The
+policy that acted may be a few updates old.
 """
 
 import dataclasses
@@ -38,35 +38,35 @@ from agents.parts.torsos import check_frames
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The book's plain form by default: a linear function, a constant epsilon, one transition at a time."""
+    """The settings; by default the book's plain form: linear values, a constant epsilon, one transition at a time."""
 
     form: Literal["q_learning", "sarsa", "expected_sarsa", "n_step_q"] = "q_learning"
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
-    frame_stack: int = 1  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = ()  # the mlp's; (): linear in what is seen, and so a table where that is one-hot
+    frame_stack: int = 1  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = ()  # units of each mlp layer; (): linear values, a table if inputs are one-hot
     activation: Literal["tanh", "relu"] = "relu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of a network's arithmetic; parameters stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
 
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one update
     batch_size: int = 1  # B, environments in one update
-    target_period: int = 0  # updates from one copy of the target parameters to the next; 0: there are none
+    target_period: int = 0  # updates between copies of the parameters to the target parameters; 0: there are none
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     learning_rate: float = 0.1  # alpha
-    optimizer_epsilon: float = 1e-8  # outside Adam's root, inside RMSProp's
+    optimizer_epsilon: float = 1e-8  # added outside Adam's square root, inside RMSProp's
     rmsprop_decay: float = 0.99
     max_gradient_norm: float = 0.0  # 0: not clipped
-    warmup_env_steps: int = 0  # alpha first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    warmup_env_steps: int = 0  # environment steps in which alpha first rises linearly from 0
+    decay_env_steps: int = 0  # environment steps after which alpha is 0; 0: no decay
+    decay: Literal["linear", "cosine"] = "linear"  # how alpha falls to 0
     epsilon_initial: float = 0.1
     epsilon_final: float = 0.1
-    epsilon_steps: int = 0  # updates from one to the other; 0: it is the final one
-    # Where there are some, the run's environments, one after another, end at these, evenly, and not at epsilon_final.
+    epsilon_steps: int = 0  # updates from epsilon_initial to epsilon_final; 0: epsilon is always epsilon_final
+    # If not empty, its K values replace epsilon_final: the run's environments form K equal groups, one for each value.
     epsilon_finals: tuple[float, ...] = ()
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         check_ranges(
@@ -87,35 +87,35 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
     epsilon_initial: Any
-    epsilon_final: Any  # a scalar, or [K] of so many epsilon_finals
+    epsilon_final: Any  # a scalar, or [K] if the config has K epsilon_finals
 
 
 class State(NamedTuple):
     params: Any  # w
-    target_params: Any  # w^-; () where there are none
+    target_params: Any  # w^-; () without target parameters
     opt_state: optax.OptState
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any
-    epsilon: chex.Array  # float32 scalar, or [K] of so many epsilon_finals
+    epsilon: chex.Array  # float32 scalar, or [K] if the config has K epsilon_finals
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The values that acting carries from one step to the next."""
 
-    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
+    rank: Any  # float32 [B], each environment's place among all of the run's, from 0 to 1
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None if frames are not stacked
 
 
 def td_errors(
@@ -127,18 +127,19 @@ def td_errors(
     epsilon: Any,
     q_target: chex.Array,
 ):
-    """R_{t+1} + gamma (the value of S_{t+1}) - Q(S_t, A_t), whose gradient is that of -Q(S_t, A_t) alone.
+    """Computes the errors R_{t+1} + gamma (the value of S_{t+1}) - Q(S_t, A_t). Only Q(S_t, A_t) has a gradient.
 
-    The value is max_a Q(S_{t+1}, a) of Q-learning (eq. 6.8), Q(S_{t+1}, A_{t+1}) of Sarsa (eq. 6.7), and the mean of
-    Q(S_{t+1}, .) under the epsilon-greedy policy of expected Sarsa (eq. 6.9).
+    The value of S_{t+1} is max_a Q(S_{t+1}, a) in Q-learning (eq. 6.8), Q(S_{t+1}, A_{t+1}) in Sarsa (eq. 6.7), and the
+    mean of Q(S_{t+1}, .) under the epsilon-greedy policy in expected Sarsa (eq. 6.9).
 
     Args:
       form: 'q_learning', 'sarsa' or 'expected_sarsa'.
       q: Q(S_0, .) .. Q(S_T, .), [T+1, B, A].
       actions: A_0 .. A_T, int [T+1, B].
-      rewards, discounts: R_{t+1} and gamma, 0 where S_{t+1} is terminal, [T, B].
-      epsilon: scalar.
-      q_target: what next states are valued by, as q.
+      rewards: R_{t+1}, [T, B].
+      discounts: gamma, or 0 where S_{t+1} is terminal, [T, B].
+      epsilon: scalar, of the policy in expected Sarsa.
+      q_target: the values that S_{t+1} is valued by, shaped as q; q itself without target parameters.
 
     Returns:
       [T, B].
@@ -163,26 +164,28 @@ def n_step_errors(
     live: chex.Array,
     q_target: chex.Array,
 ):
-    """R - Q(s_i, a_i) of each row, R summed to the block's end or the episode's and there bootstrapped by max_a Q(s, a;
-    w^-) (Mnih et al. 2016, algorithm 3); arguments as above.
+    """Computes the errors R - Q(s_i, a_i) of each row, [T, B] (Mnih et al. 2016, algorithm 3).
+
+    R sums rewards to the end of the block or of the episode, and there bootstraps from max_a Q(s, a; w^-).
 
     Args:
-      live: 1 where row s is a transition, 0 where its action was thrown away, [T, B].
+      q, actions, rewards, discounts, q_target: as in `td_errors`.
+      live: 1 where a row is a transition, 0 where its action was thrown away, [T, B].
     """
     import rlax
 
     values = q_target.max(axis=-1)
-    goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # else the next row is the episode's last
+    goes_on = jnp.concatenate([live[1:], jnp.ones_like(live[:1])])  # 0 just before an episode's last observation
     returns = jax.vmap(rlax.lambda_returns, in_axes=1, out_axes=1)(rewards, discounts, values[1:], goes_on)
     chosen = jnp.take_along_axis(q[:-1], actions[:-1, :, None], axis=-1)[..., 0]
     return jax.lax.stop_gradient(returns) - chosen
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or observations that the torso cannot see.
+      ValueError: the actions are not discrete, or the torso cannot take the observations.
     """
     num_actions, shape, dtype = discrete_actions("q_learning", spec), spec.observation_shape, spec.observation_dtype
     check_frames(config.torso, config.frame_stack, shape)
@@ -194,15 +197,15 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     finals, target_period = config.epsilon_finals, config.target_period
 
     def see(observation, first, memory: Memory) -> tuple[chex.Array, Memory]:
-        """Rows [T, B, ...] as `q` takes them, and the memory after them."""
+        """Converts rows [T, B, ...] to the input of `q`; returns it and the memory after these rows."""
         if config.frame_stack == 1:
             return stacking.see(config.torso, observation, first, None)[0], memory
         seen, frames = stacking.see(config.torso, observation, first, memory.frames)
         return seen, memory._replace(frames=frames)
 
     def q(params, seen) -> chex.Array:
-        """Q(s, .), [T, B, A]."""
-        if linear:  # without a bias, which all states would share: with one-hot x it is a table
+        """Returns Q(s, .), [T, B, A]."""
+        if linear:  # no bias, which all states would share: with one-hot inputs it is a table
             return seen.reshape(*seen.shape[:2], -1) / jnp.float32(255 if spec.frame_sides else 1) @ params
         values: Any = network.apply(params, seen, jnp.zeros(seen.shape[:2], bool), ())
         return values[0]
@@ -252,13 +255,13 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         seen, _ = see(steps.observation, steps.first, sample.memory)
 
         def loss(params):
-            """Half the squared error, summed over this device's live rows, over their number on the mean device."""
+            """Sums half the squared error over this device's live rows, over their mean number on a device."""
             values = q(params, seen)
             targets = q(state.target_params, seen) if target_period else values
             if config.form == "n_step_q":
                 errors = n_step_errors(values, steps.action, rewards, discounts, live, targets)
             else:
-                # Expected Sarsa's policy is that of the first environments.
+                # With several epsilon_finals, expected Sarsa values all states by the first one's policy.
                 policy = jnp.ravel(epsilon(state))[0]
                 errors = td_errors(config.form, values, steps.action, rewards, discounts, policy, targets)
             errors = live * errors

@@ -1,9 +1,10 @@
-"""QR-DQN: Q-learning of the distribution of returns by its quantiles.
+"""QR-DQN: Q-learning that learns quantiles of the distribution of returns.
 
-Dabney et al. 2018, https://arxiv.org/abs/1710.10044, whose algorithm 1 the names are of.
+Dabney et al. 2018, https://arxiv.org/abs/1710.10044; the names in the code are those of its algorithm 1.
 
-Deviations: many environments are played at once, by parameters that may be some updates old; epsilon falls with
-updates, not with frames. Double, dueling, n-step targets and prioritised replay are as in agents/dqn.py, and off.
+Deviations: actors play many environments at once, with parameters that may be a few updates old; epsilon falls with
+updates, not with frames. Double Q-learning, dueling heads, n-step targets and prioritised replay are as in
+agents/dqn.py, and off by default.
 """
 
 import dataclasses
@@ -20,63 +21,63 @@ from agents.parts.exploration import discrete_actions, greedy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings (QR-DQN-1's) by default, and where it has none DQN's; the prioritised paper's for its
-    replay."""
+    """The settings; by default the paper's for Atari (QR-DQN-1), and DQN's where it has none. Those of prioritised
+    replay are its own paper's."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    dueling: bool = False  # values and advantages apart
-    head_size: int = 0  # a layer of each stream's own, in the place of a convolutional torso's dense one; 0: none
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    dueling: bool = False  # whether the value and the advantages have separate streams
+    head_size: int = 0  # units of each stream's hidden layer, in place of a convolutional torso's dense one; 0: none
 
-    num_quantiles: int = 200  # N
-    kappa: float = 1.0  # from where on the quantile Huber loss is linear; 0: everywhere, the paper's QR-DQN-0
+    num_quantiles: int = 200  # N, quantiles of each action's return
+    kappa: float = 1.0  # the quantile Huber loss is linear in larger errors; 0: in all, the paper's QR-DQN-0
 
-    double: bool = False  # the target's action is the online network's
-    n_step: int = 1
+    double: bool = False  # whether the online network chooses the target's action
+    n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 32
-    target_period: int = 2_500  # updates from one copy of the parameters to the next: 10,000 actions
+    target_period: int = 2_500  # updates between copies to the target network: 10,000 actions
 
-    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop: centred
+    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 5e-5
-    optimizer_epsilon: float = 0.01 / 32  # outside Adam's root, inside RMSProp's
-    rmsprop_decay: float = 0.95  # of the gradient's and of its square's average
+    optimizer_epsilon: float = 0.01 / 32  # added outside Adam's square root, inside RMSProp's
+    rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
     max_gradient_norm: float = 0.0  # 0: not clipped
 
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.01
-    epsilon_steps: int = 250_000  # updates from one to the other: a million actions, an update for each four
+    epsilon_steps: int = 250_000  # updates from epsilon_initial to epsilon_final: a million actions at 4 per update
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 50_000  # before the first update; played with epsilon_initial
-    samples_per_insert: float = 8.0  # a quarter of batch_size: an update for each four actions
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
-    priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 12_500_000  # updates until beta has risen to 1: 200 million frames; 0: it stays
-    normalize_weights: bool = True  # divides them by the batch's largest
+    min_replay_size: int = 50_000  # items before the first update; until then epsilon is epsilon_initial
+    samples_per_insert: float = 8.0  # times each item is sampled, on average; batch_size / 4: one update per 4 actions
+    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
+    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
+    importance_steps: int = 12_500_000  # updates in which beta rises to 1: 200 million frames; 0: beta is constant
+    normalize_weights: bool = True  # whether importance weights are divided by the batch's largest
 
     def __post_init__(self):
         action_values.check(self, counts=("num_quantiles",), not_negative=("kappa",))
 
 
 def functions(config: Config, spec: EnvironmentSpec) -> Functions:
-    """What acting and learning are made of.
+    """Builds the functions that acting and learning consist of.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: the actions are not discrete, or the network does not fit the observation.
     """
     network = action_values.make_network(config, discrete_actions("qr_dqn", spec), config.num_quantiles)
     N = config.num_quantiles
-    tau_hat = np.asarray((np.arange(N) + 0.5) / N, np.float32)  # the middle between tau_{i-1} and tau_i
+    tau_hat = np.asarray((np.arange(N) + 0.5) / N, np.float32)  # the midpoints of tau_{i-1} and tau_i
 
     def values(params, key, observation):
-        """Q, the mean of the quantiles theta_i."""
+        """Returns Q, the mean of the quantiles theta_i: [B, A]."""
         return network.outputs(params, key, observation).mean(axis=-1)
 
     def losses(params, target_params, key, transition: Transition) -> Losses:
@@ -93,9 +94,9 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: the actions are not discrete, or the network does not fit the observation.
     """
     return action_values.make_agent(config, functions(config, spec))

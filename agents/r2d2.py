@@ -1,12 +1,12 @@
-"""R2D2: distributed Q-learning with an LSTM, from a prioritised replay of sequences and the states they began in.
+"""R2D2: distributed Q-learning with an LSTM, from a prioritised replay of sequences and their first LSTM states.
 
-Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX; sections below are that paper's.
+Kapturowski et al. 2019, https://openreview.net/forum?id=r1lyTjAqYX; section numbers below refer to this paper.
 
-Deviations: an actor's initial priorities come of the values that it noted as it acted, for the target network's too.
-The loss is the sum over a sequence's transitions and the mean over the batch, which the paper leaves open; importance
-weights are divided by the batch's largest; the gradient's norm is clipped as in Ape-X (Horgan et al. 2018,
-https://arxiv.org/abs/1803.00933). Atari's rewards come clipped, but with `--reward_clip=none`. The oldest sequences
-are evicted first.
+Deviations: initial priorities use the values that the actor computed as it acted, for both networks. The loss is the
+sum over a sequence's transitions and the mean over the batch, which the paper leaves open; importance weights are
+divided by the batch's largest; the gradient's norm is clipped as in Ape-X (Horgan et al. 2018,
+https://arxiv.org/abs/1803.00933). Atari rewards are clipped unless `--reward_clip=none`. A full replay evicts its
+oldest sequences first.
 """
 
 import dataclasses
@@ -40,42 +40,42 @@ from agents.parts.torsos import check_frames
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings by default."""
+    """The settings; by default the paper's for Atari."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    lstm_size: int = 512
-    dueling: bool = True
-    head_size: int = 512  # a layer between the LSTM and the values, each stream's own; 0: none
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    lstm_size: int = 512  # units of the LSTM
+    dueling: bool = True  # whether the value and the advantages have separate streams
+    head_size: int = 512  # units of each stream's hidden layer after the LSTM; 0: none
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
 
-    burn_in: int = 40  # l, rows before a sequence that only bring the LSTM up to date
-    sequence_length: int = 80  # m, rows that learn; the last only bootstraps
-    overlap: int = 40  # of these, rows that a sequence shares with the next
-    stored_state: bool = True  # whether the LSTM begins in the state that acting stored, or in zeros (section 3)
+    burn_in: int = 40  # l, rows at the start of a sequence that only bring the LSTM's state up to date
+    sequence_length: int = 80  # m, rows after the burn-in, which are learnt from; the last only bootstraps
+    overlap: int = 40  # how many of the m rows a sequence shares with the next one
+    stored_state: bool = True  # whether the LSTM starts in the state that the actor stored; else in zeros (section 3)
 
-    n_step: int = 5  # n
+    n_step: int = 5  # n, steps of a target
     discount: float = 0.997  # gamma
-    rescaling_epsilon: float = 1e-3  # in h
+    rescaling_epsilon: float = 1e-3  # eps of the value rescaling h
     batch_size: int = 64  # sequences in one update
     learning_rate: float = 1e-4
     adam_epsilon: float = 1e-3
     max_gradient_norm: float = 40.0
-    target_period: int = 2500  # updates between those of the target network
+    target_period: int = 2500  # updates between copies to the target network
 
-    epsilon: float = 0.4  # the environment at rank 0; the others' is epsilon^(1 + epsilon_spread rank)
+    epsilon: float = 0.4  # of the environment with rank 0; others have epsilon^(1 + epsilon_spread * rank)
     epsilon_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
 
     replay_size: int = 100_000  # sequences
-    min_replay_size: int = 1_000  # before the first update
-    samples_per_insert: float = 0.8  # how often a sequence is sampled on average
-    priority: Literal["proportional", "rank"] = "proportional"
-    priority_exponent: float = 0.9
-    uniform_fraction: float = 0.0
-    importance_exponent: float = 0.6
-    priority_eta: float = 0.9  # eta, of a sequence's largest error in its priority; the rest is the mean's
+    min_replay_size: int = 1_000  # sequences in the replay before the first update
+    samples_per_insert: float = 0.8  # times each sequence is sampled, on average
+    priority: Literal["proportional", "rank"] = "proportional"  # priorities follow errors, or 1 / the errors' ranks
+    priority_exponent: float = 0.9  # sampling is proportional to priority^priority_exponent
+    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all sequences
+    importance_exponent: float = 0.6  # beta, the exponent of importance weights
+    priority_eta: float = 0.9  # eta: a priority is eta max |error| + (1 - eta) mean |error| of its sequence
 
     def __post_init__(self):
         check_ranges(
@@ -100,16 +100,16 @@ class Config:
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The values that acting carries from one step to the next."""
 
-    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
-    previous_action: Any  # int32 [B]
-    frames: Any  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
+    rank: Any  # float32 [B], each environment's place among all of the run's, from 0 to 1
+    previous_action: Any  # int32 [B], the last action, an input of the LSTM
+    frames: Any  # uint8 [B, frame_stack - 1, H, W]; None if frames are not stacked
     lstm: Any  # LSTMState
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -125,7 +125,7 @@ class State(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What actors pull: to act, and to judge what they saw."""
+    """The values that actors pull from the learner, for acting and for initial priorities."""
 
     params: Any
     epsilon: chex.Array
@@ -133,16 +133,16 @@ class Policy(NamedTuple):
 
 
 def rescale(x: chex.Array, eps: float) -> chex.Array:
-    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x (section 2.3)."""
+    """Computes h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x (section 2.3)."""
     import rlax  # here, not above: where TensorFlow is installed it takes seconds
 
     return rlax.signed_hyperbolic(x, eps)
 
 
 def unscale(x: chex.Array, eps: float) -> chex.Array:
-    """The inverse of h; eps may be 0.
+    """Computes the inverse of h; eps may be 0.
 
-    rlax.signed_parabolic is this function, as a difference of large numbers: in float32 it is wrong by 1e-4.
+    rlax.signed_parabolic computes it as a difference of large numbers, with errors of 1e-4 in float32.
     """
     c = eps + 1.0 + jnp.abs(x)
     return jnp.sign(x) * (jnp.square(2.0 * c / (1.0 + jnp.sqrt(1.0 + 4.0 * eps * c))) - 1.0)
@@ -151,26 +151,27 @@ def unscale(x: chex.Array, eps: float) -> chex.Array:
 def td_errors(
     q: chex.Array, q_target: chex.Array, steps: Step, discount: Any, n: int, eps: float
 ) -> tuple[chex.Array, chex.Array]:
-    """n-step double Q-learning's errors under rescaled values (section 2.3).
+    """Computes the errors of n-step double Q-learning with rescaled values (section 2.3).
 
     y_t = h(r_{t+1} + gamma r_{t+2} + ... + gamma^n h^-1(Q(x_{t+n}, a*; theta^-))), a* = argmax_a Q(x_{t+n}, a; theta)
 
-    The sum ends, and its bootstrap is taken, at x_{t+k}, k < n, where that is the episode's last observation or the
-    last row.
+    If the episode's last observation or the last row comes earlier, at x_{t+k} with k < n, the sum ends and bootstraps
+    there.
 
     Args:
       q, q_target: Q(x_t, a; theta) and Q(x_t, a; theta^-), [T, B, A].
       steps: the same rows, [T, B].
       discount: gamma.
-      n, eps: the number of steps, and h's epsilon.
+      n: the number of steps.
+      eps: the eps of h.
 
     Returns:
-      y_t - Q(x_t, a_t; theta), 0 where row t is no transition, and whether it is one: float32 [T-1, B]. No gradient
-      passes through y_t.
+      The errors y_t - Q(x_t, a_t; theta), 0 where row t is not a transition, and `live`, 1 where it is one, else 0;
+      both float32 [T-1, B]. No gradient passes through y_t.
     """
     live = steps.live
     bootstrap = unscale(jnp.take_along_axis(q_target, greedy(q)[..., None], axis=-1)[..., 0], eps)
-    returns = bootstrap  # of 0 steps
+    returns = bootstrap  # the 0-step returns
     for _ in range(n):
         one_more = steps.reward[:-1] + discount * steps.discount[:-1] * returns[1:]
         returns = jnp.concatenate([jnp.where(live > 0, one_more, bootstrap[:-1]), bootstrap[-1:]])
@@ -180,17 +181,20 @@ def td_errors(
 
 
 def sequence_priorities(errors: chex.Array, live: chex.Array, eta: float) -> chex.Array:
-    """eta max_t |delta_t| + (1 - eta) mean_t |delta_t| (section 2.3), over a sequence's transitions: [T, B] -> [B]."""
+    """Computes eta max_t |delta_t| + (1 - eta) mean_t |delta_t| over a sequence's transitions (section 2.3), [B].
+
+    `errors` delta_t and `live` are [T, B], as `td_errors` returns them.
+    """
     sizes = live * jnp.abs(errors)
     mean = sizes.sum(axis=0) / jnp.maximum(live.sum(axis=0), 1.0)
     return prioritized.priorities(eta * sizes.max(axis=0) + (1.0 - eta) * mean)
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: the actions are not discrete, or the network does not fit the observation.
     """
     num_actions = discrete_actions("r2d2", spec)
     shape, stack = spec.observation_shape, config.frame_stack
@@ -227,14 +231,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         params = network.init(key, observation, first, batch.lstm, last)
         return State(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            target_params=jax.tree.map(jnp.copy, params),  # copies, for an update may overwrite its input's buffers
             opt_state=optimizer.init(params),
             hypers=initial_hypers(Hypers, config),
             step=jnp.int32(0),
         )
 
     def values(params, timestep: TimeStep, memory: Memory):
-        """Q(x_t, .) [B, A], what else the update will need, and the memory but for its action."""
+        """Returns Q(x_t, .) [B, A], the extras for the update, and the next memory without its new action."""
         first, action, reward = timestep.first[None], memory.previous_action, timestep.reward
         observation, frames = see(timestep.observation[None], first, memory.frames)
         last = inputs(first, action[None], reward[None])
@@ -253,7 +257,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return greedy(q), {}, carried._replace(previous_action=greedy(q))
 
     def unroll(params, steps: Step, memory: Memory):
-        """Q of the rows after the burn-in, [T, B, A]; through the burn-in passes no gradient."""
+        """Computes Q of the rows after the burn-in, [T, B, A]. No gradient passes through the burn-in."""
         lstm: Any = memory.lstm if config.stored_state else jax.tree.map(jnp.zeros_like, memory.lstm)
         observation, _ = see(steps.observation, steps.first, memory.frames)
         last = inputs(steps.first, steps.extras["previous_action"], steps.extras["previous_reward"])
@@ -273,7 +277,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         steps = after_burn_in(sample.steps)
         errors, live = td_errors(q, q_target, steps, hypers.discount, config.n_step, config.rescaling_epsilon)
         total = jnp.mean(weights * jnp.sum(0.5 * jnp.square(errors), axis=0))
-        transitions = jnp.maximum(live.sum(), 1.0)  # what is logged is over transitions alone
+        transitions = jnp.maximum(live.sum(), 1.0)  # td_error and value are means over transitions
         metrics = {
             "loss": total,
             "td_error": jnp.abs(errors).sum() / transitions,
@@ -297,7 +301,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(params, target_params, opt_state, state.hypers, step), Feedback(metrics, priorities)
 
     def priority(params: Policy, sample: Sample) -> chex.Array:
-        """What the learner would find with the values that acting saw, for its own network's and the target's."""
+        """Computes an item's priority as the learner does, with the values from acting for both networks' values."""
         steps = after_burn_in(sample.steps)
         q = steps.extras["q"]
         errors, live = td_errors(q, q, steps, params.discount, config.n_step, config.rescaling_epsilon)

@@ -1,12 +1,12 @@
-"""Rainbow: DQN with six improvements, each of which is a switch; and C51, which is the distribution of returns alone.
+"""Rainbow: DQN with six improvements, each of which can be switched off; and C51, which has only `categorical` on.
 
 Hessel et al. 2018, https://arxiv.org/abs/1710.02298. `categorical`: Bellemare et al. 2017,
-https://arxiv.org/abs/1707.06887, whose algorithm 1 the names x, a and p are of. `noisy`: Fortunato et al. 2018,
-https://arxiv.org/abs/1706.10295. `double`, `dueling` and `replay="prioritized"` are as in agents/dqn.py, and `n_step`
-above 1 is the sixth. With all of them off this is DQN.
+https://arxiv.org/abs/1707.06887; the names x, a and p in the code are those of its algorithm 1. `noisy`: Fortunato et
+al. 2018, https://arxiv.org/abs/1706.10295. `double`, `dueling` and `replay="prioritized"` are as in agents/dqn.py, and
+the sixth is `n_step` above 1. With all six off, this is DQN.
 
-Deviations: many environments are played at once, by parameters that may be some updates old, and share the noise of a
-step; evaluations have none. The noisy layers are those after a convolutional torso, or after the mlp.
+Deviations: actors play many environments at once, with parameters that may be a few updates old; an actor's
+environments share each step's noise, and evaluations have no noise. Only the layers after the torso are noisy.
 """
 
 import dataclasses
@@ -26,50 +26,50 @@ from agents.parts.exploration import discrete_actions, greedy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Rainbow's Atari settings (its table 1) by default."""
+    """The settings; by default Rainbow's for Atari (its table 1)."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    dueling: bool = True  # values and advantages apart
-    head_size: int = 512  # a layer of each stream's own, in the place of a convolutional torso's dense one; 0: none
-    noisy: bool = True  # layers after the torso have noise, which explores
-    noisy_sigma: float = 0.5  # sigma_0, of the noise at first
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    dueling: bool = True  # whether the value and the advantages have separate streams
+    head_size: int = 512  # units of each stream's hidden layer, in place of a convolutional torso's dense one; 0: none
+    noisy: bool = True  # whether layers after the torso have noise in their weights, which explores
+    noisy_sigma: float = 0.5  # sigma_0, which sets the initial size of the noise
 
-    categorical: bool = True  # a distribution of returns is learnt, by its probabilities of the atoms
-    v_min: float = -10.0  # returns of the first atom and of the last
-    v_max: float = 10.0
-    num_atoms: int = 51  # N
+    categorical: bool = True  # whether to learn the distribution of returns over fixed atoms; else values
+    v_min: float = -10.0  # return that the first atom stands for
+    v_max: float = 10.0  # return that the last atom stands for
+    num_atoms: int = 51  # N, evenly spaced from v_min to v_max
 
-    double: bool = True  # the target's action is the online network's
-    loss: Literal["huber", "squared"] = "huber"  # of single values: huber clips their error to [-1, 1]
-    n_step: int = 3
+    double: bool = True  # whether the online network chooses the target's action
+    loss: Literal["huber", "squared"] = "huber"  # without categorical; huber clips a value's error to [-1, 1]
+    n_step: int = 3  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 32
-    target_period: int = 2_000  # updates from one copy of the parameters to the next: 32,000 frames
+    target_period: int = 2_000  # updates between copies to the target network: 32,000 frames
 
-    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop: centred
+    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 6.25e-5
-    optimizer_epsilon: float = 1.5e-4  # outside Adam's root, inside RMSProp's
-    rmsprop_decay: float = 0.95  # of the gradient's and of its square's average
+    optimizer_epsilon: float = 1.5e-4  # added outside Adam's square root, inside RMSProp's
+    rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
     max_gradient_norm: float = 0.0  # 0: not clipped
 
     epsilon_initial: float = 0.0
     epsilon_final: float = 0.0
-    epsilon_steps: int = 0  # updates from one to the other
+    epsilon_steps: int = 0  # updates from epsilon_initial to epsilon_final; 0: always epsilon_final
 
     replay: Literal["uniform", "prioritized"] = "prioritized"
     replay_size: int = 1_000_000
-    min_replay_size: int = 20_000  # before the first update; played with epsilon_initial
-    samples_per_insert: float = 8.0  # a quarter of batch_size: an update for each four actions
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
-    priority_exponent: float = 0.5  # omega
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 12_500_000  # updates until beta has risen to 1: 200 million frames; 0: it stays
-    normalize_weights: bool = True  # divides them by the batch's largest
+    min_replay_size: int = 20_000  # items before the first update; until then epsilon is epsilon_initial
+    samples_per_insert: float = 8.0  # times each item is sampled, on average; batch_size / 4: one update per 4 actions
+    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    priority_exponent: float = 0.5  # omega: sampling is proportional to priority^omega
+    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
+    importance_steps: int = 12_500_000  # updates in which beta rises to 1: 200 million frames; 0: beta is constant
+    normalize_weights: bool = True  # whether importance weights are divided by the batch's largest
 
     def __post_init__(self):
         action_values.check(self, positive=("noisy_sigma",))
@@ -80,10 +80,10 @@ class Config:
 
 
 def functions(config: Config, spec: EnvironmentSpec) -> Functions:
-    """What acting and learning are made of.
+    """Builds the functions that acting and learning consist of.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: the actions are not discrete, or the network does not fit the observation.
     """
     network = action_values.make_network(
         config,
@@ -94,16 +94,16 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
     z = np.linspace(config.v_min, config.v_max, config.num_atoms, dtype=np.float32)
 
     def mean(outputs: chex.Array) -> chex.Array:
-        """Q of what the network gives: sum over i of z_i p_i, where that is logits of the atoms."""
+        """Converts network outputs to Q; where they are logits of the atoms, Q is the sum over i of z_i p_i."""
         return jax.nn.softmax(outputs) @ z if config.categorical else outputs
 
     def values(params, key, observation) -> chex.Array:
         return mean(network.outputs(params, key, observation))
 
     def losses(params, target_params, key, transition: Transition) -> Losses:
-        """The cross-entropy to the projected target, or where single values are learnt, DQN's."""
+        """Computes the cross-entropy to the projected target, or without `categorical` DQN's losses."""
         x, a, reward, discount, x_next = transition
-        online_key, target_key, selector_key = jax.random.split(key, 3)  # noise is drawn for each anew
+        online_key, target_key, selector_key = jax.random.split(key, 3)  # each network draws its own noise
         outputs, next_outputs = (
             network.outputs(params, online_key, x),
             network.outputs(target_params, target_key, x_next),
@@ -120,9 +120,9 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: the actions are not discrete, or the network does not fit the observation.
     """
     return action_values.make_agent(config, functions(config, spec))

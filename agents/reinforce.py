@@ -1,14 +1,15 @@
-"""REINFORCE, with and without a learned baseline, and the all-actions policy gradient, from whole episodes.
+"""REINFORCE, with and without a learnt baseline, and the all-actions policy gradient, from whole episodes.
 
 Williams 1992, https://doi.org/10.1007/BF00992696; Sutton and Barto 2018,
-http://incompleteideas.net/book/the-book-2nd.html, sections 13.2 to 13.4, whose names these are: theta parametrises the
-policy, w the baseline v or the action values q. `form` chooses REINFORCE or the update of eq. 13.7, which sums over
-all actions, and so is for discrete ones; there q is learnt from the returns of the actions that were taken, as v is.
-Continuous actions are a Gaussian's (section 13.7; Williams's section 6).
+http://incompleteideas.net/book/the-book-2nd.html, sections 13.2 to 13.4, whose notation this file uses: theta are the
+parameters of the policy, w those of the baseline v or of the action values q. `form` chooses REINFORCE or the update of
+eq. 13.7, which sums over all actions and so needs discrete ones; its q is learnt from the returns of the actions that
+were taken, as v is. For continuous actions the policy is a Gaussian (section 13.7; Williams's section 6).
 
-Deviations: an update is one step with the mean over several episodes of the sum over an episode's steps, all by the
-parameters before it; the policy that acted may be some updates older; Adam may follow that direction; gamma^t may be
-left out. An episode that a time limit ends is a whole one: its return ends with it.
+Deviations: an update is one step by the mean over several episodes of the sum over an episode's steps, all computed
+with the parameters before the update. The policy that acted may be a few updates older, Adam may transform the
+gradient, and gamma^t may be left out. An episode that a time limit ends counts as complete: its return does not
+bootstrap.
 """
 
 import dataclasses
@@ -39,27 +40,27 @@ from agents.parts.policies import make_policy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The book's plain form by default: no baseline, linear functions, stochastic gradient ascent by each episode."""
+    """The settings; by default the book's plain form: no baseline, linear functions, a gradient step per episode."""
 
     form: Literal["reinforce", "all_actions"] = "reinforce"
-    baseline: bool = False  # of form=reinforce: v(s, w) is taken from the return
-    discount_weighting: bool = True  # the step at time t counts gamma^t; else 1
-    max_episode_steps: int = 0  # actions of the longest episode; 0: as many as the environment says
+    baseline: bool = False  # with form=reinforce: whether v(s, w) is subtracted from the return
+    discount_weighting: bool = True  # whether the step at time t has the weight gamma^t; else 1
+    max_episode_steps: int = 0  # actions in the longest episode; 0: the environment's own limit
 
-    hidden_sizes: tuple[int, ...] = ()  # of policy and critic, which share nothing; (): linear in what is seen
+    hidden_sizes: tuple[int, ...] = ()  # of the policy and of the critic, which share nothing; (): linear
     activation: Literal["tanh", "relu"] = "tanh"
-    initial_preferences: tuple[float, ...] = ()  # the policy's outputs, h(s, ., theta), at first; (): all 0, or near
-    sigma: Literal["state", "free"] = "state"  # of continuous actions' Gaussian: an output as mu is, or one parameter
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    initial_preferences: tuple[float, ...] = ()  # initial policy outputs h(s, ., theta); (): about 0
+    sigma: Literal["state", "free"] = "state"  # state: the Gaussian's sigma is a network output; free: a parameter
+    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
     batch_size: int = 1  # episodes in one update
     optimizer: Literal["sgd", "adam"] = "sgd"
-    alpha_theta: float = 2**-13
-    alpha_w: float = 2**-6
-    optimizer_epsilon: float = 1e-8  # outside Adam's root
+    alpha_theta: float = 2**-13  # step size of the policy
+    alpha_w: float = 2**-6  # step size of v or q
+    optimizer_epsilon: float = 1e-8  # added outside Adam's square root
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         check_ranges(
@@ -74,7 +75,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     alpha_theta: Any
     alpha_w: Any
@@ -82,8 +83,8 @@ class Hypers(NamedTuple):
 
 
 class Params(NamedTuple):
-    theta: Any  # the policy's
-    w: Any  # of v or q; () without either
+    theta: Any  # parameters of the policy
+    w: Any  # parameters of v or q; () without either
 
 
 class State(NamedTuple):
@@ -94,7 +95,7 @@ class State(NamedTuple):
 
 
 def returns(rewards: chex.Array, live: chex.Array, discount: Any) -> chex.Array:
-    """G_t = R_{t+1} + gamma R_{t+2} + ... to the end of the episode (eq. 3.8); 0 in rows that are no transitions.
+    """Computes G_t = R_{t+1} + gamma R_{t+2} + ... to the episode's end (eq. 3.8); 0 where a row is not a transition.
 
     Args:
       rewards: R_{t+1}, [T, B].
@@ -108,10 +109,10 @@ def returns(rewards: chex.Array, live: chex.Array, discount: Any) -> chex.Array:
 
 
 def longest_episode(config: Config, spec: EnvironmentSpec) -> int:
-    """The actions of the longest episode.
+    """Returns the number of actions in the longest episode.
 
     Raises:
-      ValueError: it is not known, or longer than config.max_episode_steps.
+      ValueError: the number is not known, or the environment's is above config.max_episode_steps.
     """
     told, limit = config.max_episode_steps, spec.max_episode_steps
     if limit is None and not told:
@@ -124,10 +125,11 @@ def longest_episode(config: Config, spec: EnvironmentSpec) -> int:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: actions without bounds or that cannot be summed over, frames, or episodes that have no known limit.
+      ValueError: an action has no bounds, actions are not discrete with form=all_actions, observations are frames, the
+        longest episode is not known, or config.initial_preferences does not fit the policy's outputs.
     """
     policy = make_policy("reinforce", spec, config.sigma, config.sigma_initial)
     seen = features.vector("reinforce", spec)
@@ -142,12 +144,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
 
     def outputs(theta, x) -> chex.Array:
-        """The policy's: h(s, ., theta) of discrete actions, mu and log sigma of continuous ones."""
+        """Computes the policy's outputs: h(s, ., theta) for discrete actions, mu and log sigma for continuous ones."""
         moved: Any = network.apply(theta, x)
         return moved + jnp.array(start)
 
     def values(w, x) -> chex.Array:
-        """q(s, ., w), [..., A], or v(s, w), [..., 1]; 0 without a baseline."""
+        """Computes q(s, ., w), [..., A], or v(s, w), [..., 1], which is 0 without a baseline."""
         learnt: Any = critic.apply(w, x) if all_actions or config.baseline else jnp.zeros((*x.shape[:-1], 1))
         return learnt
 
@@ -172,7 +174,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return policy.to_environment(raw), {}, memory
 
     def loss(params: Params, hypers: Hypers, sample: Sample):
-        """Its gradient is the direction's negative: the mean over episodes of the sum over their steps."""
+        """Computes a loss whose gradient is minus the update's direction: the mean over episodes of sums over steps."""
         steps, live = sample.steps, sample.steps.live
         x, action = seen.phi(steps.observation[:-1]), policy.kept(steps)[:-1]
         G = returns(steps.reward[:-1], live, hypers.discount)
@@ -206,7 +208,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics |= {"gradient_norm": optax.tree.norm(gradient.theta)}
         return State(params, opt_state, state.hypers, state.step + 1), Feedback(metrics)
 
-    # One item per episode: all its rows, its last observation's among them, and padding.
+    # An item is one episode: all its rows, with the row of its last observation, and padding.
     table = queue_table(config, WholeEpisodes(longest))
     return Agent(
         init=init,
