@@ -1,15 +1,16 @@
-"""Population-based training: who copies whom (exploit), and how what was copied is varied (explore).
+"""Population-based training: who copies whom (exploit), and how copied hyperparameters are varied (explore).
 
-Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846, sections 3 and 4.1. N members learn side by side. Now and then
-a member compares what its last K episodes returned with what its peers' did; where it falls behind, it takes a better
-one's state and varies the hyperparameters in it.
+Jaderberg et al. 2017, https://arxiv.org/abs/1711.09846, sections 3 and 4.1. N members learn side by side. From time to
+time a member compares the returns of its last K episodes with those of its peers. If it falls behind, it copies the
+state of a better member and varies the hyperparameters in that state.
 
-Deviations: a member that has not finished an episode neither copies nor is copied; one whose parameters are no longer
-finite always copies. A hyperparameter on the scale 'step' is moved by addition, which is Mix & Match's rule
+Deviations: a member that has not finished an episode neither copies nor is copied. A member whose parameters are no
+longer finite always copies. A hyperparameter on the scale 'step' is moved by addition, which is Mix & Match's rule
 (Czarnecki et al. 2018, https://arxiv.org/abs/1806.01780, section 4).
 
-Returns are float32 [N, K], NaN where a member has fewer episodes, minus infinity where it has diverged. Donors are
-int32 [N]: whose state each member goes on with, its own number to keep its own.
+The exploit rules map returns to donors. Returns, float32 [N, K], are NaN where a member has fewer episodes, and minus
+infinity for a member that has diverged. Donors, int32 [N], name the member whose state each member continues with; its
+own number means that it keeps its own state.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,27 +20,27 @@ import chex
 import jax
 import jax.numpy as jnp
 
-FRACTION = 0.2  # of the population at either end, for truncation selection (section 4.1.1)
-SIGNIFICANCE = 0.05  # of a t-test
-FACTORS = (0.8, 1.2)
-RESAMPLED = 0.25  # probability that a hyperparameter is drawn anew, where `explore` resamples
+FRACTION = 0.2  # truncation selection: share of members that copy, and that are copied (section 4.1.1)
+SIGNIFICANCE = 0.05  # level of the one-sided t-test
+FACTORS = (0.8, 1.2)  # by which `perturb` multiplies
+RESAMPLED = 0.25  # probability that `resample` draws a hyperparameter anew
 
 
 class Range(NamedTuple):
-    """Where a hyperparameter may lie, and how it is drawn and moved."""
+    """The range of a hyperparameter, and the scale on which it is drawn and moved."""
 
     scale: Literal["log", "linear", "step"]
     low: float
     high: float
-    step: float = 0.0  # of the scale 'step': what is added or subtracted
+    step: float = 0.0  # with scale 'step': the amount that is added or subtracted
 
 
 Ranges = Mapping[str, Range]
 
 
 def draw(key: jax.Array, ranges: Ranges, size: int) -> dict[str, chex.Array]:
-    """Values of each hyperparameter but those on the scale 'step', which start where their agent has them: float32
-    [size], uniform on their scales."""
+    """Draws initial values, float32 [size], uniform on their scales, for every hyperparameter that is not on the scale
+    'step'. Those on that scale start at the value in the agent's config."""
     return {
         name: _draw(jax.random.fold_in(key, index), range_, size)
         for index, (name, range_) in enumerate(ranges.items())
@@ -54,12 +55,15 @@ def _draw(key: jax.Array, range_: Range, size: int) -> chex.Array:
 
 
 def scores(returns: chex.Array) -> chex.Array:
-    """The mean of each member's episodes, [N]; NaN of none."""
+    """Returns each member's mean return, [N]; NaN for a member without episodes."""
     return jnp.nanmean(returns, axis=1)
 
 
 def truncation(key: jax.Array, returns: chex.Array) -> chex.Array:
-    """Who is among the worst fifth takes one of the best fifth, at random; a fifth is one member at least."""
+    """Has each of the worst fifth of members copy a random one of the best fifth; a fifth is at least one member.
+
+    Only members with a score count. A member copies nobody whose score is not higher, and a lone member copies nobody.
+    """
     score = scores(returns)
     size = len(score)
     known = ~jnp.isnan(score)
@@ -72,19 +76,19 @@ def truncation(key: jax.Array, returns: chex.Array) -> chex.Array:
 
 
 def tournament(key: jax.Array, returns: chex.Array) -> chex.Array:
-    """Each meets another at random and takes its state if that one's score is higher (section 4.2.1)."""
+    """Has each member meet another one at random and copy it if its score is higher (section 4.2.1)."""
     score = scores(returns)
     other = _opponents(key, len(score))
     return jnp.where(score[other] > score, other, jnp.arange(len(score)))
 
 
 def t_test(key: jax.Array, returns: chex.Array) -> chex.Array:
-    """As `tournament`, if Welch's t-test also finds the other better (section 4.1.1)."""
+    """Selects as `tournament` does, but copies only if Welch's t-test also finds the other better (section 4.1.1)."""
     score = scores(returns)
     other = _opponents(key, len(score))
     count = jnp.sum(~jnp.isnan(returns), axis=1)
     free = jnp.maximum(count - 1, 1)
-    variance = jnp.nanvar(returns, axis=1) / free  # of the mean: the sample's over its size
+    variance = jnp.nanvar(returns, axis=1) / free  # of the mean return: the unbiased sample variance / count
     total, square = variance + variance[other], variance**2 / free
     degrees = total**2 / (square + square[other] + 1e-30)
     t = (score[other] - score) / jnp.sqrt(total + 1e-30)
@@ -96,7 +100,7 @@ def t_test(key: jax.Array, returns: chex.Array) -> chex.Array:
 
 
 def _opponents(key: jax.Array, size: int) -> chex.Array:
-    """Another member for each, uniformly."""
+    """Draws another member for each member, uniformly."""
     return (jnp.arange(size) + jax.random.randint(key, (size,), 1, size)) % size
 
 
@@ -109,7 +113,7 @@ EXPLOIT: dict[str, Callable[[jax.Array, chex.Array], chex.Array]] = {
 
 
 def perturb(key: jax.Array, value: chex.Array, range_: Range) -> chex.Array:
-    """The value times 0.8 or 1.2; on the scale 'step' one step more or less. Within the range."""
+    """Multiplies the value by 0.8 or 1.2, or on the scale 'step' adds or subtracts a step; clips it to the range."""
     up = jax.random.bernoulli(key, shape=value.shape)
     if range_.scale == "step":
         moved = value + jnp.where(up, range_.step, -range_.step)
@@ -119,7 +123,7 @@ def perturb(key: jax.Array, value: chex.Array, range_: Range) -> chex.Array:
 
 
 def resample(key: jax.Array, value: chex.Array, range_: Range) -> chex.Array:
-    """With probability 1/4 a new draw, else the value; on the scale 'step' as `perturb`."""
+    """Draws the value anew with probability 1/4, else keeps it; on the scale 'step' it does what `perturb` does."""
     if range_.scale == "step":
         return perturb(key, value, range_)
     draw_key, choice_key = jax.random.split(key)
@@ -135,7 +139,7 @@ EXPLORE: dict[str, Callable[[jax.Array, chex.Array, Range], chex.Array]] = {
 
 
 def explore(key: jax.Array, rule: str, values: Mapping[str, Any], ranges: Ranges) -> dict[str, chex.Array]:
-    """Each value varied by the `rule` of EXPLORE, on its own."""
+    """Varies each value independently by the `rule`, a key of EXPLORE."""
     return {
         name: EXPLORE[rule](jax.random.fold_in(key, index), jnp.asarray(values[name], jnp.float32), range_)
         for index, (name, range_) in enumerate(ranges.items())
@@ -143,5 +147,5 @@ def explore(key: jax.Array, rule: str, values: Mapping[str, Any], ranges: Ranges
 
 
 def member_of(environment: Any, members: int, tasks: int = 1) -> Any:
-    """Whose an environment of a vectorised population is: whole rounds of the tasks go to one member after another."""
+    """Returns the member of a vectorised population that owns an environment; each owns whole rounds of the tasks."""
     return environment // tasks % members

@@ -1,13 +1,13 @@
-"""PPO: several epochs of minibatches on each batch of experience, held near the policy that made it by clipping.
+"""PPO: several epochs of minibatches on each batch of experience, with clipping to stay near the policy that made it.
 
 Schulman et al. 2017, https://arxiv.org/abs/1707.06347; advantages by GAE(lambda) (Schulman et al. 2016,
-https://arxiv.org/abs/1506.02438). Sections below are the first paper's.
+https://arxiv.org/abs/1506.02438). Section numbers below refer to the first paper.
 
-Deviations, all usual and each a field of the config: advantages are normalised in each minibatch; the gradient's norm
-is clipped; the learning rate falls, which the paper's does on Atari; observations and rewards may be brought to scale;
-value errors may be clipped, and an update may stop where the policies are too far apart. Actors may be one batch
-behind; the ratio is to the policy that acted. Rows whose action the environment threw away (they close an episode) are
-no transitions and teach nothing.
+Deviations, all common, and each a field of the config: advantages are normalised in each minibatch; the gradient's norm
+is clipped; the learning rate falls, as the paper's does on Atari; observations and rewards may be normalised; value
+errors may be clipped; an update may stop when its policy is too far from the one that acted. Actors may be one batch
+behind, so the ratio's denominator is the policy that acted. A row that closes an episode, whose action the environment
+threw away, is not a transition, and the agent does not learn from it.
 """
 
 import dataclasses
@@ -32,51 +32,51 @@ from agents.parts.policy_network import Functions, Memory, functions
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings (table 5) by default."""
+    """The settings; by default the paper's for Atari (table 5)."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    lstm_size: int = 0  # 0: feed-forward
-    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
-    separate_value: bool = False  # the value has a torso of its own
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "tanh"  # with torso=mlp
+    lstm_size: int = 0  # units of the LSTM; 0: no LSTM, the network is feed-forward
+    lstm_previous: bool = False  # whether the LSTM also sees the last action and reward
+    separate_value: bool = False  # whether the value has its own torso
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # free: the Gaussian's sigma is a parameter; state: a network output
+    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
+    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
 
-    unroll_length: int = 128  # T
-    batch_size: int = 8  # N, environments
+    unroll_length: int = 128  # T, steps of each environment in one update
+    batch_size: int = 8  # N, environments in one update
     epochs: int = 3  # K, passes over a batch in one update
-    minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
-    clip_epsilon: float = 0.1  # of the ratio
-    decay_clip: bool = True  # it falls with the learning rate, but does not rise with it
+    minibatches: int = 4  # parts of each pass; the batch's rows are split, or with an LSTM its environments
+    clip_epsilon: float = 0.1  # the probability ratio is clipped to [1 - this, 1 + this]
+    decay_clip: bool = True  # whether clip_epsilon decays with the learning rate; it has no warm-up
     discount: float = 0.99  # gamma
-    lambda_: float = 0.95  # of GAE
-    baseline_cost: float = 1.0  # c_1
-    entropy_cost: float = 0.01  # c_2
-    clip_values: bool = False  # a value moves by clip_epsilon at most, too
-    max_kl: float = 0.0  # mean divergence in a minibatch from which on the update leaves out what is left; 0: none
-    normalize_advantages: bool = True
-    normalize_observations: bool = False
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns
+    lambda_: float = 0.95  # GAE's lambda
+    baseline_cost: float = 1.0  # c_1, weight of the value's loss
+    entropy_cost: float = 0.01  # c_2, weight of the entropy bonus
+    clip_values: bool = False  # whether the value's loss, too, is clipped at changes of clip_epsilon
+    max_kl: float = 0.0  # a minibatch with a larger mean KL is skipped, as are all later ones of the update; 0: never
+    normalize_advantages: bool = True  # in each minibatch
+    normalize_observations: bool = False  # by running statistics
+    normalize_rewards: bool = False  # divide rewards by the running standard deviation of discounted returns
 
     learning_rate: float = 2.5e-4
     adam_epsilon: float = 1e-5
     max_gradient_norm: float = 0.5  # 0: not clipped
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
+    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
+    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         check(self)
 
 
 def check(config: Any) -> None:
-    """Raises ValueError, naming the field, where one is out of range: of those that PPO has."""
+    """Raises ValueError, naming the field, if a field that PPO's Config has is out of range; PPO-RND calls it, too."""
     check_ranges(
         config,
         counts=("frame_stack", "unroll_length", "batch_size", "epochs", "minibatches", "queue_batches"),
@@ -95,7 +95,7 @@ def check(config: Any) -> None:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -108,50 +108,50 @@ class Hypers(NamedTuple):
 class State(NamedTuple):
     params: Any  # theta
     opt_state: optax.OptState
-    observations: Any  # Normalizer, or () where they are not normalised
-    returns: Any  # likewise
+    observations: Any  # Normalizer of observations, or () where they are not normalised
+    returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class Params(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any
-    observations: Any
+    observations: Any  # State.observations
 
 
 class Rows(NamedTuple):
-    """What a minibatch is of, [T, B, ...]."""
+    """The rows of a batch or of a minibatch, [T, B, ...]."""
 
-    seen: Any
+    seen: Any  # Seen, the network's inputs
     first: chex.Array
     action: Any
-    log_prob: chex.Array  # of the policy that acted
+    log_prob: chex.Array  # log pi_old(a_t | s_t), of the policy that acted
     value: chex.Array  # V_old
     advantage: chex.Array
-    target: chex.Array  # R, of the value
-    live: chex.Array  # 1 of transitions, 0 of rows whose action was thrown away
+    target: chex.Array  # R_t, what the value is to predict
+    live: chex.Array  # 1 for transitions, 0 for rows whose action was thrown away
 
 
 def clipped_surrogate(log_ratios: chex.Array, advantages: chex.Array, epsilon: Any) -> chex.Array:
-    """min(r A, clip(r, 1 - epsilon, 1 + epsilon) A), r = pi / pi_old (section 3, eq. 7), elementwise."""
+    """Computes min(r A, clip(r, 1 - epsilon, 1 + epsilon) A) elementwise, with r = pi / pi_old (section 3, eq. 7)."""
     ratios = jnp.exp(log_ratios)
     return jnp.minimum(ratios * advantages, jnp.clip(ratios, 1.0 - epsilon, 1.0 + epsilon) * advantages)
 
 
 def scaled(observations: Any, x: Any) -> Any:
-    """Observations as the network is shown them: by the statistics `observations`, or () for as they are."""
+    """Normalises `x` by the statistics `observations` for the network; returns `x` itself if they are ()."""
     return normalizer.apply(observations, x) if isinstance(observations, Normalizer) else x
 
 
 def objective(
     config: Any, policy: Policy, hypers: Any, rows: Rows, outputs: chex.Array, values: chex.Array
 ) -> tuple[chex.Array, dict[str, Any]]:
-    """Eq. 9 of one minibatch, with a minus, and metrics; means are over transitions.
+    """Computes the negative of eq. 9, which is to be minimised, and metrics; means are over a minibatch's transitions.
 
-    `outputs` [T, B, P] are the policy's of these rows, and `values` V [T, B], by the parameters that learn.
+    `outputs` [T, B, P] of the policy and `values` V [T, B] of these rows come from the parameters that learn.
     """
     weights, advantages = rows.live / jnp.maximum(pmean(rows.live.mean()), 1e-6), rows.advantage
     if config.normalize_advantages:
@@ -171,7 +171,7 @@ def objective(
         "policy_loss": policy_loss,
         "baseline_loss": baseline_loss,
         "entropy": entropy,
-        # Of the policy that acted from this one; never negative (http://joschu.net/blog/kl-approx.html, k3).
+        # KL(policy that acted || this one): k3 of http://joschu.net/blog/kl-approx.html, which is never negative.
         "kl": jnp.mean(weights * (jnp.expm1(log_ratios) - log_ratios)),
         "clipped": jnp.mean(weights * (jnp.abs(jnp.expm1(log_ratios)) > hypers.clip_epsilon)),
     }
@@ -187,16 +187,19 @@ def learn(
     rows,
     lstm,
 ) -> tuple[Any, dict[str, Any]]:
-    """The state after an update's epochs of minibatches, and their metrics.
+    """Runs an update's epochs of minibatches; returns the state after them and their metrics.
 
     Args:
-      config: the agent's, and `optimizer` its.
-      loss: (params, hypers, a minibatch of the rows, the LSTM's states before it, key) -> the loss, and metrics, of
-        which "kl" may stop the update.
-      state: before the update; `key` is of the shuffling.
-      rows: the batch, arrays [T, B, ...], and `lstm` the LSTM's state before it, [B, ...].
+      config: the agent's.
+      optimizer: the agent's.
+      loss: (params, hypers, a minibatch of rows, the LSTM's states before it, key) -> the loss, and metrics, of which
+        "kl" may stop the update.
+      state: the agent's State before the update.
+      key: for the shuffling and for `loss`.
+      rows: the batch, arrays [T, B, ...].
+      lstm: the LSTM's state before the batch, [B, ...]; () without one.
     """
-    if not config.lstm_size:  # rows are shuffled one by one
+    if not config.lstm_size:  # all rows become one axis, to be shuffled one by one
         rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), rows)
     size = jax.tree.leaves(rows)[0].shape[1]
     eta = learning_rate_of(config, state)
@@ -206,7 +209,7 @@ def learn(
         hypers = hypers._replace(clip_epsilon=hypers.clip_epsilon * remaining(config, state))
 
     def step(carry, drawn):
-        """One minibatch: the entries `index` of the batch axis."""
+        """Takes one step, on the minibatch of the entries `index` of the batch axis."""
         (params, opt_state, stopped), (index, key) = carry, drawn
         minibatch = jax.tree.map(lambda x: x[:, index], rows)
         states = jax.tree.map(lambda x: x[index], lstm)
@@ -226,7 +229,7 @@ def learn(
 
 
 def make_agent(config: Any, f: Functions, init: Any, policy: Any, update: Any) -> Agent:
-    """The agent that plays as PPO does, by the Params that `policy` makes of a state."""
+    """Makes an agent that acts as PPO does, with the Params that `policy` computes from a State."""
 
     def outputs(params: Params, timestep: TimeStep, memory: Memory):
         seen = timestep._replace(observation=scaled(params.observations, timestep.observation))
@@ -244,7 +247,7 @@ def make_agent(config: Any, f: Functions, init: Any, policy: Any, update: Any) -
         action, _, memory = f.play(f.policy.mode(found), timestep, memory)
         return action, {}, memory
 
-    # Minibatches are of environments with an LSTM; else of rows, of which each environment has unroll_length.
+    # Entries of a batch for each environment. With an LSTM, minibatches consist of whole environments; else of rows.
     rows = 1 if config.lstm_size else config.unroll_length
     return Agent(
         init=init,
@@ -261,10 +264,10 @@ def make_agent(config: Any, f: Functions, init: Any, policy: Any, update: Any) -
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, an action without bounds, or frames to be normalised.
+      ValueError: the network does not fit the observation, an action has no bounds, or frames are to be normalised.
     """
     f = functions("ppo", config, spec, config.separate_value)
     if config.normalize_observations and config.torso != "mlp":
@@ -309,7 +312,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         metrics = {"value": values.mean(), "explained_variance": explained_variance(advantages, targets)}
         state, learning = learn(config, optimizer, loss, state, key, rows, lstm)
 
-        # From the next update on: this one's ratios are to what the old statistics showed the actors.
+        # The new statistics hold from the next update on: the actors' log-probabilities are by the old ones.
         observation = steps.observation[:-1].reshape(-1, *spec.observation_shape)
         observations = normalizer.update(state.observations, observation)
         returns = normalizer.join(state.returns, reward_scale.seen(config, steps))

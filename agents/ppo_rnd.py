@@ -1,13 +1,13 @@
-"""PPO with random network distillation: what a predictor cannot tell yet of an observation is a reward of its own.
+"""PPO with random network distillation: the error of a predictor network on an observation is an extra reward.
 
-Burda et al. 2019, https://arxiv.org/abs/1810.12894, on PPO (agents/ppo.py). f is a network that stays as it was at
-first, and f^ learns to tell f(o) of observations o that were seen; its error is the intrinsic reward, which runs on
-across episodes' ends and has a value and a discount of its own.
+Burda et al. 2019, https://arxiv.org/abs/1810.12894, on PPO (agents/ppo.py). f is a fixed random network, and f^ learns
+to predict f(o) on the observations o that were seen. Its error is the intrinsic reward. The intrinsic return continues
+across the ends of episodes, and has its own value and discount.
 
-Deviations: f and f^ have ReLUs, not leaky ones. Statistics of observations begin with the first batch, which no random
-agent has played before, and each batch is in them before its own rewards are computed. A batch's rows do not say which
-environment they continue: the filter that sums up intrinsic rewards starts each block at its mean so far. Minibatches
-are of rows. All else is PPO's.
+Deviations: f and f^ have ReLUs, not leaky ones. Statistics of observations begin with the first batch, without a random
+agent that plays beforehand, and include each batch before its own rewards are computed. A batch's rows do not say which
+environment they continue, so the filter that sums intrinsic rewards starts each block at its running mean. Minibatches
+consist of rows, not of environments, unless there is an LSTM. Everything else is as in PPO.
 """
 
 import dataclasses
@@ -29,55 +29,55 @@ from agents.parts.policy_network import functions
 from agents.parts.stacking import channels_last
 from agents.parts.torsos import ORTHOGONAL, make_torso
 
-LIMIT = 5.0  # of a normalised observation
+LIMIT = 5.0  # normalised observations are clipped to [-LIMIT, LIMIT]
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's settings by default, for 128 environments."""
+    """The settings; by default the paper's for 128 environments."""
 
-    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"  # the policy's, and of f and f^
-    frame_stack: int = 4  # frames of its episode that the policy sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the policy's mlp's
-    lstm_size: int = 0  # 0: feed-forward
-    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
-    separate_value: bool = False  # the values have a torso of their own
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the policy's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"  # of the policy, and of f and f^
+    frame_stack: int = 4  # newest frames of the episode that the policy sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "tanh"  # of the policy's torso=mlp
+    lstm_size: int = 0  # units of the LSTM; 0: no LSTM, the network is feed-forward
+    lstm_previous: bool = False  # whether the LSTM also sees the last action and reward
+    separate_value: bool = False  # whether the values have their own torso
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the policy's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # free: the Gaussian's sigma is a parameter; state: a network output
+    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
+    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
 
-    features: int = 512  # numbers that f makes of an observation
-    predictor_layers: int = 2  # dense layers that f^ has and f has not
-    predictor_fraction: float = 0.25  # of a minibatch's rows, that the predictor learns from
-    extrinsic_coefficient: float = 2.0  # of advantages
-    intrinsic_coefficient: float = 1.0
+    features: int = 512  # size of f's output
+    predictor_layers: int = 2  # additional dense layers of f^
+    predictor_fraction: float = 0.25  # share of a minibatch's rows that the predictor learns from
+    extrinsic_coefficient: float = 2.0  # weight of the extrinsic advantages
+    intrinsic_coefficient: float = 1.0  # weight of the intrinsic advantages
     intrinsic_discount: float = 0.99  # gamma_I
 
-    unroll_length: int = 128
-    batch_size: int = 128  # environments
+    unroll_length: int = 128  # steps of each environment in one update
+    batch_size: int = 128  # environments in one update
     epochs: int = 4  # passes over a batch in one update
-    minibatches: int = 4  # parts of the batch in each pass: of its rows, with an LSTM of its environments
-    clip_epsilon: float = 0.1  # of the ratio
-    decay_clip: bool = False  # it falls with the learning rate
+    minibatches: int = 4  # parts of each pass; the batch's rows are split, or with an LSTM its environments
+    clip_epsilon: float = 0.1  # the probability ratio is clipped to [1 - this, 1 + this]
+    decay_clip: bool = False  # whether clip_epsilon decays with the learning rate
     discount: float = 0.999  # gamma_E
-    lambda_: float = 0.95  # of GAE, both streams'
-    baseline_cost: float = 1.0  # of both values
-    entropy_cost: float = 0.001
-    clip_values: bool = False  # the extrinsic value moves by clip_epsilon at most, too
-    max_kl: float = 0.0  # mean divergence in a minibatch from which on the update leaves out what is left; 0: none
-    normalize_advantages: bool = False  # the sum of both streams'
-    normalize_rewards: bool = False  # extrinsic ones, divided by the running deviation of discounted returns
+    lambda_: float = 0.95  # GAE's lambda, for both streams
+    baseline_cost: float = 1.0  # weight of the losses of both values
+    entropy_cost: float = 0.001  # weight of the entropy bonus
+    clip_values: bool = False  # whether the extrinsic value's loss, too, is clipped at changes of clip_epsilon
+    max_kl: float = 0.0  # a minibatch with a larger mean KL is skipped, as are all later ones of the update; 0: never
+    normalize_advantages: bool = False  # in each minibatch, the sum of both streams' advantages
+    normalize_rewards: bool = False  # divide extrinsic rewards by their discounted returns' deviation
 
     learning_rate: float = 1e-4
     adam_epsilon: float = 1e-8
     max_gradient_norm: float = 0.0  # 0: not clipped
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
+    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
+    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         ppo.check(self)
@@ -90,7 +90,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -104,36 +104,36 @@ class Hypers(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    policy: Any  # and values
-    predictor: Any  # f^
+    policy: Any  # parameters of the policy and of both values
+    predictor: Any  # parameters of f^
 
 
 class State(NamedTuple):
     params: Learnt
-    target: Any  # f, which stays
+    target: Any  # parameters of f, which never change
     opt_state: optax.OptState
-    observations: Normalizer  # of what f and f^ see
-    returns: Any  # of extrinsic rewards, or () where they are not normalised
-    intrinsic_returns: Normalizer
+    observations: Normalizer  # statistics of the observations, for f and f^
+    returns: Any  # statistics of discounted extrinsic returns, or () where rewards are not normalised
+    intrinsic_returns: Normalizer  # statistics of discounted intrinsic returns
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class Rows(NamedTuple):
-    """What a minibatch is of, [T, B, ...]."""
+    """The rows of a batch or of a minibatch, [T, B, ...]."""
 
-    ppo: ppo.Rows  # of the sum of both streams' advantages, and extrinsic values
+    ppo: ppo.Rows  # with the weighted sum of both streams' advantages, and extrinsic values
     next: chex.Array  # o_{t+1}
     features: chex.Array  # f(o_{t+1})
-    intrinsic_target: chex.Array  # of the intrinsic value
+    intrinsic_target: chex.Array  # R_I, what the intrinsic value is to predict
 
 
 class Features(nn.Module):
-    """f, or f^, which has more layers: float32 [N, ...] -> [N, features]."""
+    """The network f, or with more layers f^: float32 [N, ...] -> [N, features]."""
 
     config: Config
-    layers: int
+    layers: int  # additional dense layers
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
@@ -146,7 +146,7 @@ class Features(nn.Module):
 
 
 def forward_returns(rewards: chex.Array, discount: Any, start: Any) -> chex.Array:
-    """G_t = gamma G_{t-1} + r_t from `start` on, [T, B]: rewards so far, of which the oldest count least."""
+    """Computes G_t = gamma G_{t-1} + r_t, [T, B], from G_{-1} = `start`: the discounted sum of past rewards."""
 
     def step(G, reward):
         G = discount * G + reward
@@ -156,22 +156,22 @@ def forward_returns(rewards: chex.Array, discount: Any, start: Any) -> chex.Arra
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, or an action without bounds.
+      ValueError: the network does not fit the observation, or an action has no bounds.
     """
     f = functions("ppo_rnd", config, spec, config.separate_value, num_values=2)
     target, predictor = Features(config, 0), Features(config, config.predictor_layers)
     optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
 
     def shown(observations: Normalizer, x) -> chex.Array:
-        """Observations as they came, [N, ...], as f and f^ see them; of frames the newest alone."""
+        """Normalises observations [N, ...] for f and f^, which see single frames, not stacks."""
         x = normalizer.apply(observations, x, LIMIT)
         return x if config.torso == "mlp" else channels_last(x, 1)
 
     def of(network: Features, params, observations: Normalizer, x) -> chex.Array:
-        """Features of observations [T, B, ...]."""
+        """Computes a network's features of observations [T, B, ...]: [T, B, features]."""
         found: Any = network.apply(params, shown(observations, x.reshape(-1, *x.shape[2:])))
         return found.reshape(*x.shape[:2], -1)
 
@@ -207,7 +207,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         V_E, V_I = values[..., 0], values[..., 1]
         rewards = reward_scale.scaled(state.returns, steps.reward[:-1])
         A_E = gae(V_E, rewards, hypers.discount * steps.discount[:-1], live, hypers.lambda_)
-        # To the intrinsic stream the last observation of an episode leads on to the first of the next.
+        # In the intrinsic stream, an episode's last observation leads on to the first of the next episode.
         every = jnp.ones_like(live)
         A_I = gae(V_I, intrinsic_rewards, hypers.intrinsic_discount * every, every, hypers.lambda_)
         R_E, R_I = A_E + V_E[:-1], A_I + V_I[:-1]

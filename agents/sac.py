@@ -1,13 +1,13 @@
-"""SAC: soft actor-critic, which learns off-policy to have high returns and, at once, to act as randomly as it may.
+"""SAC: soft actor-critic, an off-policy agent that maximises both the return and the entropy of its policy.
 
-Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905, whose names these are, with its tuned temperature; the first
-paper is https://arxiv.org/abs/1801.01290. Discrete actions: Christodoulou 2019, https://arxiv.org/abs/1910.07207.
+Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905, whose notation this file uses, with its tuned temperature; the
+first paper is https://arxiv.org/abs/1801.01290. Discrete actions: Christodoulou 2019, https://arxiv.org/abs/1910.07207.
 
-Deviations: hidden layers start orthogonal and the policy's outputs near 0, so that its first actions are spread over
-all the range and no others are played at first; sigma is kept within [1e-3, 10]; the temperature steps by the entropy
-that the policy's step has found. With discrete actions targets are soft too, and there are no convolutions. Beyond the
-papers: n-step returns (without the entropies on the way), prioritised replay (by the larger of an item's two errors),
-normalised observations, a policy that may step less often, and any number of critics.
+Deviations: hidden layers start orthogonal and the policy's outputs near 0, so that its first actions cover the whole
+range; there is no phase of uniformly random actions. sigma is kept within [1e-3, 10]. The temperature's step uses the
+entropy that the policy's loss found. With discrete actions, targets move softly too (not by copies), and there are no
+convolutions. Beyond the papers: n-step returns (without the entropies in between), prioritised replay (by the largest
+of an item's errors), normalised observations, a policy that may step less often, and any number of critics.
 """
 
 import dataclasses
@@ -44,30 +44,30 @@ from agents.parts.policies import make_policy
 @dataclasses.dataclass(frozen=True)
 class Config:
     hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of each critic
-    normalize_observations: bool = False
-    num_critics: int = 2  # whose least value counts
+    normalize_observations: bool = False  # by running statistics
+    num_critics: int = 2  # their least value is used in targets and in the policy's loss
 
-    n_step: int = 1
+    n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
-    batch_size: int = 256
+    batch_size: int = 256  # transitions in one update
     policy_learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
-    alpha_learning_rate: float = 3e-4  # of log alpha; 0: the temperature stays
-    alpha: float = 1.0  # the temperature at first
-    continuous_entropy: float = -1.0  # H of continuous actions, in nats for each number of an action
-    discrete_entropy: float = 0.98  # H of discrete actions, as a share of log |A|
-    policy_period: int = 1  # updates of the critics from one of the policy and the temperature to the next
-    tau: float = 0.005  # how far the targets move at each update
+    alpha_learning_rate: float = 3e-4  # of log alpha; 0: the temperature is constant
+    alpha: float = 1.0  # the initial temperature
+    continuous_entropy: float = -1.0  # target entropy H with continuous actions, in nats per dimension of an action
+    discrete_entropy: float = 0.98  # target entropy H with discrete actions, as a fraction of log |A|
+    policy_period: int = 1  # critic updates for each update of the policy and of the temperature
+    tau: float = 0.005  # fraction by which the target critics move towards the critics at each update
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 10_000  # before the first update
-    samples_per_insert: float = 256.0  # batch_size: an update for each step
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
-    priority_exponent: float = 0.6
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: it stays
+    min_replay_size: int = 10_000  # items in the replay before the first update
+    samples_per_insert: float = 256.0  # times each item is sampled, on average; batch_size: one update per step
+    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    priority_exponent: float = 0.6  # sampling is proportional to priority^priority_exponent
+    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
+    importance_steps: int = 100_000  # updates in which beta rises to 1; 0: beta is constant
 
     def __post_init__(self):
         check_ranges(
@@ -81,7 +81,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -90,7 +90,7 @@ class Hypers(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """Parameters, or what an optimiser keeps for them."""
+    """Parameters, or the states of their optimisers."""
 
     policy: Any  # phi
     critic: Any  # theta_i, stacked: [num_critics, ...]
@@ -102,49 +102,49 @@ class State(NamedTuple):
     target_critic: Any  # theta-bar_i
     opt_state: Learnt
     normalizer: Any  # Normalizer, or () where observations are not normalised
-    max_priority: chex.Array  # float32, the largest so far
+    max_priority: chex.Array  # float32, the largest priority so far
     hypers: Hypers
     step: chex.Array  # updates so far, int32
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any  # phi
-    normalizer: Any
-    max_priority: chex.Array
+    normalizer: Any  # as in State
+    max_priority: chex.Array  # float32, the priority of new items
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: factored or unbounded actions, or frames.
+      ValueError: actions are factored or unbounded, or observations are frames.
     """
     if isinstance(spec.actions, FactoredActions):
         raise unsuitable("sac", "discrete or continuous", spec)
     bounds: Any = spec.actions
     discrete = isinstance(bounds, DiscreteActions)
     flat, family = vector("sac", spec).phi, make_policy("sac", spec, sigma="state", squash=True)
-    size = family.num_outputs if discrete else family.num_outputs // 2  # how many actions, or numbers of an action
+    size = family.num_outputs if discrete else family.num_outputs // 2  # number of actions, or of dimensions of one
     policy: Any = MLP(family.num_outputs, config.hidden_sizes, "relu")
     critic: Any = MLP(size, config.hidden_sizes, "relu") if discrete else ActionCritic(1, config.hidden_sizes)
     critics, optimizer = Ensemble(critic, config.num_critics), make_optimizer("adam")
     target_entropy = config.discrete_entropy * math.log(size) if discrete else config.continuous_entropy * size
 
     def outputs(phi, observation) -> chex.Array:
-        """What the distribution of actions is made of: [B, ...] -> [B, num_outputs]."""
+        """Computes the outputs that define the distribution of actions: [B, ...] -> [B, num_outputs]."""
         return policy.apply(phi, flat(observation))
 
     def Q(theta, observation, action) -> chex.Array:
-        """The values of each critic, [num_critics, B], of actions int32 [B] or in [-1, 1], [B, ...]."""
+        """Computes each critic's values, [num_critics, B], of actions: int32 [B], or [B, ...] in [-1, 1]."""
         if discrete:
             return jnp.take_along_axis(critics.apply(theta, flat(observation)), action[None, :, None], axis=-1)[..., 0]
         return critics.apply(theta, flat(observation), action)[..., 0]
 
     def soft_value(phi, theta, alpha, key: jax.Array, observation) -> tuple[chex.Array, chex.Array]:
-        """E[min_i Q_i(s, a) - alpha log pi(a|s)] and the entropy E[-log pi(a|s)], [B] each: of discrete actions the
-        expectations are sums over them, of continuous ones they are those of one sample, through which slopes go."""
+        """Computes E[min_i Q_i(s, a) - alpha log pi(a|s)] and the entropy E[-log pi(a|s)], [B] each: as sums over all
+        discrete actions, or from one sample of continuous ones, through which gradients pass."""
         x = outputs(phi, observation)
         if discrete:
             entropy = family.entropy(x)
@@ -164,7 +164,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return -jnp.mean(value), jnp.mean(entropy)
 
     def temperature_loss(log_alpha, entropy):
-        """J(alpha) = E[-alpha log pi - alpha H]; alpha falls where the policy is more random than asked for."""
+        """Computes J(alpha) = E[-alpha log pi - alpha H]: alpha falls while the entropy is above its target H."""
         return jnp.exp(log_alpha) * (entropy - target_entropy), ()
 
     def init(key: jax.Array) -> State:
@@ -173,7 +173,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         seen = (observation,) if discrete else (observation, jnp.zeros((1, size)))
         log_alpha = jnp.float32(math.log(config.alpha))
         params = Learnt(policy.init(policy_key, observation), critics.init(critic_key, *seen), log_alpha)
-        targets = jax.tree.map(jnp.copy, params.critic)  # no shared buffers: an update may be given them to overwrite
+        targets = jax.tree.map(jnp.copy, params.critic)  # copies, for an update may overwrite its input's buffers
         opt_state = Learnt(*map(optimizer.init, params))
         statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
         hypers = initial_hypers(Hypers, config)
@@ -204,14 +204,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         errors = critic.aux
 
         def climb(phi, log_alpha, opt_phi, opt_alpha):
-            """The policy climbs the critics of after their step, and the temperature follows its entropy."""
+            """Steps the policy up the updated critics, and the temperature by the policy's entropy."""
             policy = minimize(policy_loss, (critic.params, alpha, policy_key, s), optimizer, phi, opt_phi, rate_phi)
             tuned = minimize(temperature_loss, (policy.aux,), optimizer, log_alpha, opt_alpha, rate_alpha)
             found = policy.loss, policy.aux, policy.gradient_norm
             return policy.params, tuned.params, policy.opt_state, tuned.opt_state, *found
 
         def rest(*args):
-            # What is logged is of the next observations, whose values are there.
+            # Metrics then are of the next observations, whose values the targets needed anyway.
             return *args, -jnp.mean(v), jnp.mean(entropy_next), jnp.float32(0)
 
         before = params.policy, params.log_alpha, opt_state.policy, opt_state.log_alpha

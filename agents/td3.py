@@ -1,12 +1,12 @@
-"""TD3: twin delayed deep deterministic policy gradients, a DDPG whose critics do not value actions too highly.
+"""TD3: twin delayed deep deterministic policy gradients, a DDPG that counters the overestimation of action values.
 
-Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477; the names are those of its algorithm 1.
+Fujimoto et al. 2018, https://arxiv.org/abs/1802.09477; the names in the code are those of its algorithm 1.
 
-Deviations: sizes, batch, rates and the random start are those of the authors' later code, which CleanRL has too, not
-the paper's; hidden layers start orthogonal, last ones near 0; noise is in halves of the actions' range. Beyond the
-paper: n-step returns, prioritised replay (an item's priority is the larger of its two errors, as in Fujimoto et al.
-2020, https://arxiv.org/abs/2007.06049), normalised observations or layers, and any number of critics: with one,
-`target_noise` 0 and `policy_period` 1 it is DDPG.
+Deviations: layer sizes, batch size, learning rates and the random start are not the paper's but those of the authors'
+later code, which CleanRL has too; hidden layers start orthogonal, and last layers near 0; noise is in units of half the
+actions' range. Beyond the paper: n-step returns, prioritised replay (an item's priority is the largest of its critics'
+errors, as in Fujimoto et al. 2020, https://arxiv.org/abs/2007.06049), normalised observations or layers, and any number
+of critics. With one critic, `target_noise` 0 and `policy_period` 1, this is DDPG.
 """
 
 import dataclasses
@@ -40,32 +40,32 @@ from agents.parts.optimization import due_every, initial_hypers, make_optimizer,
 @dataclasses.dataclass(frozen=True)
 class Config:
     hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of each critic; the paper's are (400, 300)
-    layer_norm: bool = False  # the first layer of each normalised, and tanh, as in Acme's networks
-    normalize_observations: bool = False
-    num_critics: int = 2  # whose least value is the target's
+    layer_norm: bool = False  # whether first layers have layer normalisation and tanh, as in Acme's networks
+    normalize_observations: bool = False  # by running statistics
+    num_critics: int = 2  # their least value is the target's
 
-    n_step: int = 1
+    n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
-    batch_size: int = 256  # N; the paper's is 100
-    policy_learning_rate: float = 3e-4  # the paper's are 1e-3
+    batch_size: int = 256  # N, transitions in one update; the paper's is 100
+    policy_learning_rate: float = 3e-4  # the paper's two learning rates are 1e-3
     critic_learning_rate: float = 3e-4
-    policy_period: int = 2  # d, updates of the critics from one of the policy, and of the targets, to the next
-    tau: float = 0.005  # how far the targets move
-    target_noise: float = 0.2  # sigma~ of the target's actions, in halves of the actions' range
-    target_noise_clip: float = 0.5  # c, likewise
+    policy_period: int = 2  # d, critic updates for each update of the policy and of the targets
+    tau: float = 0.005  # fraction by which the targets move towards the parameters
+    target_noise: float = 0.2  # sigma~ of noise on the target's actions, in units of half their range
+    target_noise_clip: float = 0.5  # c, at which that noise is clipped, in the same unit
 
-    noise_scale: float = 0.1  # sigma of the actions that are played, likewise
+    noise_scale: float = 0.1  # sigma of noise on the actions that are played, in the same unit
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 25_000  # before the first update
-    random_start: bool = True  # actions are uniformly random before the first update
-    samples_per_insert: float = 256.0  # batch_size: an update for each step
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
-    priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: it stays
+    min_replay_size: int = 25_000  # items in the replay before the first update
+    random_start: bool = True  # whether actions are uniformly random before the first update
+    samples_per_insert: float = 256.0  # times each item is sampled, on average; batch_size: one update per step
+    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
+    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
+    importance_steps: int = 100_000  # updates in which beta rises to 1; 0: beta is constant
 
     def __post_init__(self):
         check_ranges(
@@ -82,7 +82,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -92,30 +92,30 @@ class Hypers(NamedTuple):
 
 
 class State(NamedTuple):
-    params: PolicyAndCritic  # phi, and theta_i, stacked: [num_critics, ...]
+    params: PolicyAndCritic  # phi; theta_i, stacked: [num_critics, ...]
     target_params: PolicyAndCritic  # phi', theta_i'
     opt_state: PolicyAndCritic
     normalizer: Any  # Normalizer, or () where observations are not normalised
-    max_priority: chex.Array  # float32, the largest so far
+    max_priority: chex.Array  # float32, the largest priority so far
     hypers: Hypers
     step: chex.Array  # updates so far, int32
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any  # phi
-    normalizer: Any
+    normalizer: Any  # as in State
     noise_scale: chex.Array  # float32, a scalar or [B]
-    max_priority: chex.Array
+    max_priority: chex.Array  # float32, the priority of new items
     step: chex.Array  # updates so far, int32
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: actions are not continuous or have no bounds, or observations are frames.
     """
     refuse_frames("td3", spec)
     bounds = bounded_actions("td3", spec)
@@ -124,11 +124,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     optimizer = make_optimizer("adam")
 
     def pi(params, observation) -> chex.Array:
-        """[B, ...] -> actions in [-1, 1], [B, *shape]."""
+        """Computes actions in [-1, 1], [B, *shape], for observations [B, ...]."""
         return policy.apply(params, observation)
 
     def Q(params, observation, action) -> chex.Array:
-        """[B, ...], actions in [-1, 1] -> the values of each critic in `params`, [num_critics, B]."""
+        """Computes the values, [num_critics, B], by each critic in `params`; actions are in [-1, 1]."""
         return critics.apply(params, observation, action)[..., 0]
 
     def init(key: jax.Array) -> State:
@@ -140,7 +140,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         return State(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            target_params=jax.tree.map(jnp.copy, params),  # copies, for an update may overwrite its input's buffers
             opt_state=PolicyAndCritic(optimizer.init(params.policy), optimizer.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
@@ -160,7 +160,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return to_bounds(bounds, action), {}, memory
 
     def target(targets: PolicyAndCritic, sigma, key: jax.Array, transition: Transition) -> chex.Array:
-        """y = r + gamma min_i Q_i'(s', a~), [B]."""
+        """Computes y = r + gamma min_i Q_i'(s', a~), [B]."""
         _, _, r, discount, s_next = transition
         a = pi(targets.policy, s_next)
         c = config.target_noise_clip
@@ -172,7 +172,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return jnp.mean(weights * jnp.square(errors).sum(axis=0)), errors
 
     def policy_loss(phi, theta, observation):
-        """Its gradient is minus the paper's: that of the mean of Q_1(s, pi(s))."""
+        """Computes minus the mean of Q_1(s, pi(s)), whose gradient is the paper's with a minus."""
         first = jax.tree.map(lambda x: x[:1], theta)
         return -jnp.mean(Q(first, observation, pi(phi, observation))), ()
 
@@ -191,14 +191,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         errors = critic.aux
 
         def climb(phi, opt_phi, targets):
-            """The policy climbs the critic of after its step, and the targets follow."""
+            """Steps the policy up the updated critic, then moves the targets."""
             climbed = minimize(policy_loss, (critic.params, transition.observation), optimizer, phi, opt_phi, rate_phi)
             params = PolicyAndCritic(climbed.params, critic.params)
             targets = optax.incremental_update(params, targets, hypers.tau)
             return climbed.params, climbed.opt_state, targets, climbed.loss, climbed.gradient_norm
 
         def rest(phi, opt_phi, targets):
-            # What is logged is of the actions that were taken, whose values are there.
+            # The loss that is logged then uses the replayed actions, whose values are known already.
             return phi, opt_phi, targets, -jnp.mean(y - errors[0]), jnp.float32(0)
 
         before = params.policy, state.opt_state.policy, targets

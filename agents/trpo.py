@@ -1,14 +1,15 @@
-"""TRPO: the largest step along the natural gradient that a bound on the policies' divergence allows.
+"""TRPO: the largest step along the natural gradient that a bound on the KL divergence between policies allows.
 
 Schulman et al. 2015, https://arxiv.org/abs/1502.05477, "single path"; advantages by GAE(lambda) (Schulman et al. 2016,
-https://arxiv.org/abs/1506.02438). Sections and equations below are the first paper's.
+https://arxiv.org/abs/1506.02438). Section and equation numbers below refer to the first paper.
 
-theta_old is the policy that the update starts with: the surrogate rises from it, and the divergence is from it. The
-policy that acted, which may be a few updates older, is the importance ratio's denominator (eq. 14's q).
+theta_old are the policy's parameters before the update; the surrogate's improvement and the divergence are measured
+from them. The policy that acted, which may be a few updates older, is the importance ratio's denominator (eq. 14's q).
 
-Deviations: the policies may differ as said; the Fisher matrix is of all of the batch unless a part is asked for, and is
-damped; advantages are brought to mean 0 and variance 1; the value descends by Adam (GAE's paper: within a trust region
-too). Rows whose action the environment threw away (they close an episode) are no transitions and teach nothing.
+Deviations: these two policies may differ; the Fisher matrix is damped, and uses the whole batch unless the config asks
+for a part; advantages are normalised to mean 0 and variance 1; the value is fitted by Adam (in GAE's paper within a
+trust region, too). A row that closes an episode, whose action the environment threw away, is not a transition, and the
+agent does not learn from it.
 """
 
 import dataclasses
@@ -31,39 +32,39 @@ from agents.parts.policy_network import Memory, functions
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """delta and gamma are the paper's (section 8.1, appendix E); what it leaves open is ours."""
+    """The settings. delta and gamma are the paper's (section 8.1, appendix E); what it leaves open is our choice."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
-    frame_stack: int = 1  # frames of its episode that the network sees at once
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 1  # newest frames of the episode that the network sees
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "tanh"  # with torso=mlp
+    sigma: Literal["free", "state"] = "free"  # free: the Gaussian's sigma is a parameter; state: a network output
+    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
+    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
     normalize_observations: bool = False  # to mean 0 and variance 1, by running statistics
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
+    normalize_rewards: bool = False  # divide by the running deviation of discounted returns, before reward_scale
 
-    unroll_length: int = 128  # T
+    unroll_length: int = 128  # T, steps of each environment in one update
     batch_size: int = 16  # environments in one update
     discount: float = 0.99  # gamma
-    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
-    lambda_: float = 0.97  # of GAE
+    reward_scale: float = 1.0  # multiplies rewards; values far from 1 are slow to learn
+    lambda_: float = 0.97  # GAE's lambda
 
-    delta: float = 0.01  # the most that the policies may diverge in one update, mean KL in nats
+    delta: float = 0.01  # bound on the mean KL divergence between old and new policy in one update, in nats
     damping: float = 0.1  # added to the Fisher matrix's diagonal
-    fisher_fraction: float = 1.0  # of the batch's rows, whose mean the Fisher matrix is
-    cg_iterations: int = 10  # of conjugate gradients, at most
-    backtracks: int = 10  # shorter steps that the line search tries after the first
-    backtrack: float = 0.5  # how much shorter each is
+    fisher_fraction: float = 1.0  # fraction of the batch's rows that the Fisher matrix averages over
+    cg_iterations: int = 10  # most iterations of conjugate gradients
+    backtracks: int = 10  # most shorter steps that the line search tries after the full one
+    backtrack: float = 0.5  # each of these is the previous one times this
 
     value_learning_rate: float = 1e-3
     value_epochs: int = 5  # passes over a batch in one update
     value_minibatches: int = 16  # parts of the batch's rows in each pass
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
-    # What the network is also asked for, and is not to be chosen: the line search's differences need all of float32,
-    # and the value has a torso of its own, so that the two parts' steps leave each other alone.
+    # Constants, which the network's constructor reads but a user cannot set. The line search compares small differences
+    # and needs float32. There is no LSTM, for the value has its own torso, so that neither part's step moves the other.
     lstm_size = 0
     lstm_previous = False
     dtype = "float32"
@@ -87,7 +88,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     delta: Any
     damping: Any
@@ -97,8 +98,8 @@ class Hypers(NamedTuple):
 
 
 class State(NamedTuple):
-    params: Any  # theta, and the value's
-    opt_state: optax.OptState  # the value's Adam
+    params: Any  # theta, and the value's parameters
+    opt_state: optax.OptState  # state of Adam, which fits the value
     normalizer: Any  # Normalizer, or () where observations are not normalised
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
@@ -106,44 +107,46 @@ class State(NamedTuple):
 
 
 class Params(NamedTuple):
-    """What actors pull."""
+    """The values that actors pull from the learner."""
 
     params: Any
-    normalizer: Any
+    normalizer: Any  # as in State
 
 
 class Search(NamedTuple):
-    """What a line search found."""
+    """The result of a line search."""
 
     params: Any
-    size: chex.Array  # a share of the full step; 0: none was accepted, and params are the old ones
-    improvement: chex.Array  # of the surrogate; 0 likewise
-    kl: chex.Array  # from the old policy, in nats; 0 likewise
+    size: chex.Array  # fraction of the full step; 0: no step was accepted, and params are the old ones
+    improvement: chex.Array  # of the surrogate; 0 if no step was accepted
+    kl: chex.Array  # mean KL(old || new), in nats; 0 if no step was accepted
 
 
 def surrogate(policy: Policy, outputs: Any, actions: Any, log_mu: Any, advantages: Any, weights: Any) -> chex.Array:
-    """The weighted sum of pi / mu A (eq. 14), a scalar.
+    """Computes the weighted sum of pi / mu A (eq. 14), a scalar.
 
     Args:
-      policy: the family.
-      outputs: pi's, [..., P].
-      actions: raw, [...] or [..., n].
-      log_mu: of the policy that acted, [...]; advantages and weights likewise.
+      policy: the family of distributions.
+      outputs: outputs of pi, [..., P].
+      actions: raw actions, [...] or [..., n].
+      log_mu: log-probabilities of the actions under the policy that acted, [...].
+      advantages: A, [...].
+      weights: weights of the sum, [...].
     """
     return jnp.sum(weights * jnp.exp(policy.log_prob(outputs, actions) - log_mu) * advantages)
 
 
 def fisher(policy: Policy, outputs: Callable[[Any], Any], params: Any, weights: Any) -> Callable[[Any], Any]:
-    """v -> F v, pytrees as `params` is, with F the Hessian of the mean KL(pi_params || pi) at pi = pi_params.
+    """Returns v -> F v, for pytrees v like `params`, with F the Hessian of the mean KL(pi_params || pi) at pi_params.
 
-    F = J^T M J (appendix C.1): J is the outputs' Jacobian, M the Hessian in the outputs. No more is in the Hessian, for
-    there the divergence has no slope.
+    F = J^T M J (appendix C.1): J is the Jacobian of the policy's outputs, M the Hessian of the KL in these outputs. The
+    Hessian has no other term, because the KL's gradient is 0 at pi_params.
 
     Args:
-      policy: the family.
+      policy: the family of distributions.
       outputs: params -> the policy's outputs on the batch, [..., P].
       params: theta_old.
-      weights: of the mean, [...].
+      weights: weights of the mean, [...].
     """
     old, J = jax.linearize(outputs, params)
     J_transposed = jax.linear_transpose(J, params)
@@ -158,9 +161,9 @@ def fisher(policy: Policy, outputs: Callable[[Any], Any], params: Any, weights: 
 
 
 def spread_rows(T: int, B: int, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-    """A fraction of the rows of a batch [T, B], to the nearest row but never none: their times and their environments.
+    """Chooses a fraction of the rows of a batch [T, B], rounded but at least one; returns their times and environments.
 
-    They are evenly spread over the batch's environments laid end to end, for rows side by side are nearly the same.
+    The rows are spread evenly over the batch's environments laid end to end, because adjacent rows are nearly alike.
     """
     number = max(1, round(fraction * T * B))
     environments, times = np.divmod(np.arange(number) * (T * B) // number, T)
@@ -168,9 +171,9 @@ def spread_rows(T: int, B: int, fraction: float) -> tuple[np.ndarray, np.ndarray
 
 
 def natural_step(product: Callable[[Any], Any], g: Any, delta: Any, damping: Any, iterations: int) -> Any:
-    """beta s, s = F^-1 g by conjugate gradients, with beta such that the quadratic model of the KL is delta.
+    """Returns beta s, where s = F^-1 g by conjugate gradients, and beta makes the KL's quadratic model equal to delta.
 
-    beta = sqrt(2 delta / s^T F s) (appendix C), with the damped F.
+    beta = sqrt(2 delta / s^T F s) (appendix C), with the damped F; `product` is v -> F v without damping.
     """
 
     def damped(v: Any) -> Any:
@@ -185,11 +188,11 @@ def natural_step(product: Callable[[Any], Any], g: Any, delta: Any, damping: Any
 def line_search(
     evaluate: Callable[[Any], tuple[Any, Any]], params: Any, step: Any, delta: Any, backtracks: int, backtrack: Any
 ) -> Search:
-    """params + backtrack^j step, for the least j up to `backtracks` where the surrogate improves and KL <= delta.
+    """Finds params + backtrack^j step, for the least j up to `backtracks` where the surrogate improves and KL <= delta.
 
     Args:
-      evaluate: params -> the surrogate's improvement on the old, the mean KL from the old; scalars.
-      params: the old ones, which stay where no step is accepted.
+      evaluate: params -> the surrogate's improvement over the old parameters, and the mean KL from them; scalars.
+      params: the old parameters, which are returned if no step is accepted.
     """
 
     def attempt(found: tuple[Any, Search]) -> tuple[Any, Search]:
@@ -209,10 +212,10 @@ def line_search(
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, an action without bounds, or frames to be normalised.
+      ValueError: the network does not fit the observation, an action has no bounds, or frames are to be normalised.
     """
     f = functions("trpo", config, spec, separate_value=True)
     policy = f.policy
@@ -251,7 +254,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return action, {}, memory
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
-        # Conjugate gradients multiply rounding: an accelerator's shorter products would lead them astray.
+        # Conjugate gradients amplify rounding errors, so an accelerator's default lower precision does not do.
         with jax.default_matmul_precision("float32"):
             return precise_update(state, key, sample)
 
@@ -275,7 +278,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         centred = advantages - mean(advantages)
         A = centred / jnp.sqrt(mean(jnp.square(centred)) + 1e-8)
 
-        # The policy: the surrogate's gradient, a natural step along it, and the line search.
+        # Step the policy: the surrogate's gradient, a natural step along it, and the line search.
 
         def outputs(params: Any) -> chex.Array:
             return f.heads(params, seen, first, ())[0]
@@ -289,7 +292,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         L_old, g = jax.value_and_grad(L)(state.params)
         g = pmean(g)
         product = fisher(policy, outputs, state.params, weights)
-        if config.fisher_fraction < 1.0:  # a metric need not be of all rows (appendix C)
+        if config.fisher_fraction < 1.0:  # a part of the rows is enough for the metric (appendix C)
             T, B = live.shape
             part = spread_rows(T, B, config.fisher_fraction)
             some, some_first, some_live = jax.tree.map(lambda x: x[part][None], (seen, first, live))
@@ -300,9 +303,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         step = natural_step(product, g, hypers.delta, hypers.damping, config.cg_iterations)
         taken = line_search(evaluate, state.params, step, hypers.delta, config.backtracks, config.backtrack)
 
-        # The value, by the returns that the old one gave. Its gradient and Adam's step are 0 in the policy's part.
+        # Fit the value to the returns R of the old value. The gradient and Adam's step are 0 for the policy's part.
         rows = jax.tree.map(lambda x: x.reshape(1, -1, *x.shape[2:]), (seen, first, R, live))
-        size = max(1, live.size // config.value_minibatches)  # several devices: each has its part of the batch
+        size = max(1, live.size // config.value_minibatches)  # each of several devices has only its part of the batch
 
         def value_loss(params: Any, rows: Any) -> chex.Array:
             seen, first, R, live = rows
@@ -330,7 +333,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "value": mean(V),
             "explained_variance": 1.0 - mean(jnp.square(centred)) / (mean(jnp.square(R - mean(R))) + 1e-8),
         }
-        # From the next update on: within one, theta_old and theta see the same.
+        # The new statistics hold from the next update on: within an update, theta_old and theta see the same inputs.
         observations = steps.observation[:-1].reshape(-1, *spec.observation_shape)
         statistics = normalizer.update(state.normalizer, observations)
         returns = normalizer.join(state.returns, reward_scale.seen(config, steps))

@@ -1,12 +1,12 @@
-"""V-MPO: on-policy maximum a posteriori policy optimisation, which fits its policy to the better half of what it did.
+"""V-MPO: on-policy maximum a posteriori policy optimisation, which fits the policy to the better half of its actions.
 
-Song et al. 2020, https://arxiv.org/abs/1909.12238, whose names these are.
+Song et al. 2020, https://arxiv.org/abs/1909.12238, whose notation this file uses.
 
-Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438); with a lambda of 1 they
-are of the paper's n-step returns. Rewards may be brought to scale, where the paper has PopArt. A batch may be of the
-target network before the last: divergences are from the policy that acted. The multipliers are softplus
-of what Adam steps. Rows whose action the environment threw away (they close an episode) are no transitions: they teach
-nothing and count for none in the better half.
+Deviations: advantages may be GAE's (Schulman et al. 2016, https://arxiv.org/abs/1506.02438); a lambda of 1 gives the
+paper's n-step returns. Rewards may be normalised, where the paper uses PopArt. A batch may come from the target network
+before the last one, so divergences are measured from the policy that acted. The multipliers are softplus of the numbers
+that Adam steps. A row that closes an episode, whose action the environment threw away, is not a transition: the agent
+does not learn from it, and it does not count when the better half is chosen.
 """
 
 import dataclasses
@@ -40,43 +40,43 @@ from agents.parts.policy_network import Memory, functions
 @dataclasses.dataclass(frozen=True)
 class Config:
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    lstm_size: int = 0  # 0: feed-forward
-    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
-    separate_value: bool = False  # the value has a torso of its own
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "state"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    activation: Literal["tanh", "relu"] = "tanh"  # with torso=mlp
+    lstm_size: int = 0  # units of the LSTM; 0: no LSTM, the network is feed-forward
+    lstm_previous: bool = False  # whether the LSTM also sees the last action and reward
+    separate_value: bool = False  # whether the value has its own torso
+    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "state"  # free: the Gaussian's sigma is a parameter; state: a network output
+    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
+    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
 
-    unroll_length: int = 20  # n
+    unroll_length: int = 20  # n, steps of each environment in one update
     batch_size: int = 32  # sequences in one update
     discount: float = 0.99  # gamma
-    lambda_: float = 1.0  # of GAE
-    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
-    baseline_cost: float = 1.0
+    lambda_: float = 1.0  # GAE's lambda
+    reward_scale: float = 1.0  # multiplies rewards; values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divide by the running deviation of discounted returns, before reward_scale
+    baseline_cost: float = 1.0  # weight of the value's loss
 
-    top_fraction: float = 0.5  # of a batch's transitions, those of the largest advantages, that the policy is fitted to
-    epsilon_eta: float = 1e-2  # the most that their weights may diverge from even ones, in nats
-    epsilon_alpha: float = 1e-2  # the most that the policy may diverge from the one that acted, mean KL in nats
-    epsilon_mu: float = 1e-2  # of Gaussians, the same by the mean alone
-    epsilon_sigma: float = 1e-4  # and by the standard deviations alone
-    eta: float = 1.0  # the temperature at first
-    alpha: float = 5.0  # at first, what a divergence costs
-    target_period: int = 10  # T_target, updates from one copy of the network, which acts, to the next
+    top_fraction: float = 0.5  # fraction of transitions, by largest advantage, that the policy is fitted to
+    epsilon_eta: float = 1e-2  # bound on the KL of their weights from uniform weights, in nats
+    epsilon_alpha: float = 1e-2  # bound on the mean KL from the policy that acted, in nats; softmax policies only
+    epsilon_mu: float = 1e-2  # Gaussian policies: the same bound for a change of the mean alone
+    epsilon_sigma: float = 1e-4  # Gaussian policies: the bound for a change of the standard deviations alone
+    eta: float = 1.0  # the initial temperature of the weights
+    alpha: float = 5.0  # the initial multiplier of the KL from the policy that acted
+    target_period: int = 10  # T_target, updates between copies of the network to the target network, which acts
 
     learning_rate: float = 1e-4
-    dual_learning_rate: float = 1e-2  # of the multipliers eta and alpha
+    dual_learning_rate: float = 1e-2  # for the multipliers eta and alpha
     adam_epsilon: float = 1e-8
     max_gradient_norm: float = 0.0  # 0: not clipped
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
+    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
+    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
 
     def __post_init__(self):
         check_ranges(
@@ -96,7 +96,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     dual_learning_rate: Any
@@ -110,44 +110,44 @@ class Hypers(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """Parameters, or what they are multiplied by."""
+    """Parameters, or the learning rates of these parameters."""
 
-    network: Any  # theta of the policy, phi of the value
-    eta: Any  # what `multiplier` makes eta of; float32, a scalar
-    alphas: Any  # likewise, float32 [1], or of Gaussians [2], for the mean and for the standard deviations
+    network: Any  # theta of the policy and phi of the value
+    eta: Any  # float32 scalar; `multiplier` turns it into eta
+    alphas: Any  # float32 [1], or for Gaussians [2] (mean, deviations); `multiplier` makes it alpha
 
 
 class State(NamedTuple):
     params: Learnt
-    target: Any  # theta_old, which acts
+    target: Any  # theta_old, the network that acts
     opt_state: optax.OptState
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class EStep(NamedTuple):
-    loss: chex.Array  # of eta; float32 scalar
-    psi: chex.Array  # weights [T, B], whose sum is 1: of several devices the mean of theirs. No gradient passes
-    kl: chex.Array  # of the weights from even ones over the better part, in nats
+    loss: chex.Array  # the loss of eta, float32 scalar
+    psi: chex.Array  # weights [T, B]; their sum, averaged over devices, is 1. No gradient passes through them
+    kl: chex.Array  # KL of the weights from uniform weights over the better part, in nats
 
 
 def e_step(eta: Any, advantages: Any, live: Any, fraction: float, epsilon: Any) -> EStep:
-    """Weights psi of the better part of a batch's transitions, and the loss of their temperature (section 4).
+    """Computes weights psi of the better part of a batch's transitions, and the loss of their temperature (section 4).
 
     Args:
       eta: the temperature, scalar.
       advantages: A, float32 [T, B].
       live: 1 where a row is a transition, else 0, [T, B].
-      fraction: of the transitions in the better part, to which all others belong that are no worse than its least.
-      epsilon: of eta's constraint, scalar.
+      fraction: share of the transitions in the better part, which also includes all ties with its least advantage.
+      epsilon: epsilon_eta, the bound of eta's constraint, scalar.
     """
     A, alive = all_rows((advantages.reshape(-1), live.reshape(-1)))
     ranked = jnp.sort(jnp.where(alive > 0, -A, jnp.inf))  # the largest advantage first
     number = jnp.ceil(fraction * alive.sum()).astype(jnp.int32)
     least = -ranked[jnp.maximum(number, 1) - 1]
-    better = jnp.where(alive.sum() > 0, alive * (least <= A), 1.0)  # a batch may have no transition at all
+    better = jnp.where(alive.sum() > 0, alive * (least <= A), 1.0)  # no division by 0 if a batch has no transition
     log_mean = jax.nn.logsumexp(A / eta, b=better) - jnp.log(better.sum())
 
     def weights(advantages: Any, better: Any, number: Any) -> chex.Array:
@@ -155,15 +155,15 @@ def e_step(eta: Any, advantages: Any, live: Any, fraction: float, epsilon: Any) 
 
     psi = weights(A, better, better.sum())
     kl = jnp.sum(jax.scipy.special.xlogy(psi, psi * better.sum()))
-    number_here = better.sum() * advantages.size / A.size  # so that the devices' mean is the sum over all
+    number_here = better.sum() * advantages.size / A.size  # so that the mean over devices equals the sum over all
     return EStep(eta * (epsilon + log_mean), weights(advantages, live * (least <= advantages), number_here), kl)
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Makes the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, or an action without bounds.
+      ValueError: the network does not fit the observation, or an action has no bounds.
     """
     f = functions("vmpo", config, spec, config.separate_value)
     policy, gaussian = f.policy, isinstance(spec.actions, BoundedActions)
@@ -173,7 +173,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         network = f.init(key)
         alphas = jnp.full(1 + gaussian, parameter_of(config.alpha))
         params = Learnt(network, parameter_of(config.eta), alphas)
-        target = jax.tree.map(jnp.copy, network)  # no shared buffers: an update may be given them to overwrite
+        target = jax.tree.map(jnp.copy, network)  # copies, for an update may overwrite its input's buffers
         returns, hypers = reward_scale.init(config), initial_hypers(Hypers, config)
         return State(params, target, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
@@ -193,7 +193,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         steps, hypers, live = sample.steps, state.hypers, sample.steps.live
         outputs, values = f.unroll(params.network, steps, sample.memory)
         pi, old, actions = outputs[:-1], steps.extras["outputs"][:-1], policy.kept(steps)[:-1]
-        mean = live / jnp.maximum(pmean(live.mean()), 1e-6) / live.size  # weights of means over transitions
+        mean = live / jnp.maximum(pmean(live.mean()), 1e-6) / live.size  # so that sums are means over transitions
 
         V = jax.lax.stop_gradient(values)
         rewards = config.reward_scale * reward_scale.scaled(state.returns, steps.reward[:-1])
