@@ -70,7 +70,7 @@ def evaluate() -> int:
     of_all = run.stacked * episodes
     playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
     played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
-    environment.close()  # games of its own processes would outlive this process
+    environment.close()  # its games may be processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(

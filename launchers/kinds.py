@@ -1,4 +1,4 @@
-"""The kind of a run's environment, by which presets are chosen: its suite, its observations' form and its actions'."""
+"""Kinds of environments, by which presets are chosen: the suite, and the form of the observations and actions."""
 
 import functools
 import json

@@ -21,7 +21,7 @@ from launchers import papers, presets
 COUNT = 2**31 - 1  # the largest value of a number, unless its declaration gives another
 MANY = 2**20  # the largest count of things that each take a thread, a process or an environment
 LAST_PORT = 2**16 - 1
-MOST_RESOURCES = 2**53  # amounts of one Ray resource that a process may need are below this
+MOST_RESOURCES = 2**53  # a process may need less than this of one Ray resource
 KINDS = ("replay", "learner", "evaluator", "actor")  # of roles, as in program.KINDS, whose import brings JAX
 Logdir = pathlib.Path | str  # where a run lives: a folder of this machine, or a URL
 STEPS = 10**15  # the largest number of environment steps, which are counted in 64 bits
@@ -77,7 +77,7 @@ class Setting(NamedTuple):
     least: float | None  # the bounds of a number, both included; None for any other kind
     most: float | None
     choices: tuple[str, ...]  # the allowed texts; (): any text
-    free: bool  # whether a resumed run may change it; a change of any other setting makes it another run
+    free: bool  # whether a resumed run may change it; else a changed value makes it another run
     learnt: bool  # whether it influences what the run has learnt when it ends
     only: Only | None  # the runs in which it has an effect; None: in all
     see: str  # the page to which docs/flags.md links for more; "": none
@@ -371,8 +371,8 @@ class Tracking:
 
 @dataclasses.dataclass
 class Pod:
-    """The flags by which a pod's host knows its own index and the address of the first host. Those that the cluster
-    provides itself need not be given."""
+    """The flags by which a pod's host knows its own index, how many hosts there are, and the address of the first.
+    Those that the cluster provides itself need not be given."""
 
     coordinator: str = setting(
         None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="machines.md#a-pod"
@@ -392,7 +392,8 @@ class Pod:
 
 @dataclasses.dataclass
 class RayCluster:
-    """The flags that say where a Ray cluster is, and which resources of its nodes a run's processes need."""
+    """The flags that say where a Ray cluster is, which resources of its nodes a run's processes need, and over how many
+    hosts the learner is spread."""
 
     ray_address: str = setting(
         None,
