@@ -1,6 +1,8 @@
-"""The baselines: which runs stand for Shoal, what was published of them, and when they count as reproduced.
+"""The baselines: the runs that stand for Shoal's results, the published figures to compare them with, and the returns
+from which they count as reproduced.
 
-Data alone. `scripts/baseline` makes the runs and records them in docs/results/NAME; the pages follow from both.
+This module is data alone. `scripts/baseline` makes the runs and records them in docs/results/NAME; the pages of docs/
+are written from both.
 """
 
 import dataclasses
@@ -12,25 +14,25 @@ from launchers.settings import UsageError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A figure that was printed somewhere."""
+    """A published figure."""
 
-    value: float | None  # None: what is claimed is no number
-    where: str  # what it is, and where it stands: paper, table or figure
+    value: float | None  # None: the paper gives no number
+    where: str  # what was measured, and the paper and table or figure that has it
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """Runs of one command line, which differ in their seed."""
+    """Runs of one command line, which differ in their seeds alone."""
 
-    flags: str  # of scripts/train, less --seed and --logdir
-    variant: str = ""  # what tells it from the other baselines of its agent and environment, as a word
-    reproduced: float | None = None  # the mean return from which it counts as reproduced; None: that is not said
+    flags: str  # of scripts/train, without --seed and --logdir
+    variant: str = ""  # a word that tells it from other baselines of the same agent and environment
+    reproduced: float | None = None  # the mean return from which it counts as reproduced; None: none is set
     published: Published | None = None
-    seeds: int = 5  # that the record is to have
-    minutes: float = 1.0  # that a run takes, on one core of the machines that recorded
-    task: str = ""  # the environment's name in a file's, where its own is no word
-    page: str = ""  # of docs/, without its ending, which has it in the place of its agent's
-    remark: str = ""  # what a reader must know beside, such as what is claimed and does not show
+    seeds: int = 5  # how many the record is to have
+    minutes: float = 1.0  # how long a run takes, on one core of the machines that made the records
+    task: str = ""  # the environment's name in file names, where its own does not suit; "": its own
+    page: str = ""  # the page of docs/ that shows it, without ".md"; "": its agent's
+    remark: str = ""  # what a reader must know besides, such as a claim that the runs do not show
 
     @property
     def agent(self) -> str:
@@ -46,16 +48,17 @@ class Baseline:
 
     @property
     def name(self) -> str:
-        """Of its folder under docs/results."""
+        """The name of the baseline's folder under docs/results."""
         task = self.task or self.env.replace(":", "-")
         return "-".join(filter(None, (self.agent, task, self.variant)))
 
 
 def select(patterns: Sequence[str]) -> list[Baseline]:
-    """The baselines that names or patterns such as `ppo-*` name, each once, in the registry's order.
+    """Returns the baselines that match any of the `patterns`, which are names or patterns such as `ppo-*`. Each comes
+    once, in the order of BASELINES.
 
     Raises:
-      UsageError: one names none.
+      UsageError: a pattern matches none.
     """
     for pattern in patterns:
         if not fnmatch.filter(NAMED, pattern):
@@ -64,12 +67,12 @@ def select(patterns: Sequence[str]) -> list[Baseline]:
 
 
 def _on(env: str, agents: str, **kwargs) -> list[Baseline]:
-    """One for each of the agents, without any flag of their own."""
+    """Returns a baseline for each of the `agents`, names with spaces between, which gives no flags but these two."""
     return [Baseline(f"--agent={agent} --env={env}", **kwargs) for agent in agents.split()]
 
 
 TD3 = "Fujimoto et al. 2018, table 1: the best evaluation of 1,000,000 steps, v1 tasks, 10 seeds"
-# Returns of PPO and TRPO there.
+# The returns of (PPO, TRPO) in that table.
 MUJOCO: dict[str, tuple[float, float]] = {
     "HalfCheetah-v4": (1795.4, -15.6),
     "Hopper-v4": (2164.7, 2471.3),
@@ -91,7 +94,8 @@ SIMPLE, TARGET = "--config.alpha=0 --config.kl_cost=0", "--config.alpha=1"
 
 
 def _curricula() -> list[Baseline]:
-    """Mix & Match, and what it is compared with: its simple agent, its target agent, and a population of the latter."""
+    """Returns the baselines of Mix & Match, and of what it is compared with: its simple agent, its target agent, and a
+    population of target agents."""
     found = []
     for env, task, flags, mixed, rates, extra in (
         ("binned:41:Pendulum-v1", "binned41-Pendulum-v1", "--eval_period=10000", MIXED, "1e-3:4e-3", ""),
@@ -120,7 +124,8 @@ def _curricula() -> list[Baseline]:
     ]
 
 
-# DQN's on a CPU, for the others of action values; of noise in epsilon's place, less the last.
+# The flags of DQN on Pong on a CPU, for the other agents of action values. EPSILON completes them, but not for Rainbow,
+# which explores by its noise.
 PONG = (
     "--env=Pong-v5 --max_env_steps=1000000 --eval_period=50000 --publish_period=16 --config.torso=shallow"
     " --config.n_step=4 --config.batch_size=16 --config.optimizer_epsilon=1.5e-4 --config.learning_rate=2.5e-4"
@@ -132,8 +137,8 @@ FEW_FRACTIONS = (
     " --config.head_size=256 --config.num_fractions=8 --config.num_target_fractions=8 --config.num_acting_fractions=8"
 )
 
-# The first level of each of the Behaviour Suite's experiments: the steps of an episode, where all have as many, and the
-# episodes that bsuite asks for; and where episodes may have 1,000 steps, 0.
+# The first level of each of the Behaviour Suite's experiments: the steps of an episode, and how many episodes bsuite
+# asks for. The steps are 0 where episodes differ in length, with up to 1,000 steps.
 BSUITE = {
     **{f"bandit{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
     **{f"mnist{kind}": (1, 10_000) for kind in ("", "_noise", "_scale")},
@@ -148,8 +153,8 @@ BSUITE = {
     "memory_len": (2, 10_000),
     "memory_size": (3, 10_000),
 }
-# What was published of single runs of the same levels: scores, by bsuite's analysis, of the logs of Anderson and
-# Bittner 2023, https://github.com/LorenJAnderson/bsuite-applications at 88db47f, which has no others.
+# Scores of single runs of the same levels, by bsuite's analysis of the logs that Anderson and Bittner 2023 published,
+# https://github.com/LorenJAnderson/bsuite-applications at 88db47f. It has no logs of the other levels.
 BSUITE_PUBLISHED = {
     "bsuite's own DQN": {
         "bandit": 0.920,
@@ -182,13 +187,13 @@ BSUITE_PUBLISHED = {
         "memory_size": 0.0,
     },
 }
-# Environment steps, where bsuite's episodes might be a million: about two minutes.
+# Environment steps, about two minutes, of the levels where all of bsuite's episodes might come to a million.
 BSUITE_CUT = {"dqn": 100_000, "a2c": 200_000}
 
 
 def bsuite_of(agent: str) -> list[Baseline]:
-    """Those of an agent in the Behaviour Suite: the steps of all episodes, and some more, for the learner's count lags
-    behind the actor's."""
+    """Returns an agent's baselines in the Behaviour Suite. A run has the steps of all episodes and 500 more, because
+    the learner's count of steps is not quite the actor's."""
     found = []
     for experiment, (length, episodes) in BSUITE.items():
         steps = length * episodes + 500 if length else BSUITE_CUT[agent]
@@ -200,7 +205,8 @@ def bsuite_of(agent: str) -> list[Baseline]:
     return found
 
 
-# Each of Rainbow's parts switched off, as in its figure 3; without noise, DQN's epsilon of the same task explores.
+# The flags that switch off each of Rainbow's parts, as in its figure 3. Without noise, DQN's epsilon on the same task
+# explores.
 RAINBOW_LESS = {
     "double": "--config.double=false",
     "priorities": "--config.replay=uniform",
@@ -249,7 +255,7 @@ BASELINES: list[Baseline] = [
     *_on("Acrobot-v1", "pqn", reproduced=-100),
     Baseline("--agent=all_actions --env=Acrobot-v1 --max_env_steps=500000", reproduced=-100),
     Baseline("--agent=off_pac --env=MountainCar-v0", reproduced=-130, minutes=2),
-    # With and without what is to find the reward.
+    # With and without the intrinsic reward, which is to find the task's own.
     Baseline(f"--agent=ppo_rnd {LAKE}", task="OpenLake-v0", reproduced=0.95, seeds=3),
     Baseline(f"--agent=ppo_rnd {LAKE} --config.intrinsic_coefficient=0", "extrinsic", task="OpenLake-v0", seeds=3),
     *_on("Pendulum-v1", "impala a2c", reproduced=-250, minutes=2),
@@ -435,7 +441,7 @@ BASELINES: list[Baseline] = [
         Baseline(f"--agent={agent} --env=CartPole-v1 --num_actors={count}", f"workers{count}", seeds=1, minutes=3)
         for agents, counts in (("async_q async_n_step_q async_sarsa", (1, 2)), ("gorila", (1, 4)))
         for agent in agents.split()
-        for count in counts  # that their preset has not
+        for count in counts  # other than their presets'
     ],
     *[
         Baseline(

@@ -1,4 +1,4 @@
-"""The agents by name, and what their Configs may be given: fields of the types that they declare."""
+"""The agents by name, and the checks of the values that a command line gives to the fields of their Configs."""
 
 import ast
 import importlib
@@ -12,7 +12,7 @@ from typing import Any
 
 from launchers.settings import UsageError, nearest
 
-# Some share a file and differ in their presets.
+# The module of each agent. Several agents may share one, and then differ in their presets.
 AGENTS = {
     "a2c": "agents.a2c",
     "actor_critic": "agents.actor_critic",
@@ -59,7 +59,7 @@ NOUNS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "
 
 
 def agent_module(agent: str) -> ModuleType:
-    """The module of an agent.
+    """Returns the module of an agent.
 
     Raises:
       UsageError: there is no such agent.
@@ -74,8 +74,8 @@ def _module_name(agent: str) -> str:
 
 
 def fields(agent: str) -> dict[str, Any]:
-    """The fields of an agent's Config and their types, which are read in its source: to import it would take a second
-    or two for JAX and what stands on it, which a mistake at the command line need not wait for.
+    """Returns the types of the fields of an agent's Config, by name. They are read from the module's source: an import
+    would take a second or two for JAX and its libraries, and a mistake on the command line should not wait for that.
 
     Raises:
       UsageError: there is no such agent.
@@ -104,10 +104,10 @@ def _type(annotation: ast.expr) -> Any:
 
 
 def make_config(module: ModuleType, values: Mapping[str, Any]) -> Any:
-    """The Config of an agent's module.
+    """Returns the Config of an agent's module with these values of its fields.
 
     Raises:
-      UsageError: an unknown field, or a value of another type or out of range.
+      UsageError: a field is unknown, or a value has another type or is out of range.
     """
     try:
         return module.Config(**check_types(typing.get_type_hints(module.Config), values))
@@ -116,10 +116,10 @@ def make_config(module: ModuleType, values: Mapping[str, Any]) -> Any:
 
 
 def check_types(types: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` by field, each of the type that `types` has of its field.
+    """Returns the `values` by field, each converted to its field's type in `types`.
 
     Raises:
-      UsageError: an unknown field, or a value that is none of its field's.
+      UsageError: a field is unknown, or a value is not of its field's type.
     """
     return {name: _convert(name, value, types) for name, value in values.items()}
 
@@ -145,7 +145,7 @@ def _convert(name: str, value: Any, types: Mapping[str, Any]) -> Any:
 
 
 def _scalar(kind: type, value: Any) -> Any:
-    """`value`, which may be text, as a `kind`; nothing is rounded, and a bool is no number."""
+    """Returns `value`, which may be text, as a `kind`. Nothing is rounded, and a bool is not taken for a number."""
     if kind is bool and isinstance(value, str):
         return {"true": True, "false": False}[value.lower()]
     if kind in (bool, str) or isinstance(value, bool):

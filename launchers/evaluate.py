@@ -37,7 +37,7 @@ def evaluate() -> int:
     asked, video = flags.FLAGS.logdir, flags.FLAGS.video
     if video:
         _check(video)
-    # Only now, when the command line is understood: JAX.
+    # JAX is imported only now, when the command line is understood.
     import jax
     import numpy as np
 
@@ -46,11 +46,11 @@ def evaluate() -> int:
     from launchers import run as runs
     from runtime import best, leave_out_tensorflow
 
-    leave_out_tensorflow()  # nor Reverb: a checkpoint needs neither
+    leave_out_tensorflow()  # a checkpoint needs neither TensorFlow nor Reverb
     newest = flags.FLAGS.checkpoint == "newest"
     logdir = mirror.fetched(asked, {"checkpoints"}) if newest else mirror.fetched(asked, set(), best.FILE)
     run = runs.load(logdir)
-    episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # as many of each task
+    episodes = flags.FLAGS.episodes + -flags.FLAGS.episodes % len(run.tasks)  # equally many of each task
     said = {name: getattr(flags.FLAGS, name) for name in ("eval_policy", "eval_epsilon")}
     given = {name: value for name, value in said.items() if value is not None}
     run = runs.replace(run, eval_episodes=episodes, **given)
@@ -61,7 +61,7 @@ def evaluate() -> int:
 
     parts = roles.Parts(run, logdir)
     version, params = (_newest if newest else _best)(parts)
-    seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint, the same episodes
+    seed = run.seed_of("evaluate", version.learner_steps)  # the same checkpoint always plays the same episodes
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True, drawn=bool(video))
     if video:
         environment = filmed.Filmed(environment)
@@ -70,7 +70,7 @@ def evaluate() -> int:
     of_all = run.stacked * episodes
     playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
     played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
-    environment.close()  # its games, if it has any, are processes, which would outlive this one
+    environment.close()  # its games may be processes, which would outlive this one
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(
@@ -88,7 +88,7 @@ def evaluate() -> int:
 
 
 def _digest(params: Any) -> str:
-    """The same for the same parameters, to the bit: the beginning of their SHA-256."""
+    """Returns the beginning of the SHA-256 of the parameters, which shows whether two runs played the same ones."""
     import jax
     import numpy as np
 
@@ -99,7 +99,7 @@ def _digest(params: Any) -> str:
 
 
 def _check(video: pathlib.Path) -> None:
-    """Raises UsageError unless a video can be written there."""
+    """Raises UsageError unless a video can be written to the path `video`."""
     from runtime import video as videos
 
     try:
@@ -109,7 +109,7 @@ def _check(video: pathlib.Path) -> None:
 
 
 def _newest(parts: roles.Parts) -> tuple[Version, Any]:
-    """The version and the parameters of the newest checkpoint."""
+    """Returns the version and the parameters of the newest checkpoint."""
     from launchers import recorded
 
     state, version = recorded.restored(parts.agent, parts.logdir)
@@ -117,7 +117,7 @@ def _newest(parts: roles.Parts) -> tuple[Version, Any]:
 
 
 def _best(parts: roles.Parts) -> tuple[Version, Any]:
-    """Those that did best in the run's own evaluations."""
+    """Returns the version and the parameters that did best in the run's own evaluations, and prints their return."""
     from launchers import recorded
 
     found = recorded.best_of(parts.agent, parts.logdir, "--checkpoint=NAME")

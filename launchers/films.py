@@ -1,4 +1,4 @@
-"""The videos of a run's evaluations: LOGDIR/videos/env_steps_N.gif, one in `video_period` evaluations."""
+"""The videos of a run's evaluations, LOGDIR/videos/env_steps_N.gif: there is one in `video_period` evaluations."""
 
 import pathlib
 
@@ -12,8 +12,8 @@ from runtime import metrics
 
 
 class Films:
-    """Makes the environments of a run's evaluations, and has the first episode drawn of those that are to be filmed.
-    Which these are goes by how many evaluations LOGDIR/evaluator.csv has, those of earlier sittings among them."""
+    """Makes the environments of a run's evaluations, and films the first episode of every `video_period`-th evaluation.
+    The count includes the evaluations of earlier sittings, which are in LOGDIR/evaluator.csv."""
 
     def __init__(self, run: Run, logdir: pathlib.Path):
         self._run, self._folder = run, logdir / "videos"
@@ -21,7 +21,8 @@ class Films:
         self._filmed: Filmed | None = None
 
     def make_environment(self, version: Version) -> Environment:
-        """The environments of the next evaluation, which is of a version's parameters: the same, filmed or not."""
+        """Returns the environments of the next evaluation, that of a version's parameters. The episodes are the same
+        whether they are filmed or not."""
         run, period = self._run, self._run.video_period
         seed, count = run.seed_of("evaluator", version.learner_steps), run.stacked * run.eval_envs
         drawn = period > 0 and (self._evaluations + 1) % period == 0
@@ -30,13 +31,13 @@ class Films:
         return self._filmed or environment
 
     def write(self, version: Version) -> None:
-        """The evaluation has ended, and its row is written: writes its video, if there is to be one. A run goes on
-        without a video that cannot be drawn or written."""
+        """Writes the video of an evaluation that has ended, if it was filmed; the evaluation's row is written before.
+        If the video cannot be drawn or written, a warning is logged and the run goes on."""
         self._evaluations += 1
         filmed, self._filmed = self._filmed, None
         if filmed is None:
             return
-        from runtime import video  # only now: it brings Pillow, and most runs have no videos
+        from runtime import video  # only now, because it imports Pillow, and most runs have no videos
 
         path = self._folder / f"env_steps_{version.env_steps}.gif"
         try:

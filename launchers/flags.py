@@ -1,7 +1,7 @@
-"""The command line: a flag for each setting that a command declares. `--config.FIELD=VALUE` sets any field of the
-agent's Config.
+"""The command line: it has a flag for each setting that a command declares, and `--config.FIELD=VALUE` for any field of
+the agent's Config.
 
-What can be known to be wrong from the command line alone is found before JAX is imported.
+Mistakes that the command line alone reveals are found before JAX is imported.
 """
 
 import ast
@@ -26,16 +26,16 @@ from launchers.settings import Logdir, Setting, Settings, UsageError
 if TYPE_CHECKING:
     from launchers.run import Run
 
-MOST_LETTERS = 2000  # of what an error says
-# What a person can mend: also an environment that broke, a server that does not answer, a full disk, a loss that is not
-# finite.
+MOST_LETTERS = 2000  # of an error's message, which is cut beyond them
+# The errors that a person can mend: besides mistakes of usage these are a broken environment, a server that does not
+# answer, a full disk, and a loss that is not finite.
 MENDABLE = (UsageError, EnvironmentFailure, OSError, FloatingPointError)
-FLAGS = flags.FlagValues()  # what the command line that was parsed last says; none but a command's own flags are in it
-flags.FLAGS.mark_as_parsed()  # libraries' flags, which no command takes
+FLAGS = flags.FlagValues()  # the command line that `parse` read last: the command's own flags alone
+flags.FLAGS.mark_as_parsed()  # the flags that libraries define; no command takes them
 
 
 class _Parser(flags.ArgumentParser):
-    """Another parser, whose errors say what it takes."""
+    """A parser of absl's around the function `read`, whose error says what it takes, the `noun`."""
 
     def __init__(self, read: Callable[[Any], Any], noun: str):
         self._read, self._noun = read, noun
@@ -60,19 +60,19 @@ PARSERS: dict[Any, flags.ArgumentParser] = {
 
 
 class _Takes(NamedTuple):
-    """What a command line of a command may say."""
+    """The arguments that a command takes."""
 
-    declared: dict[str, Setting] = {}  # a flag for each
-    of_run: bool = False  # whether these are a run's: its agent decides which flags --config.FIELD there are
-    arguments: str = ""  # what it may name beside them, for --help; "": nothing
+    declared: dict[str, Setting] = {}  # there is a flag for each
+    of_run: bool = False  # whether the flags describe a run, whose agent decides which --config.FIELD flags there are
+    arguments: str = ""  # what it takes besides flags, in words for --help; "": nothing
 
 
 _takes: dict[Callable[..., int], _Takes] = {}
 
 
 def command(*declaring: type, arguments: str = "") -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Decorates a command: it takes a flag for each of the settings that these dataclasses declare, and where
-    `arguments` says what else it may be told, it is called with that. It returns its exit code."""
+    """Decorates a command, a function that returns its exit code. The command takes a flag for each setting that the
+    dataclasses `declaring` declare. If `arguments` says in words what it takes besides, it is called with those."""
 
     def decorate(function: Callable[..., int]) -> Callable[..., int]:
         declared = {name: each for of in declaring for name, each in settings.declarations(of).items()}
@@ -105,7 +105,7 @@ class _TupleParser(flags.ArgumentParser):
             try:
                 argument = ast.literal_eval(argument)
             except (ValueError, SyntaxError):
-                argument = argument.split(",")  # whose elements say what is wrong with them, or `nan`
+                argument = argument.split(",")  # their check names a bad element; `nan` comes here too
         return tuple(argument) if isinstance(argument, tuple | list) else (argument,)
 
     def flag_type(self) -> str:
@@ -113,13 +113,13 @@ class _TupleParser(flags.ArgumentParser):
 
 
 def parse(command: Callable[..., int], argv: list[str]) -> list[str]:
-    """Reads the command line of a command into FLAGS, in place of what an earlier one said; returns what it names
-    beside flags.
+    """Reads a command's arguments into FLAGS, which replaces those of an earlier call. Returns the arguments that are
+    no flags.
 
-    Of a setting of a run the flag is None where it is not given, so that a preset can say it.
+    A run's setting that is not given leaves its flag at None, so that a preset can set it.
 
     Raises:
-      UsageError: an unknown flag or agent, or a value that its flag does not take.
+      UsageError: a flag or the agent is unknown, or a flag does not take its value.
     """
     global FLAGS
     FLAGS = flags.FlagValues()
@@ -127,7 +127,8 @@ def parse(command: Callable[..., int], argv: list[str]) -> list[str]:
     for name, declared in takes.declared.items():
         silent = takes.of_run and name in settings.DECLARED and name not in ("agent", "env")
         _define(name, declared.kind, None if silent else declared.default)
-    # The agent decides which fields there are, so it is parsed first, alone; a flag file or --noflag still works.
+    # The agent decides which fields its Config has, so the other flags are parsed first. absl's --flagfile and --noNAME
+    # work in both passes.
     rest = _parse(argv, known_only=True)
     types = configs.fields(FLAGS.agent) if takes.of_run else {}
     for argument in rest[1:]:
@@ -161,26 +162,26 @@ def _parse(argv: list[str], known_only: bool = False) -> list[str]:
 
 
 def any_given() -> bool:
-    """Whether the command line says anything of the run itself."""
+    """Returns whether a flag of the run itself was given."""
     return any(FLAGS[name].present for name in settings.DECLARED) or bool(_given_config())
 
 
 def words_of_run() -> dict[str, str]:
-    """The flags of the run itself that were given, by name, as words of another command line."""
+    """Returns the flags of the run itself that were given, by name, each as a word for another command line."""
     names = [name for name in FLAGS if FLAGS[name].present]
     return {name: FLAGS[name].serialize() for name in names if name in settings.DECLARED or name.startswith("config.")}
 
 
 def run_from_flags(used: Collection[str] = (), config: Mapping[str, Any] | None = None) -> "Run":
-    """The run that the parsed flags ask for; `used` is as for `settings.resolve`, and `config` has fields of the
-    agent's Config that are given besides.
+    """Returns the run that the parsed flags describe. `used` is as in `settings.resolve`; `config` has further fields
+    of the agent's Config, which take precedence over the flags.
 
     Raises:
       UsageError: there is no such run.
     """
     given = {name: FLAGS[name].value for name in settings.DECLARED.keys() - {"agent", "env"} if FLAGS[name].present}
     settings.resolve(FLAGS.agent, FLAGS.env, given, used)
-    from launchers import run as runs  # only now: it brings JAX
+    from launchers import run as runs  # only now, because it imports JAX
 
     return runs.make(FLAGS.agent, FLAGS.env, given, _given_config() | dict(config or {}), used)
 
@@ -194,7 +195,7 @@ def _given_config() -> dict[str, Any]:
 
 
 def logdir_from_flags() -> Logdir:
-    """--logdir, or a new one under runs/."""
+    """Returns --logdir, or else a new folder under runs/ with the agent, the environment and the time in its name."""
     if FLAGS.logdir:
         logdir: Logdir = FLAGS.logdir
         return logdir
@@ -203,13 +204,14 @@ def logdir_from_flags() -> Logdir:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, on one line and cut where it is long."""
+    """Returns an error's message on one line, cut after MOST_LETTERS."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
 
 
 def attempt(command: Callable[..., int], argv: list[str]) -> int:
-    """Parses the command line and runs `command`; the exit code. What the person can mend is one line and code 2."""
+    """Parses the command line, runs `command` and returns its exit code. An error that the person can mend is printed
+    as one line, and gives 2; any other is printed with its traceback, and gives 1."""
     logging.set_verbosity(logging.WARNING)
     try:
         return command(*parse(command, argv))
@@ -224,10 +226,10 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
 
 
 def main(command: Callable[..., int]) -> NoReturn:
-    """The process of a command: what `attempt` does, or --help."""
+    """Runs a command as the whole process: prints its help for --help, else does what `attempt` does, and exits."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name need not be what the terminal can write
+            stream.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
         print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}")
         sys.exit(0)
@@ -235,7 +237,7 @@ def main(command: Callable[..., int]) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()
-    # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown under them aborts.
+    # Not sys.exit: threads that wait inside Reverb cannot be ended, and the interpreter's teardown aborts beneath them.
     os._exit(code)
 
 

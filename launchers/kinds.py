@@ -1,4 +1,4 @@
-"""What kind of environment a run has, by what it shows and takes and the suite that it is of: presets go by it."""
+"""Kinds of environments, by which presets are chosen: the suite, and the form of the observations and actions."""
 
 import functools
 import json
@@ -10,21 +10,21 @@ from environments import tasks
 
 
 class Kind(NamedTuple):
-    """What presets tell environments apart by."""
+    """The properties by which presets tell environments apart."""
 
-    suite: str  # EnvPool's own name of the suite, as "atari" or "mujoco.dmc"; "": of none
-    side: int  # pixels of a frame's shorter side; 0: what is seen is a vector
+    suite: str  # EnvPool's own name of its suite, such as "atari" or "mujoco.dmc"; "": not EnvPool's
+    side: int  # pixels of a frame's shorter side; 0: observations are no frames
     actions: str  # "discrete", "factored" or "continuous"
-    small: bool  # whether a few of its factored actions are told apart
+    small: bool  # whether FactoredActions.small names a few of its factored actions, enough to begin with
     num_tasks: int
 
 
 @functools.cache
 def spec_of(env: str, env_kwargs: str, atari_protocol: str) -> EnvironmentSpec:
-    """What one of the environments called `env` looks like; made once in a process to be looked at.
+    """Returns the spec of one of the environments called `env`. It makes one to look at, once in a process.
 
     Args:
-      env, env_kwargs, atari_protocol: as a run's settings have them.
+      env, env_kwargs, atari_protocol: as in a run's settings.
 
     Raises:
       ValueError: there is no such environment.
@@ -37,8 +37,8 @@ def spec_of(env: str, env_kwargs: str, atari_protocol: str) -> EnvironmentSpec:
 
 
 def kind_of(env: str, env_kwargs: str) -> Kind:
-    """Raises as `spec_of` does."""
-    spec = spec_of(env, env_kwargs, "nature")  # of another it is the same kind
+    """Returns the kind of the environment called `env`. Raises ValueError as `spec_of` does."""
+    spec = spec_of(env, env_kwargs, "nature")  # the other Atari protocol would give the same kind
     actions = spec.actions
     return Kind(
         environments.suite(tasks.names(env)[0]),

@@ -3,8 +3,8 @@
   scripts/manifests --image=IMAGE --claim=CLAIM --agent=impala --env=Pong-v5 --num_actors=8
   scripts/manifests --image=IMAGE --claim=CLAIM --placement=pod --num_hosts=2 --gpus=8 --agent=impala --env=Pong-v5
 
-The run is told by the same flags as scripts/train's. Each process of its roles is a pod, which gives a scripts/role
-command; with --placement=pod each host is one, and all give the same scripts/train command.
+The flags that describe the run are those of scripts/train. Each process of the run is a Kubernetes pod, which runs a
+scripts/role command. With --placement=pod each host is a Kubernetes pod, and all run the same scripts/train command.
 """
 
 import dataclasses
@@ -20,24 +20,25 @@ from launchers.settings import MANY, Settings, Sitting, UsageError, setting
 if TYPE_CHECKING:
     from launchers.run import Run
 
-PORT = 8000  # of the replay servers, each in a pod of its own, unless --port says another
-COORDINATOR_PORT = 9000  # where a pod's hosts meet; JAX's own service has the next
-MISTAKE = 2  # the exit code of what a person must mend, and no restart can
-UNFINISHED = 75  # that of a host that is to start again: EX_TEMPFAIL of sysexits.h
-GRACE_SECONDS = 300  # for a pod to end once asked; then it is killed: a learner saves, its replay too
-SERVING_SECONDS = 60  # of these a replay server goes on: where all pods are asked at once, the learner needs it
-MOST_PODS = 100_000  # that Kubernetes gives an indexed Job
-CHIPS = 4  # that a host of a TPU slice has, where --num_hosts does not say how many share them
-INDEX = "$(JOB_COMPLETION_INDEX)"  # which of its Job's pods a pod is; Kubernetes puts the number in
-MEMBER = "$(MEMBER)"  # likewise, of which member of a population it is
-JOB_INDEX = "metadata.labels['jobset.sigs.k8s.io/job-index']"  # where a pod finds that
+PORT = 8000  # of each replay server, unless --port gives another; each is in a pod of its own
+COORDINATOR_PORT = 9000  # where the hosts of --placement=pod meet; JAX's own service has the port after it
+MISTAKE = 2  # the exit code after an error that a person must mend, and no restart can
+UNFINISHED = 75  # the exit code of a host that is to start again: EX_TEMPFAIL of sysexits.h
+GRACE_SECONDS = 300  # a pod that was asked to end is killed after these; a learner and its replay save meanwhile
+# For so long a replay server serves on when asked to end: Kubernetes asks all pods at once, and the learner needs it.
+SERVING_SECONDS = 60
+MOST_PODS = 100_000  # the most that Kubernetes allows an indexed Job
+CHIPS = 4  # of each host of a TPU slice, unless --num_hosts says how many hosts share the chips
+INDEX = "$(JOB_COMPLETION_INDEX)"  # Kubernetes replaces it by the pod's number in its Job
+MEMBER = "$(MEMBER)"  # likewise by the number of the population's member whose role the pod plays
+JOB_INDEX = "metadata.labels['jobset.sigs.k8s.io/job-index']"  # the field of a pod that has the member's number
 
 RESOURCES = "what Kubernetes reserves for"
 
 
 @dataclasses.dataclass
 class Manifest:
-    """How a run is told to Kubernetes."""
+    """The flags that describe a run's manifest for Kubernetes."""
 
     image: str = setting(None, "the image of its containers, which requirements/Dockerfile makes")
     claim: str = setting(None, "the PersistentVolumeClaim with the logdir, which all of the run's machines may write")
@@ -66,8 +67,8 @@ class Manifest:
 class Slice(NamedTuple):
     """The accelerators of one machine."""
 
-    limits: dict[str, int]  # how many of which resource
-    selector: dict[str, str]  # labels of the machines that have them
+    limits: dict[str, int]  # how many there are, by the name of Kubernetes's resource; {}: none
+    selector: dict[str, str]  # labels of the machines that have them; {}: any machine
 
 
 NO_SLICE = Slice({}, {})
@@ -92,7 +93,7 @@ def manifests() -> int:
     if run.placement in ("serial", "ray"):
         why = "is of one process" if run.placement == "serial" else "asks Ray to place processes, not Kubernetes"
         raise UsageError(f"--placement={run.placement} {why}: leave --placement out, or give --placement=pod")
-    # Only now, when the command line is understood: JAX, which here is to compute nothing.
+    # JAX is imported only now, when the command line is understood. It computes nothing here.
     import jax
     import yaml
 
@@ -101,7 +102,7 @@ def manifests() -> int:
 
     jax.config.update("jax_platforms", "cpu")
     populations.check(run)
-    run.make_agent(run.spec())  # which also says whether it fits; this machine's memory says nothing of the others'
+    run.make_agent(run.spec())  # raises if it does not fit; this machine's memory does not matter
     if in_pod:
         run.check_pod(count)
         settings.check_port(values.port, run)
@@ -116,11 +117,12 @@ def manifests() -> int:
     return 0
 
 
-# What the command line says, read before JAX is imported.
+# The functions that read and check the command line, before JAX is imported.
 
 
 def _check_names(in_pod: bool) -> str:
-    """The JobSet's name, once all names are some that Kubernetes takes."""
+    """Returns the JobSet's name. Raises UsageError if --image or --claim is missing, if Kubernetes does not take one of
+    the names, or if a flag does not suit the placement."""
     values = flags.FLAGS
     if not values.image:
         raise UsageError("a manifest needs --image, the image of its containers; requirements/Dockerfile makes one")
@@ -136,7 +138,7 @@ def _check_names(in_pod: bool) -> str:
         name = values.name
     label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
     for flag, text, pattern, most in (
-        ("name", name, f"(?![0-9]){label}", 40),  # of a service: no digit comes first; and pods' names are longer
+        ("name", name, f"(?![0-9]){label}", 40),  # a service's name begins with no digit, and pods add to it
         ("claim", values.claim, rf"{label}(\.{label})*", 253),
         ("namespace", values.namespace, label, 63),
     ):
@@ -154,7 +156,7 @@ def _check_names(in_pod: bool) -> str:
 
 
 def _resources(role: str) -> dict[str, str]:
-    """What is reserved for a role, by the name of the resource."""
+    """Returns what --ROLE_resources reserves for a role, by the resource's name. Raises UsageError if that is wrong."""
     text = getattr(flags.FLAGS, f"{role}_resources")
     found = {}
     for part in text.split(",") if text else []:
@@ -170,7 +172,7 @@ def _resources(role: str) -> dict[str, str]:
 
 
 def _check_logdir(name: str) -> pathlib.Path:
-    """The run's folder, as the containers see it."""
+    """Returns the run's folder in the containers. Raises UsageError if --logdir cannot be one."""
     logdir = flags.FLAGS.logdir or pathlib.Path("/runs") / name
     within = logdir.is_absolute() and len(logdir.parts) > 2 and ".." not in logdir.parts
     if not within or not re.fullmatch("[A-Za-z0-9._/+-]+", str(logdir)):
@@ -182,7 +184,8 @@ def _check_logdir(name: str) -> pathlib.Path:
 
 
 def _accelerators(in_pod: bool) -> tuple[int, Slice]:
-    """How many hosts there are, and what a learner or each host has."""
+    """Returns how many hosts there are, and the accelerators of a learner, or of each host if `in_pod`. Raises
+    UsageError if --tpu, --gpus and --num_hosts do not fit together."""
     values = flags.FLAGS
     if values.tpu and values.gpus:
         raise UsageError("--tpu and --gpus: a machine has either, so leave one of them out")
@@ -203,11 +206,12 @@ def _accelerators(in_pod: bool) -> tuple[int, Slice]:
     return count, Slice({"google.com/tpu": chips // count}, labels)
 
 
-# The manifest.
+# The functions that build the manifest.
 
 
 def _run_flags(run: "Run") -> list[str]:
-    """What tells every process of the run. What an image and this machine might not have in common is always said."""
+    """Returns the flags that describe the run to each of its processes. --carrier is always among them, because its
+    default may differ between the image and this machine."""
     given = [word for name, word in flags.words_of_run().items() if name not in ("agent", "env", "carrier")]
     return [f"--agent={run.agent}", f"--env={run.env}", f"--carrier={run.carrier}", *sorted(given)]
 
@@ -215,7 +219,8 @@ def _run_flags(run: "Run") -> list[str]:
 def _roles(
     run: "Run", name: str, logdir: pathlib.Path, accelerators: Slice, resources: dict[str, dict[str, str]]
 ) -> list[dict[str, Any]]:
-    """A group of Jobs for each kind of role: a Job for each member of a population, a pod for each process."""
+    """Returns a group of Jobs for each kind of role. The group has a Job for each member of a population, and a Job has
+    a pod for each process."""
     from launchers import program
 
     processes: dict[str, list[program.Role]] = {}
@@ -244,7 +249,7 @@ def _roles(
                 accelerators if computes else NO_SLICE,
             )
         )
-        # By themselves: one pod that starts again finds the others.
+        # Pods start again one by one: a pod that does so finds the others.
         jobs[-1]["template"]["spec"]["backoffLimit"] = flags.FLAGS.max_restarts * (len(roles) // members)
     return jobs
 
@@ -252,11 +257,11 @@ def _roles(
 def _hosts(
     run: "Run", name: str, logdir: pathlib.Path, count: int, accelerators: Slice, resources: dict[str, str]
 ) -> dict[str, Any]:
-    """The Job whose pods are the hosts. One that ends takes the others along, and the JobSet starts all of them."""
+    """Returns the Job whose pods are the hosts. If one of them fails, the Job does, and the JobSet starts all again."""
     command = ["scripts/train", f"--logdir={logdir}", f"--connect_seconds={flags.FLAGS.connect_seconds:g}"]
     command += [f"--unfinished_code={UNFINISHED}"]
     command += [f"--port={flags.FLAGS.port}"] if flags.FLAGS.port else []
-    if not flags.FLAGS.tpu:  # of a slice GKE says it
+    if not flags.FLAGS.tpu:  # in a TPU slice GKE tells each host this
         address = f"{_host_name(name, 'host', 0)}:{COORDINATOR_PORT}"
         command += [f"--coordinator={address}", f"--num_hosts={count}", f"--host={INDEX}"]
     jobs = _jobs("host", [*command, *_escaped(_run_flags(run))], (1, count), logdir, resources, accelerators)
@@ -265,12 +270,12 @@ def _hosts(
 
 
 def _host_name(name: str, kind: str, index: int) -> str:
-    """Where a pod is found, in the JobSet's own service."""
+    """Returns the host name of a pod, which the JobSet's own service resolves."""
     return f"{name}-{kind}-0-{index}.{name}"
 
 
 def _escaped(arguments: Sequence[str]) -> list[str]:
-    """Kubernetes replaces $(NAME) in a command, and $$ by $."""
+    """Escapes a command's arguments, because Kubernetes replaces $(NAME) in them, and $$ by $."""
     return [argument.replace("$", "$$") for argument in arguments]
 
 
@@ -282,7 +287,8 @@ def _jobs(
     resources: dict[str, str],
     accelerators: Slice,
 ) -> dict[str, Any]:
-    """The one template of all: so many like Jobs, of so many pods each, that give the same command."""
+    """Returns a group of equal Jobs, all of whose pods run `command`; `counts` are (the Jobs, the pods of each). Raises
+    UsageError if a Job cannot have so many pods."""
     replicas, pods = counts
     if pods > MOST_PODS:
         raise UsageError(f"{pods:,} pods of a kind, of {MOST_PODS:,} at most: give fewer, each with more")
@@ -300,12 +306,12 @@ def _jobs(
     if any(MEMBER in argument for argument in command):
         container["env"] = [{"name": "MEMBER", "valueFrom": {"fieldRef": {"fieldPath": JOB_INDEX}}}]
     pod = {
-        "restartPolicy": "Never",  # what podFailurePolicy asks for: the Job makes a new pod instead
+        "restartPolicy": "Never",  # podFailurePolicy requires it: the Job makes a new pod instead
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "containers": [container],
         "volumes": [
             {"name": "runs", "persistentVolumeClaim": {"claimName": flags.FLAGS.claim}},
-            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},  # a container's own is 64 MB
+            {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},  # by default a container has 64 MB
         ],
     }
     if kind == "replay":
@@ -313,7 +319,7 @@ def _jobs(
     pod |= {"nodeSelector": dict(accelerators.selector)} if accelerators.selector else {}
     failures = [
         {"action": "FailJob", "onExitCodes": {"containerName": "shoal", "operator": "In", "values": [MISTAKE]}},
-        # A machine that is drained or taken away is nobody's failure.
+        # It does not count as a failure if the pod's machine is drained or taken away.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
     job = {
@@ -327,12 +333,13 @@ def _jobs(
 
 
 def _job_set(name: str, jobs: list[dict[str, Any]], exclusive: bool) -> dict[str, Any]:
-    """The JobSet. It is done when all that end by themselves have ended with exit code 0, and ends the others then."""
+    """Returns the JobSet. It is done once all roles that end by themselves have ended with exit code 0, and then ends
+    the others. If `exclusive`, each Job has a slice to itself."""
     from launchers import program
 
     metadata: dict[str, Any] = {"name": name}
     metadata |= {"namespace": flags.FLAGS.namespace} if flags.FLAGS.namespace else {}
-    if exclusive:  # all hosts of a Job on one slice, which no other Job has
+    if exclusive:  # all hosts of a Job are on one slice, which no other Job uses
         metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     kinds = [job["name"] for job in jobs]
     ending = [kind for kind in kinds if kind not in program.KINDS or not program.KINDS[kind].asked]
@@ -344,7 +351,7 @@ def _job_set(name: str, jobs: list[dict[str, Any]], exclusive: bool) -> dict[str
         "spec": {
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
             "successPolicy": {"operator": "All", "targetReplicatedJobs": ending},
-            # A role that still saves holds its place in the logdir: so it is gone before the next one begins.
+            # BlockingRecreate waits until the old pods are gone: a role that still saves holds its lock in the logdir.
             "failurePolicy": {
                 "maxRestarts": flags.FLAGS.max_restarts,
                 "restartStrategy": "BlockingRecreate",

@@ -1,7 +1,8 @@
-"""What `--preset=paper` sets a run to: for each agent the settings of its paper, on the paper's kinds of environments.
+"""The settings that `--preset=paper` gives a run: those of each agent's paper, on the paper's kinds of environments.
 
-A field of the agent's Config that is not here has the paper's value by default. The tables in docs/, under "The paper's
-settings", say where each value stands, and what cannot be as in the paper; a test holds them to what is here.
+A field of the agent's Config that is not set here has the paper's value by default. The tables in docs/, under "The
+paper's settings", say where the paper gives each value, and what cannot be as in the paper. A test compares the tables
+with this module.
 """
 
 import fnmatch
@@ -16,13 +17,13 @@ from launchers.presets import atari, dm_control
 
 class Paper(NamedTuple):
     of: str | Callable[[Kind], bool]  # a task by name, or several by a pattern (shell style); or a kind
-    example: str  # such an environment
+    example: str  # an environment that `of` fits
     run: dict[str, Any]  # fields of Run
     config: dict[str, Any]  # fields of the agent's Config
 
 
 def gym_mujoco(kind: Kind) -> bool:
-    """Gymnasium's tasks of MuJoCo, as EnvPool has them; not with their actions binned."""
+    """Returns whether a kind is one of Gymnasium's MuJoCo tasks, as EnvPool has them. Binned actions are excluded."""
     return kind.suite == "mujoco.gym" and kind.actions == "continuous"
 
 
@@ -32,16 +33,16 @@ def simulated_control(kind: Kind) -> bool:
 
 ONE = {"num_actors": 1, "envs_per_actor": 1}
 SAMPLED = {"eval_policy": "sampled"}
-FEW_ACTORS = {"num_actors": 4}  # threads, among which the environments of a paper's many actors are shared out
+FEW_ACTORS = {"num_actors": 4}  # each has an equal part of the environments of a paper's many actors
 ATARI_STEPS = {"max_env_steps": 50_000_000}  # 200 million frames
-FIVE_MINUTES = {"eval_max_steps": 4_500}  # of Atari, 18,000 frames
+FIVE_MINUTES = {"eval_max_steps": 4_500}  # the steps of five minutes of Atari, 18,000 frames
 
 DQN_RUN = ONE | ATARI_STEPS | FIVE_MINUTES | {"eval_episodes": 30, "eval_period": 250_000, "eval_epsilon": 0.05}
-# Double DQN as its paper tuned it, on which the dueling and the prioritised paper build.
+# Double DQN's settings as tuned in its paper, from which the papers on dueling networks and prioritised replay start.
 TUNED_RUN = ONE | ATARI_STEPS | {"eval_episodes": 30, "eval_period": 250_000, "eval_epsilon": 0.001}
 TUNED = {"double": True, "target_period": 7_500, "epsilon_final": 0.01}
 
-# Of Rainbow's file, where all of its parts are on: C51 has the distribution alone.
+# C51 is in Rainbow's file, whose defaults switch all of Rainbow's parts on. C51 has the value distribution alone.
 C51 = {
     "double": False,
     "dueling": False,
@@ -65,7 +66,7 @@ ASYNC_RUN = {
     "envs_per_actor": 1,
     "eval_episodes": 30,
 }
-# The gradient is a mean over T = 5 steps where the paper sums them: epsilon is of the mean.
+# The gradient is a mean over T = 5 steps and in the paper it is a sum, so epsilon is scaled to the mean.
 ASYNC_Q = {
     "torso": "shallow",
     "frame_stack": 4,
@@ -85,13 +86,13 @@ LOCOMOTION = {"unroll_length": 1_000, "lambda_": 1.0, "fisher_fraction": 0.1}
 BIG_LOCOMOTION_RUN = LOCOMOTION_RUN | {"max_env_steps": 200_000_000, "envs_per_actor": 1_000}
 BIG_LOCOMOTION = LOCOMOTION | {"batch_size": 1_000, "hidden_sizes": (50,)}
 
-CLIFF = "gymnasium:CliffWalking-v*"  # EnvPool's goes on beyond --eval_max_steps
+CLIFF = "gymnasium:CliffWalking-v*"  # not EnvPool's, whose episodes go on beyond --eval_max_steps
 CLIFF_RUN = ONE | {"max_env_steps": 20_000, "eval_episodes": 10, "eval_max_steps": 100, "synchronous": True}
 CLIFF_TABLE = {"learning_rate": 0.5, "decay_env_steps": 0, "discount": 1.0}
 
 SHORT_CORRIDOR = "gymnasium:environments.textbook:ShortCorridor-v0"
 
-# Episodes longer than the suite's 200 steps.
+# Below, `env_kwargs` make episodes longer than the suite's 200 steps.
 LINEAR_RUN = ONE | {"max_env_steps": 500_000, "eval_episodes": 10}
 MOUNTAIN_CAR = {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07)}
 DPG_RUN = LINEAR_RUN | {"env_kwargs": '{"max_episode_steps": 1000}'}
@@ -105,7 +106,7 @@ TD3 = {
     "policy_learning_rate": 1e-3,
     "critic_learning_rate": 1e-3,
 }
-# Of tasks whose episodes all have the same length; of the others 1,000.
+# The start in tasks whose episodes all have the same length; in the others it is 1,000 steps.
 LONG_START = {"min_replay_size": 10_000}
 
 
@@ -115,7 +116,7 @@ def async_q(**config: Any) -> list[Paper]:
 
 def corridor(**config: Any) -> list[Paper]:
     run = ONE | SAMPLED | {"max_env_steps": 20_000, "eval_episodes": 20, "eval_period": 1_000}
-    # At first left with probability 0.95.
+    # The first policy goes left with probability 0.95.
     config = {"hidden_sizes": (), "discount": 1.0, "initial_preferences": (1.472, -1.472)} | config
     return [Paper("environments.textbook:ShortCorridor-v0", SHORT_CORRIDOR, run, config)]
 
@@ -130,7 +131,7 @@ PAPERS: dict[str, list[Paper]] = {
             atari,
             "Pong-v5",
             TUNED_RUN,
-            # The norm is the mean's; the paper's code clips the sum's, at 10.
+            # The norm is of the mean over the batch of 32; the paper's code clips the norm of the sum, at 10.
             TUNED | {"dueling": True, "head_size": 512, "learning_rate": 6.25e-5, "max_gradient_norm": 10 / 32},
         )
     ],
@@ -139,7 +140,7 @@ PAPERS: dict[str, list[Paper]] = {
             atari,
             "Pong-v5",
             TUNED_RUN,
-            # A quarter of DQN's steps, all of whose terms the paper's code scales.
+            # A quarter of DQN's step size; the paper's code scales every term of a step.
             TUNED | {"replay": "prioritized", "learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2},
         )
     ],
@@ -400,7 +401,7 @@ PAPERS: dict[str, list[Paper]] = {
 }
 
 UNWRITTEN = "the book has the algorithm and no experiment with it"
-# Agents whose source has no settings for any environment that is here, and why.
+# The agents whose source has no settings for any environment that Shoal has, and why.
 SILENT = {
     "all_actions": UNWRITTEN,
     "actor_critic": UNWRITTEN,
@@ -411,10 +412,10 @@ SILENT = {
 
 
 def of(agent: str) -> list[Paper]:
-    """What there is of an agent's paper.
+    """Returns the settings of an agent's paper, an entry for each of its kinds of environments.
 
     Raises:
-      ValueError: nothing.
+      ValueError: the paper has no settings for any environment that Shoal has.
     """
     if agent in SILENT:
         raise ValueError(f"--preset=paper says nothing of {agent}, for {SILENT[agent]}; leave --preset out")
@@ -422,10 +423,11 @@ def of(agent: str) -> list[Paper]:
 
 
 def find(agent: str, env: str, env_kwargs: str = "") -> Paper:
-    """The settings of an agent's paper for the kind of an environment, or for the one of its name.
+    """Returns the first settings of an agent's paper that fit an environment, by its name or by its kind. Several tasks
+    at once have no kind.
 
     Raises:
-      ValueError: there is no such environment, or the paper has none of its kind.
+      ValueError: there is no such environment, or the paper has no settings for it.
     """
     papers, alone = of(agent), len(tasks.names(env)) == 1
     for paper in papers:

@@ -1,4 +1,4 @@
-"""Which baselines are drawn together, in docs/results and in the README; `scripts/baseline --pages` draws them."""
+"""The pictures in docs/results and in the README that show several baselines; `scripts/baseline --pages` draws them."""
 
 import dataclasses
 
@@ -7,10 +7,10 @@ from launchers.baselines import MUJOCO
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Curves of several baselines in one picture."""
+    """A picture with the curves of several baselines."""
 
-    curves: dict[str, str]  # a baseline's name -> what its curve is called
-    x: str = "env_steps"
+    curves: dict[str, str]  # a baseline's name -> its curve's label
+    x: str = "env_steps"  # the x axis, a column of the CSVs
 
 
 def _by_agent(env: str, agents: str) -> Picture:
@@ -24,7 +24,7 @@ def _by_count(agent: str, counts: dict[str, str], x: str) -> Picture:
 WORKERS = {"-workers1": "1 worker", "-workers2": "2 workers", "": "4 workers"}
 ROLES = {"": "Mix & Match", "-simple": "the simple agent", "-target": "the target agent"}
 ROLES |= {"-population-of-target": "a population of the target agent"}
-# What docs/results has beside each baseline's own curve, by file name.
+# The pictures of docs/results besides each baseline's own curve, by file name.
 PICTURES = {
     "policy-gradients-CartPole-v1": _by_agent(
         "CartPole-v1",
@@ -92,7 +92,7 @@ PICTURES = {
         for task in ("impala-Catch-v0", "ppo-Pendulum-v1")
     },
 }
-# Of the README's picture, a panel each.
+# The panels of the README's picture, by title.
 PANELS = {
     "CartPole-v1": _by_agent("CartPole-v1", "impala ppo dqn reinforce_baseline"),
     "MaskedCartPole-v1": Picture(

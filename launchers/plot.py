@@ -1,5 +1,5 @@
-"""Draws learning curves: `scripts/plot --out=curves.png runs/a runs/b ...`; of a population `--lineages` draws its
-members' scores and hyperparameters."""
+"""Draws learning curves: `scripts/plot --out=curves.png runs/a runs/b ...`. With `--lineages` it draws the scores and
+hyperparameters of a population's members instead."""
 
 import dataclasses
 import pathlib
@@ -28,13 +28,13 @@ def plot(*names: str) -> int:
             logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
         except UsageError as error:
             raise UsageError(f"{name!r}: {error}") from error
-        from runtime import records  # only now: it takes a while
+        from runtime import records  # only now, because its import takes a while
 
         if not (logdirs[-1] / records.FILE).exists():
             settings.saved(logdirs[-1])
     if asked.lineages and len(logdirs) > 1:
         raise UsageError("--lineages takes the folder of one population")
-    from runtime import plot  # only now: it brings JAX and Matplotlib
+    from runtime import plot  # only now, because it imports JAX and Matplotlib
 
     try:
         plot.check_picture(asked.out)
@@ -51,7 +51,7 @@ def plot(*names: str) -> int:
             asked.smooth,
         ):
             raise UsageError("none of these runs has two evaluations yet")
-    except ValueError as error:  # of a file that is not as Shoal writes it
+    except ValueError as error:  # a file is not as Shoal writes it, or a flag's value does not fit
         raise UsageError(str(error)) from error
     print(asked.out)
     return 0

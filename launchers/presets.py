@@ -1,8 +1,8 @@
-"""What a run is set to where its command line is silent: of each agent, for tasks by name and for kinds of environment.
+"""The presets: what each agent sets where the command line is silent, for tasks by name and for kinds of environment.
 
-A task that an agent was tuned for has a preset by its name, with `gymnasium:` or `gymnax:` before it or without. Any
-other environment has the first of a kind that it is of: kinds go by what an environment shows, what it takes and its
-suite.
+A task that an agent was tuned for has a preset under its name, which also applies with `gymnasium:` or `gymnax:` before
+the name. Any other environment gets the agent's first preset for a kind that it belongs to. Kinds are told apart by an
+environment's observations, actions and suite.
 """
 
 import fnmatch
@@ -33,12 +33,12 @@ def frames(kind: Kind) -> bool:
 
 
 def continuous(kind: Kind) -> bool:
-    """Of continuous control, also where its actions are binned."""
+    """Returns whether a kind is continuous control. MuJoCo tasks whose actions are binned count too."""
     return kind.actions == "continuous" or kind.suite.startswith("mujoco.")
 
 
 def dm_control(kind: Kind) -> bool:
-    """Whose rewards are in [0, 1], so that returns are in [0, 1 / (1 - discount)]."""
+    """Returns whether a kind is dm_control's. Its rewards are in [0, 1], so returns are in [0, 1 / (1 - discount)]."""
     return kind.suite == "mujoco.dmc"
 
 
@@ -47,7 +47,7 @@ def minigrid(kind: Kind) -> bool:
 
 
 def few_to_many(kind: Kind) -> bool:
-    """Whose factored actions have a few among them that are enough to begin with."""
+    """Returns whether a few of a kind's factored actions are enough to begin with, for a curriculum of actions."""
     return kind.small
 
 
@@ -55,15 +55,15 @@ def several(kind: Kind) -> bool:
     return kind.num_tasks > 1
 
 
-FITTING = "the largest of nature, shallow and mlp that frames of this size fit"  # a torso, found by `find`
+FITTING = "the largest of nature, shallow and mlp that frames of this size fit"  # `find` puts a torso in its place
 ADAM = {"optimizer": "adam", "epsilon": 1e-5}
 SMALL = {"torso": "mlp", "frame_stack": 1}
 SMALL_RUN = {"max_env_steps": 300_000, "num_actors": 2, "envs_per_actor": 32, "eval_episodes": 20}
 
-SAMPLED = {"eval_policy": "sampled"}  # as papers of policies evaluate on Atari
+SAMPLED = {"eval_policy": "sampled"}  # papers on policy gradients evaluate so on Atari
 
 CONTROL_RUN = {"max_env_steps": 30_000, "num_actors": 1, "envs_per_actor": 1, "eval_episodes": 10}
-# Several updates in one go: on their own these take less time than asking for them.
+# Several updates in one dispatch: one of these small updates takes less time than its dispatch from Python.
 SMALL_CONTROL_RUN = CONTROL_RUN | {"updates_per_dispatch": 8}
 SMALL_CONTROL = {
     "hidden_sizes": (128, 128),
@@ -78,7 +78,7 @@ LARGE_CONTROL = {
     "critic_learning_rate": 3e-4,
 }
 SOFT_TARGETS = {"tau": 0.005, "target_period": 1}
-# To publish more often than actors pull is of no use.
+# It is no use to publish parameters more often than actors pull them.
 DPG_RUN = CONTROL_RUN | {"max_env_steps": 100_000, "envs_per_actor": 8, "publish_period": 16}
 LARGE_RUN = CONTROL_RUN | {
     "max_env_steps": 1_000_000,
@@ -90,8 +90,8 @@ APEX_RUN = LARGE_RUN | {"num_actors": 4}
 
 
 def of_frames(run: dict[str, Any], config: dict[str, Any], gaussian: dict[str, Any] | None = None) -> list[Preset]:
-    """Of an agent with convolutions: those of all frames that are not Atari's; `gaussian`: what the policy's continuous
-    actions change."""
+    """Returns the presets of an agent with convolutions for environments that show frames; a preset for Atari comes
+    before them. If `gaussian` is given, there is one more for continuous actions, whose Config it changes."""
     config = config | {"torso": FITTING, "frame_stack": 4}
     either = [Preset(frames, run, config)]
     return (
@@ -100,13 +100,14 @@ def of_frames(run: dict[str, Any], config: dict[str, Any], gaussian: dict[str, A
 
 
 def distributional(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
-    """Of an agent with a distributional critic, Pendulum apart; CartpoleSwingup's are shorter."""
+    """Returns the presets of an agent with a distributional critic, but for Pendulum. Runs on CartpoleSwingup are
+    shorter."""
     bounded = config | {"v_min": 0.0, "v_max": 100.0}
     short = Preset("CartpoleSwingup*-v1", run | {"max_env_steps": 300_000}, bounded)
     return [short, Preset(dm_control, run, bounded), Preset(any_kind, run, config)]
 
 
-# ViZDoom's tasks, and what brings their returns to about 1 to 20.
+# ViZDoom's tasks, and the `reward_scale` that brings the returns of each to about 1 to 20.
 VIZDOOM = {
     "Basic-v1": 0.01,
     "SimplerBasic-v1": 0.01,
@@ -130,7 +131,7 @@ VIZDOOM_RUN = {
 
 
 def vizdoom(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
-    """A convolutional agent's presets, Basic's shorter than the others'."""
+    """Returns the ViZDoom presets of an agent with convolutions. Runs on Basic are shorter than the others."""
     return [
         Preset(
             pattern,
@@ -141,14 +142,14 @@ def vizdoom(run: dict[str, Any], config: dict[str, Any]) -> list[Preset]:
     ]
 
 
-# Values of discrete actions from a replay; an update for each four steps.
+# Agents that learn the values of discrete actions from a replay. There is an update for every four steps.
 DQN_RUN = {
     "max_env_steps": 250_000,
     "num_actors": 1,
     "envs_per_actor": 8,
     "eval_episodes": 20,
     "publish_period": 4,
-    "updates_per_dispatch": 4,  # small updates: to fetch a batch takes as long
+    "updates_per_dispatch": 4,  # fetching a batch takes as long as such a small update
 }
 SMALL_DQN = SMALL | {
     "optimizer": "adam",
@@ -157,7 +158,7 @@ SMALL_DQN = SMALL | {
     "samples_per_insert": 16.0,
     "n_step": 5,
     "target_period": 500,
-    "replay_size": 300_000,  # all of it: what led here is not forgotten
+    "replay_size": 300_000,  # all of a run's experience, so that its beginning is kept
     "min_replay_size": 1_000,
 }
 SMALL_APEX = {"loss": "huber", "learning_rate": 2.5e-4, "head_size": 0}
@@ -165,7 +166,7 @@ SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
-# With discrete actions; targets that move faster, and a policy that may be sure of more, or CartPole falls again.
+# For discrete actions. With the slower targets or the higher entropy of the defaults, CartPole's return falls again.
 SMALL_SAC = {
     "hidden_sizes": (128, 128),
     "batch_size": 64,
@@ -191,7 +192,7 @@ SMALL_R2D2 = SMALL | {
     "lstm_size": 64,
     "head_size": 0,
     "burn_in": 0,
-    "sequence_length": 12,  # about an episode's: what is longer is padding
+    "sequence_length": 12,  # about an episode's length: more would be padding
     "overlap": 2,
     "discount": 0.99,
     "batch_size": 32,
@@ -204,7 +205,7 @@ SMALL_R2D2 = SMALL | {
 }
 MEMORY_R2D2 = SMALL_R2D2 | {
     "lstm_size": 128,
-    "head_size": 128,  # which object is where, and which it was: their product is more than the LSTM's output can say
+    "head_size": 128,  # for the product of where each object is and which was shown, beyond the LSTM's output
     "burn_in": 4,
     "sequence_length": 16,
     "overlap": 4,
@@ -214,9 +215,10 @@ MEMORY_R2D2 = SMALL_R2D2 | {
     "replay_size": 20_000,
     "min_replay_size": 500,
 }
-# The norm is the mean's; the paper's code clips the sum's, at 10.
+# The norm here is of the mean over the batch of 32; the paper's code clips the norm of the sum, at 10.
 DUELING = {"learning_rate": 6.25e-5, "max_gradient_norm": 10.0 / 32, "head_size": 512}
-# A quarter of DQN's steps, all of whose terms the paper's code scales: the epsilon inside the root by a sixteenth.
+# A quarter of DQN's step size. The paper's code scales every term of a step, so that the epsilon inside the root is a
+# sixteenth of DQN's.
 PRIORITIZED = {"learning_rate": 2.5e-4 / 4, "optimizer_epsilon": 0.01 / 32**2 / 4**2}
 SMALL_Q = {
     "hidden_sizes": (128,),
@@ -230,8 +232,8 @@ SMALL_Q = {
 def dqn(
     papers: dict[str, Any] | None = None, cartpole_steps: int = 250_000, eval_epsilon: float = 0.05, **config: Any
 ) -> list[Preset]:
-    """DQN's presets, with one of its improvements: ours on small tasks; on frames the papers', `papers` on top, and on
-    Atari the papers' `eval_epsilon`."""
+    """Returns the presets of DQN with one of its improvements, which the Config's fields `config` switch on. Small
+    tasks have Shoal's own settings. Frames have the papers', with `papers` added, and Atari `eval_epsilon` besides."""
     small = SMALL_DQN | SMALL_SCHEDULE | {"importance_steps": 60_000}
     catch = CATCH_DQN | {"epsilon_final": 0.05, "epsilon_steps": 2_500, "importance_steps": 7_500}
     return [
@@ -247,8 +249,8 @@ def dqn(
     ]
 
 
-# The Behaviour Suite, where one environment counts from its first step: as the DQN and the actor-critic that come with
-# it are set.
+# The Behaviour Suite, which scores one environment from its first step. The settings are about those of the DQN and the
+# actor-critic that come with it.
 BSUITE = "environments.bsuite:*"
 BSUITE_RUN = {
     "max_env_steps": 200_000,
@@ -285,7 +287,7 @@ BSUITE_A2C = SMALL | {
     "decay_env_steps": 0,
 }
 
-# Of Rainbow's file, where all of its parts are on.
+# C51 is in Rainbow's file, whose defaults switch all of Rainbow's parts on; here they are off.
 C51 = {"double": False, "dueling": False, "noisy": False, "replay": "uniform", "head_size": 0, "epsilon_initial": 1.0}
 C51_PAPER = {
     "n_step": 1,
@@ -297,7 +299,7 @@ C51_PAPER = {
     "min_replay_size": 50_000,
 }
 SMALL_HEAD = {"hidden_sizes": (128,), "head_size": 128}
-# What discounted returns are between: of an episode of 1 for each step, of one of 1 or -1, and where nobody knows.
+# Bounds of discounted returns: CartPole pays 1 for each step, Catch 1 or -1 at the end; elsewhere they are unknown.
 SUPPORTS: dict[Any, dict[str, float]] = {
     "CartPole-v1": {"v_min": 0.0, "v_max": 100.0},
     "Catch-v0": {"v_min": -1.0, "v_max": 1.0},
@@ -306,17 +308,18 @@ SUPPORTS: dict[Any, dict[str, float]] = {
 
 
 def categorical(presets: list[Preset]) -> list[Preset]:
-    """With atoms where the returns are; on frames the papers', which clipped rewards fit."""
+    """Returns the presets with atoms over the returns of SUPPORTS. On frames the papers' atoms stay, which fit clipped
+    rewards."""
     return [preset._replace(config=SUPPORTS.get(preset.of, {}) | preset.config) for preset in presets]
 
 
-# On Acrobot one-step values came to those of a policy that never ends an episode, until targets stood still for a while
-# and a gradient was of many steps. They are not every task's settings: with such targets CartPole was not learned.
+# On Acrobot one-step methods learnt the values of a policy that never ends an episode, until they had a target network
+# and gradients of many steps. Other tasks have other settings: with such a target network CartPole was not learnt.
 ACROBOT_Q = {"hidden_sizes": (128,), "activation": "tanh", "target_period": 20, "max_gradient_norm": 10.0}
 
 
 def q_learning(**config: Any) -> list[Preset]:
-    """Online and without replay."""
+    """Returns the presets of Q-learning and Sarsa, which learn online and without a replay."""
     config = {"learning_rate": 1e-3, "epsilon_final": 0.05, "epsilon_steps": 5_000} | config
     acrobot = SMALL_Q | config | ACROBOT_Q | {"unroll_length": 8, "epsilon_steps": 1_000}
     del acrobot["decay_env_steps"]
@@ -327,7 +330,7 @@ def q_learning(**config: Any) -> list[Preset]:
     ]
 
 
-# Online: the environments of one actor are the batch.
+# Online agents: the environments of the one actor are the batch.
 ONLINE_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20}
 SMALL_POLICY = {"hidden_sizes": (64,), "optimizer": "adam", "discount_weighting": False}
 SMALL_ACTOR_CRITIC = SMALL_POLICY | {"batch_size": 32, "unroll_length": 8, "alpha_theta": 3e-4, "alpha_w": 3e-3}
@@ -337,12 +340,12 @@ EPISODES_RUN = {"max_env_steps": 200_000, "num_actors": 1, "envs_per_actor": 8, 
 SMALL_REINFORCE = SMALL_POLICY | {"batch_size": 8, "alpha_theta": 3e-3, "alpha_w": 1e-2}
 
 
-FREE_SIGMA = {"sigma": "free", "sigma_initial": 0.6}  # of continuous actions
+FREE_SIGMA = {"sigma": "free", "sigma_initial": 0.6}  # for continuous actions
 
 
 def actor_critic(**config: Any) -> list[Preset]:
     config = SMALL_ACTOR_CRITIC | config
-    # The policy slower than its value: else the mean runs out of the bounds before the value is learnt.
+    # The policy learns more slowly than the value, or its mean leaves the bounds before the value is learnt.
     pendulum = FREE_SIGMA | {"batch_size": 8, "alpha_theta": 3e-4, "alpha_w": 3e-2, "discount": 0.9}
     return [
         Preset("Pendulum-v1", ONLINE_RUN | {"max_env_steps": 1_500_000, "envs_per_actor": 8}, config | pendulum),
@@ -356,11 +359,11 @@ def reinforce(**config: Any) -> list[Preset]:
     return [Preset(continuous, EPISODES_RUN, config | FREE_SIGMA), Preset(any_kind, EPISODES_RUN, config)]
 
 
-# Where nobody knows what a task pays.
+# For tasks whose scale of rewards is unknown.
 ANY_REWARDS = {"normalize_rewards": True}
 
 SMALL_A2C = SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 16, "batch_size": 32, "lambda_": 0.95}
-GAUSSIAN = {"entropy_cost": 1e-4, "sigma_initial": 0.6}  # of continuous actions
+GAUSSIAN = {"entropy_cost": 1e-4, "sigma_initial": 0.6}  # for continuous actions
 # Many small updates.
 PENDULUM_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 8}
 PENDULUM = {
@@ -373,7 +376,7 @@ PENDULUM = {
     "entropy_cost": 1e-4,
     "sigma_initial": 0.6,
 }
-# In step: where one actor's environments are the batch it costs little, and the policy gradient wants it.
+# Synchronous: the policy gradient needs it, and it costs little where one actor's environments are the batch.
 A2C_RUN = SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "synchronous": True}
 CONTINUOUS_A2C = SMALL_A2C | {
     "separate_value": True,
@@ -381,24 +384,24 @@ CONTINUOUS_A2C = SMALL_A2C | {
     "entropy_cost": 1e-4,
     "sigma_initial": 0.6,
     "reward_scale": 0.1,
-    "normalize_advantages": True,  # before the value is learnt, advantages of one sign drive the mean out of bounds
+    "normalize_advantages": True,  # else all have one sign at first, and drive the mean out of bounds
 }
 
 
 def a2c() -> list[Preset]:
-    """Discrete actions, Atari by the paper, continuous actions, and what is left."""
+    """Returns A2C's presets. The one for Atari keeps the Config's defaults, which are the paper's."""
     masked = {"reward_scale": 0.1, "lstm_size": 64, "unroll_length": 10}
     sighted = {"max_env_steps": 10_000_000, "num_actors": 2, "envs_per_actor": 8, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", A2C_RUN, SMALL_A2C | {"reward_scale": 0.1}),
         Preset(BSUITE, BSUITE_RUN, BSUITE_A2C),
-        # Out of step: of two seeds in step one ended at 190.
+        # Not synchronous: of two synchronous seeds one ended at a return of 190.
         Preset("MaskedCartPole-v1", A2C_RUN | {"synchronous": False}, SMALL_A2C | masked),
         Preset("Catch-v0", A2C_RUN | {"max_env_steps": 300_000}, SMALL_A2C | {"entropy_cost": 0.02}),
         *vizdoom(VIZDOOM_RUN, {"unroll_length": 20, "lambda_": 0.95}),
         Preset(
             "Pendulum-v1",
-            # In step: with experience two updates old the mean runs out of the bounds, before the value is learnt.
+            # Synchronous: with experience two updates old the mean leaves the bounds before the value is learnt.
             PENDULUM_RUN | {"synchronous": True},
             SMALL_A2C | PENDULUM | ANY_REWARDS | {"reward_scale": 1.0},
         ),
@@ -409,7 +412,7 @@ def a2c() -> list[Preset]:
     ]
 
 
-# Gradients that travel: workers of one environment, as in the papers.
+# Workers that send gradients to the learner. Each has one environment, as in the papers.
 WORKERS_RUN = {
     "travels": "gradients",
     "max_env_steps": 300_000,
@@ -428,14 +431,14 @@ SMALL_ASYNC_Q = {
     "target_period": 30,
     "max_gradient_norm": 10.0,
     "epsilon_initial": 1.0,
-    # Higher than the paper's: without a replay, states that a good policy never meets are forgotten.
+    # Higher than the paper's: without a replay, the values of states that a good policy never meets are forgotten.
     "epsilon_finals": (0.5, 0.2, 0.1, 0.3),
     "epsilon_steps": 1_000,
 }
 
 
-# Mnih et al. 2016, section 5.1 and the supplement's section 8; rates and periods are in updates of one worker's steps.
-# The paper sums the gradient over a worker's T = 5 steps, here it is averaged: epsilon and clip are of the mean.
+# Mnih et al. 2016, section 5.1 and the supplement's section 8. Periods are in updates, each of a worker's T = 5 steps.
+# The paper sums the gradient over these steps and here it is averaged, so epsilon and the clip are scaled to the mean.
 ATARI_ASYNC_Q = {
     "torso": "shallow",
     "frame_stack": 4,
@@ -453,11 +456,12 @@ ATARI_ASYNC_Q = {
 
 
 def async_q(**config: Any) -> list[Preset]:
-    """Asynchronous Q-learning: a gradient of one environment alone is too noisy for Adam."""
+    """Returns the presets of asynchronous Q-learning. On small tasks a worker has several environments, because the
+    gradient of one alone is too noisy for Adam."""
     sighted = WORKERS_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     form = {"form": config["form"]} if "form" in config else {}
     acrobot = ACROBOT_Q | {"batch_size": 8, "unroll_length": 8, "epsilon_steps": 1_000}
-    if config.get("form") == "n_step_q":  # longer returns need no targets that stand still
+    if config.get("form") == "n_step_q":  # longer returns need no target network
         acrobot = {"batch_size": 16, "unroll_length": 32, "epsilon_steps": 500, "target_period": 0}
         acrobot |= {"hidden_sizes": (128,), "activation": "relu"}
     return [
@@ -473,20 +477,21 @@ def async_q(**config: Any) -> list[Preset]:
 
 
 def a3c() -> list[Preset]:
-    """A2C's, a worker for each of a few environments; shorter where networks are small."""
+    """Returns A2C's presets with the workers of WORKERS_RUN, each of one environment. Where the network is an mlp, runs
+    have WORKERS_RUN's steps too."""
     alone = {"batch_size": 1, "learning_rate": 5e-4}
 
     def steps(preset: Preset) -> dict[str, Any]:
         return {} if preset.config.get("torso") == "mlp" else {"max_env_steps": preset.run["max_env_steps"]}
 
-    free = {"synchronous": False}  # workers wait for nobody
+    free = {"synchronous": False}  # workers do not wait for each other
     return [
         Preset(preset.of, preset.run | WORKERS_RUN | free | steps(preset), preset.config | alone) for preset in a2c()
     ]
 
 
 PPO_RUN = {"num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20}
-# Not the small ones: there to wait for the update costs a third of the speed.
+# Synchronous, unlike runs on small tasks, where waiting for the update would cost a third of the speed.
 CONTINUOUS_PPO_RUN = PPO_RUN | {"synchronous": True}
 SMALL_PPO = SMALL | {
     "unroll_length": 32,
@@ -521,7 +526,7 @@ CONTINUOUS_PPO = SMALL | {
 
 
 def ppo() -> list[Preset]:
-    """Small tasks with discrete actions, Atari by the paper, continuous actions."""
+    """Returns PPO's presets. The one for Atari keeps the Config's defaults, which are the paper's."""
     pendulum = {"discount": 0.9, "lambda_": 0.95, "learning_rate": 1e-3, "minibatches": 16}
     sighted = PPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     return [
@@ -571,7 +576,7 @@ SMALL_RND = SMALL_PPO | {
 
 
 def ppo_rnd() -> list[Preset]:
-    """Small tasks, Atari by the paper, other frames."""
+    """Returns the presets of PPO with RND. On Atari most of the Config's defaults stay, which are the paper's."""
     sighted = PPO_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 32, "eval_episodes": 10}
     frames_config = {"batch_size": 32, "predictor_fraction": 1.0}
     return [
@@ -583,7 +588,7 @@ def ppo_rnd() -> list[Preset]:
     ]
 
 
-# In step: the targets have no correction for what an older policy did.
+# Synchronous: the targets do not correct for the actions of an older policy.
 PQN_RUN = {"num_actors": 1, "envs_per_actor": 32, "eval_episodes": 20, "synchronous": True}
 SMALL_PQN = SMALL | {
     "unroll_length": 32,
@@ -598,7 +603,7 @@ SMALL_PQN = SMALL | {
 
 
 def pqn() -> list[Preset]:
-    """Small tasks, Atari by the paper's code, other frames, and what is left."""
+    """Returns PQN's presets. On Atari most of the Config's defaults stay, which are those of the paper's code."""
     sighted = PQN_RUN | {"max_env_steps": 10_000_000, "envs_per_actor": 128, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", PQN_RUN | {"max_env_steps": 200_000}, SMALL_PQN | {"reward_scale": 0.1, "lambda_": 0.95}),
@@ -610,11 +615,11 @@ def pqn() -> list[Preset]:
     ]
 
 
-# Large batches: an update's step is as large as its batch can vouch for.
+# TRPO takes large batches: the larger the batch, the larger the step that its estimates can be trusted for.
 TRPO_RUN = {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 16, "eval_episodes": 20}
 CONTINUOUS_TRPO = {"reward_scale": 0.1, "sigma_initial": 0.6, "normalize_observations": True}
 
-# In step: the divergence that is held small is from the newest policy that acted.
+# Synchronous: the divergence that V-MPO keeps small is then measured from the newest policy that acted.
 VMPO_RUN = {"max_env_steps": 300_000, "num_actors": 1, "envs_per_actor": 8, "eval_episodes": 20, "synchronous": True}
 SMALL_VMPO = SMALL | {
     "separate_value": True,
@@ -630,7 +635,7 @@ SMALL_VMPO = SMALL | {
 
 
 def trpo() -> list[Preset]:
-    """CartPole, continuous actions, and what is left."""
+    """Returns TRPO's presets: for CartPole and Pendulum, frames, continuous control, and all else."""
     sighted = TRPO_RUN | {"max_env_steps": 10_000_000, "eval_episodes": 10}
     return [
         Preset("CartPole-v1", TRPO_RUN | {"max_env_steps": 200_000}, {"reward_scale": 0.1}),
@@ -643,13 +648,13 @@ def trpo() -> list[Preset]:
 
 
 def vmpo() -> list[Preset]:
-    """Small tasks with discrete actions, continuous actions, frames, and what is left."""
-    # Squashed: else the mean may run out of the bounds before the value is learnt.
+    """Returns V-MPO's presets: for small tasks, frames, continuous control, and all else."""
+    # Squashed, or the mean may leave the bounds before the value is learnt.
     pendulum = {"unroll_length": 8, "discount": 0.9, "sigma": "free", "squash": True}
     sighted = VIZDOOM_RUN | {"max_env_steps": 10_000_000}
     seeing = {"torso": "shallow", "learning_rate": 5e-4, "lambda_": 0.95, "epsilon_eta": 0.1, "alpha": 0.1}
     return [
-        # A rate that falls leaves some seeds where they are, at returns of 400.
+        # The learning rate does not decay: with a decay some seeds stay at returns of 400.
         Preset(
             "CartPole-v1",
             VMPO_RUN,
@@ -668,8 +673,9 @@ MIX_MATCH = SMALL | {"hidden_sizes": (128, 128), "activation": "relu", "learning
 
 
 def mix_match() -> list[Preset]:
-    """Curricula of tasks, of architectures and of actions, by the environments that have them."""
-    # As IMPALA's of the same environments.
+    """Returns Mix & Match's presets. The environment decides whether the curriculum is over tasks, architectures or
+    actions."""
+    # IMPALA's settings in the same environments.
     small_architectures = SMALL | {
         "curriculum": "architectures",
         "lstm_size": 64,
@@ -719,7 +725,7 @@ PRESETS: dict[str, list[Preset]] = {
         Preset(
             "MountainCar-v0",
             OFF_PAC_RUN,
-            # Of episodes of 200 steps with single random actions, none reaches the goal.
+            # Actions are repeated: with independent random actions no episode of 200 steps reaches the goal.
             SMALL_OFF_PAC | {"observation_low": (-1.2, -0.07), "observation_high": (0.6, 0.07), "repeat": 0.9},
         ),
         Preset(
@@ -727,7 +733,7 @@ PRESETS: dict[str, list[Preset]] = {
             OFF_PAC_RUN | {"max_env_steps": 1_000_000},
             SMALL_OFF_PAC
             | {"observation_low": (-1.0, -1.0, -8.0), "observation_high": (1.0, 1.0, 8.0), "tilings": 8, "tiles": 6}
-            # No traces, and small steps: the importance of a continuous action has no bound.
+            # No traces, and small steps: the importance ratio of a continuous action has no bound.
             | {"discount": 0.95, "lambda_": 0.0, "alpha_v": 0.1, "alpha_u": 0.01},
         ),
         Preset(any_kind, OFF_PAC_RUN, SMALL_OFF_PAC),
@@ -735,7 +741,7 @@ PRESETS: dict[str, list[Preset]] = {
     "reinforce": reinforce(),
     "reinforce_baseline": reinforce(baseline=True),
     "all_actions": [
-        # The policy slower than what it follows: else it settles before the action values mean anything.
+        # The policy learns more slowly than the action values, or it settles before they mean anything.
         Preset(
             any_kind,
             EPISODES_RUN | {"max_env_steps": 400_000},
@@ -776,7 +782,7 @@ PRESETS: dict[str, list[Preset]] = {
     "async_q": async_q(target_period=10),
     "async_sarsa": async_q(form="sarsa"),
     "gorila": [
-        # What a worker keeps is its own, of four.
+        # Each of the four workers has a replay of this size of its own.
         Preset(
             atari,
             WORKERS_RUN | GORILA_RUN | {"max_env_steps": 50_000_000, "eval_epsilon": 0.05},
@@ -795,8 +801,8 @@ PRESETS: dict[str, list[Preset]] = {
     "sarsa": q_learning(form="sarsa"),
     "ddpg": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL),
-        # As Acme has them. Without `layer_norm` CheetahRun's policy runs into the ends of tanh and stays: the first
-        # rewards are small, and slopes along the actions are for long those of values that still rise everywhere.
+        # Acme's settings. Without `layer_norm` CheetahRun's policy runs into the ends of tanh and stays there: the
+        # first rewards are small, and for long the slopes along the actions are of values that still rise everywhere.
         Preset(
             dm_control,
             LARGE_RUN,
@@ -804,7 +810,7 @@ PRESETS: dict[str, list[Preset]] = {
             | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3}
             | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
         ),
-        # As CleanRL has them, an update for each step; but layers are normalised: HalfCheetah's return rises sooner.
+        # CleanRL's settings, with an update for each step, but with layer norm: HalfCheetah's return then rises sooner.
         Preset(
             any_kind,
             LARGE_RUN,
@@ -814,7 +820,7 @@ PRESETS: dict[str, list[Preset]] = {
     ],
     "td3": [
         Preset("Pendulum-v1", SMALL_CONTROL_RUN, SMALL_CONTROL | {"min_replay_size": 1_000}),
-        # As DDPG's there, and for its reasons.
+        # The same settings as DDPG's on dm_control, for the same reasons.
         Preset(
             dm_control,
             LARGE_RUN,
@@ -822,7 +828,7 @@ PRESETS: dict[str, list[Preset]] = {
             | {"layer_norm": True, "n_step": 5, "noise_scale": 0.3, "min_replay_size": 1_000}
             | {"policy_learning_rate": 1e-4, "critic_learning_rate": 1e-4},
         ),
-        # Its authors' later settings, which are the defaults.
+        # The Config's defaults are the later settings of TD3's authors.
         Preset(any_kind, LARGE_RUN, {}),
     ],
     "sac": [
@@ -880,8 +886,8 @@ PRESETS: dict[str, list[Preset]] = {
     "impala": [
         Preset(
             "CartPole-v1",
-            # Many environments, one actor: where a step costs microseconds, Python's share of it decides, and a second
-            # actor would fight the first for the interpreter.
+            # Many environments and one actor: a step takes microseconds here, so that Python's share of it decides the
+            # speed, and a second actor would compete with the first for the interpreter.
             SMALL_RUN | {"max_env_steps": 500_000, "num_actors": 1, "envs_per_actor": 128, "publish_period": 4},
             SMALL | ADAM | {"learning_rate": 2e-3, "reward_scale": 0.1, "max_gradient_norm": 300.0},
         ),
@@ -908,18 +914,20 @@ PRESETS: dict[str, list[Preset]] = {
 
 
 def of(agent: str) -> list[Preset]:
-    """An agent's presets; what its runs travel by is the same in all of them."""
+    """Returns an agent's presets, and after them one for any environment. An agent's own all agree on `travels`."""
     return [*PRESETS.get(agent, []), Preset(any_kind, SMALL_RUN, {})]
 
 
 def _task(env: str) -> str:
-    """The task's name, whoever makes it."""
-    return env.removeprefix("gymnasium:").removeprefix("gymnax:")  # Brax's names are others
+    """Returns a task's name without the prefix of Gymnasium or gymnax."""
+    return env.removeprefix("gymnasium:").removeprefix("gymnax:")  # Brax's tasks have names of their own
 
 
 def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
-    """The preset of an agent in an environment: that of the task's name, of several tasks the first one's, unless the
-    agent has one for `several`; else that of the environment's kind, and only then the environment is looked at.
+    """Returns the preset of an agent in an environment: the one under the task's name, else the first for its kind.
+
+    Of several tasks the first one's name counts, unless the agent has a preset for `several`. An environment is made,
+    to see its kind, only if no name fits.
 
     Raises:
       ValueError: there is no such environment.
@@ -933,7 +941,7 @@ def find(agent: str, env: str, env_kwargs: str = "") -> Preset:
     preset = next(each for each in presets if not isinstance(each.of, str) and each.of(kind))
     if preset.config.get("torso") != FITTING:
         return preset
-    from agents.parts.torsos import LEAST_SIDES  # here: it brings JAX
+    from agents.parts.torsos import LEAST_SIDES  # only now, because it imports JAX
 
     torso = next((name for name in ("nature", "shallow") if LEAST_SIDES[name] <= kind.side), "mlp")
     return preset._replace(config=preset.config | {"torso": torso})

@@ -1,5 +1,5 @@
-"""What a run has left in its LOGDIR for those who use its policy: beside config.json its environment's spec, the newest
-checkpoint, and the best parameters."""
+"""Reads and writes what a run leaves in its LOGDIR for users of its policy: besides config.json these are the
+environment's spec, the newest checkpoint and the best parameters."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ SPEC = "spec.json"
 
 
 def write(path: pathlib.Path, values: dict[str, Any]) -> None:
-    """Writes a file of JSON, whole or not at all: roles may start at once."""
+    """Writes a JSON file, whole or not at all, because several roles may write and read it at the same time."""
     temporary = path.with_suffix(f".{os.getpid()}")
     temporary.write_text(json.dumps(values, indent=2) + "\n")
     temporary.rename(path)
 
 
 def save_spec(run: Run, logdir: pathlib.Path) -> None:
-    """Writes LOGDIR/spec.json; an earlier one is of a version that may have seen something else."""
-    from environments import interface  # only where there is a run: it brings Gymnasium
+    """Writes LOGDIR/spec.json, in place of an earlier one: the version that wrote that may have seen another spec."""
+    from environments import interface  # only where it is needed, because it imports Gymnasium
 
     clip = environments.settled_clip(run.env, run.reward_clip)
     write(logdir / SPEC, interface.to_json(run.spec()) | {"reward_clip": clip})
 
 
 def spec_of(run: Run, logdir: pathlib.Path) -> tuple[EnvironmentSpec, str]:
-    """What one of the run's environments looks like, and which of environments.environment.REWARD_CLIPS it has: by
-    LOGDIR/spec.json, else, of a run of a version that wrote none, by making one.
+    """Returns the spec of one of the run's environments, and which of environments.environment.REWARD_CLIPS it has.
+    Both are read from LOGDIR/spec.json. If an older version wrote none, an environment is made to see its spec.
 
     Raises:
       UsageError: the file cannot be read, or the environment cannot be made.
@@ -50,18 +50,18 @@ def spec_of(run: Run, logdir: pathlib.Path) -> tuple[EnvironmentSpec, str]:
     try:
         values = json.loads(path.read_text())
         return interface.from_json(values), str(values["reward_clip"])
-    except Exception as error:  # whatever somebody made of it
+    except Exception as error:  # the file may hold anything
         raise UsageError(f"{path} cannot be read ({error!r}): remove it, and the environment is looked at") from error
 
 
 def restored(agent: Agent, logdir: pathlib.Path) -> tuple[State, Version]:
-    """The newest checkpoint of the run in `logdir`, on the host.
+    """Returns the newest checkpoint of the run in `logdir`, with its arrays on the host.
 
     Raises:
-      UsageError: there is none yet.
-      Damaged: none can be read.
+      UsageError: there is no checkpoint yet.
+      Damaged: no checkpoint can be read.
     """
-    from runtime.checkpoint import Checkpointer  # only now: it brings orbax
+    from runtime.checkpoint import Checkpointer  # only now, because it imports orbax
 
     directory = logdir / "checkpoints"
     if directory.exists():
@@ -72,13 +72,14 @@ def restored(agent: Agent, logdir: pathlib.Path) -> tuple[State, Version]:
 
 
 def best_of(agent: Agent, logdir: pathlib.Path, option: str) -> Best:
-    """The parameters that did best in the evaluations of the run in `logdir`, on the host.
+    """Returns the parameters, on the host, that did best in the evaluations of the run in `logdir`.
 
     Args:
-      option: how the person who asks says which checkpoint is meant, as "--checkpoint=NAME".
+      option: for messages, the option by which the person chose the checkpoint, with NAME in its name's place, such as
+        "--checkpoint=NAME".
 
     Raises:
-      UsageError: there are none yet, or they cannot be read.
+      UsageError: no best parameters are saved yet, or they cannot be read.
     """
     from replay.structures import params_structure
     from runtime import best

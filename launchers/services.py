@@ -1,4 +1,4 @@
-"""Services that track runs, Weights & Biases and MLflow, and what is asked of one."""
+"""The services that track runs, Weights & Biases and MLflow, behind one interface, `Service`."""
 
 import importlib
 import os
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Protocol
 from launchers import wandb_files
 from launchers.settings import UsageError
 
-NAME = "shoal"  # of the project, or experiment, unless the environment names one
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # by the name of the library
-# Of the libraries' environment variables. MLflow's failures are told, and tried again, here: alone it would try for
-# minutes. W&B's Weave takes agents/ for another library of that name, which it would like to watch.
+NAME = "shoal"  # of the W&B project or MLflow experiment, unless an environment variable names one
+PACKAGES = {"wandb": "wandb", "mlflow": "mlflow-skinny"}  # the package to install, by the name of the library
+# Values of the libraries' environment variables, where none is set. Shoal itself reports MLflow's failures and tries
+# again: MLflow would try for minutes. W&B's Weave takes agents/ for a library of that name, and would watch it.
 DEFAULTS = {
     "WANDB_DISABLE_WEAVE": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -27,65 +27,66 @@ DEFAULTS = {
 class Row(NamedTuple):
     """A row of a role's CSV."""
 
-    role: str  # its file, without .csv: evaluator, or of a population member_3/evaluator
-    number: int  # which of the file's rows it is, from 1
+    role: str  # the file's name without .csv: "evaluator", or in a population "member_3/evaluator"
+    number: int  # the row's place in the file, from 1
     values: dict[str, float]  # by column
 
     @property
     def finite(self) -> dict[str, float]:
-        """The values that are numbers, by the names that they have where they are tracked: evaluator/return_mean."""
+        """The finite values but env_steps, by their names in the service, such as evaluator/return_mean."""
         there = {column: value for column, value in self.values.items() if column != "env_steps"}
         return {f"{self.role}/{column}": value for column, value in there.items() if abs(value) < float("inf")}
 
 
 class Service(Protocol):
-    """A tracked run. Each method raises what its library does."""
+    """A tracked run in a service. A method raises whatever the service's library raises."""
 
-    state: dict[str, Any]  # as JSON, what is kept of it: `rows`, how many it has of each file, and what it needs itself
-    place: str  # where a person finds it
+    # What tracking.json keeps: `rows`, how many rows of each file were sent, and what the service needs. It is JSON.
+    state: dict[str, Any]
+    place: str  # where a person finds the tracked run
 
     def log(self, rows: list[Row]) -> None:
-        """Adds rows, with env_steps as their x axis."""
+        """Sends rows, with env_steps as their x axis."""
 
     def end(self, failed: bool) -> None:
-        """Nothing is added any more: the sitting has ended."""
+        """Closes the tracked run when the sitting has ended; `failed` says whether it ended with an error."""
 
 
-Start = Callable[[pathlib.Path, dict[str, Any], dict[str, Any]], Service]  # LOGDIR, its settings, its state
+Start = Callable[[pathlib.Path, dict[str, Any], dict[str, Any]], Service]  # of LOGDIR, its settings, its state
 
 
 def _library(name: str) -> Any:
-    """The library of a service.
+    """Imports and returns the library of a service.
 
     Raises:
-      Exception: of whatever kind; most often it is not installed.
+      Exception: of any kind; most often the library is not installed.
     """
     for variable, value in DEFAULTS.items():
         os.environ.setdefault(variable, value)
     library = importlib.import_module(name)
-    if library.__file__ is None:  # a folder of that name, such as W&B makes
+    if library.__file__ is None:  # a folder of that name, such as W&B makes, is imported as an empty package
         raise ModuleNotFoundError(f"No module named {name!r}")
     return library
 
 
 class WandB:
-    """A run in Weights & Biases, whose environment variables say where, and whether it is online.
+    """A run in Weights & Biases. W&B's environment variables say where it is, and whether it is online.
 
-    With each row goes its number, as rows/ROLE: so it can be asked which it has, online by the run's summary, and after
-    a sitting that was killed by what is on disk."""
+    Each row is sent with its number, as rows/ROLE. So W&B knows which rows it has: an online run has the numbers in its
+    summary, and an offline run in its file on disk, even after a sitting that was killed."""
 
     def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], state: dict[str, Any]):
         wandb = _library("wandb")
         asked = wandb.setup().settings
         self._run = run = wandb.init(
             id=state.get("run") or asked.run_id or secrets.token_hex(4),
-            resume=None if asked.mode in ("offline", "dryrun") else "allow",  # else it warns that it cannot know
+            resume=None if asked.mode in ("offline", "dryrun") else "allow",  # offline it would only warn
             project=asked.project or NAME,
             name=asked.run_name or logdir.name,
-            tags=sorted({settings["agent"][:64], settings["env"][:64]}),  # the longest that it takes
+            tags=sorted({settings["agent"][:64], settings["env"][:64]}),  # W&B takes no longer tags
             dir=None if "WANDB_DIR" in os.environ else str(logdir),
-            reinit="create_new",  # one that broke is never taken up again
-            settings=wandb.Settings(console="off", silent=True),  # the terminal is the run's own
+            reinit="create_new",  # a connection that broke is never used again
+            settings=wandb.Settings(console="off", silent=True),  # W&B writes nothing to the terminal
         )
         run.config.update(settings, allow_val_change=True)
         run.define_metric("env_steps", hidden=True)
@@ -97,7 +98,7 @@ class WandB:
         self.state = {"run": run.id, "rows": rows}
         if run.offline:
             self.state["open"] = {"folder": folder, "rows": dict(rows)}
-        # Steps go on over sittings, for of a run it takes none that is not beyond the last.
+        # Steps continue over sittings, because W&B drops a step that is not beyond the run's last.
         self._step = max(run.step, sum(rows.values()))
 
     def log(self, rows: list[Row]) -> None:
@@ -112,30 +113,30 @@ class WandB:
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, int]:
-    """The numbers of rows, by role, among values by the names that W&B has for them."""
+    """Returns the numbers of rows by role, out of W&B's values by name: those whose names begin with rows/."""
     return {name.removeprefix("rows/"): int(value) for name, value in values.items() if name.startswith("rows/")}
 
 
 def _on_disk(state: dict[str, Any]) -> dict[str, int]:
-    """How many rows of each file W&B has on disk, of a run that is offline."""
-    sitting = state.get("open", {})  # that did not end in order
+    """Returns how many rows of each file W&B has on disk, for a run that is offline."""
+    sitting = state.get("open", {})  # a sitting that was killed before `end`
     files = list(pathlib.Path(sitting["folder"]).glob("*.wandb")) if sitting else []
     if not files:
         return dict(state.get("rows", {}))
-    rows = dict(sitting["rows"])  # that there were before it
+    rows = dict(sitting["rows"])  # those before that sitting
     for record in wandb_files.records(files[0]):
         rows |= _numbers(wandb_files.logged(record))
     return rows
 
 
 class MLflow:
-    """A run in MLflow, wherever its environment variables say, else where MLflow itself has it by default.
+    """A run in MLflow. It is where MLflow's environment variables say, else in MLflow's own default place.
 
-    Each row has a time of its own, which is the same whenever it is sent: of metrics that are sent twice, as after a
+    Each row has a time of its own, which is the same whenever the row is sent. So if metrics are sent twice, as after a
     time-out, MLflow's databases keep one."""
 
-    MOST = 1000  # metrics that it takes at a time
-    MOST_PARAMS = 100
+    MOST = 1000  # metrics that MLflow takes at a time
+    MOST_PARAMS = 100  # params that it takes at a time
 
     def __init__(self, logdir: pathlib.Path, settings: dict[str, Any], state: dict[str, Any]):
         mlflow = _library("mlflow")
@@ -153,13 +154,13 @@ class MLflow:
         self._tell(settings, run.data.params)
 
     def _there(self, run: str | None) -> Any:
-        """The tracked run, if there is one still."""
+        """Returns the tracked run of this id; None if there is none, or if it was deleted."""
         try:
             found = self._client.get_run(run) if run else None
         except Exception as error:
             if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            return None  # it was tracked elsewhere
+            return None  # the run was tracked by another server
         return found if found and found.info.lifecycle_stage == "active" else None
 
     def _experiment(self) -> str:
@@ -170,7 +171,8 @@ class MLflow:
         return found.experiment_id if found else self._client.create_experiment(name)
 
     def _tell(self, settings: dict[str, Any], known: dict[str, str]) -> None:
-        """The settings as params; those that a resumed run has otherwise are tags, for a param stays as it is."""
+        """Sends the settings as params; `known` has those that MLflow has already. A param can never change, so a
+        setting that a resumed run changes is sent as a tag."""
         config = {f"config.{name}": value for name, value in settings["config"].items()}
         named = {name: value for name, value in settings.items() if name != "config"} | config
         told = {name: str(value)[:6000] for name, value in named.items()}
@@ -198,8 +200,8 @@ SERVICES: dict[str, Start] = {"wandb": WandB, "mlflow": MLflow}
 
 
 def check(service: str) -> None:
-    """Raises UsageError if the library of a service is not installed here, or if it knows of no account; in a terminal
-    W&B asks for that."""
+    """Raises UsageError if the service's library is not installed here, or if W&B knows no account. In a terminal W&B
+    asks for the account first."""
     if service not in SERVICES:
         return
     try:
@@ -214,7 +216,7 @@ def check(service: str) -> None:
 
 
 def _check_account(wandb: Any) -> None:
-    import requests.utils  # which W&B brings
+    import requests.utils  # installed with W&B
 
     try:
         asked = wandb.setup().settings
@@ -223,13 +225,13 @@ def _check_account(wandb: Any) -> None:
         known = asked.api_key or asked.identity_token_file or requests.utils.get_netrc_auth(asked.base_url)
         if asked.mode in ("online", "run", "shared") and not known:
             wandb.login()
-    except Exception as error:  # an environment variable that it does not take, or no account
+    except Exception as error:  # W&B does not take an environment variable, or has no account
         mend = f"{sys.executable} -m wandb login, WANDB_API_KEY or WANDB_MODE=offline"
         raise UsageError(f"--track=wandb: {error} ({mend})") from error
 
 
 def _lock() -> pathlib.Path:
-    """The file that this environment was made from, as scripts/environment chooses it."""
+    """Returns the lock file that this Python environment was made from, as scripts/environment chooses it."""
     stamp = pathlib.Path(sys.prefix, "shoal.stamp")
     platform = stamp.read_text().split()[0] if stamp.exists() else "cpu"
     stack = "" if sys.version_info < (3, 12) else "next-"

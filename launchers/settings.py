@@ -1,7 +1,7 @@
-"""The settings of a run, each declared once: flags, checks, defaults, what a resumed run may change, what a learning
-curve is told apart by and the table of docs/flags.md all follow from the declaration.
+"""The settings of a run. Each is declared once, and from its declaration follow its flag, its checks, its default,
+whether a resumed run may change it, whether it tells learning curves apart, and its row in the table of docs/flags.md.
 
-Nothing here needs JAX: a mistake at the command line is found before a second is spent on importing it.
+Nothing here needs JAX, so that a mistake on the command line is found before a second is spent on importing JAX.
 """
 
 import dataclasses
@@ -18,24 +18,25 @@ from typing import Any, NamedTuple
 from environments import FUNCTIONAL, suite, tasks
 from launchers import papers, presets
 
-COUNT = 2**31 - 1  # the largest number of anything, unless a declaration says another
-MANY = 2**20  # of what takes a thread, a process or an environment each
+COUNT = 2**31 - 1  # the largest value of a number, unless its declaration gives another
+MANY = 2**20  # the largest count of things that each take a thread, a process or an environment
 LAST_PORT = 2**16 - 1
-MOST_RESOURCES = 2**53  # of one kind that a process may need
-KINDS = ("replay", "learner", "evaluator", "actor")  # of roles: program.KINDS, which brings JAX
+MOST_RESOURCES = 2**53  # a process may need less than this of one Ray resource
+KINDS = ("replay", "learner", "evaluator", "actor")  # of roles, as in program.KINDS, whose import brings JAX
 Logdir = pathlib.Path | str  # where a run lives: a folder of this machine, or a URL
-STEPS = 10**15  # of environment steps, which are counted in 64 bits
+STEPS = 10**15  # the largest number of environment steps, which are counted in 64 bits
 
 
 class UsageError(ValueError):
-    """Something the person at the command line can mend: one line, exit code 2."""
+    """An error that the person at the command line can mend. It is shown as one line, and the exit code is 2."""
 
 
 class Only(NamedTuple):
-    """Where a setting says something; elsewhere it is refused if it is given, and not looked at if it is not."""
+    """The condition under which a setting has an effect. In any other run the setting is refused if it is given, and
+    ignored if it is not."""
 
-    where: str  # ends the line that refuses it
-    holds: Callable[[Mapping[str, Any]], bool]  # of the run's settings by name
+    where: str  # the condition in words, for the message that refuses the setting
+    holds: Callable[[Mapping[str, Any]], bool]  # takes the run's settings by name
 
 
 POPULATION = Only(
@@ -51,7 +52,7 @@ PROCESSES = Only(
 
 
 class Share(NamedTuple):
-    """A default: a part of what another setting is, 1 at least."""
+    """A default that is a fraction of another setting: `of` divided by `parts`, rounded down, and at least 1."""
 
     of: str
     parts: int
@@ -63,24 +64,24 @@ class Share(NamedTuple):
         return f"a {self.parts}th of {self.of}"
 
 
-PRESET = "preset"  # a default: every preset says it
-BOOKS: dict[str, Any] = {"tuned": presets, "paper": papers}  # modules, of which --preset names one
+PRESET = "preset"  # the default of a setting that every preset sets
+BOOKS: dict[str, Any] = {"tuned": presets, "paper": papers}  # the modules among which --preset chooses
 
 
 class Setting(NamedTuple):
-    """One declaration."""
+    """The declaration of one setting."""
 
     help: str
     kind: Any  # int, float, str, bool, pathlib.Path or Logdir
-    default: Any  # a value, a Share, PRESET, or None: there is none
-    least: float | None  # of a number
+    default: Any  # a value, a Share, PRESET, or None if there is no default
+    least: float | None  # the bounds of a number, both included; None for any other kind
     most: float | None
-    choices: tuple[str, ...]
-    free: bool  # a resumed run may be given it anew; all else makes another run of it
-    learnt: bool  # it decides what a run learns until it ends
-    only: Only | None
-    see: str  # where docs/flags.md links to, which says more
-    default_words: str  # for a default that is not a value
+    choices: tuple[str, ...]  # the allowed texts; (): any text
+    free: bool  # whether a resumed run may change it; else a changed value makes it another run
+    learnt: bool  # whether it influences what the run has learnt when it ends
+    only: Only | None  # the runs in which it has an effect; None: in all
+    see: str  # the page to which docs/flags.md links for more; "": none
+    default_words: str  # the default in words, where it is not a plain value
 
 
 def setting(
@@ -96,7 +97,8 @@ def setting(
     see: str = "",
     default_words: str = "",
 ) -> Any:
-    """A field with its declaration; `Setting` explains the arguments. Numbers are from `least` to `most`."""
+    """Returns a dataclass field that carries a declaration. `Setting` explains the arguments; the bounds `least` and
+    `most` count for numbers alone."""
     words = dict(help=help, least=least, most=most, choices=tuple(choices), free=free, learnt=learnt, only=only)
     metadata = {"declared": words | dict(default=default, see=see, default_words=default_words)}
     if default == PRESET or isinstance(default, Share):
@@ -105,7 +107,7 @@ def setting(
 
 
 def declarations(of: type) -> dict[str, Setting]:
-    """The settings that a dataclass declares, by name."""
+    """Returns the settings that a dataclass declares, by name."""
     found, kinds = {}, typing.get_type_hints(of)
     for field in dataclasses.fields(of):
         if declared := field.metadata.get("declared"):
@@ -117,7 +119,7 @@ def declarations(of: type) -> dict[str, Setting]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a run is set to, but for its agent's Config; each is a flag of its name."""
+    """The settings of a run, without its agent's Config. Each is a flag of the same name."""
 
     agent: str = setting("impala", "the algorithm: one of agents/")
     env: str = setting(
@@ -334,13 +336,13 @@ class Settings:
 
     @property
     def tasks(self) -> list[str]:
-        """The names of the tasks that the environments share out among them: most often one."""
+        """The names of the tasks among which the run's environments are divided: most often one."""
         return tasks.names(self.env)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sitting:
-    """What is said of one sitting of a run, and is no part of it."""
+    """The flags of one sitting, a process's turn at a run. They are no part of the run, and config.json lacks them."""
 
     logdir: Logdir = setting(
         None,
@@ -356,7 +358,7 @@ class Sitting:
 
 @dataclasses.dataclass
 class Tracking:
-    """Who is told of a run while it goes on."""
+    """The flag that names the service to which a run's numbers are sent while it goes on."""
 
     track: str = setting(
         "none",
@@ -369,7 +371,8 @@ class Tracking:
 
 @dataclasses.dataclass
 class Pod:
-    """Which of a pod's hosts this is, and where it finds the first; what the cluster says itself need not be given."""
+    """The flags by which a pod's host knows its own index, how many hosts there are, and the address of the first.
+    Those that the cluster provides itself need not be given."""
 
     coordinator: str = setting(
         None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="machines.md#a-pod"
@@ -389,7 +392,8 @@ class Pod:
 
 @dataclasses.dataclass
 class RayCluster:
-    """Where a run's processes find a Ray cluster, and what they need of its nodes."""
+    """The flags that say where a Ray cluster is, which resources of its nodes a run's processes need, and over how many
+    hosts the learner is spread."""
 
     ray_address: str = setting(
         None,
@@ -414,7 +418,7 @@ class RayCluster:
 
 @dataclasses.dataclass
 class Ending:
-    """What is told of a run's end to whoever would start it again."""
+    """The flag for programs that start a run again: the exit code by which they see that the run is not finished."""
 
     unfinished_code: int = setting(
         None,
@@ -427,7 +431,7 @@ class Ending:
     )
 
 
-# Flags of single placements: with others they say nothing, and are refused.
+# The flags that belong to one placement. With any other placement they have no effect, and `check_idle` refuses them.
 OF_PLACEMENT = {
     "pod": ("coordinator", "num_hosts", "host"),
     "ray": ("ray_address", "ray_resources", "num_learners"),
@@ -438,16 +442,17 @@ DECLARED = declarations(Settings)
 
 
 def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str] = ()) -> Settings:
-    """The settings of an agent's run in an environment: what is `given`, else the preset's, else the default.
+    """Returns the settings of an agent's run in an environment. Each is the `given` value, else the preset's, else the
+    default.
 
     Args:
-      agent, env: what the preset is of.
-      given: by the person, by name.
-      used: names of settings that say something whatever the run is.
+      agent, env: these choose the preset.
+      given: the settings that the person gave, by name.
+      used: names of settings that are accepted even where their `Only` does not hold.
 
     Raises:
-      UsageError: a value that its declaration does not allow, or one that says nothing of such a run; or there is no
-        such preset.
+      UsageError: a given value is not allowed by its declaration or has no effect in such a run, or there is no preset
+        for this agent and environment.
     """
     said = {"agent": agent, "env": env} | dict(given)
     for name, value in said.items():
@@ -458,17 +463,17 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     book = BOOKS[said.get("preset", DECLARED["preset"].default)]
     try:
         first = book.of(agent)[0].run
-        _refuse_idle(given, plain | first | said, used)  # before there is an environment to be looked at
+        _refuse_idle(given, plain | first | said, used)  # before the environment is made, which takes long
         values = said | book.find(agent, env, env_kwargs).run | said
-        if values.get("placement") == "device":  # where nothing travels
+        if values.get("placement") == "device":  # nothing travels there, and `check` wants it so
             values.setdefault("carrier", "local")
     except ValueError as error:
         raise UsageError(str(error)) from error
     if "atari_protocol" in given and suite(tasks.names(env)[0]) != "atari":
         raise UsageError(f"--atari_protocol is for Atari, as --env=Pong-v5 is; for {env} leave it out")
-    if "eval_episodes" not in given:  # as many of each task
+    if "eval_episodes" not in given:  # rounded up, so that every task has equally many
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
-    if given.get("env_kwargs"):  # written alike, however they were spaced and ordered
+    if given.get("env_kwargs"):  # one spelling, however the person spaced and ordered them
         values["env_kwargs"] = json.dumps(keywords(values["env_kwargs"]), sort_keys=True)
     settings = Settings(**complete(values))
     check(settings)
@@ -476,7 +481,8 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
 
 
 def _refuse_idle(given: Mapping[str, Any], known: Mapping[str, Any], used: Collection[str]) -> None:
-    """Raises UsageError if what is `given`, but for what is `used`, says nothing of a run that is as is `known`."""
+    """Raises UsageError if a setting that is `given`, and not among `used`, has no effect in a run of the `known`
+    settings."""
     for name in given:
         only = DECLARED[name].only
         if only and name not in used and not only.holds(known):
@@ -484,16 +490,16 @@ def _refuse_idle(given: Mapping[str, Any], known: Mapping[str, Any], used: Colle
 
 
 def saved(logdir: pathlib.Path) -> dict[str, Any]:
-    """The run of LOGDIR/config.json as data: each setting by name, and under `config` the fields of its Config as they
-    are there. An older version did not know of all settings: what is missing is as its default.
+    """Returns the run of LOGDIR/config.json as data: each setting by name, and under `config` the fields of the agent's
+    Config, unchecked. A setting that is missing, because an older version did not have it, gets its default.
 
     Raises:
-      UsageError: there is none, or it holds something that no run has.
+      UsageError: the file cannot be read, or it holds something that no run has.
     """
     path = logdir / "config.json"
     try:
         values = json.loads(path.read_text())
-        json.dumps(values)  # what is nested too deeply to be written again is none of ours
+        json.dumps(values)  # fails on values nested too deeply to be written again, which Shoal never writes
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
@@ -511,10 +517,11 @@ def saved(logdir: pathlib.Path) -> dict[str, Any]:
 
 
 def complete(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values` by name, and the defaults of the settings that they leave out.
+    """Returns the `values`, by name, with the defaults of the settings that they leave out. A setting that every preset
+    sets has none, and stays out.
 
     Raises:
-      KeyError: one of these has no default.
+      KeyError: a default is a fraction of a setting that `values` lack.
     """
     plain = {name: each.default for name, each in DECLARED.items() if each.default != PRESET}
     return {
@@ -525,7 +532,7 @@ def complete(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(settings: Settings) -> None:
-    """Raises UsageError if a value is not one that its declaration allows, or if two do not fit."""
+    """Raises UsageError if a declaration does not allow its setting's value, or if two settings do not fit together."""
     for name, declared in DECLARED.items():
         check_value(name, getattr(settings, name), declared)
     if settings.carrier == "reverb" and not importlib.util.find_spec("reverb"):
@@ -557,7 +564,7 @@ def check(settings: Settings) -> None:
 
 
 def _check_on_device(settings: Settings) -> None:
-    """Raises UsageError if the environments cannot be stepped inside the learner's program."""
+    """Raises UsageError if the environments cannot be stepped inside the learner's compiled program."""
     if not all(name.startswith(FUNCTIONAL) for name in settings.tasks):
         raise UsageError(
             "--placement=device steps environments that are JAX functions: give --env=gymnax:ID or brax:NAME, or "
@@ -571,7 +578,7 @@ def _check_on_device(settings: Settings) -> None:
 
 
 def check_idle(flags: Any, settings: Settings) -> None:
-    """Raises UsageError if one of the `flags` is for another placement than the run's."""
+    """Raises UsageError if one of the `flags` that were given is for another placement than the run's."""
     for placement, names in OF_PLACEMENT.items():
         for name in names:
             if placement != settings.placement and name in flags and flags[name].present:
@@ -579,17 +586,17 @@ def check_idle(flags: Any, settings: Settings) -> None:
 
 
 def check_port(port: int, settings: Settings) -> None:
-    """Raises UsageError if there are not enough ports from `port` on for the run's replay servers."""
+    """Raises UsageError if the ports from `port` on are too few for the run's replay servers, which take one each."""
     last = port + settings.num_replay_servers - 1
     if settings.carrier == "reverb" and last > LAST_PORT:
         raise UsageError(f"--port={port} of {settings.num_replay_servers} servers: {last} is beyond {LAST_PORT}")
 
 
 def keywords(env_kwargs: str) -> dict[str, Any]:
-    """What --env_kwargs says.
+    """Returns the environment's keywords that --env_kwargs gives.
 
     Raises:
-      UsageError: it is no JSON object.
+      UsageError: the text is no JSON object.
     """
     try:
         value = json.loads(env_kwargs or "{}")
@@ -604,10 +611,11 @@ def keywords(env_kwargs: str) -> dict[str, Any]:
 
 
 def resources(text: str | None) -> dict[str, dict[str, float]]:
-    """What --ray_resources says: amounts by the names of Ray's resources, by kinds of roles.
+    """Returns what --ray_resources says: for each kind of role, the amounts that a process needs, by the names of Ray's
+    resources.
 
     Raises:
-      UsageError: it says no such thing.
+      UsageError: the text is not of this form, or an amount is not allowed.
     """
     example = """--ray_resources='{"learner": {"CPU": 4, "GPU": 1}}'"""
     try:
@@ -621,9 +629,9 @@ def resources(text: str | None) -> dict[str, dict[str, float]]:
             raise UsageError(f"--ray_resources: {kind!r} is no kind of role: there are {', '.join(KINDS)}")
         for name, amount in each.items():
             number = isinstance(amount, int | float) and not isinstance(amount, bool)
-            if not number or not 0 <= amount < MOST_RESOURCES:  # NaN is not, either
+            if not number or not 0 <= amount < MOST_RESOURCES:  # written so that NaN is refused too
                 raise UsageError(f"--ray_resources: {kind} has {name}: {amount!r}, which is no amount, 0 or more")
-            # So is it with Ray: there is no half of two GPUs.
+            # This is Ray's own rule: a process may have half of one GPU, but not one and a half.
             if name != "memory" and amount > 1 and amount != int(amount):
                 raise UsageError(f"--ray_resources: {kind} has {name}: {amount}, and above 1 amounts are whole numbers")
     return value
@@ -643,10 +651,10 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
         if declared.choices and value not in declared.choices:
             raise UsageError(f"--{name} is one of {', '.join(declared.choices)}, not {value!r}")
         return
-    if value is None and declared.default is None:  # a number that was not given
+    if value is None and declared.default is None:  # a number without a default, which was not given
         return
     kinds, noun = (int, "a whole number") if declared.kind is int else (int | float, "a finite number")
-    infinite = isinstance(value, float) and not math.isfinite(value)  # not of an int, which may be no float at all
+    infinite = isinstance(value, float) and not math.isfinite(value)  # a large int may be no float
     if isinstance(value, bool) or not isinstance(value, kinds) or infinite:
         raise UsageError(f"--{name} must be {noun}, not {value!r}")
     if declared.least is not None and value < declared.least:
@@ -656,10 +664,10 @@ def check_value(name: str, value: Any, declared: Setting) -> None:
 
 
 def local_path(text: str) -> pathlib.Path:
-    """The path that a person names.
+    """Returns the path that a person names, with `~` expanded.
 
     Raises:
-      UsageError: it is none of this machine's.
+      UsageError: the text is no path of this machine.
     """
     if not text or "\0" in text:
         raise UsageError("no path")
@@ -672,8 +680,8 @@ def local_path(text: str) -> pathlib.Path:
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any], *, strictly: bool = False) -> list[str]:
-    """What makes the run `new` another than `old`, both as config.json has them, a phrase for each; `strictly`, also
-    what a resumed run may be given anew."""
+    """Returns a phrase for each setting that makes the run `new` another run than `old`, both as in config.json. With
+    `strictly`, settings that a resumed run may change count too."""
     free = {"config"} | {name for name, declared in DECLARED.items() if declared.free and not strictly}
     flat = [
         {name: value for name, value in run.items() if name not in free}
@@ -688,7 +696,8 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any], *, strictly: bool 
 
 
 def decisive(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run as config.json has it, what decides what it learns until it ends, its Config's fields among it."""
+    """Returns the settings that influence what a run learns, and the fields of its Config. `run` is as in config.json.
+    Runs that agree in all of them share a learning curve."""
     known = complete({name: value for name, value in run.items() if name != "config"})
     settled = {
         name
@@ -699,7 +708,7 @@ def decisive(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:
-    """The end of a message about an unknown name: the names nearest to it, or else all (if `listing`)."""
+    """Returns the end of a message about an unknown name: the known names nearest to it, else (if `listing`) all."""
     names = sorted(names)
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:

@@ -1,4 +1,4 @@
-"""What a sweep knows of its trials: Optuna's study in LOGDIR/study.log, as a table and as a picture."""
+"""Optuna's study of a sweep's trials: keeps it in LOGDIR/study.log, and shows it as a table and as a picture."""
 
 import contextlib
 import itertools
@@ -17,26 +17,26 @@ from agents.pbt import Ranges
 from launchers.settings import UsageError
 from launchers.trial import LAST
 
-FIRST_TRIALS = 5  # that have come to their end, before any is pruned
+FIRST_TRIALS = 5  # so many must have come to their end before any trial is pruned
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
 PRUNERS = {
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=LAST),
     "none": optuna.pruners.NopPruner,
 }
-SHOWN = 10  # trials of the table
+SHOWN = 10  # trials in the table
 
 
 def load(logdir: pathlib.Path, pruner: str) -> optuna.Study:
-    """The study of a sweep, which no other process writes meanwhile.
+    """Returns the study of a sweep, new if there is none. The caller sees to it that no other process writes it.
 
     Raises:
-      UsageError: its file is damaged.
+      UsageError: the study's file is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     path = logdir / "study.log"
-    (logdir / "study.log.lock").unlink(missing_ok=True)  # of a sweep that was killed
+    (logdir / "study.log.lock").unlink(missing_ok=True)  # left by a sweep that was killed
     if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
-        path.write_bytes(text[: text.rfind(b"\n") + 1])  # what a full disk has left of a line
+        path.write_bytes(text[: text.rfind(b"\n") + 1])  # a full disk may have left a part of a line
     try:
         return optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
@@ -50,25 +50,25 @@ def load(logdir: pathlib.Path, pruner: str) -> optuna.Study:
 
 
 def unfinished(study: optuna.Study) -> list[int]:
-    """The numbers of the trials that a sweep was ended or killed in the middle of."""
+    """Returns the numbers of the trials that were running when an earlier sitting of the sweep ended or was killed."""
     return [trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
 
 
 def trial(study: optuna.Study, number: int, ranges: Ranges, sampler: str, seed: int) -> Trial:
-    """The study's trial of this number, which may be its next, with a value for each of the ranges. The same `seed`
-    draws the same values after the same trials."""
+    """Returns the study's trial of this number, which is new if it is the next, with a value for each of the ranges.
+    After the same earlier trials the same `seed` draws the same values."""
     study.sampler = SAMPLERS[sampler](seed=seed)
     known = study.get_trials(deepcopy=False)
     trial = Trial(study, known[number]._trial_id) if number < len(known) else study.ask()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that HIGH lies between two steps
-        for name, range_ in ranges.items():  # those that it has already stay
+        warnings.simplefilter("ignore")  # Optuna warns where HIGH lies between two steps
+        for name, range_ in ranges.items():  # values that the trial has already are kept
             trial.suggest_float(name, range_.low, range_.high, log=range_.scale == "log", step=range_.step or None)
     return trial
 
 
 def best(study: optuna.Study) -> FrozenTrial | None:
-    """The best of the trials that have come to their end."""
+    """Returns the best of the trials that were not pruned and have ended; None if there are none."""
     done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return max(done, key=_value, default=None)
 
@@ -78,7 +78,8 @@ def _value(trial: FrozenTrial) -> float:
 
 
 def show(study: optuna.Study, ranges: Ranges, logdir: pathlib.Path) -> None:
-    """Prints the best trials, and draws all to LOGDIR/sweep.png; nothing of a sweep without any."""
+    """Prints a table of the best trials that have ended, and draws all of them to LOGDIR/sweep.png. Does nothing before
+    one has ended."""
     ended = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     if not ended:
         return
@@ -96,8 +97,8 @@ def show(study: optuna.Study, ranges: Ranges, logdir: pathlib.Path) -> None:
 
 
 def _draw(ended: list[FrozenTrial], ranges: Ranges, out: pathlib.Path) -> None:
-    """Draws the returns of trials, against their numbers and against each of the values."""
-    from matplotlib.figure import Figure  # only now: a sweep lasts
+    """Draws the trials' returns to `out`: against their numbers, and against the values of each hyperparameter."""
+    from matplotlib.figure import Figure  # only now, when the sweep has ended
 
     ended = sorted((trial for trial in ended if trial.value is not None), key=lambda trial: trial.number)
     columns = min(3, 1 + len(ranges))

@@ -2,7 +2,7 @@
 --tune=learning_rate:log:1e-5:1e-2`. All other flags of scripts/train describe the runs.
 
 Each trial is an ordinary run in LOGDIR/trial_N, a process of scripts/train. Optuna chooses its values and says which
-trials are not worth going on with; what it knows is LOGDIR/study.log. The same command goes on with a sweep.
+trials are not worth continuing; its study is in LOGDIR/study.log. The same command continues a sweep.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def sweep() -> int:
     if run.placement == "pod":
         raise UsageError("--placement=pod: a sweep's trials are started here alone; give another --placement")
     settings.check_idle(asked, run)
-    # Only now, when the command line is understood: JAX, which here is to compute nothing.
+    # JAX is imported only now, when the command line is understood. It computes nothing here.
     import jax
 
     from launchers import run as runs
@@ -85,10 +85,10 @@ def sweep() -> int:
 
 
 def ranges_of(run: Run) -> Ranges:
-    """What --tune says.
+    """Returns the ranges that --tune gives.
 
     Raises:
-      UsageError: it does not fit the agent.
+      UsageError: they do not fit the agent, or are of a field that is also given by --config.
     """
     from launchers import population as populations
 
@@ -109,22 +109,23 @@ def ranges_of(run: Run) -> Ranges:
 
 
 def share_of(cores: Sequence[int], job: int, jobs: int) -> Sequence[int]:
-    """Those of the cores that one of so many jobs has; where there are more jobs than cores, some share one."""
+    """Returns the part of the `cores` that job number `job` of `jobs` may use. If there are more jobs than cores, some
+    jobs share a core."""
     return cores[job * len(cores) // jobs : (job + 1) * len(cores) // jobs] or [cores[job % len(cores)]]
 
 
 def search(run: Run, ranges: Ranges, logdir: pathlib.Path, stop: threading.Event) -> None:
-    """Runs trials until there are as many as was asked for, or `stop` is set; then says what was found."""
-    # Only now, when there is a sweep: they bring Optuna.
+    """Runs trials until there are --trials of them or `stop` is set; then prints what was found."""
+    # Only now, when there is a sweep, because they import Optuna.
     from launchers import study as studies
     from launchers.trial import RunningTrial, say, words
 
     asked, study = flags.FLAGS, studies.load(logdir, flags.FLAGS.pruner)
     cores, unfinished = sorted(os.sched_getaffinity(0)), studies.unfinished(study)
-    running: dict[int, RunningTrial] = {}  # by the job that each is
+    running: dict[int, RunningTrial] = {}  # by the number of the job that runs it
 
     def following() -> int | None:
-        """The number of the next trial to run; None: there is none."""
+        """Returns the number of the next trial to run, an unfinished one first; None if there is none."""
         if unfinished:
             return unfinished.pop(0)
         count = len(study.get_trials(deepcopy=False))

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line with its progress, a line per evaluation."""
+"""What the terminal shows of a run: a live line with its progress, and a line for each evaluation."""
 
 import contextlib
 import logging as standard_logging
@@ -18,9 +18,9 @@ from launchers.population import logdirs
 from launchers.run import Run
 from runtime import metrics
 
-PLAIN_SECONDS = 10.0  # between two progress lines where the output is no terminal
-SPEED_SECONDS = 120.0  # the time left is estimated by the speed in these last seconds
-# What the live line says beside the time left, the most important first: as much of it as there is room for.
+PLAIN_SECONDS = 10.0  # between two progress lines, where the output is no terminal
+SPEED_SECONDS = 120.0  # the speed over the last of these seconds estimates the time left
+# What the live line may say besides the time left, the most important first. It says as much as there is room for.
 IMPORTANCE = (
     "starting",
     "evaluating",
@@ -36,12 +36,12 @@ IMPORTANCE = (
 
 @contextlib.contextmanager
 def native_lines_in(path: pathlib.Path) -> Iterator[None]:
-    """Has what C++ writes to the standard error appended to a file: Reverb notes there, in the middle of the live line,
-    what its servers do. What Python writes to it is seen as before."""
+    """Appends what C++ code writes to the standard error to the file `path`, until the block ends: Reverb would write
+    notes on its servers into the middle of the live line. What Python writes there is shown as before."""
     path.parent.mkdir(exist_ok=True)
     python, seen = sys.stderr, os.dup(2)
-    mine = python is sys.__stderr__  # else somebody has put another in its place already
-    # Absl's handler, and what a library may have set up before: each has the stream that it found.
+    mine = python is sys.__stderr__  # else other code has replaced it already, and it stays
+    # absl's handler, and those that a library may have set up before. Each holds the stream that it found then.
     there: list[Any] = [logging.get_absl_handler().python_handler, *standard_logging.root.handlers]
     handlers = [h for h in there if isinstance(h, standard_logging.StreamHandler) and h.stream is python]
     with open(path, "ab") as file, open(seen, "w", buffering=1, errors="backslashreplace") as terminal:
@@ -61,13 +61,13 @@ def native_lines_in(path: pathlib.Path) -> Iterator[None]:
 
 
 class Display:
-    """Shows a run from the CSVs that its roles write, wherever they run; call `refresh` now and then."""
+    """Shows a run from the CSVs that its roles write, wherever they run. `refresh` is to be called now and then."""
 
     def __init__(self, run: Run, logdir: pathlib.Path):
         self._run, self._logdirs = run, logdirs(run, logdir)
         self._console = rich.console.Console(file=sys.stdout, soft_wrap=True, highlight=False)
         for logdir in self._logdirs:
-            metrics.show(logdir, "evaluating", None)  # of an earlier sitting, if that was killed
+            metrics.show(logdir, "evaluating", None)  # left by an earlier sitting that was killed
         self._evaluations = [len(metrics.read(logdir / "evaluator.csv")) for logdir in self._logdirs]
         self._next_plain = time.monotonic() + PLAIN_SECONDS
         self._bar = rich.progress.BarColumn()
@@ -81,7 +81,7 @@ class Display:
             transient=True,
             speed_estimate_period=SPEED_SECONDS,
         )
-        # From where the run is now: what an earlier sitting did says nothing of how fast this one is.
+        # The speed is measured from where the run is now: an earlier sitting may have been slower or faster.
         done: Any = self._env_steps(self._newest("learner"))
         self._task = self._progress.add_task("", total=run.max_env_steps, completed=done)
 
@@ -98,7 +98,7 @@ class Display:
                 self._progress.stop()
 
     def refresh(self) -> None:
-        """Shows what is new. A run outlives its terminal, and a full disk under its output."""
+        """Shows what is new. An output that is closed, or on a full disk, does not end the run."""
         with contextlib.suppress(OSError):
             self._refresh()
 
@@ -119,7 +119,7 @@ class Display:
             self._console.print(self._text())
 
     def _advance(self) -> None:
-        """Has the live line be of what is so now."""
+        """Updates the live line's progress and text."""
         self._bar.bar_width = max(1, self._console.width // 8)
         done = self._env_steps(self._newest("learner"))
         self._progress.update(self._task, completed=done, description=self._short_text())
@@ -129,22 +129,22 @@ class Display:
         return [row for row in rows if row]
 
     def _env_steps(self, learners: list[dict[str, float]]) -> float:
-        """How far the run is, by the newest rows of its learners: the mean of all."""
+        """Returns the environment steps of the run so far: the mean over its learners, given the newest row of each."""
         return sum(row["env_steps"] for row in learners) / len(self._logdirs)
 
     def _text(self) -> str:
         return " · ".join(self._parts().values())
 
     def _short_text(self) -> str:
-        """What the live line says after the numbers of the time left: all, or as much of it as makes one line of the
-        terminal as it is now."""
+        """Returns what the live line says after the time left: everything, or as much as fits in one line of the
+        terminal's present width."""
         parts = self._parts()
         whole = " · ".join(["left", *parts.values()])
         if "env_steps" in parts:
             parts["env_steps"] = f"{self._env_steps(self._newest('learner')):,.0f} env steps"
         for row in self._newest("evaluating")[:1]:
             parts["evaluating"] = f"evaluating {row['episodes']:.0f}/{row['of']:.0f}"
-        # Beside the bar there are a percentage (100%), the time left (100:00:00) and a space after each.
+        # Besides the bar the line has a percentage (100%), the time left (100:00:00) and a space after each.
         room = self._console.width - (self._bar.bar_width or 0) - len("100%100:00:00") - 3
         if len(whole) <= room:
             return whole
@@ -157,7 +157,7 @@ class Display:
         return text if len(text) <= room else ""
 
     def _parts(self) -> dict[str, str]:
-        """What there is to say of the run, in words, by name."""
+        """Returns all that can be said of the run, in words, by the names of IMPORTANCE."""
         learners = self._newest("learner")
         if not learners:
             return {"starting": "starting: compiling and connecting"}
@@ -186,7 +186,7 @@ class Display:
 
 
 def tell_of_end(run: Run, logdir: pathlib.Path) -> None:
-    """Says so if a run is done before its max_env_steps."""
+    """Prints a line if a run was done before its max_env_steps, because an evaluation came to --stop_at_return."""
     ends_at = run.ends_at(logdir)
     if ends_at < run.max_env_steps:
         print(
@@ -197,13 +197,14 @@ def tell_of_end(run: Run, logdir: pathlib.Path) -> None:
 
 
 def evaluating(episodes: float, steps: float, of: float, most: float) -> str:
-    """How far an evaluation is, in words: `episodes` of so many have ended, in `steps` of each environment, of which
-    there are `most`."""
+    """Returns in words how far an evaluation is: `episodes` out of `of` have ended, after `steps` steps of each
+    environment, which takes at most `most` steps."""
     return f"evaluating: {episodes:.0f} of {of:.0f} episodes, {steps:,.0f} of at most {most:,.0f} steps"
 
 
 def watch(playing: Generator[Any, None, Any], of: int, most: int) -> Any:
-    """The episodes that evaluator.play returns; a line on stderr says now and then how far it is."""
+    """Runs `playing`, evaluator.play's generator, and returns its episodes. Prints a line on stderr now and then, which
+    says how far it is; `of` and `most` are as in `evaluating`."""
     due = time.monotonic() + PLAIN_SECONDS
     while True:
         try:
@@ -216,7 +217,7 @@ def watch(playing: Generator[Any, None, Any], of: int, most: int) -> Any:
 
 
 def _cut(row: dict[str, float]) -> str:
-    count = row.get("episodes_cut", 0.0)  # a version without the column has written the rows
+    count = row.get("episodes_cut", 0.0)  # rows of an older version lack the column
     return f", {count:.0f} of which were cut" if count else ""
 
 

@@ -1,7 +1,7 @@
-"""A run's numbers and settings in Weights & Biases or MLflow, sent by the process that watches over the run.
+"""Sends a run's numbers and settings to Weights & Biases or MLflow, from the process that watches over the run.
 
-The roles write LOGDIR's CSVs wherever they are; this follows the files. LOGDIR/tracking.json keeps which tracked run
-belongs to the LOGDIR and how many rows of each file it has, so that a run that is resumed goes on in it.
+The roles write LOGDIR's CSVs wherever they run, and this module follows the files. LOGDIR/tracking.json says which
+tracked run belongs to the LOGDIR and how many rows of each file were sent, so that a resumed run continues in it.
 """
 
 import contextlib
@@ -21,16 +21,17 @@ from runtime import metrics
 from runtime.scheduling import give_way
 
 LOOK_SECONDS = 5.0  # between two looks for new rows
-MOST_SECONDS = 600.0  # likewise, while the service does not take them
-STALLED_SECONDS = 30.0  # at the end: how long to wait for a service that takes nothing
-BYTES = 2**16  # of a file that are sent at a time, about
+MOST_SECONDS = 600.0  # the longest pause between two looks, while the service does not take rows
+STALLED_SECONDS = 30.0  # how long the end of a run waits for a service that takes nothing
+BYTES = 2**16  # about how much of a file is sent at a time
 FOLLOWED = re.compile(r"(member_\d+/)?(learner|evaluator|actor_\d+)\.csv")
 
 
 @contextlib.contextmanager
 def tracked(service: str, logdir: pathlib.Path) -> Iterator[None]:
-    """Has a service, one of SERVICES or "none", told of the run in `logdir` in the background until the block ends, and
-    then of the rest. Whatever becomes of that, it is no error of the run's."""
+    """Sends the run in `logdir` to `service` in a background thread until the block ends, and then sends the rest.
+    `service` is one of SERVICES, or "none", for which nothing is sent. A failure to send is never an error of the run.
+    """
     if service not in SERVICES:
         yield
         return
@@ -50,18 +51,19 @@ class Tracker:
     """Sends the rows of a LOGDIR's CSVs to a service, each once."""
 
     def __init__(self, logdir: pathlib.Path, name: str, start: Start):
-        self.failed = False  # whether the run has ended by an error
+        self.failed = False  # whether the run has ended with an error
         self._logdir, self._name, self._start = logdir, name, start
         self._path = logdir / "tracking.json"
         self._service: Service | None = None
-        self._state: dict[str, Any] | None = None  # what tracking.json says of the service, or would if it could
-        self._ended = False  # and all was sent
-        self._said: set[str] = set()
-        self._sent = 0  # rows, which tells whoever waits that it goes on
-        self._read: dict[str, tuple[int, int]] = {}  # of each file, rows that were read and the byte to go on from
+        self._state: dict[str, Any] | None = None  # as in tracking.json, if that can be written
+        self._ended = False  # whether the run has ended and all rows were sent
+        self._said: set[str] = set()  # messages and kinds of errors that were printed
+        self._sent = 0  # rows that were sent, by which `finish` sees progress
+        self._read: dict[str, tuple[int, int]] = {}  # for each file: how many rows were read, the byte to go on from
 
     def keep_up(self, stop: threading.Event) -> None:
-        """Sends what is new until `stop`, and then the rest; of each kind of failure it warns once."""
+        """Sends new rows until `stop` is set, and then the rest; a thread of its own runs this. Each kind of error
+        gives one warning."""
         give_way()
         pause = LOOK_SECONDS
         last = False
@@ -72,8 +74,8 @@ class Tracker:
                 pause = LOOK_SECONDS
                 if last:
                     self._end()
-            except Exception as error:  # of whatever kind: the run goes on
-                self._service = None  # what it has of these rows is asked, or known, when it is there again
+            except Exception as error:  # of any kind: the run goes on
+                self._service = None  # the next connection finds out which of the rows it has
                 pause = min(2 * pause, MOST_SECONDS)
                 if type(error).__name__ not in self._said:
                     self._said.add(type(error).__name__)
@@ -84,7 +86,8 @@ class Tracker:
                     )  # fmt: skip
 
     def finish(self, thread: threading.Thread) -> None:
-        """Waits for the rest, as long as the service takes some of it."""
+        """Waits until `thread`, which runs `keep_up`, has sent the rest. It gives up once the service has taken nothing
+        for STALLED_SECONDS."""
         sent, deadline = self._sent, time.monotonic() + STALLED_SECONDS
         thread.join(1.0)
         if thread.is_alive():
@@ -97,15 +100,17 @@ class Tracker:
             self._say(f"not all of {self._logdir} is in {self._name} yet: the same command sends the rest")
 
     def send(self) -> None:
-        """Sends the rows that are not there yet; raises whatever the service does."""
+        """Sends the rows that the service does not have yet. Raises whatever the service raises."""
         while rows := self._unsent():
-            assert self._service  # it was made for the first of them
+            assert self._service  # `_unsent` has connected for the first row
             self._service.log(rows)
             self._sent += len(rows)
             self._save(rows)
 
     def _unsent(self) -> list[Row]:
-        """Some of the rows that are not there yet, in their order in each file; none: there are none."""
+        """Returns some of the rows that the service does not have yet, in order within each file; [] if there are none.
+
+        Connects to the service, if it is not connected, once there is a row."""
         if self._service is None:
             self._read.clear()
         while True:
@@ -116,7 +121,7 @@ class Tracker:
                 moved = moved or end != at
                 rows += [Row(role, count + index, each) for index, each in enumerate(values, start=1)]
                 self._read[role] = count + len(values), end
-            if rows and self._service is None:  # not before: of a run that breaks at once nothing is to be seen
+            if rows and self._service is None:  # not before, so that a run that breaks at once is not tracked
                 self._connect()
             if self._service:
                 rows = [row for row in rows if row.number > self._service.state["rows"].get(row.role, 0)]
@@ -124,7 +129,7 @@ class Tracker:
                 return rows
 
     def _files(self) -> Iterable[tuple[str, pathlib.Path]]:
-        """The CSVs that are followed, by name."""
+        """Returns the CSVs that are followed, each with its name without .csv."""
         found = [*self._logdir.glob("*.csv"), *self._logdir.glob("member_*/*.csv")]
         names = {path.relative_to(self._logdir).as_posix(): path for path in found}
         return [(name.removesuffix(".csv"), names[name]) for name in sorted(names) if FOLLOWED.fullmatch(name)]
@@ -136,7 +141,7 @@ class Tracker:
         self._say(f"tracked by {self._name}: {self._service.place}")
 
     def _saved(self) -> dict[str, Any]:
-        """What is in tracking.json, by the name of the service; a file that is damaged says nothing."""
+        """Returns what tracking.json holds, by the name of the service; {} if it is missing or damaged."""
         with contextlib.suppress(OSError, ValueError):
             saved = json.loads(self._path.read_text())
             if isinstance(saved, dict) and all(isinstance(each, dict) for each in saved.values()):
@@ -144,7 +149,7 @@ class Tracker:
         return {}
 
     def _save(self, sent: list[Row]) -> None:
-        """Keeps how far the service is, whole or as it was."""
+        """Records the rows `sent` in tracking.json, which is replaced as a whole or not at all."""
         assert self._service
         self._state = self._service.state
         self._state["rows"] |= {row.role: row.number for row in sent}
@@ -157,7 +162,7 @@ class Tracker:
         self._ended = True
 
     def _say(self, text: str) -> None:
-        if text not in self._said:  # again, when it was connected again
+        if text not in self._said:  # a message would come again with each new connection
             self._said.add(text)
             with contextlib.suppress(OSError):  # a run outlives its terminal
                 print(text, flush=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @flags.command(Settings, Sitting, Tracking, Pod, RayCluster, Ending)
 def train() -> int:
     run, logdir = flags.run_from_flags(), flags.logdir_from_flags()
-    # Only now, when the command line is understood: these bring JAX, and Matplotlib waits until there is a curve.
+    # Only now, when the command line is understood, because these import JAX. Matplotlib waits until there is a curve.
     import jax
 
     from launchers import population as populations
@@ -40,24 +40,24 @@ def train() -> int:
         rays.check(run)
     host = meeting.hosts.index if meeting else 0
     if run.placement in ("processes", "ray"):
-        jax.config.update("jax_platforms", "cpu")  # of this process alone: accelerators are its roles'
+        jax.config.update("jax_platforms", "cpu")  # in this process alone: its roles have the accelerators
     if run.carrier == "local":
         leave_out_tensorflow()
     settings.check_port(flags.FLAGS.port, run)
     ports.check_port(flags.FLAGS.port)
     populations.check(run)
     run.check_fit(run.num_replay_servers)  # before anything is written
-    if not host:  # which has the evaluator, and follows all of the run
+    if not host:  # the first host has the evaluator, and tracks all of the run
         run.check_drawn()
         services.check(flags.FLAGS.track)
-    # Of a pod each host has its own replays, and the first restores the learner for all.
+    # Each host of a pod has its own replays, and the first restores the learner for all hosts.
     replays = [f"replay_{host * run.num_replay_servers + server}" for server in range(run.num_replay_servers)]
     with mirror.mirrored(logdir, {*replays} if host else {"checkpoints", *replays}) as folder:
         return _train(run, folder, meeting)
 
 
 def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
-    """Trains in a folder of this machine."""
+    """Trains in the folder `logdir` of this machine, and returns the exit code. Draws the curves at the end."""
     from launchers import population as populations
     from launchers import settings, sittings, tracking
     from launchers.terminal import native_lines_in, tell_of_end
@@ -81,7 +81,7 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
             f"{limit} is known for {run.env}: an evaluation's episodes are cut after {cut:,} steps (--eval_max_steps)",
             flush=True,
         )
-    placement = importlib.import_module(f"launchers.{run.placement}")  # only the one: each brings much with it
+    placement = importlib.import_module(f"launchers.{run.placement}")  # this one alone, because each imports much
     native = {"reverb": run.carrier == "reverb", "native": run.placement in ("pod", "ray")}
     log = next((name for name, there in native.items() if there), None)
     of_host = f"_{host}" if host else ""

@@ -1,4 +1,4 @@
-"""A sweep's trial: a process of scripts/train, whose evaluations Optuna is told of while it goes on."""
+"""A sweep's trial: a process of scripts/train, whose evaluations are reported to Optuna while it runs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from launchers.settings import RayCluster, UsageError
 from launchers.supervision import RoleLog
 from runtime import metrics
 
-LAST = 5  # evaluations, whose mean return is what a trial is worth
+LAST = 5  # a trial's value is the mean return of so many evaluations, its last
 ENDED = 75  # the exit code of a run that was asked to end before it was done
 DIVERGED = re.compile("became -?(nan|inf);")  # what a run says when a metric is not finite
-PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: which signal a process gets when the one that started it has died
-MEMORY = 0.75  # of an accelerator's, which JAX takes for a process that is alone on it
+PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>: sets the signal that a process gets when its parent dies
+MEMORY = 0.75  # the share of an accelerator's memory that JAX takes for one process by default
 
 
 def words(run: Run, values: dict[str, float]) -> list[str]:
-    """The flags of scripts/train that make a trial's run, of these values of what is tuned."""
+    """Returns the flags of scripts/train for a trial's run, with these values of the tuned fields."""
     given = {name: word for name, word in flags.words_of_run().items() if name not in ("agent", "env", "tune")}
     cluster = [flags.FLAGS[name] for name in settings.declarations(RayCluster)]
     typed = configs.check_types(configs.fields(run.agent), values)
@@ -42,7 +42,8 @@ def words(run: Run, values: dict[str, float]) -> list[str]:
 
 
 def evaluations(logdir: pathlib.Path) -> list[tuple[float, float]]:
-    """(environment steps, mean return) of a run's evaluations, those of a sitting that was lost left out."""
+    """Returns (environment steps, mean return) of a run's evaluations, without returns that are not finite. If a
+    sitting was lost, and a later one began at an older checkpoint, the lost evaluations are left out."""
     found: list[tuple[float, float]] = []
     for row in metrics.read(logdir / "evaluator.csv"):
         while found and found[-1][0] >= row["env_steps"]:
@@ -53,23 +54,24 @@ def evaluations(logdir: pathlib.Path) -> list[tuple[float, float]]:
 
 
 class RunningTrial:
-    """A trial whose run goes on in a process of its own."""
+    """A trial whose run is a process of its own."""
 
     def __init__(self, trial: optuna.Trial, run: Run, sweep: pathlib.Path, cores: Sequence[int]):
-        """Starts it.
+        """Starts the trial's process.
 
         Args:
-          trial: Optuna's, with its values.
-          run: what all trials of the sweep have in common.
-          sweep: its folder.
-          cores: those that the process may compute on.
+          trial: Optuna's trial, which has its values.
+          run: the settings that all trials of the sweep share.
+          sweep: the sweep's folder.
+          cores: the numbers of the cores that the process may use.
         """
         self.trial, self.pruned = trial, False
         self._period, self._logdir = run.eval_period, sweep / f"trial_{trial.number}"
         self._reported = set(trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values)
         self._log = RoleLog(sweep, f"trial_{trial.number}", say)
         arguments = [*words(run, trial.params), f"--logdir={self._logdir}", f"--unfinished_code={ENDED}"]
-        # In a session of its own: a terminal's Ctrl-C is to reach the sweep alone, which asks its trials to end.
+        # The process has a session of its own, so that a terminal's Ctrl-C reaches the sweep alone, which then asks its
+        # trials to end.
         program = (
             f"import ctypes, os; os.sched_setaffinity(0, {cores}); "
             f"ctypes.CDLL(None).prctl({PR_SET_PDEATHSIG}, {int(signal.SIGTERM)}); "
@@ -88,11 +90,13 @@ class RunningTrial:
         say(f"{self._log.name}{' goes on' if self._logdir.exists() else ''}: {values}")
 
     def look(self, stop: threading.Event) -> bool:
-        """Tells Optuna of the run's evaluations, and how it ended; whether it has. One that is not worth going on with
-        is asked to end.
+        """Reports the run's new evaluations and its end to Optuna, and returns whether it has ended.
+
+        A run that Optuna would prune is asked to end; one that diverged counts as pruned. `stop` is set if something
+        else has asked the run to end.
 
         Raises:
-          UsageError: it ended by an error.
+          UsageError: the run ended with an error, or without an evaluation.
         """
         code = self.process.poll()
         self._log.tell_warnings()
@@ -100,7 +104,7 @@ class RunningTrial:
         value = math.nan
         for index, (env_steps, _) in enumerate(seen):
             value = statistics.fmean(mean for _, mean in seen[max(0, index + 1 - LAST) : index + 1])
-            step = int(env_steps // self._period)  # trials are compared where they have come equally far
+            step = int(env_steps // self._period)  # Optuna compares trials at equal steps
             if step not in self._reported:
                 self.trial.report(value, step)
                 self._reported.add(step)
@@ -119,7 +123,7 @@ class RunningTrial:
         elif code == 2 and DIVERGED.search(self._log.last_words()):
             self._tell_pruned(f"{name} diverged {far}")
         elif code == ENDED:
-            stop.set()  # a notice, or somebody's signal
+            stop.set()  # a notice of preemption or a signal ended it, and the sweep ends too
         else:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
             said = self._log.last_words().removeprefix("error: ")
@@ -132,7 +136,8 @@ class RunningTrial:
 
 
 def memory_share(jobs: int) -> Mapping[str, str]:
-    """What is set for a trial in its environment: of several at a time each has a part of an accelerator's memory."""
+    """Returns the environment variables to set for a trial, so that `jobs` trials share an accelerator's memory evenly.
+    There are none for one job, or where the person has set the share."""
     set_already = {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys()
     return {} if jobs == 1 or set_already else {"XLA_CLIENT_MEM_FRACTION": f"{MEMORY / jobs:.4f}"}
 

@@ -1,5 +1,5 @@
-"""What W&B has on disk of a run that is offline. Its process writes a block at a time: what it was told after the last
-whole one is gone with it, if it is killed."""
+"""Reads W&B's .wandb files, in which it keeps an offline run on disk. W&B's process writes a block at a time: if it is
+killed, what was logged after the last whole block is lost."""
 
 import importlib
 import pathlib
@@ -8,19 +8,19 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-HEADER = 7  # bytes of a .wandb file, after which it is a log as LevelDB's is, in blocks
-BLOCK = 2**15
-PART = struct.Struct("<IHB")  # what comes before each part of a record: its checksum, its length and which part it is
-WHOLE, LAST = 1, 4  # parts that end a record
+HEADER = 7  # bytes at the start of a .wandb file; the rest is a log in blocks, as LevelDB's
+BLOCK = 2**15  # bytes
+PART = struct.Struct("<IHB")  # before each part of a record: its checksum, its length and its type
+WHOLE, LAST = 1, 4  # the types of parts that end a record
 
 
 def records(path: pathlib.Path) -> Iterator[Any]:
-    """The records of a .wandb file, in order, up to the first that is not there as a whole."""
+    """Yields the records of a .wandb file, in order, up to the first that is incomplete or damaged."""
     messages: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     at, record = HEADER, b""
     with open(path, "rb") as file:
         while True:
-            if BLOCK - at % BLOCK < PART.size:  # too little was left of the block
+            if BLOCK - at % BLOCK < PART.size:  # too little is left of the block for another part
                 at += BLOCK - at % BLOCK
             file.seek(at)
             head = file.read(PART.size)
@@ -40,5 +40,5 @@ def records(path: pathlib.Path) -> Iterator[Any]:
 
 
 def logged(record: Any) -> dict[str, str]:
-    """What a record says was logged at once: JSON by name; nothing of a record of another kind."""
+    """Returns the values that one call of W&B's log gave, as JSON by name; {} for a record of another kind."""
     return {"/".join(item.nested_key) or item.key: item.value_json for item in record.history.item}
