@@ -80,7 +80,7 @@ def open_learning(
     channel, replay = _channel(parts, num_envs)
     channel.stopped = stopped
     rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
-    # One call makes at most the steps from one evaluation to the next, so that each has parameters of its own.
+    # One call makes at most the steps between two evaluations, so that each evaluation has its own parameters.
     of_program = mesh, agent, rollout, run.seed_of("learner"), min(device_learner.STEPS_AT_ONCE, run.eval_period)
     program = (
         device_learner.replay_program(*of_program, channel)

@@ -134,7 +134,7 @@ class Mirror:
             raise UsageError(f"{url} is a file: a run needs a folder")
 
     def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Returns what a function of the URL's file system returns; raises UsageError if it fails, again and again."""
+        """Returns what a function of the URL's file system returns; raises UsageError if it keeps failing."""
         try:
             return _persist(function, *args)
         except Exception as error:
@@ -151,8 +151,8 @@ class Mirror:
         """Gives the record of what the URL has, and saves it when the block ends. Only one process of this machine at a
         time is in the block.
 
-        The record has, by its path, each local file's size and modification time (ns) when the URL had the same file,
-        and then, where it is known, the `_version` of the URL's file.
+        Keyed by path, the record has each local file's size in bytes and modification time in ns when the URL had the
+        same file, and then, where it is known, the `_version` of the URL's file.
         """
         path, new = self.folder / ".mirror.json", self.folder / ".mirror.new"
         with open(self.folder / ".mirror.lock", "w") as lock:
@@ -167,7 +167,7 @@ class Mirror:
                 new.replace(path)
 
     def _here(self) -> dict[str, list[Any]]:
-        """Returns, by its path, the size and modification time (ns) of each local file that is to be at the URL."""
+        """Returns the size and the modification time in ns of each local file that is to be at the URL, by path."""
         found = {}
         for directory, _, names in os.walk(self.folder):
             for name in names:
@@ -177,7 +177,7 @@ class Mirror:
         return _whole(found)
 
     def _there(self) -> dict[str, dict[str, Any]]:
-        """Returns, by its path, what the URL's file system says of each file there."""
+        """Returns what the URL's file system says of each file there, by path."""
         self._system.invalidate_cache()
         found = self._system.find(self._root, detail=True)
         return {name.removeprefix(self._root).lstrip("/"): said for name, said in found.items()}
@@ -261,7 +261,7 @@ class Mirror:
         """Uploads what has changed since it was uploaded or fetched; with `say`, prints how much that is.
 
         Raises:
-          Exception: of any type; the error of an operation that failed again and again.
+          Exception: of any type; the error of an operation that kept failing.
         """
         part, removed = self.folder / ".mirror.part", False
         with self._locked() as known:
@@ -273,7 +273,7 @@ class Mirror:
                 megabytes = sum(here[path][0] for path in new) / 1e6
                 print(f"uploading {len(new)} files, {megabytes:,.1f} MB, to {self.url}", flush=True)
             for path in new:
-                if removed and path.endswith(MARKERS):  # a checkpoint's, maybe of the one that lacks a file: next time
+                if removed and path.endswith(MARKERS):  # maybe of the checkpoint that lost a file: next time
                     break
                 try:
                     shutil.copyfile(self.folder / path, part)  # a copy, which cannot change during the upload

@@ -101,7 +101,7 @@ def _meet_in_cluster(run: Run) -> Meeting:
 
 
 def _check(run: Run, meeting: Meeting) -> None:
-    """Raises UsageError on every host if so many cannot run this. It computes, so JAX must have started before."""
+    """Raises UsageError on every host if this number of hosts cannot run it. It computes: JAX must have started."""
     try:
         run.check_pod(meeting.hosts.count)
     except UsageError:
@@ -128,8 +128,8 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
         with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
             threads.play(works, stop, display.refresh if display else lambda: None)
     except Exception:
-        # JAX breaks in many ways, most often because a host is gone. This is then heard in the time below, and the
-        # process ends with a line that says so.
+        # JAX breaks in many ways, most often because a host is gone. The wait gives this process the time to hear of
+        # that, and to end with a line that says so.
         time.sleep(HEARD_SECONDS)
         meeting.fail()
         raise

@@ -12,7 +12,7 @@ def hold_port(port: int) -> None:
     """Keeps the other runs of this machine off `port` until this process ends.
 
     Raises:
-      UsageError: another run has it, or it is taken. Two Reverb servers on one port would share its clients in silence.
+      UsageError: the port is taken. Two Reverb servers on one port would share its clients in silence.
     """
     if not port:  # 0: Reverb picks a free one
         return

@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "replay": Kind(("learner", "evaluator", "actor"), asked=True),
-    "learner": Kind((), asked=False),  # when the run is done; it saves, and has the replay servers save
+    "learner": Kind((), asked=False),  # it ends when the run is done; it saves, and has the replay servers save
     "evaluator": Kind(("learner",), asked=False),  # once it has evaluated the learner's last parameters
     "actor": Kind(("learner",), asked=True),
 }

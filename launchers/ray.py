@@ -128,7 +128,7 @@ class RayRole:
     """
 
     def __init__(self, process: Role, cluster: "Cluster", needs: Needs, strategy: Any):
-        """`needs` is what a node must have free for it; `strategy` is the one by which Ray chooses the node."""
+        """`needs` is what a node must have free for the process; `strategy` is Ray's, which chooses the node."""
         self.process, self._cluster, self._needs = process, cluster, needs
         self._log = RoleLog(cluster.logdir, process.name, cluster.say)
         self._restarts = Restarts(self._log, cluster.say)
@@ -143,7 +143,7 @@ class RayRole:
         self._waits_since, self._stays = 0.0, False
 
     def ended(self) -> bool:
-        """Starts it once it has a place and all processes that it needs have one, and again whenever it died.
+        """Starts the process once it and all that it needs have a place, and again whenever it died.
 
         Returns whether its work is done.
 
@@ -173,7 +173,7 @@ class RayRole:
         return True
 
     def _begin(self) -> None:
-        """Asks Ray for a place, if it has not, and has it play once it has one and all that it needs do."""
+        """Asks Ray for a place, if it has not yet, and has the process play once it and all that it needs have one."""
         if time.monotonic() < self._again_at:
             return
         if self.claim is None:

@@ -1,4 +1,4 @@
-"""Plays one role of a run. --placement=processes starts such processes, and a person starts them on other machines.
+"""Plays one role of a run, in a process that --placement=processes starts, or a person on another machine.
 
   scripts/role --role=replay  --logdir=... --agent=impala --env=Pong-v5 --port=8000
   scripts/role --role=learner --logdir=... --replay=host:8000
@@ -64,7 +64,7 @@ def _play(logdir: pathlib.Path) -> int:
     """Plays the role that the flags name; returns the exit code. `logdir` is a folder of this machine."""
     values = flags.FLAGS
     saved = (logdir / "config.json").exists() and not flags.any_given()
-    # --actors_per_process is used with every placement: it says which actors belong to --task.
+    # --actors_per_process is taken whatever the placement: it says which actors belong to --task.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
     # JAX is imported only here, once the command line is understood; TensorFlow and Reverb only below, once there is
     # such a run.

@@ -429,8 +429,8 @@ def load(logdir: pathlib.Path, check: bool = True) -> Run:
     """Returns the run of LOGDIR/config.json.
 
     Args:
-      check: whether to check that the run can go on here. Who only wants its policy passes False: the run may have been
-        trained where Reverb was installed.
+      check: whether to check that the run can go on here. A caller that only wants its policy passes False: the run may
+        have been trained where Reverb was installed.
 
     Raises:
       UsageError: there is no run in LOGDIR, or another version of Shoal wrote it.

@@ -19,7 +19,7 @@ class Stop(threading.Event):
     """An event that is set when the process is to end.
 
     `exit_code` says by which signal, as shells do: 128 plus its number. A cloud's notice counts as a SIGTERM, which
-    clouds send next. It stays 0 if the event is set for another reason.
+    clouds send next. It is 0 if no signal or notice set the event.
     """
 
     exit_code = 0
