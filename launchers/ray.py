@@ -51,7 +51,7 @@ Needs = dict[str, float]  # name of one of Ray's resources -> amount
 
 
 class Claim(NamedTuple):
-    """Where a process runs, and a port that is free there."""
+    """The host on which a process runs, and a port that is free there."""
 
     host: str
     port: int
