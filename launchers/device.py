@@ -1,5 +1,5 @@
-"""Placement `device`: environments that are JAX functions, stepped inside the compiled program that learns. Only the
-evaluator, a thread of its own, steps any from Python."""
+"""Placement `device`: environments that are JAX functions are stepped inside the compiled program that learns. Only the
+evaluator, in a thread of its own, steps environments from Python."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -15,11 +15,12 @@ from runtime import device_learner
 from runtime.checkpoint import Checkpointer
 from runtime.rollout import Rollout
 
-train = threads.train  # whose learner is the one below
+train = threads.train  # roles.open_learning takes the learner from `open_learning` below
 
 
 class Turns:
-    """A channel through which nothing has to travel: the learner's devices make what they learn from at once."""
+    """The channel of agents without a replay. It carries nothing: the learner's devices make the rows that they learn
+    from, and learn from them at once."""
 
     def __init__(self) -> None:
         self.stopped: Callable[[], bool] = never
@@ -29,30 +30,33 @@ class Turns:
         return self
 
     def batches(self) -> Iterator[Batch]:
-        """One for each call of the program, until `stopped`."""
+        """Yields an empty batch for each call of the learner's program, until `stopped`."""
         while not self.stopped():
             yield Batch(None, None, 0)
 
     def feedback(self, keys: Any, priorities: Any) -> None:
-        """There are no priorities."""
+        """Does nothing: there are no priorities."""
 
     def give(self) -> tuple[()]:
-        """Nothing is kept."""
+        """Returns what the program keeps between its calls: nothing."""
         return ()
 
     def take(self, kept: Any, rows: int) -> None:
-        """Nothing is kept."""
+        """Does nothing: nothing is kept."""
 
     def count(self) -> int:
-        """Items that it has."""
+        """Returns the number of items that are kept."""
         return 0
 
     def save(self) -> None:
-        """There is nothing that the learner's own checkpoint does not hold."""
+        """Does nothing: the learner's own checkpoint holds all there is."""
 
 
 def _channel(parts: roles.Parts, num_envs: int) -> tuple[Any, Checkpointer | None]:
-    """As roles.open_channel."""
+    """Returns the learner's channel and the Checkpointer of its replay, as roles.open_channel does; None without one.
+
+    `num_envs` is the number of all environments: the program's one actor has them all.
+    """
     if not parts.replays:
         return Turns(), None
     checkpointer, saved = roles.restore_replay(parts)
@@ -66,7 +70,7 @@ def _channel(parts: roles.Parts, num_envs: int) -> tuple[Any, Checkpointer | Non
 def open_learning(
     parts: roles.Parts, carrier: Any, stopped: Callable[[], bool]
 ) -> tuple[roles.Learning, Iterator[Batch]]:
-    """The learner and its batches, until `stopped`."""
+    """Returns the learner and its batches, which end once `stopped` is true."""
     run, agent, mesh = parts.run, parts.agent, parts.mesh
     num_envs = run.num_actors * parts.num_envs
     with sittings.hold(parts.logdir, "actor_0") as sitting:
@@ -76,7 +80,7 @@ def open_learning(
     channel, replay = _channel(parts, num_envs)
     channel.stopped = stopped
     rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
-    # No more at once than there are from one evaluation to the next: each is to have its own parameters.
+    # One call makes at most the steps between two evaluations, so that each evaluation has its own parameters.
     of_program = mesh, agent, rollout, run.seed_of("learner"), min(device_learner.STEPS_AT_ONCE, run.eval_period)
     program = (
         device_learner.replay_program(*of_program, channel)

@@ -1,7 +1,7 @@
 """A run whose --logdir is a URL lives in a local folder, its mirror; what changes there is uploaded in the background.
 
-A start fetches what the URL has and the folder has not. A checkpoint's last file, its marker, is uploaded last and
-removed first: a checkpoint without it is never fetched.
+A process that starts fetches what the URL has and the folder has not. A checkpoint's last file, its marker, is uploaded
+last and removed first: a checkpoint without its marker is never fetched.
 """
 
 import contextlib
@@ -23,24 +23,24 @@ from absl import logging
 from launchers.settings import UsageError, local_path
 
 LOOK_SECONDS = 2.0  # between two looks for what is uploaded at once: a checkpoint, an evaluation
-UPLOAD_SECONDS = 60.0  # after which all else that has changed is uploaded too
-PAUSES = (0.5, 1.0, 2.0, 4.0)  # before what failed is tried again
-LOCK_SECONDS = 600  # in which another process of this machine has done its part: then something is wrong with it
-FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, NotImplementedError)  # no use in that
+UPLOAD_SECONDS = 60.0  # from one upload to the next of all else that has changed
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each new try of an operation that failed
+LOCK_SECONDS = 600  # the most that another process of this machine may hold the lock: then something is wrong with it
+FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError, NotImplementedError)  # no new try
 
 MARKERS = ("contents.json", "DONE")  # the last file of orbax's checkpoints, as Shoal writes them, and of Reverb's
 CHECKPOINT = re.compile(r"((?:.*/)?(checkpoints|replay_\d+))/[^/]+(?=/)")
 PASSING = re.compile(
     r"\.mirror.*|(.*/)?(damaged_.*|evaluating\.csv|(config|spec)\.\d+|[^/]*\.new)"
-)  # stays where it is
+)  # files that are only passing, and not mirrored
 AT_ONCE = re.compile(rf"(.*/)?({'|'.join(MARKERS)}|evaluator\.csv|config\.json|spec\.json|sittings/.*)")
 
 
 def place(text: str) -> pathlib.Path | str:
-    """Where a run lives, as a person names it: a path, or a URL.
+    """Returns where a run lives, from what a person wrote: a local path, or the URL itself.
 
     Raises:
-      UsageError: it can be neither.
+      UsageError: the text can be neither.
     """
     if "://" not in text:
         return local_path(text)
@@ -49,8 +49,8 @@ def place(text: str) -> pathlib.Path | str:
 
 
 def _connect(url: str) -> tuple[Any, str]:
-    """The file system of a URL, and the path there."""
-    import fsspec  # only where there is a URL
+    """Returns the file system of a URL, and the path there; raises UsageError if there is none."""
+    import fsspec  # imported here: only URLs need it
 
     scheme, _, rest = url.partition("://")
     if not scheme or not rest.strip("/"):
@@ -66,14 +66,16 @@ def _connect(url: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def mirrored(logdir: pathlib.Path | str, saves: Collection[str]) -> Iterator[pathlib.Path]:
-    """The local folder of a run, for a process that takes part in it. When the block ends, the URL has all of it.
+    """Gives the local folder of a run, to a process that takes part in it, and uploads what changes there.
+
+    When the block ends, the URL has all of the folder. A `logdir` that is no URL is given as it is.
 
     Args:
-      saves: the names of the folders whose checkpoints the process goes on from.
+      saves: the names of the folders from whose checkpoints the process goes on.
 
     Raises:
       UsageError: the URL cannot be read or written.
-      OSError: not all could be uploaded.
+      OSError: not all could be uploaded, after a block that did not fail itself.
     """
     if isinstance(logdir, pathlib.Path):
         yield logdir
@@ -99,7 +101,11 @@ def mirrored(logdir: pathlib.Path | str, saves: Collection[str]) -> Iterator[pat
 
 
 def fetched(logdir: pathlib.Path | str, saves: Collection[str], *names: str) -> pathlib.Path:
-    """The local folder of a run that is only read: config.json, what matches `names`, and checkpoints as above.
+    """Fetches parts of a run that is only read, and returns its local folder. A `logdir` that is no URL is that folder.
+
+    Args:
+      saves: the names of the folders whose newest checkpoints are wanted.
+      names: patterns of the other files that are wanted, besides config.json.
 
     Raises:
       UsageError: the URL cannot be read, or has no run.
@@ -112,10 +118,10 @@ def fetched(logdir: pathlib.Path | str, saves: Collection[str], *names: str) -> 
 
 
 class Mirror:
-    """A run's local folder, and the URL that is to have the same."""
+    """A run's local folder, and the URL that is made to hold the same files."""
 
     def __init__(self, url: str):
-        """Raises UsageError where the URL is a file's."""
+        """Raises UsageError if the URL is a file, or cannot be read."""
         self.url = url
         self._system, self._root = _connect(url)
         full = self._system.unstrip_protocol(self._root)
@@ -123,12 +129,12 @@ class Mirror:
         cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         self.folder = pathlib.Path(cache, "shoal", "logdirs", name).absolute()
         self._saved_in: set[str] = set()  # folders whose older checkpoints are to be removed from the URL
-        self._ever_saved_in: set[str] = set()  # and that ever were such
+        self._ever_saved_in: set[str] = set()  # all that ever were in `_saved_in`
         if self._ask(self._system.isfile, self._root):
             raise UsageError(f"{url} is a file: a run needs a folder")
 
     def _ask(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What the URL's file system answers; raises UsageError if it does not."""
+        """Returns what a function of the URL's file system returns; raises UsageError if it keeps failing."""
         try:
             return _persist(function, *args)
         except Exception as error:
@@ -142,8 +148,12 @@ class Mirror:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, list[Any]]]:
-        """By its path, the size and time of each local file when the URL had the same, and what its file system said of
-        that; for one process of this machine at a time."""
+        """Gives the record of what the URL has, and saves it when the block ends. Only one process of this machine at a
+        time is in the block.
+
+        Keyed by path, the record has each local file's size in bytes and modification time in ns when the URL had the
+        same file, and then, where it is known, the `_version` of the URL's file.
+        """
         path, new = self.folder / ".mirror.json", self.folder / ".mirror.new"
         with open(self.folder / ".mirror.lock", "w") as lock:
             _persist(fcntl.lockf, lock, fcntl.LOCK_EX | fcntl.LOCK_NB, pauses=[0.1] * 10 * LOCK_SECONDS)
@@ -157,7 +167,7 @@ class Mirror:
                 new.replace(path)
 
     def _here(self) -> dict[str, list[Any]]:
-        """The size and time of each local file that is to be at the URL."""
+        """Returns the size and the modification time in ns of each local file that is to be at the URL, by path."""
         found = {}
         for directory, _, names in os.walk(self.folder):
             for name in names:
@@ -167,18 +177,20 @@ class Mirror:
         return _whole(found)
 
     def _there(self) -> dict[str, dict[str, Any]]:
-        """What the URL's file system says of each file there."""
+        """Returns what the URL's file system says of each file there, by path."""
         self._system.invalidate_cache()
         found = self._system.find(self._root, detail=True)
         return {name.removeprefix(self._root).lstrip("/"): said for name, said in found.items()}
 
     def fetch(self, saves: Collection[str], reads: Collection[str] = ()) -> None:
-        """Fetches files that are at the URL as this folder never had them, unless it has longer ones: they only grow;
-        and checkpoints, where there is a newer one than here.
+        """Fetches what the URL has and this folder has not.
+
+        A file is fetched if the folder never had it as it is at the URL, unless the local one is longer: files only
+        grow. Checkpoints are fetched if the newest at the URL is newer than the newest here.
 
         Args:
           saves: as in `mirrored`.
-          reads: of a run that is only read, patterns of the files that are wanted.
+          reads: for a run that is only read, patterns of the files that are wanted; empty means all.
 
         Raises:
           UsageError: the URL cannot be read, or there is no run to read.
@@ -215,7 +227,7 @@ class Mirror:
             print(f"fetched {count} files from {self.url}", flush=True)
 
     def keep_up(self, stop: threading.Event) -> None:
-        """Uploads what is new until `stop`; of each kind of failure it warns once."""
+        """Uploads what is new until `stop` is set, in a thread of its own; warns once of each type of error."""
         seen: dict[str, Any] = {}
         warned, due, pause = set(), 0.0, LOOK_SECONDS
         while not stop.wait(pause):
@@ -231,13 +243,13 @@ class Mirror:
                     logging.warning("%s cannot be written (%s): the run goes on here", self.url, _words(error))
 
     def finish(self, thread: threading.Thread) -> None:
-        """Waits for what the background uploads, and uploads the rest; raises OSError if that fails."""
+        """Waits for the `thread` of `keep_up` to end, and uploads the rest; raises OSError if that fails."""
         thread.join(1.0)
         if thread.is_alive():
             print(f"waiting for an upload to {self.url}", flush=True)
             thread.join()
         try:
-            self._saved_in |= self._ever_saved_in  # an older checkpoint may have gone after the newer one was uploaded
+            self._saved_in |= self._ever_saved_in  # an older checkpoint may have gone here after the newer was uploaded
             self.upload(say=True)
         except Exception as error:
             raise OSError(
@@ -246,10 +258,10 @@ class Mirror:
             ) from error
 
     def upload(self, say: bool = False) -> None:
-        """Uploads what has changed since it was uploaded or fetched; `say`: how much that is.
+        """Uploads what has changed since it was uploaded or fetched; with `say`, prints how much that is.
 
         Raises:
-          Exception: of whatever kind, what a file met with several times.
+          Exception: of any type; the error of an operation that kept failing.
         """
         part, removed = self.folder / ".mirror.part", False
         with self._locked() as known:
@@ -261,10 +273,10 @@ class Mirror:
                 megabytes = sum(here[path][0] for path in new) / 1e6
                 print(f"uploading {len(new)} files, {megabytes:,.1f} MB, to {self.url}", flush=True)
             for path in new:
-                if removed and path.endswith(MARKERS):  # maybe of the checkpoint that a file was missing of: next time
+                if removed and path.endswith(MARKERS):  # maybe of the checkpoint that lost a file: next time
                     break
                 try:
-                    shutil.copyfile(self.folder / path, part)  # what is uploaded must not change meanwhile
+                    shutil.copyfile(self.folder / path, part)  # a copy, which cannot change during the upload
                 except FileNotFoundError:
                     removed = True
                     continue
@@ -279,7 +291,7 @@ class Mirror:
                 self._remove_old(here, there)
 
     def _remove_old(self, here: Collection[str], there: Collection[str]) -> None:
-        """Removes the checkpoints from the URL that are no more here, where newer ones were uploaded."""
+        """Removes from the URL the checkpoints that are no longer here, of folders that had newer ones uploaded."""
         ours = _checkpoints(here)
         for checkpoint, folder in _checkpoints(there).items():
             if folder in self._saved_in and checkpoint not in ours:
@@ -290,7 +302,7 @@ class Mirror:
 
 
 def _persist(function: Callable[..., Any], *args: Any, pauses: Collection[float] | None = None) -> Any:
-    """What a function returns; where it fails it is called again, a few times."""
+    """Returns what a function returns. If it fails with an error that is not FINAL, calls it again after each pause."""
     for pause in PAUSES if pauses is None else pauses:
         try:
             return function(*args)
@@ -306,28 +318,28 @@ def _words(error: Exception) -> str:
 
 
 def _version(said: dict[str, Any]) -> str:
-    """Another for each content of a file, from all that its file system says of it."""
+    """Returns a text that differs for each content of a file, made from all that its file system says of the file."""
     return hashlib.sha256(repr(sorted((name, str(value)) for name, value in said.items())).encode()).hexdigest()[:16]
 
 
 def _whole(files: dict[str, Any]) -> dict[str, Any]:
-    """Those that are mirrored; of checkpoints those that have their marker."""
+    """Returns those of the files that are mirrored; files of checkpoints only if the checkpoint has its marker."""
     found = {path: value for path, value in files.items() if not PASSING.fullmatch(path)}
     whole = {path.rpartition("/")[0] for path in found if path.endswith(MARKERS)}
     return {path: value for path, value in found.items() if not (at := CHECKPOINT.match(path)) or at[0] in whole}
 
 
 def _checkpoints(paths: Collection[str]) -> dict[str, str]:
-    """The checkpoints that have files among these, and the folder that each is in."""
+    """Returns the checkpoints that have files among `paths`, and for each the folder that it is in."""
     return {match[0]: match[1] for match in filter(None, map(CHECKPOINT.match, paths))}
 
 
 def _newest(folder: str, paths: Collection[str]) -> list[int]:
-    """The numbers in the name of the folder's newest checkpoint."""
+    """Returns the numbers in the name of the newest checkpoint in `folder`; [] if there is none."""
     names = (checkpoint.rpartition("/")[2] for checkpoint, at in _checkpoints(paths).items() if at == folder)
     return max(([int(digits) for digits in re.findall(r"\d+", name)] for name in names), default=[])
 
 
 def _turn(path: str) -> tuple[bool, bool, str]:
-    """By which files are sent: config.json, without which there is no run, first, and markers last."""
+    """Returns the key that puts files in order: config.json, without which there is no run, first, and markers last."""
     return path.endswith(MARKERS), path.rpartition("/")[2] != "config.json", path

@@ -1,5 +1,5 @@
-"""Placement `pod`: the same command on every host. Each has its own actors and its own queue or replay, and its devices
-are part of one mesh; only gradients go from host to host."""
+"""Placement `pod`: a person gives every host the same command. Each host has its own actors and its own queue or
+replay, and its devices are part of one mesh; only gradients go from host to host."""
 
 import contextlib
 import functools
@@ -23,15 +23,15 @@ from launchers.terminal import Display
 from runtime import hosts as pods
 from runtime.hosts import Hosts, HostsDiffer, Meeting
 
-HEARD_SECONDS = 2.0  # in which the end of another's process is heard, which ends this one's
-END_SECONDS = 60.0  # in which other hosts are at their end, once the first is
+HEARD_SECONDS = 2.0  # within which the end of another host is heard, which ends this one too
+END_SECONDS = 60.0  # how long the first host, at its end, waits for the others to end
 
 
 def meet(run: Run) -> Meeting:
-    """Joins the hosts that the flags name, or that the cluster knows of; before JAX computes anything.
+    """Joins the hosts that the flags name, or that the cluster knows of. Call it before JAX computes anything.
 
     Raises:
-      UsageError: on every host, if one is missing or was given something else.
+      UsageError: a host is missing, or was given other settings. It is raised on every host.
     """
     values = flags.FLAGS
     given = {name: getattr(values, name) for name in ("coordinator", "num_hosts", "host")}
@@ -48,7 +48,7 @@ def meet(run: Run) -> Meeting:
     hosts = Hosts(values.host, values.num_hosts)
     if hosts.index >= hosts.count:
         raise UsageError(f"--host={hosts.index}: hosts are numbered from 0, below --num_hosts={hosts.count}")
-    name, port = ports.parse_address("coordinator", values.coordinator, ports=2)  # the next is JAX's own service's
+    name, port = ports.parse_address("coordinator", values.coordinator, ports=2)  # JAX's own service has the next one
     meeting = _meet(run, hosts, name, port)
     pods.start_jax(hosts, (name, port + 1))
     _check(run, meeting)
@@ -74,7 +74,7 @@ def _leave(error: pods.HostLost) -> None:
 
 
 def _digest() -> str:
-    """Of the project's code, as this host has it."""
+    """Returns a short digest of the project's code as this host has it, by which hosts compare it."""
     root = pathlib.Path(__file__).parent.parent
     rooms = ("agents", "environments", "launchers", "replay", "runtime")
     files = sorted(path for room in rooms for path in (root / room).rglob("*.py"))
@@ -82,7 +82,7 @@ def _digest() -> str:
 
 
 def _meet_in_cluster(run: Run) -> Meeting:
-    """Where JAX finds the hosts by itself; the first one's address then goes by the mesh."""
+    """Joins the hosts that JAX finds by itself; their devices then pass on the first host's address."""
     from jax.experimental import multihost_utils
 
     try:
@@ -101,7 +101,7 @@ def _meet_in_cluster(run: Run) -> Meeting:
 
 
 def _check(run: Run, meeting: Meeting) -> None:
-    """Raises UsageError on every host if they cannot run this: only now, for it computes."""
+    """Raises UsageError on every host if this number of hosts cannot run it. It computes: JAX must have started."""
     try:
         run.check_pod(meeting.hosts.count)
     except UsageError:
@@ -110,9 +110,11 @@ def _check(run: Run, meeting: Meeting) -> None:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
-    """This host's part, until the run is done, a signal to any host, or the first error on any; whether one of them was
-    asked to end."""
-    stop = stop_on_signals(run.preemption_notice)  # now: JAX's service takes SIGTERM for itself when it starts
+    """Trains this host's part until the run is done, a signal comes to any host, or any host has an error.
+
+    Returns whether one of the hosts was asked to end.
+    """
+    stop = stop_on_signals(run.preemption_notice)  # only now: JAX's service takes SIGTERM for itself when it starts
     hosts = meeting.hosts
     members = roles.make_parts(run, logdir, hosts)
     carrier = threads.connect(members.values(), logdir, port)
@@ -126,7 +128,8 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
         with Display(run, logdir) if hosts.index == 0 else contextlib.nullcontext() as display:
             threads.play(works, stop, display.refresh if display else lambda: None)
     except Exception:
-        # What breaks JAX, in many ways, is most often a host that is gone, and whose end is heard as soon.
+        # JAX breaks in many ways, most often because a host is gone. The wait gives this process the time to hear of
+        # that, and to end with a line that says so.
         time.sleep(HEARD_SECONDS)
         meeting.fail()
         raise
@@ -137,7 +140,8 @@ def train(run: Run, logdir: pathlib.Path, port: int, meeting: Meeting) -> bool:
 def _ending(
     learn: Callable[[threading.Event], Generator[Any, None, bool]], stop: threading.Event
 ) -> Callable[[threading.Event], Generator[Any, None, None]]:
-    """A learner's work. If it ends before the run is done, a host was asked to: this one's other roles end then."""
+    """Returns a learner's work that also ends this host's other roles if it ends before the run is done: then some host
+    was asked to end."""
 
     def work(asked: threading.Event) -> Generator[Any, None, None]:
         done = yield from learn(asked)

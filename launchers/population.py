@@ -1,5 +1,5 @@
-"""A population's members as runs, from `--population`, `--tune` and the flags beside them; and what their roles have to
-do with each other."""
+"""A population's members as runs, made from `--population`, `--tune` and the flags beside them; and the links between
+the members' roles."""
 
 import dataclasses
 import math
@@ -23,10 +23,10 @@ TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:
 
 
 def parse_ranges(tune: str) -> dict[str, pbt.Range]:
-    """The ranges that `--tune` names.
+    """Returns the ranges that `--tune` names, by hyperparameter.
 
     Raises:
-      UsageError: it is not written as it should be, or a range is empty.
+      UsageError: `tune` is not written as TUNE says, or a range is empty.
     """
     ranges: dict[str, pbt.Range] = {}
     for part in filter(None, tune.split(",")):
@@ -73,8 +73,11 @@ def check(run: Run) -> None:
 
 
 def check_ranges(run: Run, ranges: pbt.Ranges, names: Collection[str], what: str) -> None:
-    """Raises UsageError if one of the ranges is of none of the `names`, each of which is a `what`, or goes beyond what
-    the agent takes."""
+    """Raises UsageError if a range is of a hyperparameter that is not among `names`, or goes beyond what the agent
+    takes.
+
+    `what` says in the error what the `names` are.
+    """
     for name, range_ in ranges.items():
         if name not in names:
             raise UsageError(f"--tune names {name!r}, which is no {what}{nearest(name, names)}")
@@ -83,10 +86,10 @@ def check_ranges(run: Run, ranges: pbt.Ranges, names: Collection[str], what: str
 
 
 def with_values(run: Run, values: Mapping[str, float]) -> Run:
-    """The run with other values of its Config's fields.
+    """Returns the run with other values of its Config's fields.
 
     Raises:
-      UsageError: one is out of range.
+      UsageError: a value is out of range.
     """
     try:
         typed = configs.check_types(configs.fields(run.agent), values)
@@ -96,13 +99,17 @@ def with_values(run: Run, values: Mapping[str, float]) -> Run:
 
 
 def draws(run: Run) -> dict[str, list[float]]:
-    """What each member's hyperparameters are at first, name -> [N]; the same in every mode."""
+    """Draws the members' first hyperparameters, name -> [N]; they are the same in every `population_mode`.
+
+    Those on the scale "step" are left out: they start with the agent's own value.
+    """
     drawn = pbt.draw(jax.random.key(run.seed_of("population")), parse_ranges(run.tune), run.population)
     return {name: [float(x) for x in values] for name, values in drawn.items()}
 
 
 def member_run(run: Run, member: int) -> Run:
-    """An ordinary run: the population's, with this member's seed and first hyperparameters."""
+    """Returns a member's run: that of the population, as an ordinary run with the member's seed and first
+    hyperparameters."""
     values = {name: drawn[member] for name, drawn in draws(run).items()}
     return dataclasses.replace(with_values(run, values), seed=run.seed_of("member", member), population=0, tune="")
 
@@ -112,17 +119,17 @@ def member_logdir(logdir: pathlib.Path, member: int) -> pathlib.Path:
 
 
 def learners(run: Run) -> list[int | None]:
-    """The members that have learners of their own; else None alone, for the one learner."""
+    """Returns the members that have learners of their own; [None] if the run has one learner for all."""
     return list(range(run.population)) if run.population and run.stacked == 1 else [None]
 
 
 def logdirs(run: Run, logdir: pathlib.Path) -> list[pathlib.Path]:
-    """Where the learners of a run write."""
+    """Returns the folders to which the learners of a run write."""
     return [logdir if member is None else member_logdir(logdir, member) for member in learners(run)]
 
 
 def save(run: Run, logdir: pathlib.Path) -> None:
-    """Writes the config.json of a run and of its members, or checks that they are this run's.
+    """Writes the config.json of a run and of its members; those that are there already must be this run's.
 
     Raises:
       UsageError: the logdir cannot be written or belongs to another run.
@@ -134,20 +141,23 @@ def save(run: Run, logdir: pathlib.Path) -> None:
 
 
 def member_of(run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int) -> tuple[Run, pathlib.Path, "Peers"]:
-    """The run of one of a run's learners, where it writes, and what it has to do with the others."""
+    """Returns the run of one of a run's learners, the folder to which it writes, and its Peers.
+
+    `member` is one of `learners(run)`; the other arguments are as for Peers.
+    """
     peers = Peers(run, logdir, member, num_tasks)
     return (run, logdir, peers) if member is None else (member_run(run, member), member_logdir(logdir, member), peers)
 
 
 class Peers:
-    """What the roles of a learner have to do with the rest of its population; of a run without one, nothing."""
+    """The links of a learner's roles with the rest of its population. In a run without a population they do nothing."""
 
     def __init__(self, run: Run, logdir: pathlib.Path, member: int | None, num_tasks: int):
         """
         Args:
-          run, logdir: the population's, or those of an ordinary run.
-          member: whose learner it is; None: all members', stacked, or the one of an ordinary run.
-          num_tasks: that the environments have.
+          run, logdir: the population's run and folder, or those of an ordinary run.
+          member: the member whose learner it is; None if it is that of all members, stacked, or of an ordinary run.
+          num_tasks: the number of tasks that the environments share out among them.
         """
         self._prefix = "" if member is None else _prefix(member)
         self._draws = draws(run) if run.population and member is None else {}
@@ -168,16 +178,17 @@ class Peers:
             )
 
     def name(self, table: str) -> str:
-        """That of the learner's own table, in servers that all members share."""
+        """Returns the name of the learner's own `table` in the replay servers, which all members share."""
         return self._prefix + table
 
     def vary(self, state: State) -> State:
-        """A new state of stacked members, with the hyperparameters that were drawn for each."""
+        """Returns a new state of stacked members with the hyperparameters drawn for each; any other as it is."""
         drawn = {name: np.asarray(values, np.float32) for name, values in self._draws.items()}
         return state._replace(hypers=state.hypers._replace(**drawn)) if drawn else state
 
     def containers(self, agent: Agent) -> dict[str, Structure]:
-        """By name, what this learner and its reporters tell the others, in variable containers."""
+        """Returns, by name, the structures of the variable containers by which this learner and its reporters, which
+        are the roles that see its episodes end, tell the population's learners of returns and states."""
         if self._population is None:
             return {}
         told = {self.name(reporter): told_structure(self._population) for reporter in self._population.reporters}
@@ -186,14 +197,20 @@ class Peers:
         return told | {self.name("state"): state_structure(state_structs(agent)), self.name("copied"): COPIED}
 
     def returns(self, carrier: Any, reporter: str) -> Returns | None:
-        """Where a `reporter` tells the learners of episodes; None if they do not ask it."""
+        """Returns the Returns by which a role, named `reporter`, tells the learners of its episodes; None if the
+        population does not judge by that role."""
         if self._population is None or reporter not in self._population.reporters:
             return None
         structure = told_structure(self._population)
         return Returns(self._population, carrier.variables(structure, self.name(reporter)))
 
     def exchange(self, carrier: Any, agent: Agent, key: jax.Array, env_steps: int) -> Exchange | None:
-        """The population's, as this learner takes part in it, `env_steps` after its beginning."""
+        """Returns the Exchange by which this learner takes its turns in the population; None if there is none.
+
+        Args:
+          key: for what is random in the turns.
+          env_steps: how far the learner has come.
+        """
         if self._population is None:
             return None
         separate = self._population.member is not None

@@ -5,22 +5,22 @@ import socket
 
 from launchers.settings import LAST_PORT, UsageError
 
-_held: dict[int, socket.socket] = {}  # what keeps other runs off a port
+_held: dict[int, socket.socket] = {}  # port -> the socket that keeps other runs off it
 
 
 def hold_port(port: int) -> None:
     """Keeps the other runs of this machine off `port` until this process ends.
 
     Raises:
-      UsageError: it is taken. Two Reverb servers on one port would share its clients in silence.
+      UsageError: the port is taken. Two Reverb servers on one port would share its clients in silence.
     """
-    if not port:  # 0: one will be picked
+    if not port:  # 0: Reverb picks a free one
         return
     check_port(port)
     if port in _held:
         return
-    # A name in the kernel alone, which goes with the process however that ends. To bind the port itself would keep
-    # Reverb off it too.
+    # The lock is a socket's name that is in the kernel alone, and goes with the process however that ends. To bind the
+    # port itself would keep Reverb off it too.
     lock = socket.socket(socket.AF_UNIX)
     try:
         lock.bind(f"\0shoal-replay-{port}")
@@ -32,7 +32,7 @@ def hold_port(port: int) -> None:
 
 def check_port(port: int) -> None:
     """Raises UsageError if `port` is taken now."""
-    if not port:  # 0: one will be picked
+    if not port:  # 0: Reverb picks a free one
         return
     with socket.socket(socket.AF_INET6) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -43,10 +43,13 @@ def check_port(port: int) -> None:
 
 
 def parse_address(flag: str, text: str, ports: int = 1) -> tuple[str, int]:
-    """The host and the port that `text`, the value of --`flag`, names; so many `ports` are used, from that one on.
+    """Returns the host and the port that `text`, the value of --`flag`, names.
+
+    Args:
+      ports: how many ports will be used, from that one on; none may be beyond LAST_PORT.
 
     Raises:
-      UsageError: it is not host:port.
+      UsageError: `text` is not host:port.
     """
     host, _, port = text.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= LAST_PORT - ports + 1:
@@ -55,7 +58,7 @@ def parse_address(flag: str, text: str, ports: int = 1) -> tuple[str, int]:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Returns a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return probe.getsockname()[1]

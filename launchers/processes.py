@@ -1,8 +1,8 @@
-"""Placement `processes`: each role a process of its own, started, watched, restarted and ended here.
+"""Placement `processes`: roles are processes of their own, which this module starts, watches, restarts and ends.
 
-The launcher computes nothing, and starts no accelerator: on a GPU that would take the memory of the learner beside it.
-It may be killed without harm to what was saved, and its children end with it. They are forked from one process that has
-imported already what roles need (the standard library's forkserver), so that one that died is back in seconds.
+The launcher computes nothing, and starts no accelerator: on a GPU that would take memory from the learner. It may be
+killed without harm to what was saved, and its children then end too. Children are forked from one process that has
+already imported what roles need (the standard library's forkserver), so that a role that died is back in seconds.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from launchers.terminal import Display
 
 Connection = multiprocessing.connection.Connection
 
-GRACE_SECONDS = 90.0  # for a child to end once asked; then it is killed
-FORKSERVER_DIED = 255  # the exit code of a process that outlives the one from which it was forked
+GRACE_SECONDS = 90.0  # how long a child may take to end once it is asked; then it is killed
+FORKSERVER_DIED = 255  # what multiprocessing gives as the exit code of a child that outlives the forkserver
 
-# What is imported before the roles are forked. Nothing here may start threads that a role needs, or make JAX look for
-# devices: a fork would lose the ones and share the others.
+# Modules that are imported before the roles are forked. They must not start threads that a role needs, which a fork
+# would lose, or make JAX look for devices, which a fork would share.
 PRELOADED = (
     "launchers.roles",
     "launchers.role",
@@ -46,7 +46,7 @@ _forks = multiprocessing.get_context("forkserver")
 
 
 class RoleProcess:
-    """A process of a run, and its history of restarts. It starts when it is first looked at."""
+    """A process of a run, and its history of restarts. The first call of `ended` starts it."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class RoleProcess:
     ):
         """
         Args:
-          name, logdir: of the role and its run.
-          arguments: those of scripts/role.
-          say: is told of deaths.
-          held: an end of a pipe that tells others, by staying open, that a process of this kind is left.
-          awaited: other ends of the pipes of those who need this role: it outlives them if the launcher dies.
+          name, logdir: the name of the process and the folder of its run.
+          arguments: the command line of scripts/role.
+          say: called with a line for the person, at each death and each warning.
+          held: an end of a pipe. The process keeps it open, which tells others that a process of this kind is left.
+          awaited: the other ends of such pipes, of the kinds that need this one: if the launcher dies, they end first.
         """
         self.name, self._arguments = name, arguments
         self._ends = held, awaited
@@ -79,7 +79,7 @@ class RoleProcess:
         self._process.start()
 
     def _exit_code(self) -> int | None:
-        """None: it runs, or does not yet (again). Negative: the signal that ended it."""
+        """Returns the exit code; None if it runs or has not started yet (again), negative if a signal ended it."""
         code = self._process.exitcode if self._process else None
         if self._process and code == FORKSERVER_DIED and pathlib.Path(f"/proc/{self._process.pid}").exists():
             return None
@@ -88,7 +88,7 @@ class RoleProcess:
     def ended(self) -> bool:
         """Starts the process, at first and whenever it died, after a pause that doubles from the third death on.
 
-        With exit code 0 a role says that its work is done; one that was sent a signal says so by another.
+        Returns whether its work is done, which exit code 0 says; a role that a signal ended has another code.
 
         Raises:
           UsageError: it ended with exit code 2 (a person must mend something) or died too often.
@@ -110,7 +110,7 @@ class RoleProcess:
         self._signal(signal.SIGTERM)
 
     def wait(self) -> None:
-        """Waits for the end; kills what has not ended in time."""
+        """Waits for the process to end; kills it if that takes longer than GRACE_SECONDS after `ask`."""
         while self._process and self._exit_code() is None:
             if time.monotonic() > self._deadline:
                 self._signal(signal.SIGKILL)
@@ -123,7 +123,7 @@ class RoleProcess:
 
 
 def _how(code: int) -> str:
-    """In words, how a process ended with an exit code, as `RoleProcess` has them."""
+    """Returns in words how a process ended, by its exit code (as `RoleProcess._exit_code` has it)."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     signals = {128 + number: number.name for number in signal.Signals}
@@ -133,13 +133,13 @@ def _how(code: int) -> str:
 def _play(
     arguments: list[str], log: pathlib.Path, held: Connection | None = None, awaited: Sequence[Connection] = ()
 ) -> None:
-    """The life of a process: as if scripts/role had been called with these arguments. `held` stays open meanwhile."""
+    """Does, in the forked process, what scripts/role does with these arguments. `held` stays open until it ends."""
     with open(log, "ab") as file:
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     os.setsid()  # Ctrl-C reaches the launcher alone, which ends the roles in order
     signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # no terminal is here to close; see _end_with_launcher
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # no terminal sends it here: _end_with_launcher does
     sys.argv = ["launchers.role", *arguments]
     setproctitle.setproctitle(" ".join(sys.argv))  # for ps
     threading.Thread(target=_end_with_launcher, args=(held, awaited), daemon=True).start()
@@ -147,8 +147,11 @@ def _play(
 
 
 def _end_with_launcher(held: Connection | None, awaited: Sequence[Connection]) -> None:
-    """Ends this process if the launcher has ended, however that did, once those who need it have: the learner saves
-    while the replay servers still are there. SIGHUP asks, which harms nobody who was asked by SIGTERM before."""
+    """Ends this process if the launcher has ended, however that happened. Runs in a thread of its own.
+
+    It waits until the processes that need this one have ended: the learner saves while the replay servers are still
+    there. SIGHUP then asks for the end, which does no harm if SIGTERM has asked before; SIGKILL follows.
+    """
     launcher = multiprocessing.parent_process()
     assert launcher
     launcher.join()
@@ -159,14 +162,14 @@ def _end_with_launcher(held: Connection | None, awaited: Sequence[Connection]) -
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-UNHEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # by the process from which roles are forked
+UNHEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # what the process from which roles are forked does not hear
 
 
 def _start_forkserver() -> None:
-    """Starts the process from which roles are forked. What is sent to all of a terminal's processes it does not hear:
-    it ends when the launcher and the roles have."""
+    """Starts the process from which roles are forked. It does not hear signals that a terminal sends to all of its
+    processes, and ends when the launcher and the roles have ended."""
     _forks.set_forkserver_preload(list(PRELOADED))
-    multiprocessing.resource_tracker.ensure_running()  # else it is started by the next lines, and unblocks signals
+    multiprocessing.resource_tracker.ensure_running()  # else the next lines start it, and it unblocks signals
     signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
     try:
         multiprocessing.forkserver.ensure_running()
@@ -175,7 +178,8 @@ def _start_forkserver() -> None:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until the run is done or a signal; whether it was asked to end. On any way out, every child has ended."""
+    """Trains until the run is done or a signal comes; returns whether it was asked to end. However it ends, every child
+    has ended too."""
     ports = [port + task if port else free_port() for task in range(run.num_replay_servers)]
     replay = ",".join(f"localhost:{port}" for port in ports)
     stop = stop_on_signals(run.preemption_notice)

@@ -1,6 +1,6 @@
 """A run's program, as data: its roles, which processes they share, and in which order they end.
 
-The placements and scripts/role interpret it; roles.py has what each role does. A replay server is a role only where
+The placements and scripts/role carry it out; roles.py has the work of each role. A replay server is a role only where
 Reverb carries the experience.
 """
 
@@ -15,15 +15,15 @@ ATTEND_SECONDS = 0.25  # between two looks at the roles of a run
 
 
 class Kind(NamedTuple):
-    """What holds of every role of a kind."""
+    """The rules for how the roles of one kind end."""
 
-    after: tuple[str, ...]  # the kinds whose roles must all have ended before it may: they need it
-    asked: bool  # it ends when it is asked to; others end by themselves when their work is done
+    after: tuple[str, ...]  # kinds whose roles must all have ended before one of this kind may: they need it
+    asked: bool  # True: they end when they are asked to; False: by themselves, when their work is done
 
 
 KINDS = {
     "replay": Kind(("learner", "evaluator", "actor"), asked=True),
-    "learner": Kind((), asked=False),  # at max_env_steps; it saves, the servers' replays too
+    "learner": Kind((), asked=False),  # it ends when the run is done; it saves, and has the replay servers save
     "evaluator": Kind(("learner",), asked=False),  # once it has evaluated the learner's last parameters
     "actor": Kind(("learner",), asked=True),
 }
@@ -33,8 +33,8 @@ class Role(NamedTuple):
     """One role of a run."""
 
     kind: str  # one of KINDS
-    task: int = 0  # tells the roles of a kind apart
-    member: int | None = None  # of a population of separate learners: whose role it is
+    task: int = 0  # numbers the roles of a kind, from 0
+    member: int | None = None  # in a population of separate learners, the member whose role it is; else None
 
     @property
     def name(self) -> str:
@@ -42,17 +42,20 @@ class Role(NamedTuple):
 
 
 def roles_of(run: Run) -> list[Role]:
-    """A run's roles, in the order in which they start."""
+    """Returns a run's roles, in the order in which they start."""
     servers = [Role("replay", task) for task in range(run.num_replay_servers)] if run.carrier == "reverb" else []
     members = populations.learners(run)
-    of_their_own = range(0 if run.placement == "device" else run.num_actors)  # there the learner is the actor, too
+    of_their_own = range(0 if run.placement == "device" else run.num_actors)  # with `device` the learner acts, too
     actors = [Role("actor", task, member) for member in members for task in of_their_own]
     return [*servers, *(Role(kind, 0, member) for kind in ("learner", "evaluator") for member in members), *actors]
 
 
 def processes_of(run: Run, num_learners: int = 1) -> dict[Role, list[Role]]:
-    """A run's processes, each named as a role is, and the roles in each: `actors_per_process` actors of a member share
-    one, every other role has its own; a learner may be spread over `num_learners` of them, one a host."""
+    """Returns a run's processes, each named like a role, and the roles that each of them plays.
+
+    `actors_per_process` actors of a member share a process, and every other role has its own. A learner may be spread
+    over `num_learners` processes, one on each host.
+    """
     processes: dict[Role, list[Role]] = {}
     for role in roles_of(run):
         if role.kind == "learner":
@@ -64,22 +67,24 @@ def processes_of(run: Run, num_learners: int = 1) -> dict[Role, list[Role]]:
 
 
 class Running(Protocol):
-    """A role that runs, or several that share a process."""
+    """A running role, or several roles that share a process, as `conduct` deals with them."""
 
     def ended(self) -> bool:
-        """Whether it has ended as it should. What broke down is mended, or told by an exception."""
+        """Returns whether it has ended as it should. If it broke down, this starts it again or raises its error."""
 
     def ask(self) -> None:
-        """Asks it to end; again if it was asked before."""
+        """Asks it to end. It may be asked more than once."""
 
     def wait(self) -> None:
-        """Returns once it has ended, or could not be brought to."""
+        """Returns once it has ended, or is given up because it does not."""
 
 
 def conduct(running: Mapping[Role, Running], stop: threading.Event, attend: Callable[[], None]) -> None:
-    """Lets roles run until all have ended, each in its turn; `stop`, or an exception, brings their ends forward and
-    keeps the order. `attend` is called now and then meanwhile. Roles that run elsewhere are not waited for: if all that
-    needs a role is elsewhere, `stop` alone ends it."""
+    """Lets roles run until all have ended, in the order that KINDS says.
+
+    `stop`, or an exception, makes them end early, in the same order. `attend` is called every ATTEND_SECONDS meanwhile.
+    Roles that run elsewhere are not waited for: if all roles that need one are elsewhere, only `stop` ends that one.
+    """
     left = dict(running)
     here = {role.kind for role in running}
     asked = {kind for kind, each in KINDS.items() if each.asked and here & {*each.after}}

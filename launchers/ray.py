@@ -1,10 +1,10 @@
-"""Placement `ray`: each process of a run on whatever node of a Ray cluster has room for it. Ray ships the code and
-places the processes, those that follow a dead one too, elsewhere if its node is gone; Reverb carries the experience, as
-ever.
+"""Placement `ray`: each process of a run is on whatever node of a Ray cluster has room for it. Ray ships the code and
+places the processes, and again those that died, on another node if theirs is gone. Reverb carries the experience, as
+it does between processes without Ray.
 
 The replay servers, the learner and the evaluator are one placement group: Ray finds room for all of them at once, and
-anew for those whose node is lost. Actors have no state and are placed one by one: the run goes on with those for whom
-there is room, and more of them join as nodes do.
+new room for those whose node is lost. Actors have no state and are placed one by one: the run goes on with those for
+which there is room, and more actors join as nodes do.
 """
 
 import contextlib
@@ -35,23 +35,23 @@ from launchers.supervision import Restarts, RoleLog
 from launchers.terminal import Display
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEFT_OUT = [".git", ".venv*", "docs", "tests", "runs"]  # of what nodes are sent; and what .gitignore names
-# Environment variables that a run's processes are given as this one has them.
+LEFT_OUT = [".git", ".venv*", "docs", "tests", "runs"]  # not sent to the nodes; nor is what .gitignore names
+# Beginnings of the names of environment variables that a run's processes get from this one.
 HANDED_ON = ("GLIBC_TUNABLES", "JAX_", "XLA_", "SHOAL_")
 NAMED = {"CPU", "GPU", "memory"}  # resources for which Ray has options of their own
 ACCELERATORS = ("GPU", "TPU")
 GB = 1e9
-WAITING_SECONDS = 30.0  # for a place, before that is said
+WAITING_SECONDS = 30.0  # how long a process waits for a place before a line says so
 LOOK_SECONDS = 1.0  # between two looks for a place
-SERVING_SECONDS = 300.0  # from a replay server's place to its first answer
+SERVING_SECONDS = 300.0  # how long a replay server that has its place may take to answer
 PROBE_SECONDS = 10.0  # for somebody to answer at the cluster's address
-KEPT_SECONDS = 300.0  # by which a node that is to be taken away is gone
+KEPT_SECONDS = 300.0  # after which a node that is to be taken away is gone
 
-Needs = dict[str, float]  # amounts by the names of Ray's resources
+Needs = dict[str, float]  # name of one of Ray's resources -> amount
 
 
 class Claim(NamedTuple):
-    """Where a process runs, and a port that is free there."""
+    """The host on which a process runs, and a port that is free there."""
 
     host: str
     port: int
@@ -62,13 +62,13 @@ class Claim(NamedTuple):
 
 
 class Player:
-    """A process of a run, on the node that Ray gave it. What it prints is in LOGDIR/logs and in Ray's logs."""
+    """A process of a run, on the node that Ray gave it. What it prints goes to LOGDIR/logs and to Ray's logs."""
 
     def __init__(self, run: Run, logdir: pathlib.Path, process: Role, num_learners: int):
         self._part = run, logdir, process, num_learners
         self._asked = Stop()
         log = RoleLog(logdir, process.name, print).path
-        # A process of its own, which writes the last words too.
+        # `tee` is a process of its own, and so writes this one's last words too.
         tee = subprocess.Popen(["tee", "-a", log], stdin=subprocess.PIPE, start_new_session=True)
         assert tee.stdin
         for stream in (sys.stdout, sys.stderr):
@@ -77,22 +77,25 @@ class Player:
             os.dup2(tee.stdin.fileno(), descriptor)
         tee.stdin.close()
         self._terminated = False
-        signal.signal(signal.SIGTERM, self._terminate)  # Ray's own would wait for ever for `play` to return
+        signal.signal(signal.SIGTERM, self._terminate)  # Ray's own handler would wait for ever for `play` to return
         role.leave_accelerators(run, process.kind)
 
     def _terminate(self, number: int, frame: Any) -> None:
-        """Has the role end in order, and begin again in another process."""
+        """Handles SIGTERM: the role ends in order, and begins again in another process."""
         self._terminated = True
         self._asked.set()
 
     def claim(self, port: int) -> Claim:
-        """`port`: which one it is to be, unless 0."""
+        """Returns this node's address, and `port`; a free one if that is 0."""
         here = ray.get_runtime_context().get_node_id()
         (host,) = [node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == here]
         return Claim(host, port or ports.free_port())
 
     def play(self, replay: Sequence[str], port: int, coordinator: str) -> bool:
-        """As `role.take_part`. Whether the work is done, or was asked to end; else the node will be taken away."""
+        """Does what `role.take_part` does.
+
+        Returns True if the work is done or was asked to end, and False if the node will be taken away.
+        """
         run, logdir, process, num_learners = self._part
         if run.preemption_notice:
             watch(run.preemption_notice, self._asked)
@@ -113,26 +116,26 @@ class Player:
         self._asked.set()
 
     def stay(self, seconds: float) -> None:
-        """Returns after so long, if this process still is there."""
+        """Returns None after `seconds`, if this process is still there."""
         time.sleep(seconds)
 
 
 class RayRole:
     """A process of a run, as the launcher sees it: a program.Running.
 
-    Each life of it is a Ray actor of its own: one that Ray itself started again while its node goes may get half of the
-    code, and then is dead for good.
+    Each time that it starts it is a new Ray actor, which is called a life of it here. An actor that Ray itself starts
+    again, while its node goes away, may get only half of the code, and is then dead for good.
     """
 
     def __init__(self, process: Role, cluster: "Cluster", needs: Needs, strategy: Any):
-        """`needs`: what Ray must have free for it on a node; `strategy`: by which Ray chooses the node."""
+        """`needs` is what a node must have free for the process; `strategy` is Ray's, which chooses the node."""
         self.process, self._cluster, self._needs = process, cluster, needs
         self._log = RoleLog(cluster.logdir, process.name, cluster.say)
         self._restarts = Restarts(self._log, cluster.say)
         own = {{"CPU": "num_cpus", "GPU": "num_gpus"}.get(name, name): needs[name] for name in needs.keys() & NAMED}
         others = {name: amount for name, amount in needs.items() if name not in NAMED}
         self._options = {**own, "resources": others, "scheduling_strategy": strategy, "max_concurrency": 4}
-        self._player: Any = None  # the Ray actor of this life
+        self._player: Any = None  # the Ray actor of the present life
         self.claim: Claim | None = None
         self._claiming: Any = None
         self._playing: Any = None
@@ -140,7 +143,9 @@ class RayRole:
         self._waits_since, self._stays = 0.0, False
 
     def ended(self) -> bool:
-        """Has it play once it has a place and all that it needs have one; again whenever it died.
+        """Starts the process once it and all that it needs have a place, and again whenever it died.
+
+        Returns whether its work is done.
 
         Raises:
           UsageError: a person must mend something, or it died too often.
@@ -153,7 +158,7 @@ class RayRole:
             if not _is_ready(self._playing):
                 return False
             done = ray.get(self._playing)
-        except UsageError as error:  # Ray raises its own that is one of these, too
+        except UsageError as error:  # Ray raises an error of its own that is a UsageError too
             raise UsageError(f"{self.process.name}: {flags.one_line(getattr(error, 'cause', error))}") from None
         except ray.exceptions.RayError as error:
             self._bury(error)
@@ -162,13 +167,13 @@ class RayRole:
             self._cluster.say(f"{self.process.name}: its node will be taken away; it goes on elsewhere")
             self._stays, self._playing = True, self._player.stay.remote(KEPT_SECONDS)
             return False
-        if done is None:  # it stayed
+        if done is None:  # the node is still there: `stay` returned
             self.restart()
             return False
         return True
 
     def _begin(self) -> None:
-        """Has it play, if by now it can."""
+        """Asks Ray for a place, if it has not yet, and has the process play once it and all that it needs have one."""
         if time.monotonic() < self._again_at:
             return
         if self.claim is None:
@@ -198,12 +203,12 @@ class RayRole:
         self._cluster.died(self)
 
     def restart(self) -> None:
-        """Has it start anew, wherever there is room, if it plays."""
+        """Ends its present life if it plays; `ended` then starts it again, wherever there is room."""
         if self._playing is not None:
             self._leave()
 
     def _leave(self) -> None:
-        """Kills what is left of this life, if anything is."""
+        """Kills the Ray actor of the present life, if there is one."""
         if self._player is not None:
             ray.kill(self._player)
         self._player = self.claim = self._claiming = self._playing = None
@@ -215,22 +220,22 @@ class RayRole:
             self._player.ask.remote()
 
     def wait(self) -> None:
-        """Waits for the end; kills what has not ended in time, and what is left of what has."""
+        """Waits for the end, until GRACE_SECONDS after `ask`; then kills the Ray actor, whether it has ended or not."""
         if self._playing is not None:
             ray.wait([self._playing], timeout=max(0.0, self._deadline - time.monotonic()))
         self._leave()
 
 
 class Cluster:
-    """What the processes of a run need to know of each other, as the launcher does."""
+    """The launcher's knowledge of where a run's processes are, from which it tells each what to do with the others."""
 
     def __init__(self, run: Run, logdir: pathlib.Path, port: int, say: Callable[[str], None]):
         self.run, self.logdir, self.say, self.num_learners = run, logdir, say, flags.FLAGS.num_learners
         self._port, self._roles = port, list[RayRole]()
-        self._served: dict[int, Claim] = {}  # the last place of each replay server
+        self._served: dict[int, Claim] = {}  # a replay server's task -> the last place that it had
 
     def start(self, needs: Mapping[Role, Needs], group: PlacementGroup, places: Sequence[Role]) -> dict[Role, RayRole]:
-        """Starts all processes; `places`: whose are the group's bundles."""
+        """Returns a RayRole for each process. Those in `places` get the bundles of `group`, in that order."""
         for process, each in needs.items():
             strategy: Any = "SPREAD"
             if process in places:
@@ -239,18 +244,21 @@ class Cluster:
         return {each.process: each for each in self._roles}
 
     def part(self, process: Role) -> tuple[Run, pathlib.Path, Role, int]:
-        """What a Player of a process is made with."""
+        """Returns the arguments with which the Player of a process is made."""
         return self.run, self.logdir, process, self.num_learners
 
     def port_of(self, process: Role) -> int:
-        """The port that a replay server is to have: the one it had, for those that wait for it there; 0: any."""
+        """Returns the port that a replay server is to have; 0 means any, also for all other processes.
+
+        A server that was there before keeps its port, because others may wait for it there.
+        """
         if process.kind != "replay":
             return 0
         before = self._served.get(process.task)
         return before.port if before else self._port and self._port + process.task
 
     def placed(self, of: RayRole) -> None:
-        """A process has a place. Where a replay server has moved, all that were with it start anew."""
+        """Notes that a process has a place. If a replay server has moved, all but the servers start again."""
         if of.process.kind != "replay":
             return
         assert of.claim
@@ -262,7 +270,7 @@ class Cluster:
                     each.restart()
 
     def tell(self, to: RayRole) -> tuple[Any, ...] | None:
-        """What a process is to be told to play; None: others that it needs have no place yet."""
+        """Returns the arguments of `Player.play` for a process; None if others that it needs have no place yet."""
         if to.process.kind == "replay":
             assert to.claim
             return [], to.claim.port, ""
@@ -279,7 +287,7 @@ class Cluster:
         return [self._served[task].address for task in sorted(self._served)], 0, coordinator
 
     def died(self, of: RayRole) -> None:
-        """A process did. Learners' hosts break off together, and begin together."""
+        """Notes that a process died. The hosts of a learner break off together, so all of them begin again."""
         if of.process.kind == "learner":
             for each in self._roles:
                 if each is not of and each.process.kind == "learner" and self.num_learners > 1:
@@ -287,7 +295,8 @@ class Cluster:
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until the run is done or a signal; whether it was asked to end. On any way out every process has ended."""
+    """Trains until the run is done or a signal comes; returns whether it was asked to end. However it ends, every
+    process has ended too."""
     logdir = logdir.absolute()
     processes = list(program.processes_of(run, flags.FLAGS.num_learners))
     with Display(run, logdir) as display, _ray_lines_in(logdir / "logs" / "ray.log"), joined(len(processes)):
@@ -303,8 +312,8 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
 
 @contextlib.contextmanager
 def _ray_lines_in(path: pathlib.Path) -> Iterator[None]:
-    """Has what Ray prints appended to a file: of a process or a node that is gone it says a page, in the middle of the
-    live line. A Display that is there already writes to the terminal as before."""
+    """Appends what Ray prints to a file: when a process or a node is gone, Ray prints a page, in the middle of the live
+    line. A Display that is there already writes to the terminal as before."""
     path.parent.mkdir(exist_ok=True)
     with (
         open(path, "a", buffering=1, errors="backslashreplace") as file,
@@ -315,7 +324,7 @@ def _ray_lines_in(path: pathlib.Path) -> Iterator[None]:
 
 
 def check(run: Run) -> None:
-    """Raises UsageError if the flags say what cannot be, or if nobody is at --ray_address."""
+    """Raises UsageError if flags of this placement cannot be obeyed, or if nothing answers at --ray_address."""
     values = flags.FLAGS
     settings.resources(values.ray_resources)
     if isinstance(values.logdir, str):
@@ -327,7 +336,7 @@ def check(run: Run) -> None:
 
 
 def probe(host: str, port: int) -> None:
-    """Raises UsageError if nobody is there, for whom Ray itself would wait for minutes."""
+    """Raises UsageError if nothing answers at an address. Ray itself would wait for minutes."""
     try:
         socket.create_connection((host.strip("[]"), port), PROBE_SECONDS).close()
     except OSError as error:
@@ -336,17 +345,18 @@ def probe(host: str, port: int) -> None:
 
 @contextlib.contextmanager
 def joined(processes: int) -> Iterator[None]:
-    """Connected to the cluster that --ray_address names, or to one of this machine alone, which is started for that
-    time and has room for so many processes.
+    """Connects to the cluster that --ray_address, or else the variable RAY_ADDRESS, names, until the block ends.
+
+    If neither is given, a cluster of this machine alone is started for that time, with room for `processes` processes.
 
     Raises:
       UsageError: no cluster answers.
     """
     address = flags.FLAGS.ray_address or os.environ.get("RAY_ADDRESS") or "local"
     own: dict[str, Any] = {}
-    if address == "local":  # no data goes through Ray: its store of objects is as small as it may be
+    if address == "local":  # no data goes through Ray, so its store of objects has the least size allowed
         own = {"num_cpus": max(processes, os.cpu_count() or 1), "object_store_memory": 80 * 2**20}
-        os.environ.setdefault("RAY_worker_niceness", "0")  # by default whatever else runs here goes before
+        os.environ.setdefault("RAY_worker_niceness", "0")  # by default its workers give way to all else on this machine
     handed_on = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
     shipped = {"working_dir": str(ROOT), "excludes": LEFT_OUT, "env_vars": handed_on}
     try:
@@ -364,8 +374,11 @@ def joined(processes: int) -> Iterator[None]:
 
 
 def needs_of(run: Run, kind: str) -> Needs:
-    """What a process of a kind of role needs of a node: a core, and what --ray_resources says of its kind; a replay
-    server the memory of what it holds, the learner all accelerators of the node that has most."""
+    """Returns what a process with a role of this kind needs of a node.
+
+    That is a core; for a replay server also memory for what it holds, and for a learner as many accelerators as the
+    node with the most of them has. What --ray_resources says of the kind replaces these.
+    """
     needs: Needs = {"CPU": 1.0}
     if kind == "replay":
         needs["memory"] = run.replay_bytes() // run.num_replay_servers
@@ -379,13 +392,14 @@ def needs_of(run: Run, kind: str) -> Needs:
 def reserve(
     needs: Mapping[Role, Needs], places: Sequence[Role], stop: threading.Event, say: Callable[[str], None]
 ) -> PlacementGroup | None:
-    """Room for the processes in `places`, a bundle for each, and nodes that could have the others; None: `stop` was set
-    before there was any.
+    """Reserves room for the processes in `places`, a bundle for each, and waits for nodes that could have the others.
+
+    Returns None if `stop` was set before there was room.
 
     Raises:
-      UsageError: there is none after --connect_seconds.
+      UsageError: there is no room after --connect_seconds.
     """
-    # Learners of several hosts are spread over nodes; else what talks much is close together.
+    # Several hosts of a learner are spread over nodes; otherwise processes that talk much are close together.
     several = sum(process.kind == "learner" for process in places) > 1
     group = placement_group([dict(needs[process]) for process in places], "SPREAD" if several else "PACK")
     ready, deadline = group.ready(), time.monotonic() + flags.FLAGS.connect_seconds
@@ -402,7 +416,7 @@ def reserve(
 
 
 def _lack(needs: Mapping[Role, Needs]) -> str:
-    """Why there is no room."""
+    """Returns words for the person that say why there is no room."""
     nodes = _nodes()
     for process, each in needs.items():
         for name, amount in each.items():
@@ -423,7 +437,7 @@ def _lack(needs: Mapping[Role, Needs]) -> str:
 
 
 def _nodes() -> list[Needs]:
-    """What each node of the cluster has in all."""
+    """Returns what each node of the cluster that is alive has in all, free or not."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -435,7 +449,7 @@ def _words(needs: Needs) -> str:
 
 
 def _is_anywhere(needs: Needs) -> bool:
-    """Whether a node could have room for these, if nothing else were there."""
+    """Returns whether some node of the cluster would have room for `needs` if nothing else were on it."""
     return any(all(node.get(name, 0.0) >= amount for name, amount in needs.items()) for node in _nodes())
 
 

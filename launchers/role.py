@@ -1,10 +1,10 @@
-"""One role of a run: what --placement=processes starts, and what a person starts on other machines.
+"""Plays one role of a run, in a process that --placement=processes starts, or a person on another machine.
 
   scripts/role --role=replay  --logdir=... --agent=impala --env=Pong-v5 --port=8000
   scripts/role --role=learner --logdir=... --replay=host:8000
   scripts/role --role=actor   --logdir=... --replay=host:8000 --task=1
 
-The run is LOGDIR/config.json where there is one, else the same flags as scripts/train's.
+The run is read from LOGDIR/config.json if that exists; otherwise give scripts/train's flags, the same to each role.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from launchers.run import Run
     from replay.reverb_carrier import ReverbCarrier
 
-SLACK_STEPS = 1_000_000  # by which a run's last batch may lead beyond its end
+SLACK_STEPS = 1_000_000  # environment steps by which a run's last batch may go beyond its end
 
 
 @dataclasses.dataclass
 class Place:
-    """Which role of a run this is, and where it finds the others."""
+    """The flags that say which role of a run this process plays, and where it finds the others."""
 
     role: str = setting(None, "what this process does", choices=KINDS)
     task: int = setting(0, "which of the role's processes this is, from 0", least=0)
@@ -61,12 +61,13 @@ def role() -> int:
 
 
 def _play(logdir: pathlib.Path) -> int:
-    """The role that the flags name, in a folder of this machine."""
+    """Plays the role that the flags name; returns the exit code. `logdir` is a folder of this machine."""
     values = flags.FLAGS
     saved = (logdir / "config.json").exists() and not flags.any_given()
-    # --actors_per_process says which actors are --task's, wherever they run.
+    # --actors_per_process is taken whatever the placement: it says which actors belong to --task.
     asked = None if saved else flags.run_from_flags(used=("actors_per_process",))
-    # Only now, when the command line is understood: JAX, and below, when there is such a run, TensorFlow and Reverb.
+    # JAX is imported only here, once the command line is understood; TensorFlow and Reverb only below, once there is
+    # such a run.
     from launchers import population as populations
     from launchers import run as runs
 
@@ -112,7 +113,7 @@ def _play(logdir: pathlib.Path) -> int:
         from launchers.terminal import tell_of_end
 
         tell_of_end(run, logdir)
-    return stop.exit_code  # 0 is for work that is done
+    return stop.exit_code  # 0 only if the work is done
 
 
 def take_part(
@@ -126,14 +127,15 @@ def take_part(
     coordinator: str = "",
     num_learners: int = 1,
 ) -> None:
-    """What one of a run's processes does, in this one, until its work is done or `stop` is set.
+    """Does the work of one of a run's processes, in this process, until that is done or `stop` is set.
 
     Args:
       process: one of `program.processes_of(run, num_learners)`.
-      replay: the addresses of the replay servers, unless it is one of them.
-      port: a replay server's.
-      connect_seconds: to wait for the replay servers.
+      replay: the addresses of the replay servers; a replay server itself needs none.
+      port: where a replay server listens; 0 picks a free port.
+      connect_seconds: how long to wait for each replay server.
       coordinator: the address of the first learner host, where there are several.
+      num_learners: the number of learner hosts.
     """
     import jax
 
@@ -154,15 +156,17 @@ def take_part(
         carrier = _carrier(run, replay, connect_seconds)
         played = program.processes_of(run, num_learners)[process]
         works = {role: functools.partial(roles.play, role, parts, carrier) for role in played}
-    # The thread that is here is never inside Reverb: as the main one it always hears signals.
+    # Roles run in other threads, so the main thread is never inside Reverb and always hears signals.
     threads.play(works, stop, lambda: None)
     if several:
-        jax.distributed.shutdown()  # once all hosts are here: those that are left without the first break off
+        jax.distributed.shutdown()  # waits for all hosts: if the first left early, the others would break off
 
 
 def leave_accelerators(run: Run, kind: str) -> None:
-    """Has JAX compute on the CPU where a role of this kind does, so that accelerators are the learner's. Before JAX
-    computes anything."""
+    """Limits JAX to the CPU if a role of this kind computes there, so that accelerators are left to the learner.
+
+    Call it before JAX computes anything.
+    """
     import jax
 
     if kind == "replay" or (kind != "learner" and run.actor_backend == "cpu"):
@@ -170,7 +174,7 @@ def leave_accelerators(run: Run, kind: str) -> None:
 
 
 def _missing(process: Role, processes: Sequence[Role]) -> str:
-    """Why a run has no such process."""
+    """Returns words for the person that say why the run, whose `processes` are given, lacks `process`."""
     members = {each.member for each in processes if each.kind == process.kind}
     if process.member not in members:
         return (
@@ -183,7 +187,7 @@ def _missing(process: Role, processes: Sequence[Role]) -> str:
 
 
 def _carrier(run: Run, addresses: Sequence[str], seconds: float) -> ReverbCarrier:
-    """Connected to the replay servers, within so many seconds."""
+    """Returns a carrier that is connected to the replay servers; waits for each of them for up to `seconds`."""
     from replay.client import connect
     from replay.reverb_carrier import ReverbCarrier
 

@@ -37,18 +37,23 @@ from runtime.hosts import ALONE, Hosts
 from runtime.metrics import Recorder, return_means, show, show_settings
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
-PATIENCE_SECONDS = 20.0  # for an update at which all learner hosts can end
+PATIENCE_SECONDS = 20.0  # how long a learner host that was asked to end waits for an update at which all end
 
 
 class Parts:
-    """What the roles of one process share: the agent, its structures and its compiled functions.
+    """The things that the roles of one process share: the agent, its structures and its compiled functions.
 
-    Of a population whose members have learners of their own, each member has its Parts, and its tables in the servers.
+    In a population whose members have learners of their own, each member has its own Parts, and its own tables in the
+    replay servers.
     """
 
     def __init__(self, run: Run, logdir: pathlib.Path, member: int | None = None, hosts: Hosts = ALONE):
-        """`run` and `logdir` are the population's, where there is one; `member`: whose Parts these are; `hosts`: of a
-        pod, which share batches and replays evenly and have as many actors each."""
+        """
+        Args:
+          run, logdir: the run and its folder; of the whole population, where there is one.
+          member: the population member whose Parts these are; None where there is one learner for all.
+          hosts: which host of a pod this is. Hosts share batches and replays evenly, and each has `num_actors` actors.
+        """
         self.spec = run.spec()
         run, logdir, peers = populations.member_of(run, logdir, member, self.spec.num_tasks)
         self.run, self.logdir, self.peers = run, logdir, peers
@@ -65,7 +70,7 @@ class Parts:
         self.device = jax.local_devices(backend="cpu" if run.actor_backend == "cpu" else None)[0]
         self.items = channels.item_structure(self.agent, self.spec, self.num_envs)
         self.gradients = run.travels == "gradients"
-        if self.gradients:  # what a worker keeps to itself, and makes of it
+        if self.gradients:  # a worker's gradients, and the experience that it keeps to itself
             self.gradient = worker.compile_gradient(self.agent, self.device)
             self.own = self.agent._replace(table=self.table.items.table)  # type: ignore[union-attr]
             self.own_items = channels.item_structure(self.own, self.spec, self.num_envs)
@@ -76,38 +81,38 @@ class Parts:
 
     @functools.cached_property
     def mesh(self) -> devices.Mesh:
-        """The devices that learn."""
+        """The mesh of devices on which the learner's updates run."""
         return devices.make_mesh(self.run.mapper)
 
     @functools.cached_property
     def priority(self) -> Any:
-        """The priorities that actors give their items, compiled; None: 1 for all."""
+        """The compiled function by which actors give their items priorities; None means a priority of 1 for all."""
         if not self.replays:
             return None
         at_once = channels.way(self.table).items_at_once(self.table, self.num_envs)
         return actor.compile_priority(self.agent.priority, at_once, self.device)
 
     def send(self, sample: Any) -> Any:
-        """A batch's sample from the host to the devices that learn."""
+        """Sends a batch's sample from the host to the learner's devices."""
         return devices.send(self.mesh, sample)
 
     def init(self) -> Any:
-        """A new state."""
+        """Returns a new state of the agent."""
         # Compiled: outside jit, each operation of an initialiser is compiled on its own.
         return self.peers.vary(jax.jit(self.agent.init)(jax.random.key(self.run.seed_of("init"))))
 
     def place(self, task: int) -> int:
-        """Of this host's actor `task`: which it is of all hosts'."""
+        """Returns the number that this host's actor `task` has among the actors of all hosts."""
         return self.hosts.index * self.run.num_actors + task
 
     @property
     def replays(self) -> bool:
-        """Whether experience is kept and sampled more than once: then it is saved and restored with the learner."""
+        """Whether experience is kept and sampled more than once. Then it is saved and restored with the learner."""
         return self.table.kind != "queue"
 
     def build_tables(self) -> list[Any]:
-        """The tables that a replay server holds for these Parts."""
-        from replay import server  # only where Reverb carries: it brings TensorFlow
+        """Builds the tables that a replay server holds for these Parts."""
+        from replay import server  # imported here: it brings TensorFlow, which is needed only where Reverb carries
 
         columns = channels.columns(self.table, self.items)
         per_item = channels.way(self.table).sequences_per_item(self.items)
@@ -121,7 +126,14 @@ class Parts:
         return tables + [server.build_variables_table(structure, name) for name, structure in told.items()]
 
     def channel(self, carrier: Any, saved: Any = None) -> Any:
-        """How experience travels to the learner by a carrier; `saved`: a local replay's state from earlier."""
+        """Returns the channel by which experience, or gradients, travel to the learner.
+
+        Args:
+          saved: the state of a local replay, as it was last saved; None if it is new.
+
+        Raises:
+          UsageError: the channel cannot be made with the run's sizes.
+        """
         size = self.mesh.size if self.gradients else self.batch_size * self.run.updates_per_dispatch
         run, rows = self.run, self.run.max_rows
         try:
@@ -130,12 +142,12 @@ class Parts:
             raise UsageError(str(error)) from error
 
     def batches(self, channel: Any) -> Iterator[Batch]:
-        """What the learner learns from; counted from now on."""
+        """Returns the learner's batches. They count the environment steps that are made from now on, for one member."""
         batches: Iterator[Batch] = channel.batches()
         return batches if self.run.stacked == 1 else count_for_each(batches, self.run.stacked)
 
     def variables(self, carrier: Any) -> Variables:
-        """The run's variable container.
+        """Returns the variable container by which the learner's parameters reach actors and the evaluator.
 
         Raises:
           UsageError: the server serves another run.
@@ -147,7 +159,7 @@ class Parts:
             raise UsageError(str(error)) from error
 
     def experience(self, task: int, sitting: int) -> local.Experience:
-        """What worker `task` keeps to itself, in one of its sittings."""
+        """Returns the store for the experience that worker `task` keeps to itself. Its seed depends on `sitting`."""
         run, own = self.run, self.own.table
         if own.kind == "queue":
             return local.LocalBlocks(self.own_items, own.items.next_action)  # type: ignore[union-attr]
@@ -158,8 +170,11 @@ class Parts:
         )
 
     def return_means(self, environments: Sequence[int], returns: Sequence[float]) -> dict[str, float]:
-        """The mean of each task's returns, and of each stacked member's, where there are several; `environments`:
-        in which each of the `returns` was made."""
+        """Returns the mean of each task's returns, and of each stacked member's, where there are several of them.
+
+        Args:
+          environments: the index of the environment in which each of the `returns` was made.
+        """
         tasks, members = self.run.tasks, [f"member_{m}" for m in range(self.run.stacked)]
         index = np.asarray(environments, int)
         return return_means(tasks, index % len(tasks), returns) | return_means(
@@ -168,17 +183,21 @@ class Parts:
 
 
 def make_parts(run: Run, logdir: pathlib.Path, hosts: Hosts = ALONE) -> dict[int | None, Parts]:
-    """Those of each member of a population with learners of their own; else one, of None."""
+    """Makes the Parts of each learner, by population member; the key is None where there is one learner for all."""
     return {member: Parts(run, logdir, member, hosts) for member in populations.learners(run)}
 
 
 def serve(members: Collection[Parts], logdir: pathlib.Path, task: int = 0, port: int = 0) -> Any:
-    """Starts the replay server `task` of a run, with what it held when it was last saved.
+    """Starts replay server number `task` of a run, and restores what it held when it was last saved.
+
+    Args:
+      members: the Parts of all learners, whose tables it holds.
+      port: 0 picks a free one.
 
     Raises:
       UsageError: what was saved is another run's, or the port is taken.
     """
-    from replay import server  # only where Reverb carries: it brings TensorFlow
+    from replay import server  # imported here: it brings TensorFlow, which is needed only where Reverb carries
 
     ports.hold_port(port)
     tables = [table for parts in members for table in parts.build_tables()]
@@ -192,7 +211,7 @@ def serve(members: Collection[Parts], logdir: pathlib.Path, task: int = 0, port:
 def serving(
     members: Collection[Parts], logdir: pathlib.Path, task: int, port: int, stop: threading.Event
 ) -> Generator[None, None, None]:
-    """The replay server `task` of a run, until `stop`."""
+    """Runs replay server number `task` of a run until `stop` is set."""
     server = serve(members, logdir, task, port)
     print(f"serving on port {server.port}", flush=True)
     while not stop.wait(0.5):
@@ -201,7 +220,10 @@ def serving(
 
 
 def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
-    """The carrier of a run whose roles all are in this process; Reverb's servers are in it too."""
+    """Returns the carrier of a run whose roles are all in this process; if it is Reverb's, starts its servers here too.
+
+    `port` is the first server's, and the others have the ports after it; 0 picks free ones.
+    """
     first = next(iter(members))
     run = first.run
     if run.carrier == "local":
@@ -214,8 +236,8 @@ def connect(members: Collection[Parts], logdir: pathlib.Path, port: int) -> Any:
 
 
 def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Any, None, Any]:
-    """What a role does, other than serving a replay; returns what its function does."""
-    # The hosts of one learner play its one role together.
+    """Plays any role but a replay server's; yields and returns what `act`, `learn` or `evaluate` do."""
+    # All hosts of a learner have the same role, so its sittings are told apart by the host, not by the task.
     place = jax.process_index() if role.kind == "learner" else parts.place(role.task)
     with sittings.hold(parts.logdir, f"{role.kind}_{place}") as sitting:
         if role.kind == "actor":
@@ -224,7 +246,7 @@ def play(role: Role, parts: Parts, carrier: Any, stop: threading.Event) -> Gener
 
 
 class Throttle:
-    """True at most once in LOG_SECONDS."""
+    """A limit on how often something is done: a call returns True at most once in LOG_SECONDS."""
 
     def __init__(self):
         self._next = 0.0
@@ -238,7 +260,7 @@ class Throttle:
 
 
 class ActorReport:
-    """What an actor tells of itself: now and then a row of its CSV, and of its episodes whoever learns by them."""
+    """An actor's report: now and then a row of its CSV, and in a population its episodes' returns for the learners."""
 
     def __init__(self, parts: Parts, carrier: Any, place: int):
         self._parts, self._due = parts, Throttle()
@@ -248,11 +270,15 @@ class ActorReport:
         self._reported = parts.peers.returns(carrier, f"actor_{place}")
         self._start, self._start_steps = time.perf_counter(), 0
         self._returns: list[float] = []
-        self._played: list[int] = []  # in which environment each was
+        self._played: list[int] = []  # the environment in which each of the returns was made
 
     def __call__(self, metrics: dict[str, Any], episodes: Episodes, logged: Sequence[dict[str, float]] = ()) -> None:
-        """`metrics`: of an actor; `episodes`: those that ended since the last call; `logged`: the rows that its
-        environments wanted to have kept, which make LOGDIR/log_N.csv."""
+        """
+        Args:
+          metrics: the actor's, as actor.run yields them. When a row is due, its other columns are added to them.
+          episodes: the episodes that ended since the last call.
+          logged: rows that its environments want to have kept; they go to LOGDIR/log_N.csv.
+        """
         for row in logged:
             self._log = self._log or Recorder(self._parts.logdir, self._log_name)
             version = {name: metrics[name] for name in Version._fields}
@@ -277,16 +303,17 @@ class ActorReport:
 
 
 def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Event) -> Generator[None, None, None]:
-    """One actor, until `stop`; yields each time it pulls. A worker, which writes gradients, where those travel.
+    """Runs one actor until `stop` is set; yields each time before it pulls parameters again.
 
-    What is random comes from the run's seed, the task and the sitting: how many processes were this actor before.
+    Where gradients travel, the actor is a worker, which sends gradients. Random numbers come from the run's seed, the
+    actor's number and `sitting`, which says how many processes were this actor before.
     """
     run, place = parts.run, parts.place(task)
     seed = run.seed_of("actor", place, sitting)
     environment = run.make_environment(seed, parts.num_envs)
     variables = parts.variables(carrier)
     variables.wait()
-    in_step = run.synchronous and run.placement != "serial"  # where roles take turns, they are in step by that
+    in_step = run.synchronous and run.placement != "serial"  # with `serial`, taking turns keeps actors in step
     source = NextVersion(variables, stop.is_set) if in_step else variables
     places = np.arange(place * parts.num_envs, (place + 1) * parts.num_envs, dtype=np.float32)
     ranks = places / max(1, parts.hosts.count * run.num_actors * parts.num_envs - 1)
@@ -306,10 +333,10 @@ def act(parts: Parts, carrier: Any, task: int, sitting: int, stop: threading.Eve
 
 
 class Learning:
-    """The learner's role: from the newest checkpoint until the run is done, recording and saving on the way.
+    """The learner's role. It learns from the newest checkpoint on until the run is done, and records and saves.
 
-    It is done at `max_env_steps`, or once an evaluation came to `stop_at_return`: the learner of the first host, beside
-    which the evaluator writes, looks for that in LOGDIR/evaluator.csv.
+    The run is done at `max_env_steps`, or once an evaluation's return reached `stop_at_return`: the learner of the
+    first host, whose LOGDIR has what the evaluator writes, looks for that in LOGDIR/evaluator.csv.
     """
 
     def __init__(
@@ -322,14 +349,17 @@ class Learning:
         asked: Callable[[], bool] = never,
         make_learner: Callable[..., learner.Learner] | None = None,
     ):
-        """Of several learner hosts the first records and saves. With one replay for all it publishes, and saves that
-        too; of a pod each host publishes to its own actors, and saves its own replay.
+        """Restores the newest checkpoint, if there is one, and makes the learner.
+
+        Where there are several learner hosts, only the first records, and saves the learner's state. In a pod, each
+        host publishes parameters to its own actors and saves its own replay. Elsewhere the hosts share the replay
+        servers: the first alone publishes, and has the servers save what they hold.
 
         Args:
-          publish: takes (version, params on the devices).
-          channel, replay: as `open_channel` gives them.
-          asked: of several learner hosts whether this one is to end.
-          make_learner: of the arguments of a Learner; None: a Learner.
+          publish: called with (version, params on the devices).
+          channel, replay: as `open_channel` returns them.
+          asked: where there are several learner hosts, whether this one is asked to end.
+          make_learner: called with a Learner's arguments to make the learner; None means Learner itself.
         """
         self._run, self._mesh = parts.run, parts.mesh
         pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
@@ -338,7 +368,7 @@ class Learning:
         if not self._first_host and not pod:
             publish = _keep
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent, owner=self._first_host)
-        # Of a pod the first host restores for all: the others need not see its folder.
+        # In a pod the first host restores for all, so the others need not see its folder.
         saved = self._checkpointer.restore() if self._first_host or not pod else None
         state, version = saved or (parts.init(), Version(0, 0))
         self._logdir, self._ends_at = parts.logdir, float(parts.run.max_env_steps)
@@ -379,16 +409,17 @@ class Learning:
 
     @property
     def done(self) -> bool:
-        """Whether the run is: else it was asked to end."""
+        """Whether the run is done. A learner that ends before that was asked to end."""
         return self._learner.done or self.version.env_steps >= self._ends_at
 
     def look(self) -> None:
-        """Looks where the run ends, as far as evaluations say now."""
+        """Looks up, on the first host, after how many environment steps the run ends, as far as evaluations say now."""
         if self._first_host:
             self._ends_at = self._run.ends_at(self._logdir)
 
     def _at_end(self) -> bool:
-        """Whether to break off now. Several hosts do so by themselves only where all of them must see it."""
+        """Returns whether to end now. Several hosts end here only at `max_env_steps`, which all of them see at the same
+        update; on other ends their Learners agree."""
         several = jax.process_count() > 1
         return self.version.env_steps >= (self._run.max_env_steps if several else self._ends_at)
 
@@ -400,7 +431,7 @@ class Learning:
         """Learns until the run is done or the batches end; yields the version after each update.
 
         Raises:
-          NotFinite: a metric is; nothing is saved then.
+          NotFinite: a metric is NaN or infinite. Nothing is saved then.
         """
         if hosts.first_says(self.done):
             self._learner.done = True
@@ -444,7 +475,8 @@ class Learning:
             self._save(feedback)
 
     def _read_metrics(self, feedback: Feedback) -> dict[str, float]:
-        """Raises NotFinite, unless a peer can take this member's place."""
+        """Returns an update's metrics. If one is not finite, the learner goes on from another population member's state
+        and all metrics are NaN; raises NotFinite if no member can give one."""
         try:
             return learner.read_metrics(feedback, self._mesh.host)
         except learner.NotFinite as error:
@@ -480,7 +512,7 @@ class Learning:
 
 
 def check_shares(agent: Agent, devices: int) -> None:
-    """Raises UsageError unless each device's share of a batch is what the agent's update can cut up."""
+    """Raises UsageError unless a batch divides over the devices, into shares that the agent's update can cut up."""
     size, multiple = agent.batch_size, agent.share_multiple
     if size % devices:
         raise UsageError(f"config.batch_size={size} does not divide over {devices} devices")
@@ -492,14 +524,14 @@ def check_shares(agent: Agent, devices: int) -> None:
 
 
 def warn_of_lost(saved: int, channel: Any) -> None:
-    """Says so if a replay has fewer items than the `saved` ones that it had when the learner's checkpoint was made."""
+    """Warns if a replay has fewer than the `saved` items, which it had when the learner's checkpoint was made."""
     there = channel.count()
     if there < saved:
         logging.warning("the replay has %d of the %d items that were saved: it fills anew", there, saved)
 
 
 def warn_of_left_out(parts: Parts) -> None:
-    """Says so if there were more hosts once, whose replays nobody reads now; of a folder that hosts share."""
+    """Warns if a LOGDIR that hosts share has replays of hosts that are no longer there: nobody reads them now."""
     if parts.replays:
         names = [f"replay_{k}" for k in range(parts.hosts.count * parts.run.num_replay_servers, settings.MANY)]
         left = list(itertools.takewhile(lambda name: (parts.logdir / name).exists(), names))
@@ -512,8 +544,11 @@ def _keep(version: Version, params: Any) -> None:
 
 
 def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
-    """The learner's channel, with what a local replay held when it was last saved, and where it is saved; of all else
-    None."""
+    """Returns the learner's channel, and the Checkpointer of its replay.
+
+    A local replay gets back what it held when it was last saved. Otherwise the Checkpointer is None: replay servers
+    keep checkpoints of their own, and a queue is not saved.
+    """
     if parts.run.carrier != "local" or not parts.replays:
         return parts.channel(carrier), None
     checkpointer, saved = restore_replay(parts)
@@ -521,11 +556,11 @@ def open_channel(parts: Parts, carrier: Any) -> tuple[Any, Checkpointer | None]:
 
 
 def restore_replay(parts: Parts) -> tuple[Checkpointer, dict[str, Any] | None]:
-    """Where a local replay is saved, and what it held when it last was; None: nothing."""
+    """Returns the Checkpointer of a local replay, and the state that it saved last; None if none can be restored."""
     checkpointer = Checkpointer(parts.logdir / f"replay_{parts.hosts.index}", None, keep=1, owner=True)
     try:
         restored = checkpointer.restore()
-    except Damaged:  # which was said; a learner can do without
+    except Damaged:  # the Checkpointer has warned; a learner can go on with an empty replay
         checkpointer.set_aside()
         restored = None
     return checkpointer, restored and restored[0]
@@ -534,17 +569,20 @@ def restore_replay(parts: Parts) -> tuple[Checkpointer, dict[str, Any] | None]:
 def open_learning(
     parts: Parts, carrier: Any, stopped: Callable[[], bool], asked: Callable[[], bool] = never
 ) -> tuple[Learning, Iterator[Batch], learner.Publisher | None]:
-    """The learner and its batches, until `stopped`; and, where parameters pass through the host, who publishes them.
-    Of several learner hosts all end once one is `asked` to."""
+    """Returns the learner, its batches, and the Publisher that pushes its parameters from a thread.
+
+    The batches end once `stopped` is true. The Publisher is None where parameters do not pass through the host. Where
+    there are several learner hosts, all end once one is `asked` to.
+    """
     if parts.run.placement == "device":
-        from launchers import device  # which needs this module
+        from launchers import device  # imported here: it needs this module
 
         return *device.open_learning(parts, carrier, stopped), None
     variables = parts.variables(carrier)
     publisher = None if parts.run.carrier == "local" else learner.Publisher(variables, parts.mesh.host)
     channel, replay = open_channel(parts, carrier)
     channel.stopped = stopped
-    batches = parts.batches(channel)  # before actors have parameters to act with: all they write is counted
+    batches = parts.batches(channel)  # before actors get their first parameters, so that all they write is counted
     learning = Learning(parts, publisher or variables.push, carrier, channel, replay, asked)
     if channel.source is None:
         batches = learner.prefetch(batches, stopped, parts.send)
@@ -552,11 +590,13 @@ def open_learning(
 
 
 def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Version, None, bool]:
-    """The learner, until the run is done or `stop`; where samples and parameters pass through the host, with threads of
-    its own for them. Returns whether the run is done.
+    """Runs the learner until the run is done or `stop` is set; yields the version after each update.
+
+    Where samples and parameters pass through the host, threads of their own take them there and back. Returns whether
+    the run is done.
 
     Raises:
-      UsageError: it broke before its first update, as it would again each time that it was started.
+      UsageError: the learner broke before its first update. It would break each time that it was started.
     """
     begun = False
     several = jax.process_count() > 1
@@ -573,7 +613,7 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
             raise
         traceback.print_exc()  # for the role's log
         raise UsageError(f"the learner cannot begin: {type(error).__name__}: {error}") from error
-    learning.publish()  # the evaluator waits for the last ones
+    learning.publish()  # the evaluator waits for the last parameters
     if publisher:
         publisher.close()
     learning.close()
@@ -581,9 +621,10 @@ def learn(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[Versio
 
 
 def evaluate(parts: Parts, carrier: Any, stop: threading.Event) -> Generator[dict[str, Any] | None, None, None]:
-    """The evaluator, until an evaluation came to `stop_at_return`, it has evaluated the last parameters, or `stop`;
-    yields each evaluation's metrics, and None now and then while one goes on: LOGDIR/evaluating.csv has how far it is
-    then."""
+    """Runs the evaluator until `stop` is set, a return reached `stop_at_return`, or the last parameters are evaluated.
+
+    Yields each evaluation's metrics, and None now and then during one; LOGDIR/evaluating.csv then has its progress.
+    """
     show_settings(parts.logdir, "evaluator", parts.run.to_json())
     with contextlib.closing(Recorder(parts.logdir, "evaluator")) as recorder:
         yield from _evaluate(parts, carrier, stop, recorder)
@@ -603,7 +644,7 @@ def _evaluate(
     films = Films(run, parts.logdir)
     of_all, due = run.stacked * run.eval_episodes, Throttle()
     bounds = {"of": of_all, "most": run.eval_steps(parts.spec)}
-    due()  # an evaluation of less than a second needs no word
+    due()  # so that a short evaluation, of less than LOG_SECONDS, shows no progress
     for said in evaluator.run(
         parts.agent,
         parts.act_in_evaluations,
@@ -628,10 +669,10 @@ def _evaluate(
         if reported:
             reported.add(version, episodes)
         metrics |= parts.return_means(episodes.environments, episodes.returns)
-        keeper.show(version, params, metrics["return_mean"])  # before the row is there, which may end the run
+        keeper.show(version, params, metrics["return_mean"])  # before the row is written: it may end the run
         recorder.write(metrics)
         films.write(version)
         yield metrics
         if metrics["env_steps"] >= run.ends_at(parts.logdir):
             break
-    show(parts.logdir, "evaluating", None)  # of one that was stopped
+    show(parts.logdir, "evaluating", None)  # an evaluation that was stopped may have left it

@@ -1,4 +1,4 @@
-"""A run: everything that a command line decides, as data; from flags, to LOGDIR/config.json and back."""
+"""A run as data: everything that a command line decides. It is made from flags, or loaded from LOGDIR/config.json."""
 
 import dataclasses
 import json
@@ -27,18 +27,19 @@ from replay.rings import Ring
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(settings.Settings):
-    """The settings of a run, its agent's Config among them."""
+    """The settings of a run, including its agent's Config."""
 
     config: Any  # the agent's Config
 
     def make_agent(self, spec: EnvironmentSpec, check: bool = True) -> Agent:
-        """The agent; the same in every role.
+        """Returns the run's agent, as every role makes it.
 
         Args:
-          check: whether what it learns from must be able to travel here, which who only acts need not ask.
+          check: whether to check that the agent and its way of learning fit the run's other settings. Callers that only
+            act with the agent pass False.
 
         Raises:
-          UsageError: it does not fit the environment.
+          UsageError: the agent does not fit the environment, or (with `check`) the run's other settings.
         """
         try:
             agent = agent_module(self.agent).make(self.config, spec)
@@ -55,7 +56,7 @@ class Run(settings.Settings):
         return travelling
 
     def _check_fit(self, agent: Agent, spec: EnvironmentSpec) -> None:
-        """Raises UsageError if what the agent learns from cannot travel so."""
+        """Raises UsageError if the agent cannot learn, or be evaluated, with the run's settings as they are."""
         try:
             if self.travels == "gradients":
                 gradients.refuse(agent, self, spec)
@@ -77,7 +78,7 @@ class Run(settings.Settings):
                 raise UsageError(f"--{name}={getattr(self, name)}: {why} leave it at 1")
 
     def _check_synchronous(self, agent: Agent) -> None:
-        """Raises UsageError if actors cannot wait for the update on what they wrote."""
+        """Raises UsageError if the run cannot have actors that wait for the update on what they wrote."""
         if not isinstance(agent.table.items, Blocks) or self.travels == "gradients":
             why = "here gradients travel" if self.travels == "gradients" else f"{self.agent} does not"
             raise UsageError(
@@ -129,8 +130,15 @@ class Run(settings.Settings):
             )
 
     def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False, drawn: bool = False) -> Any:
-        """The run's environments, so many in one object; an `evaluation`'s episodes all end, and those that are `drawn`
-        can be asked for pictures."""
+        """Returns `num_envs` of the run's environments as one batched environment.
+
+        Args:
+          evaluation: whether they are for an evaluation: every episode then ends, after `eval_max_steps` at the latest.
+          drawn: whether pictures of them will be asked for.
+
+        Raises:
+          UsageError: they cannot be made.
+        """
         max_steps = self.eval_max_steps if evaluation else None
         try:
             return environments.make(
@@ -152,7 +160,7 @@ class Run(settings.Settings):
         """Raises UsageError if `video_period` asks for pictures and the run's environments cannot be drawn here."""
         if not self.video_period:
             return
-        from environments.filmed import Filmed  # only now: most runs have no videos
+        from environments.filmed import Filmed  # imported here: most runs have no videos
 
         try:
             environment = Filmed(self.make_environment(0, len(self.tasks), evaluation=True, drawn=True))
@@ -164,39 +172,46 @@ class Run(settings.Settings):
             raise UsageError(f"--video_period={self.video_period}: {error}") from error
 
     def spec(self) -> EnvironmentSpec:
-        """What one of the run's environments looks like."""
+        """Returns the spec of one of the run's environments; raises UsageError if none can be made."""
         try:
             return spec_of(self.env, self.env_kwargs, self.atari_protocol)
         except ValueError as error:
             raise UsageError(str(error)) from error
 
     def ends_at(self, logdir: pathlib.Path) -> float:
-        """After how many environment steps the run is done, as far as is known now: `max_env_steps`, or those of the
-        first evaluation that came to `stop_at_return`, if they are fewer."""
+        """Returns after how many environment steps the run is done, as far as is known now.
+
+        These are `max_env_steps`, or the steps of the first evaluation whose mean return reached `stop_at_return`, if
+        they are fewer.
+        """
         if self.stop_at_return is None:
             return self.max_env_steps
-        from runtime import metrics  # only now: a mistake is to wait for nothing
+        from runtime import metrics  # imported here: a mistake at the command line is reported without waiting for it
 
         evaluations = metrics.read(logdir / "evaluator.csv")
         come = (row["env_steps"] for row in evaluations if row.get("return_mean", -math.inf) >= self.stop_at_return)
         return min(self.max_env_steps, next(come, math.inf))
 
     def cuts_at(self, spec: EnvironmentSpec) -> int | None:
-        """After how many steps an evaluation's episode is cut; None: the environment's own time limit comes first."""
+        """Returns the steps after which an evaluation's episode is cut; None if the environment's own time limit comes
+        first."""
         longest = spec.max_episode_steps
         return None if longest is not None and longest <= self.eval_max_steps else self.eval_max_steps
 
     def eval_steps(self, spec: EnvironmentSpec) -> int:
-        """Steps that each environment of an evaluation makes, at most; one is lost between two episodes."""
+        """Returns the most steps that an environment makes in an evaluation; one step is lost between two episodes."""
         longest = min(filter(None, (spec.max_episode_steps, self.eval_max_steps)))
         return self.eval_episodes // self.eval_envs * (longest + 1) - 1
 
     def check_fit(self, servers: int = 0) -> EnvironmentSpec:
-        """What one of the run's environments looks like, as `spec` says it.
+        """Checks that the run can work here; returns the spec of one of its environments, as `spec` does.
+
+        Args:
+          servers: how many of the run's Reverb replay servers this machine is to have.
 
         Raises:
-          UsageError: there is no such environment, the agent does not fit it, or this machine has no room for what
-            `servers` of the run's replay servers hold.
+          UsageError: there is no such environment, the agent does not fit it or the settings, or this machine has no
+            room for the agent's state, a batch, or what the servers (or the local carrier's replay) hold.
         """
         spec = self.spec()
         agent = self.make_agent(spec)
@@ -218,7 +233,7 @@ class Run(settings.Settings):
         return spec
 
     def replay_bytes(self) -> int:
-        """What all of the run's replay servers hold, about; of what is learnt from once it is little, and 0 here."""
+        """Estimates the bytes that all of the run's replay servers hold together; 0 for a queue, which holds little."""
         spec = self.spec()
         agent = self.make_agent(spec)
         if agent.table.kind == "queue":
@@ -226,12 +241,12 @@ class Run(settings.Settings):
         return self._most_items(agent) * channels.way(agent.table).item_bytes(agent, spec)
 
     def _most_items(self, agent: Agent) -> int:
-        """How many items its replay comes to hold."""
-        steps = channels.way(agent.table).counter(agent.table)[1]  # to an item
+        """Returns the most items that the agent's replay comes to hold."""
+        steps = channels.way(agent.table).counter(agent.table)[1]  # transitions per item
         return min(agent.table.max_size, -(-self.max_env_steps // steps))
 
     def check_hosts(self, num_learners: int) -> None:
-        """Raises UsageError if a learner cannot be spread over so many hosts, more than one."""
+        """Raises UsageError if the run's learner cannot be spread over `num_learners` hosts, two or more."""
         agent = self.make_agent(self.spec())
         for why, one_host in (
             ("an agent with a replay has one learner host", agent.table.kind != "queue"),
@@ -244,7 +259,7 @@ class Run(settings.Settings):
                 raise UsageError(f"--num_learners={num_learners}: {why}")
 
     def check_pod(self, count: int) -> None:
-        """Raises UsageError if a pod of so many hosts cannot run this, each with an even part of every batch."""
+        """Raises UsageError if a pod of `count` hosts cannot run this, each host with an equal part of every batch."""
         agent = self.make_agent(self.spec())
         for why, alone in (
             ("a population's members are not spread over hosts", self.population > 0),
@@ -267,7 +282,7 @@ class Run(settings.Settings):
             )
 
     def _check_sizes(self, agent: Agent, spec: EnvironmentSpec) -> None:
-        """Raises UsageError unless this machine has room for the agent's state, and for what an update takes."""
+        """Raises UsageError unless this machine has room for the agent's state, and for the batch of an update."""
         state = structures.nbytes(structures.state_structs(agent))
         self._check_room(state, "the agent's state", "--config.hidden_sizes")
         structure = channels.item_structure(agent, spec, self.stacked * self.envs_per_actor)
@@ -278,19 +293,22 @@ class Run(settings.Settings):
         self._check_room(items * structures.nbytes(structure.leaves), "what an update learns from", wanted)
 
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
-        """Likewise, of a replay on the learner's devices, or the workers'."""
+        """Raises UsageError unless a replay in rings can be built, and each device has room for its part.
+
+        The rings are on the learner's devices or, where gradients travel, with the workers, in this machine's memory.
+        """
         by_workers = self.travels == "gradients"
         devices = 1 if by_workers else jax.local_device_count()
         try:
             structure = channels.item_structure(agent, spec, self.envs_per_actor)
             cut = channels.way(agent.table).ring(agent.table, structure)
             actors, num_envs = self.num_actors, self.envs_per_actor
-            if self.placement == "device":  # where one has all environments
+            if self.placement == "device":  # one actor, inside the learner's program, has all of them
                 actors, num_envs = 1, actors * num_envs
             ring = Ring(agent.table, cut, actors, num_envs, devices, self.max_rows)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        stats = None if by_workers else jax.local_devices()[0].memory_stats()  # of an accelerator
+        stats = None if by_workers else jax.local_devices()[0].memory_stats()  # only accelerators have them
         room = stats["bytes_limit"] if stats and "bytes_limit" in stats else None
         rows = ring.num_actors * ring.length * ring.share
         self._check_room(ring.nbytes, f"a replay of {rows:,} rows on each device", "--config.replay_size", room)
@@ -306,24 +324,30 @@ class Run(settings.Settings):
 
     @property
     def max_rows(self) -> int:
-        """Rows that a run can write, at most: an episode of one step is two."""
+        """The most rows that a run can write: even an episode of one step takes two rows."""
         return 2 * self.max_env_steps
 
     def seed_of(self, role: str, task: int = 0, sitting: int = 0) -> int:
-        """A seed, a non-negative int32 unlike any other's: for one role's task, and for each time that a process takes
-        it up. Of an evaluation the task is the learner's steps."""
+        """Returns a seed, a non-negative int32, of its own for each role, task and sitting.
+
+        A new sitting begins each time that a process takes the role up. For an evaluation, `task` is the learner's
+        number of updates.
+        """
         entropy = [self.seed, *role.encode(), task, *([sitting] if sitting else [])]
         return int(np.random.SeedSequence(entropy).generate_state(1)[0] >> 1)
 
     @property
     def stacked(self) -> int:
-        """Members that share a learner, actors and an evaluator, each of which has so many times the environments."""
+        """The number of population members that are stacked in one learner; 1 where none are.
+
+        Such members also share the actors and the evaluator, each of which has that many times the environments.
+        """
         return self.population if self.population_mode == "vmap" and self.population else 1
 
     @property
     def eval_envs(self) -> int:
-        """Environments of an evaluation: the most, up to 100, that share its episodes evenly, and the tasks. Where each
-        is a process, up to as many as an actor has."""
+        """The number of environments of an evaluation: the most, up to 100, that share its episodes evenly and have
+        each task equally often. Where each environment is a process, `envs_per_actor` takes the place of 100."""
         count = len(self.tasks)
         most = self.envs_per_actor if self.gymnasium_vectorization == "async" else 100
         return max(n for n in range(count, max(most, count) + 1, count) if self.eval_episodes % n == 0)
@@ -339,11 +363,15 @@ def make(
     config_overrides: dict[str, Any],
     used: Collection[str] = (),
 ) -> Run:
-    """The run of an agent in an environment: the preset's settings, then the overrides that are not None; `used` is as
-    for `settings.resolve`.
+    """Returns the run of an agent in an environment: the preset's settings, replaced by the overrides that are given.
+
+    Args:
+      overrides: settings by name; None means that one is not given.
+      config_overrides: fields of the agent's Config.
+      used: as in `settings.resolve`.
 
     Raises:
-      UsageError: an unknown agent, field or a value out of range.
+      UsageError: an agent or a field is unknown, or a value is out of range.
     """
     module = agent_module(agent)
     given = {name: value for name, value in overrides.items() if value is not None}
@@ -352,26 +380,27 @@ def make(
     if "decay_env_steps" in typing.get_type_hints(module.Config):
         config.setdefault("decay_env_steps", settled["max_env_steps"])
     run = Run(config=make_config(module, config), **settled)
-    # Presets have their own sizes in step: of others nobody asked for it.
+    # A preset's `synchronous` is meant for the preset's own sizes: other sizes drop it, unless it was asked for.
     return run if "synchronous" in given or _can_be_in_step(run) else dataclasses.replace(run, synchronous=False)
 
 
 def _can_be_in_step(run: Run) -> bool:
-    """Whether --synchronous fits what else is set; members of a population copy each other between two updates."""
+    """Returns whether --synchronous fits the other settings. A population does not fit: its members copy each other
+    between two updates."""
     one_batch = run.num_actors * run.envs_per_actor == getattr(run.config, "batch_size", None)
     alone = not run.population and run.placement != "pod"
     return one_batch and run.publish_period == 1 and run.travels == "experience" and alone
 
 
 def replace(run: Run, **changes: Any) -> Run:
-    """`run` with other settings, checked anew."""
+    """Returns `run` with other settings, which are checked again."""
     run = dataclasses.replace(run, **changes)
     settings.check(run)
     return run
 
 
 def save(run: Run, logdir: pathlib.Path) -> None:
-    """Writes LOGDIR/config.json, or checks that it is this run's, and LOGDIR/spec.json.
+    """Writes LOGDIR/config.json and LOGDIR/spec.json. A config.json that is there already must be this run's.
 
     Raises:
       UsageError: the logdir cannot be written or belongs to another run, or there is no such environment.
@@ -397,14 +426,14 @@ def save(run: Run, logdir: pathlib.Path) -> None:
 
 
 def load(logdir: pathlib.Path, check: bool = True) -> Run:
-    """The run of LOGDIR/config.json.
+    """Returns the run of LOGDIR/config.json.
 
     Args:
-      check: whether it must be able to go on here, which a policy need not: where it was trained there may have been
-        Reverb.
+      check: whether to check that the run can go on here. A caller that only wants its policy passes False: the run may
+        have been trained where Reverb was installed.
 
     Raises:
-      UsageError: there is none, or it is not one of this version's.
+      UsageError: there is no run in LOGDIR, or another version of Shoal wrote it.
     """
     path, values = logdir / "config.json", settings.saved(logdir)
     try:

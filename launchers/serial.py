@@ -1,4 +1,4 @@
-"""Placement `serial`: every role by turns in one thread. Nothing depends on timing, so that the same command gives the
+"""Placement `serial`: the roles take turns in one thread. Nothing depends on timing, so that the same command gives the
 same parameters to the bit."""
 
 import contextlib
@@ -14,12 +14,14 @@ from runtime.evaluator import next_due
 
 
 class _Stopped(Exception):
-    """The run is to end, and what the learner waits for will not come."""
+    """The run is to end, and the experience that the learner waits for will not come."""
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
-    """Trains until the run is done or a signal: actors take turns while there is nothing to learn from. Whether it was
-    asked to end."""
+    """Trains until the run is done or a signal comes; returns whether it was asked to end.
+
+    Actors take turns while there is nothing to learn from.
+    """
     stop = stop_on_signals(run.preemption_notice)
     (parts,) = roles.make_parts(run, logdir).values()
     carrier = roles.connect([parts], logdir, port)
@@ -38,7 +40,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
     failures: list[Exception] = []
 
     def take_turn(work):
-        """What the work yields; of work that is done, or that fails, "nothing". Whoever fails ends the run as a signal
+        """Returns what `work` yields next, or "nothing" if it is done or fails. A failure ends the run as a signal
         does: the learner saves first."""
         try:
             return next(work, "nothing")
@@ -70,7 +72,7 @@ def train(run: Run, logdir: pathlib.Path, port: int) -> bool:
                 learning.publish()
                 while take_turn(evaluations) is None:
                     display.refresh()
-                learning.look()  # now, and not when a second is over: nothing is to depend on the time
+                learning.look()  # now, rather than once a second, because nothing may depend on time
                 due = next_due(version.env_steps, run.eval_period)
     learning.close()
     for work in played.values():

@@ -16,17 +16,20 @@ NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no noti
 
 
 class Stop(threading.Event):
-    """Set when the process is to end; `exit_code` tells by which signal, as shells do: 128 and its number. A cloud's
-    notice counts as a SIGTERM, which clouds send next."""
+    """An event that is set when the process is to end.
+
+    `exit_code` says by which signal, as shells do: 128 plus its number. A cloud's notice counts as a SIGTERM, which
+    clouds send next. It is 0 if no signal or notice set the event.
+    """
 
     exit_code = 0
 
 
 def stop_on_signals(notice: str = "") -> Stop:
-    """A Stop that SIGINT, SIGTERM and SIGHUP set, and the `notice`, as `noticed` sees it. Call it in the main thread,
-    which must return to Python to hear signals.
+    """Returns a Stop that SIGINT, SIGTERM and SIGHUP set, and also the `notice` (see `noticed`) unless it is "".
 
-    Where SIGHUP is ignored already, as under nohup, it stays so.
+    Call it in the main thread, which hears signals only when it returns to Python from time to time. Where SIGHUP is
+    ignored already, as under nohup, it stays ignored.
     """
     stop = Stop()
 
@@ -47,7 +50,7 @@ def stop_on_signals(notice: str = "") -> Stop:
 
 
 def watch(notice: str, stop: Stop) -> None:
-    """Has `stop` set once there is a `notice`, as `noticed` sees it."""
+    """Starts a thread that sets `stop` once there is a `notice` (see `noticed`)."""
     threading.Thread(target=_watch, args=(notice, stop), name="notice", daemon=True).start()
 
 
@@ -60,10 +63,13 @@ def _watch(notice: str, stop: Stop) -> None:
 
 
 def noticed(notice: str) -> bool:
-    """Whether a file is there, or a URL answers anything but NONE_YET. What does not answer says nothing."""
+    """Returns whether the file `notice` is there, or the URL `notice` answers anything but NONE_YET.
+
+    A URL that does not answer, or answers with an error, says nothing.
+    """
     if "://" not in notice:
         return os.path.exists(pathlib.Path(notice).expanduser())
-    request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})  # which Google's insists on
+    request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})  # Google's servers insist on it
     with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request, timeout=5) as answer:
         return answer.read(1000).strip().upper() not in NONE_YET
     return False

@@ -1,8 +1,7 @@
-"""Who plays a role of a run: one process at a time, and never the same episodes again.
+"""Sittings: a sitting is the time that one process plays a role of a run. Only one process at a time plays a role.
 
-LOGDIR/sittings has a file for each role. It is locked while a process plays the role, and says how many did before:
-seeds come from that number too, so that an actor that was restarted, or a run that was resumed, goes on to other
-episodes.
+LOGDIR/sittings has a file for each role. It is locked during a sitting, and says how many sittings there were: seeds
+depend on that number too, so that an actor that was restarted, or a run that was resumed, goes on to other episodes.
 """
 
 import contextlib
@@ -15,19 +14,19 @@ from collections.abc import Iterator
 
 from launchers.settings import UsageError
 
-_WIDTH = 120  # of what a file says; always overwritten as a whole, so that a kill leaves the old or the new
+_WIDTH = 120  # bytes of a file; it is overwritten as a whole, so that a kill leaves the old text or the new
 
 
 @contextlib.contextmanager
 def hold(logdir: pathlib.Path, role: str) -> Iterator[int]:
-    """Plays a role until the block ends, or this process does; gives how many sittings the role had before.
+    """Has this process play a role until the block or the process ends; gives the number of sittings before this one.
 
     Raises:
-      UsageError: another process plays it.
+      UsageError: another process plays the role.
     """
     path = logdir / "sittings" / role
     path.parent.mkdir(exist_ok=True)
-    # A lock of the process, by fcntl: one by flock would live on in the children of a process that was killed.
+    # The lock is the process's, by fcntl: one by flock would live on in the children of a process that was killed.
     with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", errors="replace") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,8 +42,8 @@ def hold(logdir: pathlib.Path, role: str) -> Iterator[int]:
 
 
 def _count(text: str) -> int:
-    """How many sittings a file tells of."""
+    """Returns the number of sittings that a file's text tells of."""
     try:
         return int(text.split()[0]) if text else 0
-    except (ValueError, IndexError):  # damaged: a number that none before can have had
+    except (ValueError, IndexError):  # damaged: the time is a number that no sitting before can have had
         return int(time.time())

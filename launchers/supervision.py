@@ -1,4 +1,4 @@
-"""What is known of a role that runs in another process: what it says, and how often it died."""
+"""The log of a role that runs in another process, and the count of its deaths."""
 
 import contextlib
 import pathlib
@@ -9,24 +9,24 @@ from collections.abc import Callable
 
 from launchers.settings import UsageError
 
-MAX_RESTARTS = 10  # of one process; then the run ends
-HEALTHY_SECONDS = 300.0  # a process that lived so long starts again with a clean slate
-PAUSE_SECONDS = 0.5, 30.0  # before a process starts again: the shortest, the longest
-NO_ROOM = 1 << 20  # bytes free on a disk that was full when something was to be written
-WARNING = re.compile(r"WARNING:absl:(.*)")  # a line of a role's log by which it warns of something
+MAX_RESTARTS = 10  # of one process; after one more death the run ends
+HEALTHY_SECONDS = 300.0  # if a process lived longer than this, its earlier deaths no longer count
+PAUSE_SECONDS = 0.5, 30.0  # the shortest and the longest pause before a process starts again
+NO_ROOM = 1 << 20  # a disk with fewer bytes free counts as full
+WARNING = re.compile(r"WARNING:absl:(.*)")  # a line of a role's log that is a warning
 
 
 class RoleLog:
     """LOGDIR/logs/NAME.log, to which a role's process writes."""
 
     def __init__(self, logdir: pathlib.Path, name: str, say: Callable[[str], None]):
-        """`say` is told of the role's warnings."""
+        """`say` is called with a line for each of the role's warnings."""
         self.name, self.path, self._say = name, logdir / "logs" / f"{name}.log", say
         self.path.parent.mkdir(exist_ok=True)
-        self._told = self.path.stat().st_size if self.path.exists() else 0  # how much of it was looked through
+        self._told = self.path.stat().st_size if self.path.exists() else 0  # bytes of it that were looked through
 
     def tell_warnings(self) -> None:
-        """Says what the role has warned of since the last look: nobody reads its log while all goes well."""
+        """Says what the role has warned of since the last call: nobody reads its log while all goes well."""
         with contextlib.suppress(OSError), open(self.path, "rb") as file:
             file.seek(self._told)
             for line in file:
@@ -37,7 +37,7 @@ class RoleLog:
                     self._say(f"{self.name}: {found[1]}")
 
     def last_words(self) -> str:
-        """The last error, else the last line; or why neither can be read."""
+        """Returns the log's last error, else its last line; or the reason why there is neither."""
         try:
             text = self.path.read_text(errors="replace")
         except OSError as error:
@@ -50,20 +50,21 @@ class RoleLog:
 
 
 class Restarts:
-    """How often a role's process died, and how long to wait before it starts again."""
+    """The count of a process's deaths, which says how long to wait before it starts again."""
 
     def __init__(self, log: RoleLog, say: Callable[[str], None]):
-        """`say` is told of each death."""
+        """`say` is called with a line at each death."""
         self._log, self._say = log, say
         self._count, self._started = 0, time.monotonic()
 
     def begin(self) -> None:
-        """The process starts."""
+        """Notes that the process starts now."""
         self._started = time.monotonic()
 
     def after(self, how: str) -> float:
-        """Seconds to wait now that the process died; `how` says in words how it did. They double from the third death
-        on.
+        """Counts a death, and returns the seconds to wait before the process starts again.
+
+        They double from the third death on. `how` says in words how the process died.
 
         Raises:
           UsageError: it died too often.
