@@ -41,7 +41,7 @@ class Cut(Protocol):
 
     back: int  # the most rows before its anchor that an item may need
     ahead: int  # the most rows after its anchor
-    memory_gap: int  # the fewest rows between two of an episode whose memories are kept; 0: no memory is kept
+    memory_gap: int  # an environment's rows whose memories are kept are never closer than this; 0: none are kept
     pull_period: int  # transitions that an actor makes between two pulls of parameters
     kept_structs: Any  # shapes and dtypes of what `kept` returns, for one environment
     memory_structs: list[Any]  # shapes and dtypes of what `kept_memory` returns, for one environment
