@@ -166,8 +166,8 @@ def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: in
 def _take(queue: Queue, count: int, structure: Structure, one_version: bool) -> list[Block]:
     """Returns the next `count` blocks; with `one_version`, all of them are by the same version of the parameters.
 
-    Then blocks that are left when one of another version comes are dropped. A left-over block, such as that of an
-    actor that was restarted, would otherwise make every later batch older.
+    Then a block of another version has the blocks that were taken before it dropped. A left-over block, such as that
+    of an actor that was restarted, would otherwise make every later batch older.
     """
     blocks: list[Block] = []
     while len(blocks) < count:

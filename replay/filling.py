@@ -1,5 +1,7 @@
-"""Replay rings that are filled on the devices: does what RingWriter does on the host, but inside the compiled program
-that makes the rows."""
+"""Replay rings that are filled inside the compiled program that makes the rows.
+
+The functions here do on the devices what RingWriter does on the host.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

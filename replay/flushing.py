@@ -1,4 +1,4 @@
-"""What Reverb's writers of several ways share: streams whose rows belong to several items, and waiting for room."""
+"""Shared code of Reverb's writers: streams whose rows belong to several items, and waiting for room in a table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

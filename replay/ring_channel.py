@@ -1,7 +1,7 @@
 """The channel of a replay on the learner's devices: actors hand rows over, and the update draws its own batches.
 
 An actor keeps its rows until there is a chunk of them, and hands the chunk over. The learner's thread puts chunks into
-the rings between two updates. Each row is copied only once on its way.
+the rings between two updates. On the host, an observation is copied only once: when its chunk is made.
 """
 
 import collections
@@ -137,7 +137,7 @@ class RingChannel:
     # The learner ------------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Batch]:
-        """Yields an empty batch for each dispatch that is due, until `stopped`; the update draws its own sample."""
+        """Yields a batch without a sample for each dispatch that is due, until `stopped`: the update draws its own."""
         waiting_since = time.monotonic()
         while not self.stopped():
             with self._changed:
@@ -222,7 +222,7 @@ class RingChannel:
 
     @property
     def source(self) -> "RingChannel":
-        """What a compiled update draws its samples from."""
+        """The object that a compiled update draws its samples from: this one."""
         return self
 
     def feedback(self, keys: tuple[np.ndarray, ...], priorities: np.ndarray) -> None:

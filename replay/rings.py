@@ -83,7 +83,7 @@ class Rows(NamedTuple):
 
 
 class Ranks(NamedTuple):
-    """What rank-based priorities need: each item's priority, and the order by which it gets its rank."""
+    """The data of rank-based priorities: each item's priority, and the order from which an item gets its rank."""
 
     priorities: chex.Array  # float32 [A T, E], each item's priority p; 0 where there is no item
     ascending: chex.Array  # float32 [devices * anchors], each device's priorities in order, as of the last ranking
@@ -95,7 +95,7 @@ class Masses(NamedTuple):
     of_rows: chex.Array  # float32 [A T, E]
     sums: sums.Sums  # each device's sums over its own masses
     count: chex.Array  # int32 [devices], the number of items
-    counts: Any = ()  # likewise sums over 1 for each item; () where none are drawn uniformly
+    counts: Any = ()  # sums like these, but over 1 for each item; () where no items are drawn uniformly
     ranks: Any = ()  # Ranks; () where priorities are proportional
 
 
@@ -316,7 +316,7 @@ class Ring:
         return jnp.where(jnp.isfinite(numbers), numbers, otherwise)
 
     def _set(self, masses: Masses, index: chex.Array, values: chex.Array) -> Masses:
-        """Sets what `numbers` holds at the anchors `index` to `values`, and all that follows from it."""
+        """Returns masses for which `numbers` would hold `values` at the anchors `index`."""
 
         def put(rows, values):
             return rows.reshape(-1).at[index].set(values, mode="drop")

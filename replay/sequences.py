@@ -120,7 +120,7 @@ class _Stream:
         )
         self._recent: collections.deque[list[np.ndarray]] = collections.deque(maxlen=self._size)
         self._open: collections.deque[_OpenSequence] = collections.deque()
-        # The episode's rows so far; the row that the next sequence learns from first; the rows that are in complete ones.
+        # The episode's rows so far; the row that the next sequence learns from first; rows that complete ones cover.
         self._rows = self._next = self._covered = 0
         self._pads = 0  # rows of padding since the last row of an episode
 

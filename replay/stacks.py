@@ -46,7 +46,7 @@ def packing(table: TableSpec, structure: Structure) -> "StackedPacking":
 
 
 class StackedTransition(NamedTuple):
-    """What an item holds of a stacked transition besides its frames."""
+    """A stacked transition without its frames."""
 
     action: Any
     reward: Any

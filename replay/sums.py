@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-FAN_OUT = 16  # of 2 to 1,024, the fastest on a CPU to sample and to set 32 to 2,048 of a million masses
+FAN_OUT = 16  # the fastest of 2 to 1,024, on a CPU, to sample and to set 32 to 2,048 of a million masses
 
 Sums = tuple[chex.Array, ...]  # the lowest level first, each padded to a multiple of FAN_OUT; the last has FAN_OUT sums
 
