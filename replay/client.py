@@ -1,4 +1,4 @@
-"""Reaching a replay server, and staying in reach."""
+"""The connection to a replay server: how it is made and kept alive."""
 
 import contextlib
 import threading
@@ -11,14 +11,14 @@ HEARTBEAT_SECONDS = 10.0
 
 
 def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SECONDS) -> reverb.Client:
-    """A client of the server at `address` (host:port), once it answers.
+    """Returns a client of the server at `address` (host:port), once the server answers.
 
-    From then on Reverb's writers and samplers outlive a restart of the server by themselves, and a cut of the link:
-    they wait. Every `heartbeat` seconds a thread asks the server for a sign of life: after a cut it may have given the
-    connection up, which a client that has nothing to send would never hear of.
+    After that, Reverb's writers and samplers survive a restart of the server, and an interrupted network, by
+    themselves: they wait. A thread asks the server for a sign of life every `heartbeat` seconds. After an interruption
+    the server may have given up the connection, and a client that has nothing to send would never notice.
 
     Raises:
-      ReplayUnavailable: no answer within `timeout` seconds.
+      ReplayUnavailable: the server did not answer within `timeout` seconds.
     """
     client = reverb.Client(address)
     try:
@@ -34,5 +34,5 @@ def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SE
 def _ask_for_ever(client: reverb.Client, seconds: float) -> None:
     while True:
         time.sleep(seconds)
-        with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):  # it is down, or out of reach
+        with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):  # the server is down or out of reach
             client.server_info(timeout=max(1, int(seconds)))

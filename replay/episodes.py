@@ -1,7 +1,7 @@
-"""Whole episodes: all rows of one environment's episode as one item, learnt from once.
+"""Whole episodes: items that are all rows of one environment's episode, which are learnt from once.
 
-Measured with episodes of 500 rows, a row takes an eighth of the CPU time that it takes by itself; with episodes of 20
-and 480 rows of padding, a fortieth.
+With episodes of 500 rows, sending a row was measured to take an eighth of the CPU time that sending it by itself takes;
+with episodes of 20 rows and 480 rows of padding, a fortieth.
 """
 
 from collections.abc import Iterator
@@ -17,13 +17,13 @@ from replay.structures import Structure
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
-    """Of one episode, without a batch axis: a Sample of steps [max_steps + 1, ...] and memory."""
+    """Returns the structure of one episode, without a batch axis: a Sample of steps [max_steps + 1, ...] and memory."""
     del num_envs
     return structure_of_rows(agent, spec, agent.table.items.max_steps + 1)  # type: ignore[union-attr]
 
 
 def columns(table: TableSpec, structure: Structure) -> Structure:
-    """How an item lies in a table."""
+    """Returns how an item lies in Reverb's columns: packed by dtype, rows and memory apart."""
     del table
     return SequencePacking(structure).structure
 
@@ -34,8 +34,10 @@ def sequences_per_item(structure: Structure) -> int:
 
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
-    """Raises ValueError where actors take turns, or are part of a compiled program: an episode takes as long as it
-    takes."""
+    """Raises ValueError where actors take turns, or are part of a compiled program.
+
+    There a turn has a fixed length, and episodes have none.
+    """
     if run.placement == "device":
         raise ValueError(
             f"--placement=device is for agents that learn from blocks of rows or from a replay: {run.agent} learns "
@@ -49,31 +51,31 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
 
 
 class EpisodeWriter:
-    """Writes whole episodes: one item of each, its rows and padding, sent in one piece when it is over."""
+    """Writes whole episodes to a queue: each is one item of rows and padding, sent when the episode is over."""
 
     def __init__(self, queue: Queue, structure: Structure):
         self._queue, self._packing = queue, SequencePacking(structure)
         self._length = self._packing.length
-        self._rows: list[np.ndarray] = []  # [B, length, size] of each column
-        self._memories: list[np.ndarray] = []  # [B, size] of each column, before the episode's first row
+        self._rows: list[np.ndarray] = []  # for each column, [B, length, size]
+        self._memories: list[np.ndarray] = []  # for each column of memory, [B, size], before the episode's first row
 
     def _start(self, num_envs: int) -> None:
         shape = (num_envs, self._length)
         self._rows = [np.tile(padding, (*shape, 1)) for padding in self._packing.padding]
         self._memories = [np.zeros((num_envs, *x.shape), x.dtype) for x in self._packing.memory.structure.leaves]
-        self._size = np.zeros(num_envs, int)  # rows of each environment's episode
+        self._size = np.zeros(num_envs, int)  # rows that each environment's episode has so far
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true if episodes were completed, which are then in the queue.
+        """Adds a row, as every Writer does; returns True if it completed episodes, which are then in the queue.
 
         Raises:
-          ValueError: an episode is longer than the table's sequences.
+          ValueError: an episode is longer than the table's `max_steps`.
         """
         step = row.step
         if not self._rows:
             self._start(len(step.first))
         over = np.flatnonzero(step.first & (self._size > 0))
-        for environment in over.tolist():  # a row earlier it was not known
+        for environment in over.tolist():  # that the episode had ended is known only from the row after it
             self._send(environment)
         if np.any(~step.first & (self._size == 0)):
             raise ValueError(f"an episode has more than {self._length - 1} actions: give a larger max_episode_steps")
@@ -104,7 +106,7 @@ def writer(queue: Queue, table: TableSpec, structure: Structure) -> EpisodeWrite
 
 
 def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
-    """Batches of `batch_size` whole episodes for ever, each taken once, the oldest first."""
+    """Yields batches of `batch_size` whole episodes for ever, each taken once, the oldest first."""
     del table
     packing = SequencePacking(structure)
     while True:

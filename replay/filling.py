@@ -1,5 +1,7 @@
-"""Rings that are filled where they lie: what RingWriter does on the host, inside the compiled program that makes the
-rows."""
+"""Replay rings that are filled inside the compiled program that makes the rows.
+
+The functions here do on the devices what RingWriter does on the host.
+"""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -16,25 +18,25 @@ from replay.rows import Batch, Priority
 
 
 class Filling(NamedTuple):
-    """How far one actor's ring is filled, on one device; E is its share of the environments."""
+    """How far one actor's ring is filled, on one device; E is the device's share of the environments."""
 
-    slot: chex.Array  # int32, where the next row goes
-    tail: chex.Array  # int32 [L, E], `position` of the last rows; L: rows that an item may reach ahead, and one
-    opened: chex.Array  # int32 [E], of the places for memories, the next
+    slot: chex.Array  # int32, the place in the ring for the next row
+    tail: chex.Array  # int32 [L, E], `position` of the last L rows; L is one more than an item may reach ahead
+    opened: chex.Array  # int32 [E], each environment's next place for a memory
 
 
 class Kept(NamedTuple):
-    """A replay on its way through a compiled program."""
+    """A replay's contents and counts, which a compiled program takes and returns."""
 
     rows: Rows
     masses: Masses
     filling: Filling
-    inserted: chex.Array  # int32, items so far, up to COUNTED
+    inserted: chex.Array  # int32, the items completed so far; it stops at COUNTED
     owed: chex.Array  # float32, samples that are due
-    ranked: chex.Array  # int32 [2], items that were there, and samples since, when all were ranked last
+    ranked: chex.Array  # int32 [2], `inserted` when all items were ranked last, and the samples drawn since
 
 
-COUNTED = 2**30 - 1  # twice that is an int32, too
+COUNTED = 2**30 - 1  # so that twice as much still fits into an int32
 
 
 def append(
@@ -47,13 +49,16 @@ def append(
     memory: Memory,
     params: Params,
 ) -> tuple[Rows, Masses, Filling, chex.Array]:
-    """Adds C = `ring.chunk` rows of the only actor, and the items that they complete; int32, how many these are.
+    """Adds C = `ring.chunk` rows of the only actor, and the items that they complete.
 
     Args:
-      priority: of new items, as of an Agent.
-      steps: [C, E, ...].
-      memory: [C, E, ...] before each row, where the ring keeps any.
-      params: that acted.
+      priority: an Agent's, which gives new items their priorities; None: 1.
+      steps: the rows, [C, E, ...].
+      memory: the agent's memory before each row, [C, E, ...]; read only if the ring keeps memories.
+      params: the parameters that acted.
+
+    Returns:
+      The rows, masses and filling, and how many items were completed, int32.
     """
     length, size = len(filling.tail), ring.chunk
     positions = _positions(filling.tail[-1], steps.first)
@@ -65,17 +70,17 @@ def append(
     new = (completed >= length) & (completed < len(position))
 
     def anchors(offsets: Any) -> chex.Array:
-        """Of rows, counted from the next one."""
+        """Returns the anchors of rows at these offsets from the row that comes next, [len(offsets), E]."""
         place = (filling.slot + offsets) % ring.length
         return (place[:, None] * ring.share + jnp.arange(ring.share)).astype(jnp.int32)
 
-    # What is written over loses its items, but not those that are new in its place.
+    # Items that need a row that is written over are gone, but not a new item whose anchor is such a row.
     gone = anchors(jnp.arange(size + ring.cut.back))
     lost = masses.of_rows.reshape(-1)[gone] > 0
     replaced = jnp.concatenate([new[length:], jnp.zeros((ring.cut.back, ring.share), bool)])
     gone = jnp.where(replaced, ring.anchors, gone).reshape(-1)
 
-    # The new ones first, then what stands for none.
+    # The new items' anchors come first, then indices that stand for no item.
     count = jnp.sum(new, dtype=jnp.int32)
     items = jnp.where(new, anchors(jnp.arange(-length, size)), ring.anchors).reshape(-1)
     items = jnp.pad(items[jnp.argsort(~new.reshape(-1), stable=True)], (0, ring.at_once), constant_values=ring.anchors)
@@ -109,18 +114,19 @@ def append(
 
 
 def _positions(before: chex.Array, first: chex.Array) -> chex.Array:
-    """int32 [C, E], each row's place in its episode, `first` [C, E]; `before` [E], that of the row before them."""
+    """Returns each row's place in its episode, int32 [C, E], from `first` [C, E] and the place of the row before them,
+    `before` [E]."""
     row = jnp.arange(len(first))[:, None]
     opened = jax.lax.cummax(jnp.where(first, row, -1))
     return jnp.where(opened >= 0, row - opened, before + 1 + row).astype(jnp.int32)
 
 
 def _memories(ring: Ring, filling: Filling, positions: chex.Array, memory: Memory) -> tuple[list[Any], Any, Any]:
-    """Of a Chunk: the memories to be kept, where they go, and of each row where its own is."""
+    """Returns a Chunk's `memories`, `memory_slots` and `memory_of`."""
     if not ring.memory_slots:
         return [], (), ()
     opens = ring.cut.opens(positions)  # [C, E]
-    place = jnp.cumsum(opens, axis=0) - 1  # of those that a chunk keeps, which it is
+    place = jnp.cumsum(opens, axis=0) - 1  # the memory's number among those of its environment in this chunk
     slots = (filling.opened + place) % ring.memory_slots
     shape = ring.memories_at_once, ring.share
     index = jnp.where(opens, place, shape[0]), jnp.arange(ring.share)
@@ -134,19 +140,19 @@ def _memories(ring: Ring, filling: Filling, positions: chex.Array, memory: Memor
 
 
 class FilledRings(RingChannel):
-    """A replay whose one actor is part of the learner's program."""
+    """The channel of a replay whose only actor is part of the learner's compiled program (--placement=device)."""
 
-    _kept: Kept | None = None  # None: no program had it yet
+    _kept: Kept | None = None  # None until the program first asks for it
 
     @property
     def kept_specs(self) -> Kept:
-        """How a Kept lies on the mesh's devices."""
+        """The mesh specs of a Kept: how its arrays are split over the devices."""
         mesh = self._mesh
         filling = Filling(mesh.REPLICATED, mesh.COLUMNS, mesh.ROWS)
         return Kept(*self.specs, filling, *[mesh.REPLICATED] * 3)
 
     def give(self) -> Kept:
-        """As a program takes it, which it is donated to."""
+        """Returns the replay for a call of the program, to which its arrays are donated."""
         if self._kept is None:
             ring, limiter = self.ring, self._limiter
             owed = limiter.owed() if limiter.limits and limiter.inserted >= limiter.min_size else 0.0
@@ -161,17 +167,17 @@ class FilledRings(RingChannel):
         return self._kept
 
     def take(self, kept: Kept, rows: int) -> None:
-        """As it was given back, after so many rows."""
+        """Takes back the replay that the program returned, after it added `rows` rows of each environment."""
         self._kept, self.rows, self.masses = kept, kept.rows, kept.masses
         self.heads += rows
 
     def batches(self) -> Iterator[Batch]:
-        """One for each call of the program, until `stopped`."""
+        """Yields an empty batch for each call of the program, until `stopped`."""
         while not self.stopped():
             yield Batch(None, None, 0)
 
     def state(self) -> dict[str, Any]:
-        """As of any RingChannel: whoever fills rings can go on with it."""
+        """Returns what a RingChannel's `state` does, so that RingWriters can go on with these rings too."""
         if self._kept is not None:
             filling, specs = self._kept.filling, self.kept_specs.filling
             _, tail, opened = self._mesh.fetch((filling.slot, filling.tail, filling.opened), tuple(specs))

@@ -1,19 +1,20 @@
-"""Reverb's writers: streams of rows that items share, and waiting for room."""
+"""Shared code of Reverb's writers: streams whose rows belong to several items, and waiting for room in a table."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import logging
 
-STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
-# Rows of a stream that Reverb compresses and keeps as one, where items share them. Measured with Atari's frames: by
-# twos each takes 1 kB more and twice the CPU to write; longer chunks bring more that an item does not want.
+STALL_SECONDS = 60  # seconds of waiting after which a warning says who waits for whom
+# Rows that Reverb compresses and keeps together, in a stream whose rows items share. Measured with Atari frames: in
+# chunks of two, a row takes 1 kB more and twice the CPU to write. Longer chunks hold more rows that items do not use.
 CHUNK_ROWS = 8
 
 
 def flush(writer: Any, table: str, in_flight: int, stopped: Callable[[], bool]) -> None:
-    """Waits until all items of a reverb.TrajectoryWriter but `in_flight` are in the table, or until `stopped`."""
-    from reverb import errors  # here, for the ways of travelling are imported where there is no Reverb
+    """Waits until at most `in_flight` items of a reverb.TrajectoryWriter are not in the table yet, or until `stopped`;
+    warns each time that STALL_SECONDS have passed."""
+    from reverb import errors  # imported here: the ways of travelling are also imported where there is no Reverb
 
     waited = 0
     while not stopped():
@@ -26,8 +27,8 @@ def flush(writer: Any, table: str, in_flight: int, stopped: Callable[[], bool]) 
 
 
 def open_stream(client: Any, kept: Sequence[int], num_rows: int | None = None) -> Any:
-    """A writer of one environment's stream, whose column i can refer to the newest `kept[i]`; the first `num_rows`
-    columns (None: all) are compressed by CHUNK_ROWS, the others one by one."""
+    """Returns a Reverb writer of one environment's stream, whose items can refer to the newest `kept[i]` rows of column
+    i. The first `num_rows` columns (None: all) are compressed CHUNK_ROWS rows at a time, the others row by row."""
     writer = client.trajectory_writer(num_keep_alive_refs=max(kept))
     for index, rows in enumerate(kept):
         chunk = CHUNK_ROWS if num_rows is None or index < num_rows else 1

@@ -1,4 +1,4 @@
-"""Gradients on their way from workers to the learner; the experience that they are of stays where it was made."""
+"""Gradients: items that workers send to the learner, while the experience behind them stays with the worker."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +13,8 @@ from replay.structures import Packing, Structure, params_structs
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
-    """Of one Gradient of a worker that acts in `num_envs` environments; `agent` as of `by_gradients`."""
-    from replay.channels import item_structure  # which knows all ways, this one among them
+    """Returns the structure of a Gradient from a worker of `num_envs` environments; `agent` is from `by_gradients`."""
+    from replay.channels import item_structure  # imported here: that module imports this one
 
     assert agent.gradient is not None
     own: TableSpec = agent.table.items.table  # type: ignore[union-attr]
@@ -32,7 +32,7 @@ def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
 
 
 def columns(table: TableSpec, structure: Structure) -> Structure:
-    """How an item lies in a table: all its arrays side by side."""
+    """Returns how an item lies in Reverb's columns: all arrays of a dtype side by side."""
     del table
     return Packing(structure).structure
 
@@ -43,7 +43,10 @@ def sequences_per_item(structure: Structure) -> int:
 
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
-    """Raises ValueError if what a worker keeps makes no sample for a gradient; `agent`: the worker's own."""
+    """Raises ValueError if a worker's own experience cannot be made into a sample for a gradient.
+
+    `agent` is the worker's own: its table describes the experience that the worker keeps.
+    """
     if agent.table.kind != "queue" and run.placement == "serial" and run.carrier == "reverb":
         raise ValueError(
             f"--placement=serial --carrier=reverb has a worker send one gradient in its turn, and {run.agent} sends as "
@@ -57,13 +60,13 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
 
 
 class GradientWriter:
-    """What a worker sends its gradients by: each is one item."""
+    """A worker's writer, which sends each gradient as one item."""
 
     def __init__(self, queue: Queue, structure: Structure):
         self._queue, self._packing = queue, Packing(structure)
 
     def append(self, gradient: Gradient) -> None:
-        """Sends one; returns once the queue has room for it and holds it, or when the worker is stopped."""
+        """Sends a gradient; returns once the queue had room and holds it, or when the worker is stopped."""
         columns = self._packing.pack(jax.tree.map(lambda x: np.asarray(x)[None], gradient))
         self._queue.put([column[0] for column in columns])
 
@@ -77,7 +80,8 @@ def writer(queue: Queue, table: TableSpec, structure: Structure) -> GradientWrit
 
 
 def batches(queue: Queue, table: TableSpec, structure: Structure, batch_size: int) -> Iterator[Batch]:
-    """`batch_size` gradients for ever, [batch_size, ...], each taken once, the oldest first."""
+    """Yields batches of `batch_size` gradients for ever, as a Gradient [batch_size, ...], each taken once, the oldest
+    first."""
     del table
     packing = Packing(structure)
     while True:

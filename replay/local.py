@@ -1,4 +1,7 @@
-"""A worker's own experience, which never leaves its process: the newest block, or a replay."""
+"""A worker's own experience, which never leaves its process: the newest block, or a replay.
+
+Workers compute gradients from it, and send these to the learner (runtime/worker.py).
+"""
 
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -13,27 +16,27 @@ from replay.structures import Structure
 
 
 class Experience(Writer, Protocol):
-    """What a worker writes to and learns from."""
+    """A Writer that a worker writes its rows to, and that gives it samples of them to compute gradients from."""
 
-    # Whether a sample's gradient belongs to the parameters that made it, or to the newest.
+    # True: a sample's gradient is taken at the parameters that made the sample; False: at the newest.
     on_policy: bool
 
     def samples(self) -> Iterator[Sample]:
-        """What is due to be learnt from after `append` was true; perhaps nothing yet."""
+        """Yields the samples that are due after `append` returned True; there may be none yet."""
 
 
 class LocalBlocks:
-    """The newest [T+1, B] block, learnt from once."""
+    """Experience that is the newest [T+1, B] block, which is learnt from once."""
 
     on_policy = True
 
     def __init__(self, structure: Structure, next_action: bool = False):
-        """`structure`, `next_action`: as a BlockBuilder's."""
+        """`structure` and `next_action` are those of a BlockBuilder."""
         self._builder = BlockBuilder(structure, next_action)
         self._block: Block | None = None
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true if the row completed a block."""
+        """Adds a row, as every Writer does; returns True if the row completed a block."""
         self._block = self._builder.append(row)
         return self._block is not None
 
@@ -43,11 +46,11 @@ class LocalBlocks:
             yield Sample(block.steps, block.memory)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing."""
 
 
 class LocalReplay:
-    """A replay of the worker's own on its device, a share of the whole run's."""
+    """A worker's own replay on its device, which holds the worker's share of the whole run's replay."""
 
     on_policy = False
 
@@ -64,12 +67,14 @@ class LocalReplay:
     ):
         """
         Args:
-          mesh: of the worker's device alone.
-          structure: of one item, as `item_structure` gives it.
-          workers: that share the table's sizes.
+          mesh: a runtime.devices.Mesh of the worker's device alone.
+          structure: that of one item, as `item_structure` returns it.
+          max_rows: the rows that can ever be written to it.
+          workers: how many workers share the table's sizes.
         """
         table = agent.table
-        # The worker keeps to samples_per_insert by itself: it writes and samples by turns, and would wait for itself.
+        # The share below has no `samples_per_insert`, for the worker writes and samples by turns and would wait for
+        # itself. `samples` keeps to the ratio instead.
         self._per_item = table.samples_per_insert / batch_size
         self._min_size = -(-table.min_size // workers)
         share = TableSpec(table.name, table.items, table.kind, -(-table.max_size // workers), self._min_size)
@@ -85,15 +90,18 @@ class LocalReplay:
         self._mesh = mesh
 
     def append(self, row: Row) -> bool:
-        """As of the table's Writer."""
+        """Adds a row, as RingWriter does."""
         return self._writer.append(row)
 
     def written(self) -> int:
-        """Items so far."""
+        """Returns how many items were completed so far."""
         return self._channel.drain()
 
     def samples(self) -> Iterator[Sample]:
-        """As many as `samples_per_insert` wants for what was written, once the table has its minimum."""
+        """Yields the batches that `samples_per_insert` asks for the items since the last call, or one batch if it is 0.
+
+        Yields none until there are `min_size` items; no samples are due for those.
+        """
         written = self.written()
         if written < self._min_size:
             return

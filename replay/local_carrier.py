@@ -1,4 +1,4 @@
-"""The carrier inside one process: everything is handed over by reference, and replays live on the learner's devices."""
+"""The local carrier, for one process: it hands everything over by reference, and keeps replays on learner devices."""
 
 import collections
 import threading
@@ -23,10 +23,10 @@ def _same(pushed: Any) -> Any:
 
 
 class LocalVariables:
-    """A variable container as of replay.variables, for threads of one process: it holds what was pushed last."""
+    """A variable container (`rows.Variables`) for the threads of one process, which holds what was pushed last."""
 
     def __init__(self, view: Callable[[Any], Any]):
-        """`view`: of what was pushed, what is pulled."""
+        """`view` makes what is pulled from what was pushed."""
         self._view, self._changed = view, threading.Condition()
         self._newest: tuple[Version, Any] | None = None
         self._pushes = 0
@@ -39,25 +39,25 @@ class LocalVariables:
             self._changed.notify_all()
 
     def filled(self) -> bool:
-        """Whether anything was ever pushed."""
+        """Returns whether anything was ever pushed."""
         return self._newest is not None
 
     def pushes(self) -> int:
-        """Another number than before if there is something new to pull."""
+        """Returns how often something was pushed: the number changes when there is something new to pull."""
         return self._pushes
 
     def wait(self, timeout: float = 300.0) -> None:
         """Returns once something was pushed.
 
         Raises:
-          ReplayUnavailable: nothing was within `timeout` seconds.
+          ReplayUnavailable: nothing was pushed within `timeout` seconds.
         """
         with self._changed:
             if not self._changed.wait_for(self.filled, timeout):
                 raise ReplayUnavailable(f"no learner published parameters within {timeout:.0f} s: is one running?")
 
     def pull(self) -> tuple[Version, Any]:
-        """The newest (version, params); whoever pulls the same version gets the same arrays."""
+        """Returns the newest (version, params); all who pull the same push get the same arrays."""
         self.wait()
         with self._changed:
             if self._pulled is None:
@@ -68,7 +68,7 @@ class LocalVariables:
 
 
 class LocalQueue:
-    """Items by reference; as a Queue of replay.rows, for threads of one process."""
+    """A queue for the threads of one process, which hands items over by reference; `_QueueEnd` makes it a Queue."""
 
     def __init__(self, capacity: int):
         self._items: collections.deque[list[Any]] = collections.deque()
@@ -76,7 +76,7 @@ class LocalQueue:
         self.turn: Callable[[], None] | None = None
 
     def put(self, item: list[Any], stopped: Callable[[], bool] = never) -> None:
-        """Returns once there was room, or when stopped."""
+        """Adds an item once there is room for it, or at once when `stopped`, or where roles take turns."""
         waiting_since = time.monotonic()
         with self._changed:
             while len(self._items) >= self._capacity and self.turn is None and not stopped():
@@ -88,12 +88,12 @@ class LocalQueue:
             self._changed.notify_all()
 
     def take(self, count: int) -> list[list[Any]]:
-        """The next items; waits for them, for ever: call it in a thread that may be left behind."""
+        """Takes the next `count` items; may wait for ever, so call it in a thread that may be left waiting."""
         while self.turn is not None and len(self._items) < count:
             self.turn()
         with self._changed:
             taken: list[list[Any]] = []
-            while len(taken) < count:  # one by one: the queue may have room for fewer
+            while len(taken) < count:  # one by one: the queue may have room for fewer than `count`
                 self._changed.wait_for(lambda: self._items)
                 taken.append(self._items.popleft())
                 self._changed.notify_all()
@@ -101,7 +101,7 @@ class LocalQueue:
 
 
 class _QueueEnd:
-    """One role's end of a queue."""
+    """One role's end of a LocalQueue, as a Queue of replay.rows."""
 
     def __init__(self, queue: LocalQueue, stopped: Callable[[], bool]):
         self._queue, self._stopped = queue, stopped
@@ -121,27 +121,30 @@ class _QueueEnd:
         return self._queue.take(count)
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing."""
 
 
 class LocalCarrier:
-    """What the roles of one process share."""
+    """The variable containers and channels that all roles of one process share."""
 
     def __init__(self, mesh: Any, device: jax.Device):
-        """`mesh`: runtime.devices.Mesh, whose devices learn; `device`: where actors act."""
+        """`mesh` is the runtime.devices.Mesh of the devices that learn; `device` is the one that actors act on."""
         self._mesh, self._device, self._lock = mesh, device, threading.Lock()
         self._variables: dict[str, LocalVariables] = {}
         self._channels: dict[str, QueueChannel | RingChannel] = {}
 
     def variables(self, structure: Structure, name: str = VARIABLES) -> LocalVariables:
-        """The container by that name."""
-        del structure  # each role works it out for itself, from the same config
+        """Returns the variable container of that name, the same one to every role."""
+        del structure  # nothing to check: all roles are in this process, with the same config
         with self._lock:
             view = self._near if name.endswith(VARIABLES) else _same
             return self._variables.setdefault(name, LocalVariables(view))
 
     def _near(self, pushed: Any) -> Any:
-        """What learners push to actors is on their devices; actors, where they act elsewhere, share a copy there."""
+        """Returns pushed parameters on the actors' device.
+
+        Learners push parameters that are on their own devices. If actors act on another, all of them share one copy.
+        """
         params = self._mesh.one(pushed)
         there = all(x.devices() == {self._device} for x in jax.tree.leaves(params))
         return params if there else jax.device_put(params, self._device)
@@ -157,15 +160,18 @@ class LocalCarrier:
         max_rows: int,
         saved: dict[str, Any] | None = None,
     ) -> QueueChannel | RingChannel:
-        """How the table's items, of `structure`, travel to a learner of batches of `batch_size`; one for each table.
+        """Returns the table's channel, by which its items get to the learner; makes it when it is first asked for.
 
         Args:
-          num_envs: of each of the actors.
-          max_rows: that a run can ever write.
-          saved: a replay's state from an earlier process of the run.
+          structure: that of one item.
+          batch_size: sequences in a batch.
+          num_envs: environments of each actor.
+          max_rows: rows that the run can ever write.
+          saved: a replay's state, from an earlier process of the run.
 
         Raises:
-          ValueError: a replay's environments do not divide over the learner's devices.
+          ValueError: a replay's environments do not divide over the learner's devices, or `saved` was filled by other
+            actors.
         """
         with self._lock:
             if table.name not in self._channels:

@@ -1,9 +1,9 @@
-"""Reverb and TensorFlow, imported in the one order that works: whoever needs either takes it from here."""
+"""Imports Reverb and TensorFlow in the only order that works; all other modules import them from here."""
 
 import os
 
-# rlax brings TensorFlow Probability, which must be imported before Reverb brings TensorFlow. TensorFlow is here for
-# Reverb's tensors alone: it is to be silent and to leave the accelerators to JAX.
+# rlax imports TensorFlow Probability, which must come before Reverb imports TensorFlow. TensorFlow is here only for
+# Reverb's tensors, so it must be silent and leave the accelerators to JAX.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import rlax  # noqa: F401, I001
 import tensorflow as tf

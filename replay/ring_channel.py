@@ -1,7 +1,7 @@
-"""A replay on the learner's devices as a channel: actors' rows in, batches that the devices draw themselves out.
+"""The channel of a replay on the learner's devices: actors hand rows over, and the update draws its own batches.
 
-Actors keep rows until there is a chunk of them and hand it over; the learner's thread puts chunks into the rings
-between two updates. No row passes through anything but one copy.
+An actor keeps its rows until there is a chunk of them, and hands the chunk over. The learner's thread puts chunks into
+the rings between two updates. On the host, an observation is copied only once: when its chunk is made.
 """
 
 import collections
@@ -28,13 +28,14 @@ class _Handed(NamedTuple):
     """A chunk on its way from an actor to the rings."""
 
     chunk: Chunk
-    further: list[np.ndarray]  # items that found no place in it, int32 [devices * P] each
-    params: Params  # that the actor acted with
-    env_steps: int  # transitions that it made
+    further: list[np.ndarray]  # anchors of completed items for which the chunk has no room, int32 [devices * P] each
+    params: Params  # the parameters that the actor acted with
+    env_steps: int  # transitions that the actor made since its last chunk
 
 
 class RingChannel:
-    """The replay of one learner, which alone touches what is on the devices; actors are threads, or take turns."""
+    """The channel of one learner's replay. Actors are threads, or take turns with the learner in one thread; only the
+    learner touches what is on the devices."""
 
     def __init__(
         self,
@@ -50,15 +51,15 @@ class RingChannel:
     ):
         """
         Args:
-          mesh: runtime.devices.Mesh of the learner; this host's devices hold the rings of its own actors.
-          structure: of one item, as `item_structure` gives it.
+          mesh: the learner's runtime.devices.Mesh; this host's devices hold the rings of its own actors.
+          structure: that of one item, as `item_structure` returns it.
           batch_size: items that one dispatch draws, over all of this host's devices.
-          num_envs: of each of the actors.
-          max_rows: that can ever be written.
-          saved: what `state` gave in an earlier process of the run.
+          num_envs: environments of each actor.
+          max_rows: rows that can ever be written.
+          saved: what `state` returned in an earlier process of the run.
 
         Raises:
-          ValueError: environments or batches do not divide over the devices.
+          ValueError: environments do not divide over the devices, or `saved` was filled by other actors.
         """
         self._learners, self._mesh, self._batch_size = mesh, mesh.alone(), batch_size
         mesh = self._mesh
@@ -68,13 +69,13 @@ class RingChannel:
         self._limiter = Limiter(table, batch_size, ring.chunk * num_envs)
         self._handed: collections.deque[_Handed] = collections.deque()
         self._changed = threading.Condition()
-        self._items = np.zeros(mesh.size, np.int64)  # completed so far, of each device
-        self._env_steps = 0  # transitions put into the rings that no batch has told of yet
-        self.turn: Callable[[], None] | None = None  # what the learner calls where it would wait, in one thread
-        self.stopped: Callable[[], bool] = never  # whether the learner is to end
-        self.heads = np.zeros(num_actors, np.int64)  # rows that are in each actor's ring, and that were
-        self.tails = np.full((num_actors, cut.ahead + 1, num_envs), -1, np.int32)  # `position` of the last of them
-        self.opened = np.zeros((num_actors, num_envs), np.int64)  # memories that are kept, and that were
+        self._items = np.zeros(mesh.size, np.int64)  # items completed so far on each device
+        self._env_steps = 0  # transitions in the rings that no batch has counted yet
+        self.turn: Callable[[], None] | None = None  # called instead of waiting, where roles take turns in one thread
+        self.stopped: Callable[[], bool] = never  # asked whether the learner is to end
+        self.heads = np.zeros(num_actors, np.int64)  # rows that were ever put into each actor's ring
+        self.tails = np.full((num_actors, cut.ahead + 1, num_envs), -1, np.int32)  # `position` of the last of these
+        self.opened = np.zeros((num_actors, num_envs), np.int64)  # memories that were ever put into each actor's ring
 
         rows_specs = Rows(mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS, mesh.COLUMNS)
         ranks_specs = Ranks(mesh.COLUMNS, mesh.ROWS) if ring.ranked else ()
@@ -87,7 +88,7 @@ class RingChannel:
         self._write = mesh.compile(write, (*self.specs, chunk_specs, replicated), self.specs, donate_argnums=(0, 1))
         self._add = mesh.compile(add, (*self.specs, mesh.ROWS, replicated), mass_specs, donate_argnums=(1,))
         self._rank = mesh.compile(ring.rank, (mass_specs,), mass_specs, donate_argnums=(0,)) if ring.ranked else None
-        self._ranked_at = 0, 0  # items inserted and sampled when all were ranked last
+        self._ranked_at = 0, 0  # the limiter's counts of items inserted and sampled when all were ranked last
         self._feed = lambda chunk: mesh.feed(chunk, chunk_specs)
         self._with_params = agent.priority is not None
         self._sent: tuple[Params, Any] = (), mesh.put(())
@@ -103,18 +104,24 @@ class RingChannel:
                     f"are {num_actors} of {num_envs}: go on in the --placement that it was filled in"
                 )
             self._load(saved)
-        # bool [A, T, E], the anchors that have an item; each actor's is its writer's to change.
+        # bool [A, T, E], which anchors have an item. Only an actor's own writer changes its part.
         self.present = mesh.fetch(self.masses.of_rows, columns).reshape(num_actors, ring.length, -1) > 0
 
     # Actors -----------------------------------------------------------------------------------------------------------
 
     def writer(self, task: int, priority: Priority | None, stopped: Callable[[], bool]) -> "RingWriter":
-        """Of actor `task`; its items get their priorities on the learner's devices, by the actor's own parameters."""
+        """Returns the Writer of actor `task`.
+
+        Its items get their priorities on the learner's devices, but by the parameters that the actor acted with.
+        """
         del priority
         return RingWriter(self, task, stopped)
 
     def hand_over(self, handed: _Handed, completed: np.ndarray, stopped: Callable[[], bool]) -> None:
-        """Returns once the learner may be given the chunk, or when stopped; `completed`: items [devices]."""
+        """Gives the learner a chunk, once the limiter allows it or when stopped; the actor's thread calls this.
+
+        `completed` is the number of items that the chunk completes on each device, int [devices].
+        """
         waiting_since = time.monotonic()
         with self._changed:
             while self.turn is None and not self._limiter.may_insert() and not stopped():
@@ -130,7 +137,7 @@ class RingChannel:
     # The learner ------------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Batch]:
-        """A batch for each dispatch that is due, for ever or until `stopped`; its sample is drawn by the update."""
+        """Yields a batch without a sample for each dispatch that is due, until `stopped`: the update draws its own."""
         waiting_since = time.monotonic()
         while not self.stopped():
             with self._changed:
@@ -147,7 +154,7 @@ class RingChannel:
                 env_steps, self._env_steps = self._env_steps, 0
                 yield Batch(None, None, env_steps)
                 waiting_since = time.monotonic()
-                ready = self._limiter.limits  # else there is a turn for each batch
+                ready = self._limiter.limits  # without a ratio to keep to, actors get a turn for each batch
             if not ready and self.turn is not None:
                 self.turn()
             if time.monotonic() - waiting_since > STALL_SECONDS:
@@ -155,7 +162,7 @@ class RingChannel:
                 waiting_since = time.monotonic()
 
     def _drain(self, handed: collections.deque[_Handed]) -> None:
-        """Puts chunks into the rings."""
+        """Puts chunks into the rings, on the devices."""
         for chunk, further, params, env_steps in handed:
             if self._with_params and params is not self._sent[0]:
                 self._sent = params, self._mesh.put(params)
@@ -171,31 +178,37 @@ class RingChannel:
             self._env_steps += env_steps
 
     def _rank_if_due(self) -> None:
-        """Where priorities are rank-based, ranks all items anew: whenever there were twice as many, for at first all
-        changes fast, and whenever as many were drawn as the rings have places."""
+        """Ranks all items anew, if priorities are rank-based and a new ranking is due.
+
+        It is due whenever twice as many items were inserted as at the last ranking, for ranks change fast at first, and
+        whenever as many were drawn since as the rings have places.
+        """
         limiter, (inserted, sampled) = self._limiter, self._ranked_at
         places = self.ring.anchors * self._mesh.size
         if self._rank and (limiter.inserted >= 2 * inserted or limiter.sampled - sampled >= places):
             self.masses, self._ranked_at = self._rank(self.masses), (limiter.inserted, limiter.sampled)
 
     def drain(self) -> int:
-        """Puts what actors handed over into the rings; the items that were completed so far."""
+        """Puts what actors handed over into the rings; returns how many items were completed so far."""
         with self._changed:
             handed, self._handed = self._handed, collections.deque()
         self._drain(handed)
         return self._limiter.inserted
 
     def draw(self, rows: Rows, masses: Masses, key: Any, size: int) -> tuple[Sample, Any]:
-        """On each device, inside the compiled update: a sample of `size`, and the anchors of its items."""
+        """Draws a sample of `size` items; returns it and their anchors. Runs on each device, in the compiled update."""
         return self.ring.draw(rows, masses, key, size)
 
     def reprioritize(self, masses: Masses, items: Any, priorities: Any) -> Masses:
-        """Likewise: the masses with the items' new priorities."""
+        """Returns the masses with the items' new priorities. Runs on each device, in the compiled update."""
         return self.ring.reprioritize(masses, items, priorities) if self.ring.prioritized else masses
 
     def bind(self, update: Callable[..., Any]) -> Callable[..., Any]:
-        """Of a compiled (state, step, rows, masses) -> (state, step, masses, feedback), the update of a Learner: on
-        several hosts from the rings of all of them."""
+        """Returns a Learner's update, (state, step, sample) -> (state, step, feedback), which draws from the rings.
+
+        `update` is compiled, (state, step, rows, masses) -> (state, step, masses, feedback). On several hosts, it draws
+        from the rings of all hosts.
+        """
         mesh, (rows_specs, mass_specs) = self._learners, self.specs
 
         def update_from_rings(state, step, sample):
@@ -209,24 +222,25 @@ class RingChannel:
 
     @property
     def source(self) -> "RingChannel":
-        """Where a compiled update draws its samples."""
+        """The object that a compiled update draws its samples from: this one."""
         return self
 
     def feedback(self, keys: tuple[np.ndarray, ...], priorities: np.ndarray) -> None:
-        """New priorities never leave the devices."""
+        """Does nothing: new priorities never leave the devices."""
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def count(self) -> int:
-        """Items that it has, or had: every one that was ever completed."""
+        """Returns how many items were completed so far; of a saved replay, only those that it held when it was loaded
+        are counted."""
         return int(self._items.sum())
 
     def state(self) -> dict[str, Any]:
-        """All that a checkpoint holds, on the host; what actors have not handed over yet is not in it."""
+        """Returns all that a checkpoint holds, on the host, without the rows that actors have not handed over yet."""
         self.drain()
         limiter, rows = self._limiter, self._mesh.fetch(self.rows, self.specs[0])
         return {
-            # By number: a checkpoint gives back dictionaries, in the order of their keys.
+            # Keys are numbers with leading zeros: a checkpoint gives dictionaries back in the order of their keys.
             "rows": {f"{i:03}": x for i, x in enumerate(jax.tree.leaves(rows))},
             "masses": self._mesh.fetch(self.ring.numbers(self.masses), self._mesh.COLUMNS),
             "heads": self.heads,
@@ -237,7 +251,7 @@ class RingChannel:
         }
 
     def _load(self, saved: dict[str, Any]) -> None:
-        """Goes on from what `state` gave. Rings that are longer now, for a longer run, were never full."""
+        """Goes on from what `state` returned. Rings that are longer now, for a longer run, had never been full."""
 
         def put(old: Any, ring: Any) -> Any:
             old, rows, actors = np.asarray(old), ring.shape[0], len(self.heads)
@@ -258,33 +272,33 @@ class RingChannel:
 
 
 class RingWriter:
-    """An actor's rows on their way to its ring."""
+    """An actor's Writer: it collects rows into chunks, finds the items that each completes, and hands chunks over."""
 
     def __init__(self, channel: RingChannel, task: int, stopped: Callable[[], bool]):
         self._channel, self._task, self._stopped = channel, task, stopped
         self._ring = ring = channel.ring
         self._head = int(channel.heads[task])
-        self._tail = channel.tails[task]  # `position` of the rows before the chunk
-        self._present = channel.present[task]  # bool [T, E], the anchors that have an item
-        self._opened = channel.opened[task].copy()  # memories kept so far, of each environment
+        self._tail = channel.tails[task]  # `position` of the last rows before the chunk
+        self._present = channel.present[task]  # bool [T, E], which anchors have an item
+        self._opened = channel.opened[task].copy()  # memories kept so far for each environment
         self._position = np.full(ring.num_envs, -1)
         self._env_steps = self._reported = 0
         self._start()
 
     def _start(self) -> None:
-        """Nothing is held; memories have arrays of their own for each chunk, for the last one's are on their way."""
+        """Begins a chunk, with new arrays for memories: those of the last chunk may still be on their way."""
         ring = self._ring
         shape = ring.memories_at_once, ring.num_envs
         self._held: list[Step] = []
         self._memories = [np.zeros((*shape, *x.shape), x.dtype) for x in ring.cut.memory_structs if ring.memory_slots]
         self._slots: Any = np.full(shape, ring.memory_slots, np.int32) if ring.memory_slots else ()
         self._memory_of: Any = np.zeros((ring.chunk, ring.num_envs), np.int32) if ring.memory_slots else ()
-        self._taken = np.zeros(ring.num_envs, int)  # of the places for memories
+        self._taken = np.zeros(ring.num_envs, int)  # memories of each environment in this chunk
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true each time the environments made as many transitions as the way pulls after.
+        """Adds a row, as every Writer does; returns True after every `Cut.pull_period` transitions.
 
-        Rows are held as they are until there is a chunk of them: an environment does not write over what it gave.
+        Holds rows without a copy until there is a chunk of them: an environment never overwrites arrays that it gave.
         """
         if self._ring.memory_slots:
             self._keep_memory(row)
@@ -296,7 +310,7 @@ class RingWriter:
         return before // period != self._env_steps // period
 
     def _keep_memory(self, row: Row) -> None:
-        """Where sequences open with a row."""
+        """Keeps the memory before a row, for the environments where a sequence opens with the row."""
         self._position = np.where(row.step.first, 0, self._position + 1)
         opens = np.flatnonzero(self._ring.cut.opens(self._position))
         if not len(opens):
@@ -310,7 +324,7 @@ class RingWriter:
         self._taken[opens] += 1
 
     def _positions(self, first: np.ndarray) -> np.ndarray:
-        """int32 [C, E], each row's place in its episode, `first` [C, E], after those before."""
+        """Returns each row's place in its episode, int32 [C, E], from `first` [C, E] and the rows before the chunk."""
         row = np.arange(len(first))[:, None]
         opened = np.maximum.accumulate(np.where(first, row, -1))
         return np.where(opened >= 0, row - opened, self._tail[-1] + 1 + row).astype(np.int32)
@@ -319,7 +333,7 @@ class RingWriter:
         ring, first = self._ring, self._head - len(self._tail)
         steps: Step = jax.tree.map(lambda *x: np.stack(x), *self._held)
         size = ring.chunk * ring.num_envs
-        # Packed as one batch of rows, all at once.
+        # All rows are packed at once, as one batch.
         kept = ring.cut.kept(jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), steps))
         kept = jax.tree.map(lambda x: x.reshape(ring.chunk, ring.num_envs, *x.shape[1:]), kept)
         positions = self._positions(steps.first)
@@ -335,7 +349,7 @@ class RingWriter:
         counts = np.bincount(devices, minlength=ring.devices)
         calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
         items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
-        # Items lose a row that is written over; those that are new in its place do not.
+        # Items that need a row that is written over are gone, but not a new item whose anchor is such a row.
         gone = self._anchors(self._head + np.arange(ring.chunk + ring.cut.back)[:, None], np.arange(ring.num_envs))
         lost = self._present[gone_rows := (self._head + np.arange(ring.chunk + ring.cut.back)) % ring.length]
         change = counts - lost.sum(axis=0).reshape(ring.devices, ring.share).sum(axis=1)
@@ -368,10 +382,10 @@ class RingWriter:
         self._start()
 
     def _anchors(self, rows: np.ndarray, environments: np.ndarray) -> np.ndarray:
-        """Of an actor's rows, counted from its first, as they are counted on the environments' device."""
+        """Returns the anchors, counted as on the environments' device, of rows counted from the actor's first ever."""
         ring = self._ring
         place = self._task * ring.length + rows % ring.length
         return (place * ring.share + environments % ring.share).astype(np.int32)
 
     def close(self) -> None:
-        """Rows that make no chunk are dropped."""
+        """Does nothing: rows that make no whole chunk yet are dropped."""

@@ -1,10 +1,11 @@
-"""A replay on the learner's devices: rows in rings, items cut from them inside the compiled update.
+"""A replay on the learner's devices: it keeps rows in rings, and cuts items from them inside the compiled update.
 
-Each actor has a ring of T rows [E, ...], each row's arrays once. An item is named by its anchor, one row of one
-environment: the row where a transition starts, or a sequence is learnt from first. How far it reaches before and after
-the anchor, and where an episode cuts it short, is the way's own: its `Cut`. Which items are complete is decided on the
-host, from where episodes begin; everything that touches data happens here, on each device for its share of every
-actor's environments.
+Each actor has a ring of T rows [E, ...], which holds each row's arrays once. An item is named by its anchor, which is
+one row of one environment: the row where a transition starts, or the first row that a sequence learns from. How far an
+item reaches before and after its anchor, and where an episode's end cuts it short, is for the way's `Cut` to say. Who
+adds rows (RingWriter on the host, replay/filling.py on the devices) decides which items are complete, from where
+episodes begin. Everything that touches stored data happens here, on each device for its share of every actor's
+environments.
 """
 
 import math
@@ -20,101 +21,114 @@ from agents.agent import AXIS, Params, Sample, Step, TableSpec
 from replay import sums
 from replay.rows import Priority
 
-# Rows of environments that an actor keeps until it hands them over, one of each at least: writing costs Python and XLA
-# as much for a few as for one.
+# Rows, counted over all its environments, that an actor keeps until it hands them over together; at least one of each
+# environment. Writing costs Python and XLA as much for a few rows as for one.
 CHUNK_ITEMS = 64
-LEAST_MASS = 1e-30  # of an item that is there: 0 is for none
-NEVER = np.iinfo(np.int32).max // 2  # of a row that is no anchor: the row that completes it
+LEAST_MASS = 1e-30  # the least mass of an item: a mass of 0 says that there is no item
+NEVER = np.iinfo(np.int32).max // 2  # in place of a row's index: there is no such row, or it is not known yet
 
 
 class Look(NamedTuple):
-    """How a Cut sees the rows around B anchors."""
+    """A Cut's access to the rows around B anchors. Rows are named by their offsets from the anchors."""
 
     position: Callable[[Any], chex.Array]  # (offsets, int [W] or [B, W]) -> each row's place in its episode, [B, W]
-    rows: Callable[[Any, Any], Any]  # (some of the kept arrays, offsets) -> the same of those rows, [B, W, ...]
-    memory: Callable[[Any], Any]  # offsets [B] of rows that opened -> the memories kept of them, a list of [B, size]
+    rows: Callable[[Any, Any], Any]  # (some of the kept arrays, offsets) -> these rows of the arrays, [B, W, ...]
+    memory: Callable[[Any], Any]  # (offsets [B] of rows that `opens` is true of) -> their memories, a list of [B, size]
 
 
 class Cut(Protocol):
-    """A way's items in a ring. Rows come from an actor on the host, or on the devices: `xp` is numpy or jax.numpy."""
+    """How a way's items lie in a ring of rows. `xp` is numpy for rows on the host, and jax.numpy on the devices."""
 
-    back: int  # rows before an anchor that an item may need
-    ahead: int  # rows after it
-    memory_gap: int  # the fewest rows of an episode from one whose memory is kept to the next; 0: none is kept
-    pull_period: int  # transitions from one pull of an actor's to the next
-    kept_structs: Any  # shapes of what `kept` gives of one environment
-    memory_structs: list[Any]  # likewise `kept_memory`
+    back: int  # the most rows before its anchor that an item may need
+    ahead: int  # the most rows after its anchor
+    memory_gap: int  # an environment's rows whose memories are kept are never closer than this; 0: none are kept
+    pull_period: int  # transitions that an actor makes between two pulls of parameters
+    kept_structs: Any  # shapes and dtypes of what `kept` returns, for one environment
+    memory_structs: list[Any]  # shapes and dtypes of what `kept_memory` returns, for one environment
 
     def kept(self, step: Step, xp: Any = np) -> Any:
-        """What a ring keeps of a row, [B, ...]: a tree of few arrays."""
+        """Returns what a ring keeps of a row [B, ...], as a tree of few arrays."""
 
     def kept_memory(self, memory: Any, xp: Any = np) -> list[Any]:
-        """Likewise, of a memory."""
+        """Returns what a ring keeps of a memory [B, ...], as a list of few arrays."""
 
     def opens(self, position: Any) -> Any:
-        """Whether the memory before rows at these places in their episodes is kept."""
+        """Returns whether the memory before a row is kept, for rows at these places in their episodes."""
 
     def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
-        """Of the anchors in consecutive rows, int [rows, E], the row that completes each item, counted as they are;
-        NEVER where no item is anchored. `over`: the first row of the next episode, NEVER if it is not known."""
+        """Returns the row that completes each item, int [rows, E], for anchors in consecutive rows.
+
+        Rows are counted from the first of these. The result is NEVER for a row that is no item's anchor, and may lie
+        beyond the given rows.
+
+        Args:
+          position: int [rows, E], each row's place in its episode.
+          over: int [rows, E], the first row of the next episode; NEVER if it is not known.
+        """
 
     def cut(self, kept: Any, look: Look) -> Sample:
-        """The items at the anchors, as the agent's update takes them."""
+        """Returns the items at the anchors of `look`, as the agent's update takes them; `kept` is that of the Rows."""
 
 
 class Rows(NamedTuple):
-    """What was experienced; nothing of it changes while an update runs. A is the number of actors."""
+    """The experience in the rings, which does not change while an update runs.
 
-    kept: Any  # of each array [A T, E, ...]
+    A is the number of actors, T the rows of a ring, E the environments and M the places for memories of an actor.
+    """
+
+    kept: Any  # arrays [A T, E, ...], as `Cut.kept` returns them
     position: chex.Array  # int32 [A T, E], the row's place in its episode
-    memories: list[chex.Array]  # [A M, E, size], of rows that opened
-    memory_of: Any  # int32 [A T, E], where the row's is, if it opened; () where none is kept
+    memories: list[chex.Array]  # [A M, E, size], the memories before rows that `Cut.opens` is true of
+    memory_of: Any  # int32 [A T, E], the place, below M, of such a row's memory; () where no memory is kept
 
 
 class Ranks(NamedTuple):
-    """Of rank-based priorities: what items are ranked by, and among."""
+    """The data of rank-based priorities: each item's priority, and the order from which an item gets its rank."""
 
-    priorities: chex.Array  # float32 [A T, E], p of an item, 0 of none
-    ascending: chex.Array  # float32 [devices * anchors], each device's priorities in order, as they last were ranked
+    priorities: chex.Array  # float32 [A T, E], each item's priority p; 0 where there is no item
+    ascending: chex.Array  # float32 [devices * anchors], each device's priorities in order, as of the last ranking
 
 
 class Masses(NamedTuple):
-    """How likely each anchor is to be drawn: p^alpha of an item, or rank^-alpha; 0 of none."""
+    """Masses, in proportion to which anchors are drawn: p^alpha, or rank^-alpha; 0 where there is no item."""
 
     of_rows: chex.Array  # float32 [A T, E]
-    sums: sums.Sums  # of each device's own
-    count: chex.Array  # int32 [devices], items
-    counts: Any = ()  # sums likewise, of 1 for each item; () where none are drawn uniformly
+    sums: sums.Sums  # each device's sums over its own masses
+    count: chex.Array  # int32 [devices], the number of items
+    counts: Any = ()  # sums like these, but over 1 for each item; () where no items are drawn uniformly
     ranks: Any = ()  # Ranks; () where priorities are proportional
 
 
 class Chunk(NamedTuple):
-    """C rows of one actor, and what they change."""
+    """C consecutive rows of one actor, and how they change the items.
 
-    kept: Any  # of each array [C, E, ...]
-    position: Any  # int32 [C, E]
-    memories: list[Any]  # [K, E, size]
-    memory_slots: Any  # int32 [K, E], where they go; M where there is none; ()
-    memory_of: Any  # int32 [C, E]; ()
-    items: Any  # int32 [devices * P], anchors that are complete now, counted on their device; too large: none
-    gone: Any  # int32 [devices * (C + back) * E / devices], likewise, anchors of items that lose a row
-    change: Any  # int32 [devices], in the number of items
-    actor: Any  # int32
-    slot: Any  # int32, of the first row, in the actor's ring
+    An anchor is counted among those of its own device; `Ring.anchors` or more stands for no anchor.
+    """
+
+    kept: Any  # arrays [C, E, ...], as `Cut.kept` returns them
+    position: Any  # int32 [C, E], each row's place in its episode
+    memories: list[Any]  # [K, E, size], the memories that are kept, K or fewer of each environment
+    memory_slots: Any  # int32 [K, E], the places where these go; M for no memory; () where none is kept
+    memory_of: Any  # int32 [C, E], as in Rows; () where no memory is kept
+    items: Any  # int32 [devices * P], the anchors of items that the chunk completes
+    gone: Any  # int32 [devices * (C + back) * E / devices], the anchors of items that lose a row
+    change: Any  # int32 [devices], the change in the number of items
+    actor: Any  # int32, the actor's number
+    slot: Any  # int32, the place of the chunk's first row in the actor's ring
 
 
 class Ring:
-    """The sizes of a replay's rings, and pure functions of their contents; all are run on each device by `Mesh`."""
+    """The sizes of a replay's rings, and pure functions of their contents, which a Mesh runs on each device."""
 
     def __init__(
         self, table: TableSpec, cut: Cut, num_actors: int, num_envs: int, devices: int, max_rows: int, least: int = 0
     ):
         """
         Args:
-          table: kind, sizes in items, and the exponent of priorities.
-          num_envs: of each actor, split over the devices.
-          max_rows: of all environments together that can ever be written; no ring is longer than they fill.
-          least: rows that a ring has at least: those that it had when it was saved.
+          table: has its kind, its sizes in items, and the exponent of priorities.
+          num_envs: environments of each actor, which are split over the devices.
+          max_rows: rows that all environments together can ever write; no ring is longer than these can fill.
+          least: the fewest rows that a ring may have: as many as it had when it was saved.
 
         Raises:
           ValueError: an actor's environments do not divide over the devices.
@@ -130,23 +144,23 @@ class Ring:
         self.ranked = self.prioritized and table.priority == "rank"
         self._uniform = table.uniform_fraction if self.prioritized else 0.0
         self.chunk = max(1, CHUNK_ITEMS // num_envs)  # C
-        # P, the most items that a chunk completes, most often.
+        # P, the items for which there is room in a chunk, on each device. A chunk seldom completes more.
         self.at_once = self.share * (self.chunk // getattr(table.items, "period", 1) + 1)
         wanted = -(-min(rows_of(table), max_rows) // (num_actors * num_envs)) + cut.back + cut.ahead + 1
         multiple = math.lcm(self.chunk, sums.FAN_OUT)
         self.length = max(least, -(-(wanted + self.chunk) // multiple) * multiple)  # T
         self.memory_slots = self.length // cut.memory_gap + 2 if cut.memory_gap else 0  # M
         self.memories_at_once = self.chunk // cut.memory_gap + 1 if cut.memory_gap else 0  # K
-        self.anchors = num_actors * self.length * self.share  # of one device
+        self.anchors = num_actors * self.length * self.share  # on one device
 
     @property
     def nbytes(self) -> int:
-        """Of a device's rows and masses."""
+        """The bytes of one device's rows and masses."""
         contents = jax.eval_shape(lambda: (self.init(), self.init_masses()))
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(contents))
 
     def init(self) -> Rows:
-        """Empty rings, of one device."""
+        """Returns one device's empty rings."""
 
         def zeros(x, rows):
             return jnp.zeros((self.num_actors * rows, self.share, *x.shape), x.dtype)
@@ -160,7 +174,7 @@ class Ring:
         )
 
     def init_masses(self, numbers: chex.Array | None = None) -> Masses:
-        """Of one device's rings: empty, or with what `numbers` gave of their rows."""
+        """Returns the masses of one device's rings: empty, or as they were when `numbers` returned these `numbers`."""
         if numbers is None:
             numbers = jnp.zeros((self.num_actors * self.length, self.share))
         of_rows, ranks = self._rank(numbers) if self.ranked else (numbers, ())
@@ -169,12 +183,16 @@ class Ring:
         return Masses(of_rows, sums.build(flat), jnp.sum(of_rows > 0, dtype=jnp.int32)[None], counts, ranks)
 
     def numbers(self, masses: Masses) -> chex.Array:
-        """All that has to be known of `masses`, [A T, E]: p of each item where they go by ranks, else p^alpha."""
+        """Returns what `init_masses` needs to restore `masses`, float32 [A T, E]: each item's p where priorities are
+        rank-based, else its p^alpha."""
         return masses.ranks.priorities if self.ranked else masses.of_rows
 
     def rank(self, masses: Masses) -> Masses:
-        """Of rank-based priorities: every item's mass by its rank among all of its device's, as priorities are now.
-        Those of one priority share no rank: they follow each other as they lie in the rings."""
+        """Returns masses by each item's rank among all items of its device, as their priorities are now.
+
+        This is for rank-based priorities alone. Items of equal priority get different ranks, in the order in which they
+        lie in the rings.
+        """
         return self.init_masses(masses.ranks.priorities)
 
     def _rank(self, priorities: chex.Array) -> tuple[chex.Array, Ranks]:
@@ -187,10 +205,10 @@ class Ring:
         return jnp.maximum(rank.astype(jnp.float32) ** -self._exponent, LEAST_MASS)
 
     def write(self, rows: Rows, chunk: Chunk) -> Rows:
-        """Puts a chunk's rows in their place."""
+        """Returns the rows with those of a chunk in their places."""
 
         def put(ring, new):
-            # By a scatter: XLA's CPU backend takes ten times as long over a dynamic_update_slice of a large ring.
+            # A scatter, for XLA's CPU backend takes ten times as long over a dynamic_update_slice of a large ring.
             return ring.at[chunk.actor * self.length + chunk.slot + jnp.arange(self.chunk)].set(new)
 
         memories, memory_of = rows.memories, rows.memory_of
@@ -210,15 +228,18 @@ class Ring:
     def exchange(
         self, masses: Masses, items: chex.Array, priorities: chex.Array, gone: chex.Array, change: chex.Array
     ) -> Masses:
-        """Has new `items` of these `priorities`, and none at the anchors `gone`; no anchor is in both. What is as large
-        as `anchors` stands for none. `change`: in the number of items."""
+        """Returns masses with new `items` of these `priorities`, and with no items at the anchors `gone`.
+
+        No anchor may be in both; one that is `self.anchors` or more stands for none. `change` is the change in the
+        number of items.
+        """
         index = jnp.concatenate([items, gone])
         values = jnp.concatenate([self._number(priorities, jnp.ones(len(items))), jnp.zeros(len(gone))])
-        # One scatter, and no look at what was there: else XLA's CPU backend copies all masses.
+        # A single scatter that does not read the old masses: else XLA's CPU backend copies all of them.
         return self._set(masses._replace(count=masses.count + change), index, values)
 
     def look(self, rows: Rows, items: chex.Array) -> Sample:
-        """The items at these anchors."""
+        """Returns the items at these anchors, int [B]."""
         row, environment = items // self.share, items % self.share
         first, place = row - row % self.length, row % self.length
 
@@ -245,29 +266,32 @@ class Ring:
     def insert(
         self, priority: Priority | None, rows: Rows, masses: Masses, chunk: Chunk, params: Params
     ) -> tuple[Rows, Masses]:
-        """With a chunk's rows and items. `priority`: of an Agent; `params`: that acted."""
+        """Returns rows and masses with a chunk's rows and items.
+
+        `priority`, an Agent's, gives new items their priorities by `params`, the parameters that acted.
+        """
         rows = self.write(rows, chunk)
         new = self._priorities(priority, rows, chunk.items, params)
         return rows, self.exchange(masses, chunk.items, new, chunk.gone, chunk.change)
 
     def add(self, priority: Priority | None, rows: Rows, masses: Masses, items: chex.Array, params: Params) -> Masses:
-        """With further items of a chunk, in whose change they are counted already."""
+        """Returns masses with further items of a chunk, which the chunk's `change` has counted already."""
         new = self._priorities(priority, rows, items, params)
         return self.exchange(masses, items, new, items[:0], jnp.zeros(1, jnp.int32))
 
     def _priorities(self, priority: Priority | None, rows: Rows, items: chex.Array, params: Params) -> Any:
-        """Those of new items; 1 for all where there is no `priority`."""
+        """Returns the priorities of new items: 1 for all where there is no `priority`."""
         if priority is None:
             return jnp.ones(len(items))
         sample = self.look(rows, jnp.minimum(items, self.anchors - 1))
         return priority(params, sample if isinstance(sample.steps, Step) else sample.steps)
 
     def draw(self, rows: Rows, masses: Masses, key: chex.PRNGKey, size: int) -> tuple[Sample, chex.Array]:
-        """This device's `size` items of a batch, and their anchors.
+        """Draws this device's `size` items of a batch; returns them and their anchors.
 
-        An item of device d is drawn with probability P_d(i) / devices; the likelihood is that times the number of all
-        devices' items, so that importance weights are right for the mixture. Of a table with a `uniform_fraction` u,
-        P_d(i) is (1 - u) of what its priority gives it and u of one in the device's number of items.
+        An item i of device d is drawn with probability P_d(i) / devices. Its likelihood is this probability times the
+        number of items on all devices, so that importance weights are right for the mixture. With a `uniform_fraction`
+        u, P_d(i) is (1 - u) times the probability by priorities, plus u over the device's number of items.
         """
         flat, u = masses.of_rows.reshape(-1), self._uniform
         items = sums.sample(flat, masses.sums, key, size)
@@ -282,17 +306,17 @@ class Ring:
         return self.look(rows, items)._replace(likelihood=likelihood), items
 
     def reprioritize(self, masses: Masses, items: chex.Array, priorities: chex.Array) -> Masses:
-        """Gives items [B] that were drawn new priorities; one that is not finite leaves its item the old one."""
+        """Gives drawn items [B] new priorities; where one is not finite, the item keeps its old priority."""
         return self._set(masses, items, self._number(priorities, self.numbers(masses).reshape(-1)[items]))
 
     def _number(self, priorities: chex.Array, otherwise: chex.Array) -> chex.Array:
-        """What `numbers` is to hold of items; `otherwise` of those whose priority is not finite."""
+        """Returns the values that `numbers` holds for these priorities; `otherwise` where a value is not finite."""
         exponent = 1.0 if self.ranked else self._exponent
         numbers = jnp.maximum(jnp.maximum(priorities, 0.0) ** exponent, LEAST_MASS)
         return jnp.where(jnp.isfinite(numbers), numbers, otherwise)
 
     def _set(self, masses: Masses, index: chex.Array, values: chex.Array) -> Masses:
-        """`values`: of `numbers`, of the anchors `index`."""
+        """Returns masses for which `numbers` would hold `values` at the anchors `index`."""
 
         def put(rows, values):
             return rows.reshape(-1).at[index].set(values, mode="drop")
@@ -310,5 +334,5 @@ class Ring:
 
 
 def rows_of(table: TableSpec) -> int:
-    """Rows that the table's items take, at least."""
+    """Returns the fewest rows that the table's `max_size` items take."""
     return table.max_size * getattr(table.items, "period", 1)

@@ -1,4 +1,4 @@
-"""Samples from Reverb's replay tables, as host batches for the learner."""
+"""Takes samples from Reverb's replay tables and makes batches of them, on the host, for the learner."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -12,21 +12,21 @@ from replay.reverb_import import reverb, tf
 from replay.rows import Batch
 from replay.structures import Structure
 
-COUNT_SECONDS = 0.2  # between two looks at how much was written, each of which takes about a millisecond of CPU
+COUNT_SECONDS = 0.2  # seconds between two requests for how much was written; each takes about a millisecond of CPU
 
 
 class Replay:
-    """Batches of transitions or sequences from the replay tables of one or more servers, an equal share of each.
+    """An iterable of batches of transitions or sequences, with an equal share from each of one or more servers.
 
-    An item of server s is drawn with probability P_s(i) / servers; `Sample.likelihood` is that times the size of all
-    tables together, so that importance weights are right for the mixture.
+    An item i of server s is drawn with probability P_s(i) / servers. `Sample.likelihood` is this probability times the
+    number of items in all tables together, so that importance weights are right for the mixture.
     """
 
     def __init__(self, clients: Sequence[reverb.Client], table: TableSpec, structure: Structure, batch_size: int):
-        """Counts what is written to the tables from now on as new experience.
+        """Starts to count new experience: what is written to the tables from now on.
 
         Args:
-          structure: of one item, as `item_structure` gives it.
+          structure: that of one item, as `item_structure` returns it.
 
         Raises:
           ValueError: the batch does not divide over the servers.
@@ -40,15 +40,15 @@ class Replay:
         self._count_new()
 
     def _count_new(self) -> int:
-        """Transitions written to the tables since the last call."""
+        """Returns how many transitions were written to the tables since the last call."""
         new = 0
         for index, client in enumerate(self._clients):
             try:
                 info = client.server_info(timeout=60)[self._counter]
             except (reverb.errors.ReverbError, RuntimeError):
-                continue  # it is down: the next call counts what it missed
+                continue  # the server is down: a later call counts what this one misses
             written = info.rate_limiter_info.insert_stats.completed
-            new += max(0, written - self._written[index])  # a server that came back counts from its checkpoint
+            new += max(0, written - self._written[index])  # a restarted server goes on from its checkpoint's count
             self._written[index] = written
         return new * self._steps_per_item
 
@@ -59,18 +59,18 @@ class Replay:
             self._table.name,
             dtypes=[tf.as_dtype(leaf.dtype) for leaf in leaves],
             shapes=[tf.TensorShape(leaf.shape) for leaf in leaves],
-            # One worker with a batch under way: a deeper prefetch would sample by priorities that are old.
+            # One worker with one batch under way: a deeper prefetch would sample by old priorities.
             max_in_flight_samples_per_worker=self._share,
             num_workers_per_iterator=1,
         )
         return iter(dataset.batch(self._share, drop_remainder=True))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Samples for ever; waits in C++ for the tables' rate limiters: iterate it in a thread."""
+        """Yields batches for ever. Iterate in a thread of its own: this waits in C++ for the tables' rate limiters."""
         datasets, servers = [self._dataset(client) for client in self._clients], len(self._clients)
         while True:
             parts = [next(dataset) for dataset in datasets]
-            # Servers by turns, so that any part of the batch is a mixture of them too.
+            # Items of the servers alternate, so that any part of the batch is a mixture of them too.
             mixed = [_by_turns([np.asarray(x) for x in c]) for c in zip(*(part.data for part in parts), strict=True)]
             sizes = sum(float(np.asarray(part.info.table_size)[-1]) for part in parts)
             probability = _by_turns([np.asarray(part.info.probability) for part in parts])
@@ -83,5 +83,5 @@ class Replay:
 
 
 def _by_turns(parts: Sequence[np.ndarray]) -> np.ndarray:
-    """[b, ...] each -> [b * parts, ...]: the first rows of all, the second of all, and so on."""
+    """Interleaves the parts, [b, ...] each, to [b * parts, ...]: the first rows of all, then the second, and so on."""
     return parts[0] if len(parts) == 1 else np.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])

@@ -1,4 +1,4 @@
-"""Sequences: rows of one environment's episode and the memory that they began in, kept in a replay."""
+"""Sequences: items of rows of one environment's episode and the agent's memory before them, which a replay keeps."""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -15,21 +15,22 @@ from replay.rows import PULL_STEPS, Priority, Row, never
 from replay.structures import Packing, Structure, step_structs
 from replay.transitions import action_bytes, observation_bytes, priorities_of, refuse_longer
 
-# What Reverb needs for each row of a stream that items share, about, besides its data; tests/replay/test_memory.py
-# measures it.
+# About what Reverb needs besides its data for each row of a stream whose rows items share, as
+# tests/replay/test_memory.py measures.
 ROW_BYTES = 1_000
 IN_FLIGHT = 2  # sequences of each environment that may be on their way to the table while an actor goes on
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
-    """Of one sequence, without a batch axis: a Sample of steps [burn_in + length, ...] and memory."""
+    """Returns the structure of one sequence, without a batch axis: a Sample of steps [burn_in + length, ...] and
+    memory."""
     del num_envs
     items: Sequences = agent.table.items  # type: ignore[assignment]
     return structure_of_rows(agent, spec, items.burn_in + items.length)
 
 
 def structure_of_rows(agent: Agent, spec: EnvironmentSpec, rows: int) -> Structure:
-    """Of so many rows of one environment and the memory before them, without a batch axis."""
+    """Returns the structure of `rows` rows of one environment and the memory before them, without a batch axis."""
     step, memory = step_structs(agent, spec, 1)
     steps = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), step)
     return Structure(Sample(steps, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), memory)))
@@ -41,46 +42,48 @@ def sequences_per_item(structure: Structure) -> int:
 
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
-    """Raises ValueError if an item would be longer than an episode."""
+    """Raises ValueError if `sequence_length` is more than an episode can have steps."""
     refuse_longer(agent, run, spec, "sequence_length", agent.table.items.length)  # type: ignore[union-attr]
 
 
 def item_bytes(agent: Agent, spec: EnvironmentSpec) -> int:
-    """What an item takes in Reverb's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
-    # Items share rows: `period` are new. What else is in them is small.
+    """Returns about how many bytes an item takes in Reverb, if its data cannot be compressed (see docs/replay.md)."""
+    # Items share rows, and each has `period` new ones. What they hold besides observations and actions is small.
     memory = jax.tree.leaves(jax.eval_shape(lambda: agent.memory(1, None)))
     row = observation_bytes(spec) + action_bytes(spec) + ROW_BYTES
     return agent.table.items.period * row + sum(x.size * x.dtype.itemsize for x in memory)  # type: ignore[union-attr]
 
 
 def counter(table: TableSpec) -> tuple[str, int]:
-    """The Reverb table whose items count the transitions that were made, and how many each stands for: sequences are
-    not so many each, so that their writers count, in a table of their own."""
+    """Returns the name of the Reverb table whose items count transitions, and how many each item stands for.
+
+    Sequences differ in how many new transitions they hold, so their writers count transitions in a separate table.
+    """
     return steps_table_name(table.name), table.items.period  # type: ignore[union-attr]
 
 
 def items_at_once(table: TableSpec, num_envs: int) -> int:
-    """The most items whose priorities the writer asks for at once."""
+    """Returns the most items for which the writer computes priorities at once."""
     del table
     return num_envs
 
 
 def packing(table: TableSpec, structure: Structure) -> "SequencePacking":
-    """How items lie in a table's columns, and how batches are read from those."""
+    """Returns how items lie in Reverb's columns, and how batches are read from these."""
     del table
     return SequencePacking(structure)
 
 
 def steps_table_name(table: str) -> str:
-    """Of the table that counts the steps of a `table` of sequences."""
+    """Returns the name of the table that counts the transitions of a `table` of sequences."""
     return f"{table}_steps"
 
 
 class SequencePacking:
-    """Sequences: rows, each packed, which items share, and the memory before the first, packed."""
+    """Packs sequences: each row by itself, for items share rows, and the memory before the first row."""
 
     def __init__(self, structure: Structure):
-        """`structure`: of one sequence, as `sequence_structure` gives it."""
+        """`structure` is that of one sequence or episode, as `structure_of_rows` returns it."""
         item: Sample = structure.unflatten(structure.leaves)
         self.length = rows = item.steps.reward.shape[0]
         self.rows = Packing(Structure(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), item.steps)))
@@ -88,47 +91,51 @@ class SequencePacking:
         columns = [jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for x in self.rows.structure.leaves]
         self.num_row_columns, self.num_memory_columns = len(columns), len(self.memory.structure.leaves)
         nothing: Step = jax.tree.map(lambda x: np.zeros((1, *x.shape[1:]), x.dtype), item.steps)
-        # A row's columns where there is no row.
+        # The columns of a row that stands where the episode has none.
         self.padding = [column[0] for column in self.rows.pack(nothing._replace(first=np.ones(1, bool)))]
         self.structure = Structure([*columns, *self.memory.structure.leaves])
 
     def sample(self, columns: Sequence[np.ndarray]) -> Sample:
-        """A batch of sequences, steps [T, B, ...] and memory [B, ...]."""
+        """Returns a batch of sequences: a Sample of steps [T, B, ...] and memory [B, ...]."""
         rows = [column.swapaxes(0, 1) for column in columns[: self.num_row_columns]]
         return Sample(self.rows.unpack(rows), self.memory.unpack(columns[self.num_row_columns :]))
 
 
 class _OpenSequence(NamedTuple):
-    end: int  # rows of the episode when it is complete
-    memory: list[Any]  # the memory's columns, in Reverb's keeping
-    values: list[np.ndarray]  # the same
+    end: int  # the number of the episode's rows with which the sequence is complete
+    memory: list[Any]  # Reverb's references to the memory's columns
+    values: list[np.ndarray]  # the memory's columns themselves
 
 
 class _Stream:
-    """One environment's rows, on their way to its sequences."""
+    """One environment's stream of rows in Reverb, and the sequences that are open in it."""
 
     def __init__(self, client: Any, window: Sequences, padding: list[np.ndarray], num_memory_columns: int):
-        """`padding`: a row's columns where there is no row."""
+        """`padding` is the columns of a row that stands where the episode has none."""
         self._window, self._padding, self._size = window, padding, window.burn_in + window.length
-        # What an episode's last sequence refers to is needed until the next episode's first row was added.
+        # The rows of an episode's last sequence must stay in reach until the next episode's first row is added.
         rows, memories = self._size + window.burn_in + 1, self._size // window.period + 2
         self.writer = open_stream(
             client, [max(CHUNK_ROWS, rows)] * len(padding) + [memories] * num_memory_columns, len(padding)
         )
         self._recent: collections.deque[list[np.ndarray]] = collections.deque(maxlen=self._size)
         self._open: collections.deque[_OpenSequence] = collections.deque()
+        # The episode's rows so far; the row that the next sequence learns from first; rows that complete ones cover.
         self._rows = self._next = self._covered = 0
-        self._pads = 0  # since the last row
+        self._pads = 0  # rows of padding since the last row of an episode
 
     def opens(self, first: bool) -> bool:
-        """Whether a sequence starts with the next row."""
+        """Returns whether a sequence starts with the next row, which is an episode's first if `first`."""
         return first or self._next - self._window.burn_in <= self._rows
 
     def append(self, row: list[np.ndarray], first: bool, memory: list[np.ndarray]) -> list["_Sequence"]:
-        """Adds a row; the sequences that it completes: of an episode that is over, and one of its own, at most."""
+        """Adds a row; returns the sequences that it completes.
+
+        These are at most two: the last one of an episode that is over, and one of the row's own episode.
+        """
         done = []
         if first:
-            # Whether the oldest open sequence has anything to learn from that none before it has.
+            # The oldest open sequence is padded and written only if it has a row that no complete sequence has.
             if self._open and self._covered < self._rows:
                 while self._rows + self._pads < self._open[0].end:
                     self._pad()
@@ -164,16 +171,17 @@ class _Stream:
 
 
 class _Sequence(NamedTuple):
-    """A complete one."""
+    """A complete sequence, which is ready to be written as an item."""
 
-    writer: Any
-    columns: list[Any]  # in Reverb's keeping
-    rows: list[list[np.ndarray]]  # the same, packed
-    memory: list[np.ndarray]
+    writer: Any  # Reverb's writer of the environment's stream
+    columns: list[Any]  # Reverb's references to the item's columns
+    rows: list[list[np.ndarray]]  # the rows themselves, packed
+    memory: list[np.ndarray]  # the memory before them, packed
 
 
 class SequenceWriter:
-    """Writes sequences of each environment, and to a table of its own an item for each `period` transitions."""
+    """Writes each environment's sequences to Reverb. To another table, which counts, it writes an item for each
+    `period` transitions."""
 
     def __init__(
         self,
@@ -183,7 +191,8 @@ class SequenceWriter:
         priority: Priority | None = None,
         stopped: Callable[[], bool] = never,
     ):
-        """`priority`: of a Sample of new items; None: 1. `stopped`: asked while the table makes it wait."""
+        """`priority` gives a Sample of new items their priorities, all 1 if it is None; `stopped` is asked while the
+        table makes the writer wait."""
         self._window: Sequences = table.items  # type: ignore[assignment]
         if self._window.period >= self._window.length:
             raise ValueError(f"sequences overlap by a row at least, which {self._window} do not")
@@ -193,8 +202,8 @@ class SequenceWriter:
         self._steps = 0
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true each time the environments made another PULL_STEPS transitions. All sequences but
-        IN_FLIGHT of each environment are in the table then."""
+        """Adds a row, as every Writer does; returns True each time the environments made another PULL_STEPS
+        transitions. On return, at most IN_FLIGHT sequences of each environment are not in the table yet."""
         step = row.step
         rows = self._packing.rows.pack(step)
         if not self._streams:
@@ -241,12 +250,13 @@ def writer(
 
 
 class SequenceCut:
-    """Sequences in a ring of rows: the anchor is the first row after the burn-in. As a Cut of replay/rings.py."""
+    """The Cut (replay/rings.py) of sequences: how they lie in a ring of rows. The anchor is the first row after the
+    burn-in."""
 
     pull_period = PULL_STEPS
 
     def __init__(self, items: Sequences, structure: Structure):
-        """`structure`: of one sequence."""
+        """`structure` is that of one sequence."""
         self._items = items
         self.back, self.ahead = items.burn_in, items.length - 1
         item: Sample = structure.unflatten(structure.leaves)
@@ -255,7 +265,7 @@ class SequenceCut:
         self._memory = Packing(Structure(item.memory))
         self.kept_structs = row.observation, self._rest.structure.leaves
         self.memory_structs = self._memory.structure.leaves
-        # The first sequence that opens later than its episode does so at this row.
+        # The first sequence that opens later than its episode opens at this row; the next ones, `period` rows apart.
         self.memory_gap = items.period - items.burn_in % items.period
 
     def kept(self, step: Step, xp: Any = np) -> tuple[Any, list[Any]]:
@@ -265,13 +275,14 @@ class SequenceCut:
         return self._memory.pack(memory, xp)
 
     def opens(self, position: Any) -> Any:
-        # Not an episode's first row, where every memory is set back.
+        # An episode's first row needs no memory: there every network sets its memory back.
         return (position > 0) & ((position + self._items.burn_in) % self._items.period == 0)
 
     def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
         items, row = self._items, np.arange(len(position))[:, None]
         whole = row + items.length <= over
-        # Cut short by the episode's end: the oldest that is, unless the one before it ended with the episode.
+        # Of those that the episode's end cuts short, only the oldest is an item, unless the one before it ended with
+        # the episode.
         oldest = (position == 0) | (row - items.period + items.length < over)
         completed = xp.where(whole, row + items.length - 1, xp.where(oldest, over, NEVER))
         return xp.where(position % items.period == 0, completed, NEVER)
@@ -292,11 +303,11 @@ class SequenceCut:
 
         steps: Step = jax.tree.map(padded, step)
         opened = jnp.maximum(-burn_in, -anchor[:, 0])
-        inside = anchor[:, 0] > burn_in  # else it opened with its episode
+        inside = anchor[:, 0] > burn_in  # else the sequence opened with its episode: its memory is zeros
         memory = [jnp.where(inside[:, None], x, jnp.zeros_like(x)) for x in look.memory(opened)]
         return Sample(steps._replace(first=steps.first | ~same.T), self._memory.unpack(memory))
 
 
 def ring(table: TableSpec, structure: Structure) -> SequenceCut:
-    """How items lie in rings of rows."""
+    """Returns the Cut of the table's items: how they lie in rings of rows."""
     return SequenceCut(table.items, structure)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The Reverb server: tables from their specs, the variable container's table, checkpoints at a given path."""
+"""The Reverb server: builds tables from their specs and for variable containers, and saves and restores tables."""
 
 import json
 import os
@@ -18,22 +18,24 @@ from replay.variables import VARIABLES
 
 
 def signature_of(structure: Structure) -> list[tf.TensorSpec]:
-    """Reverb's description of a table's columns."""
+    """Returns Reverb's description of columns of this structure."""
     return [tf.TensorSpec(leaf.shape, tf.as_dtype(leaf.dtype)) for leaf in structure.leaves]
 
 
 def build_table(
     spec: TableSpec, structure: Structure, sequences_per_item: int = 1, num_servers: int = 1
 ) -> reverb.Table:
-    """The Reverb table of a spec; of several servers' each, its share.
+    """Returns the Reverb table of a spec, or one server's share of it.
 
-    A queue is first in, first out, each item once, and full when `spec.max_size` sequences wait: its writers then wait.
-    A replay is sampled uniformly or by priority, and forgets the oldest, or by priority too; with `samples_per_insert`,
-    whoever is ahead of that ratio by more than the error buffer waits. The buffer is wide enough for one side always to
-    be free.
+    A queue gives each item once, the oldest first. It is full when `spec.max_size` sequences wait; then its writers
+    wait. A replay is sampled uniformly or by priority, and removes the oldest item, or one by priority. With
+    `samples_per_insert`, whoever is ahead of that ratio by more than the error buffer waits; the buffer is wide enough
+    for one side to be always free.
 
     Args:
-      structure: of one item, as Reverb sees it: packed, but for a queue's.
+      structure: that of the columns in which an item lies in Reverb, as `channels.columns` returns it.
+      sequences_per_item: sequences in an item of a queue.
+      num_servers: how many servers share the sizes of a replay.
     """
     if spec.kind == "queue":
         return reverb.Table.queue(
@@ -60,7 +62,7 @@ def build_table(
 
 
 def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
-    """A table that keeps the newest item alone."""
+    """Returns a table that keeps only the newest item."""
     return reverb.Table(
         name,
         sampler=reverb.selectors.Fifo(),
@@ -72,31 +74,36 @@ def _build_newest(name: str, signature: list[tf.TensorSpec]) -> reverb.Table:
 
 
 def build_variables_table(structure: Structure, name: str = VARIABLES) -> reverb.Table:
-    """A table of size one: the newest parameters, or the newest of whatever else a variable container holds."""
+    """Returns a variable container's table, of size one: it keeps the newest parameters, or whatever else was pushed
+    last."""
     return _build_newest(name, signature_of(structure))
 
 
 def build_steps_table(table: str) -> reverb.Table:
-    """A table of size one that is there to count: into it go items for so many transitions each. Reverb keeps the count
-    of a table's items, in checkpoints too, and with it how much experience the items of sequences were made of."""
+    """Returns a table of size one that counts the transitions behind the items of sequences in `table`.
+
+    Each item that is written to it stands for a fixed number of transitions. Reverb counts the items that were ever
+    written to a table, and keeps this count in checkpoints too.
+    """
     return _build_newest(steps_table_name(table), [tf.TensorSpec((), tf.int32)])
 
 
 def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib.Path | None) -> reverb.Server:
-    """Starts a server and restores its newest checkpoint from `checkpoint_path`, if it has one.
+    """Starts a server, and restores the newest checkpoint in `checkpoint_path` if there is one.
+
+    The caller must check that the port is free: Reverb would silently share it with another server, so that clients
+    might reach either.
 
     Args:
-      tables: as built above.
+      tables: as the functions above return them.
       port: 0 or None picks a free one.
-      checkpoint_path: a directory; without it, nothing is saved and nothing found after a restart.
-
-    Reverb itself would share a port with another server, and both servers' clients with it, in silence: check first.
+      checkpoint_path: a directory; if None, nothing is saved, and nothing is restored after a restart.
 
     Raises:
-      ValueError: other tables were saved there. Reverb would restore those, in silence.
+      ValueError: other tables were saved in `checkpoint_path`. Reverb would silently restore those.
     """
     if checkpoint_path is None:
-        # Left to itself, Reverb makes a temporary directory that nobody removes; here is none, and can be none.
+        # Without a checkpointer Reverb makes a temporary directory that nobody removes; none can be made at this path.
         nowhere = reverb.platform.checkpointers_lib.DefaultCheckpointer(f"{os.devnull}/none")
         return reverb.Server(tables, port=port or None, checkpointer=nowhere)
     checkpoint_path.mkdir(parents=True, exist_ok=True)
@@ -105,7 +112,7 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
     checkpointer = reverb.platform.checkpointers_lib.DefaultCheckpointer(str(checkpoint_path))
     try:
         return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
-    except RuntimeError as error:  # what Reverb's C++ says of a file that it cannot read
+    except RuntimeError as error:  # Reverb's C++ raises this for a file that it cannot read
         aside = checkpoint_path.with_name(f"damaged_{checkpoint_path.name}_{time.time():.0f}")
         logging.warning("the replay saved in %s is damaged (%s): it is in %s now", checkpoint_path, error, aside)
         checkpoint_path.rename(aside)
@@ -114,15 +121,15 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
 
 
 def _remove_unfinished(checkpoint_path: pathlib.Path) -> None:
-    """Removes what servers left that were killed while they saved."""
+    """Removes the unfinished checkpoints of servers that were killed while they saved."""
     for path in checkpoint_path.iterdir():
         if path.is_dir() and not (path / "DONE").exists():
             shutil.rmtree(path)
 
 
 def _check_tables(tables: list[reverb.Table], checkpoint_path: pathlib.Path) -> None:
-    """Raises ValueError if other tables were saved in `checkpoint_path`; notes beside it what these are."""
-    note = checkpoint_path.with_name(checkpoint_path.name + ".json")  # inside, Reverb would take it for the newest
+    """Raises ValueError if other tables were saved in `checkpoint_path`; else notes beside it what these tables are."""
+    note = checkpoint_path.with_name(checkpoint_path.name + ".json")  # inside, it would pass for the newest checkpoint
     ours = {table.name: _definition(table.info) for table in tables}
     if note.exists() and any(checkpoint_path.glob("*/DONE")):
         theirs = json.loads(note.read_text())
@@ -143,7 +150,7 @@ def _check_tables(tables: list[reverb.Table], checkpoint_path: pathlib.Path) -> 
 
 
 def _definition(info: Any) -> dict[str, str]:
-    """All that a table was asked to be, in words that can be compared, from its reverb TableInfo."""
+    """Returns all settings of a table as strings that can be compared, from its reverb TableInfo."""
     limiter = info.rate_limiter_info
     return {
         "size": str(info.max_size),
@@ -157,8 +164,11 @@ def _definition(info: Any) -> dict[str, str]:
 
 
 def save_tables(client: reverb.Client) -> None:
-    """Has a server save its tables to its checkpoint path; returns when they are on disk. A server that cannot, for it
-    is down or its disk is full, keeps the checkpoint it has, with a warning: a run outlives that."""
+    """Tells a server to save its tables to its checkpoint path; returns when they are on disk.
+
+    If the server is down or its disk is full, it keeps the checkpoint that it has, and a warning is logged; the run
+    goes on.
+    """
     try:
         client.checkpoint()
     except (reverb.errors.ReverbError, RuntimeError) as error:

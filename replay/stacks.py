@@ -1,4 +1,4 @@
-"""Stacks: n-step transitions whose observations are the newest frames, each of which is kept once."""
+"""Stacks: n-step transitions whose observations are stacks of the newest frames; a replay keeps each frame once."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from replay.rows import PULL_STEPS, Priority, Row, never
 from replay.structures import Packing, Structure
 from replay.transitions import NStep, TransitionCut, action_bytes, observation_bytes, priorities_of
 
-IN_FLIGHT = 16  # transitions of each stream that may be on their way to the table while an actor goes on
+IN_FLIGHT = 16  # transitions of each environment that may be on their way to the table while an actor goes on
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
-    """Of one Transition, without a batch axis, its observations stacked."""
+    """Returns the structure of one Transition with stacked observations [stack, ...], without a batch axis."""
     single = transitions.structure(agent, spec, num_envs)
     item: Transition = single.unflatten(single.leaves)
     frame, stack = item.observation, agent.table.items.stack  # type: ignore[union-attr]
@@ -29,37 +29,39 @@ sequences_per_item, refuse, counter = transitions.sequences_per_item, transition
 
 
 def item_bytes(agent: Agent, spec: EnvironmentSpec) -> int:
-    """What an item takes in Reverb's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
+    """Returns about how many bytes an item takes in Reverb, if its data cannot be compressed (see docs/replay.md)."""
     del agent
     return observation_bytes(spec) + action_bytes(spec) + transitions.ITEM_BYTES
 
 
 def items_at_once(table: TableSpec, num_envs: int) -> int:
-    """The most items whose priorities the writer asks for at once."""
+    """Returns the most items for which the writer computes priorities at once."""
     del table
     return num_envs
 
 
 def packing(table: TableSpec, structure: Structure) -> "StackedPacking":
-    """How items lie in a table's columns, and how batches are read from those."""
+    """Returns how items lie in Reverb's columns, and how batches are read from these."""
     return StackedPacking(table.items, structure)  # type: ignore[arg-type]
 
 
 class StackedTransition(NamedTuple):
-    """What a stacked transition keeps besides its frames."""
+    """A stacked transition without its frames."""
 
     action: Any
     reward: Any
     discount: Any
-    steps: Any  # int32, n or fewer: how much later than the observation the next observation is
+    steps: Any  # int32, n or fewer: the steps from the observation to the next observation
 
 
 class StackedPacking:
-    """Transitions of stacked frames: n + stack consecutive frames of a stream, which its items share, the last those of
-    the next observation; and the small rest, packed."""
+    """Packs transitions of stacked frames: n + stack consecutive frames of a stream, and the small rest, packed.
+
+    Items share frames. The last frames of an item are those of its next observation.
+    """
 
     def __init__(self, items: Stacks, structure: Structure):
-        """`structure`: of one Transition, without a batch axis."""
+        """`structure` is that of one Transition, without a batch axis."""
         item: Transition = structure.unflatten(structure.leaves)
         self._stack, frame = items.stack, item.observation
         self.frames = items.n + items.stack
@@ -70,7 +72,7 @@ class StackedPacking:
         self.structure = Structure([frames, *self.rest.structure.leaves])
 
     def sample(self, columns: Sequence[np.ndarray]) -> Sample:
-        """A batch of Transitions whose observations are [B, stack, ...]."""
+        """Returns a Sample of a batch of Transitions whose observations are [B, stack, ...]."""
         frames, rest = columns[0], self.rest.unpack(columns[1:])
         next_start = self.frames - self._stack
         rows = (next_start - rest.steps)[:, None] + np.arange(self._stack)
@@ -79,10 +81,11 @@ class StackedPacking:
 
 
 class StackedTransitionWriter:
-    """Writes one item per environment and step: an n-step Transition of stacked frames, each frame written once.
+    """Writes one item per environment and step to Reverb: an n-step Transition of stacked frames.
 
-    Each environment's frames are a stream of their own. An item refers to n + stack of them, of which its two stacks
-    are parts. An episode's first frame stands in the stream as often, so that no item sees the episode before.
+    Each environment's frames are a stream of their own, to which a frame is written once. An item refers to n + stack
+    of them, and its two stacks are parts of these. Only an episode's first frame is written n + stack times, so that
+    no item reaches into the episode before.
     """
 
     def __init__(
@@ -93,7 +96,8 @@ class StackedTransitionWriter:
         priority: Priority | None = None,
         stopped: Callable[[], bool] = never,
     ):
-        """`priority`: of new items [B, ...]; None: 1. `stopped`: asked while the table makes it wait."""
+        """`priority` gives new items [B, ...] their priorities, all 1 if it is None; `stopped` is asked while the table
+        makes the writer wait."""
         items: Stacks = table.items  # type: ignore[assignment]
         self._client, self._table, self._packing = client, table, StackedPacking(items, structure)
         self._priority, self._stopped = priority, stopped
@@ -105,13 +109,13 @@ class StackedTransitionWriter:
         batch, frames = len(step.first), self._packing.frames
         kept = [2 * frames, *([1] * (len(self._packing.structure.leaves) - 1))]
         self._writers = [open_stream(self._client, [max(CHUNK_ROWS, rows) for rows in kept]) for _ in range(batch)]
-        self._opened = np.zeros(batch, int)  # the row of each environment's episode's first frame
+        self._opened = np.zeros(batch, int)  # the row in which each environment's episode began
         if self._priority is not None:
             self._recent = np.zeros((frames + 1, *step.observation.shape), step.observation.dtype)
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true each time another PULL_STEPS items were written. All but IN_FLIGHT of each environment
-        are there then."""
+        """Adds a row, as every Writer does; returns True each time another PULL_STEPS items were written. On return, at
+        most IN_FLIGHT items of each environment are not in the table yet."""
         step, params = row.step, row.params
         if not self._writers:
             self._start(step)
@@ -120,7 +124,7 @@ class StackedTransitionWriter:
         if self._priority is not None:
             self._recent[self._row % len(self._recent)] = step.observation
         done: list[list[tuple[float, list[np.ndarray]]]] = [[] for _ in self._writers]
-        # Windows are made of where frames are, not of frames.
+        # NStep is given where frames are, not the frames: (environment, row, the row in which its episode began).
         place = np.stack([environments, np.full_like(environments, self._row), self._opened], axis=1)
         for transition in self._n_step.append(step._replace(observation=place)):
             places, size = transition.observation, len(transition.reward)
@@ -142,14 +146,16 @@ class StackedTransitionWriter:
         return before // PULL_STEPS != self._items // PULL_STEPS
 
     def _stacks(self, places: np.ndarray) -> np.ndarray:
-        """[b, stack, ...] the frames up to `places` (environment, row, row of the episode's first) [b, 3]."""
+        """Returns the stacks of frames up to `places`, [b, stack, ...]; `places` [b, 3] are as `append` makes them."""
         environment, row, opened = places.T
         rows = np.maximum(row[:, None] - self._lags, opened[:, None])
         return self._recent[rows % len(self._recent), environment[:, None]]
 
     def _write(self, writer: Any, frame: np.ndarray, first: bool, items: list[tuple[float, list[np.ndarray]]]) -> None:
-        """Adds a frame to its stream, and the items that it completes: those of an episode that is over end before it,
-        any other with it."""
+        """Adds a frame to its stream, and the items that it completes.
+
+        If the frame is an episode's `first`, the items end with the frame before it; else they end with this frame.
+        """
         size = self._packing.frames
         frames = writer.history[0][-size:] if first and items else None
         for index in range(size if first else 1):
@@ -173,7 +179,7 @@ def writer(
 
 
 def ring(table: TableSpec, structure: Structure) -> TransitionCut:
-    """How items lie in rings of rows."""
+    """Returns the Cut of the table's items: how they lie in rings of rows."""
     item: Transition = structure.unflatten(structure.leaves)
     frame = jax.ShapeDtypeStruct(item.observation.shape[1:], item.observation.dtype)
     single = Structure(item._replace(observation=frame, next_observation=frame))

@@ -1,4 +1,7 @@
-"""Pytrees of arrays as flat lists of columns and back, and the structures that every role works out for itself."""
+"""Turns pytrees of arrays into flat lists of columns and back, and computes the structures of what travels.
+
+Every role computes these structures for itself, from the agent and the environment's spec; they are never sent.
+"""
 
 import math
 from collections.abc import Sequence
@@ -11,10 +14,10 @@ from agents.agent import Agent, BoundedActions, EnvironmentSpec, Memory, Sample,
 
 
 class Structure:
-    """The shapes, dtypes and nesting of one kind of item, so that only flat lists of arrays travel."""
+    """The shapes, dtypes and nesting of one kind of item, so that only flat lists of arrays need to travel."""
 
     def __init__(self, example: Any):
-        """`example`: the pytree, of arrays or jax.ShapeDtypeStruct."""
+        """`example`: an item, as a pytree of arrays or of jax.ShapeDtypeStruct."""
         leaves, treedef = jax.tree.flatten(example)
         self.treedef: Any = treedef
         self.leaves = [jax.ShapeDtypeStruct(leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves]
@@ -27,22 +30,26 @@ class Structure:
 
 
 def nbytes(structs: Any) -> int:
-    """Bytes of the arrays that have these shapes."""
+    """Returns how many bytes arrays of these shapes and dtypes have together."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(structs))
 
 
 def state_structs(agent: Agent) -> Any:
-    """The shapes of an agent's state."""
+    """Returns the shapes and dtypes of an agent's state."""
     return jax.eval_shape(agent.init, jax.eval_shape(jax.random.key, 0))
 
 
 def params_structs(agent: Agent) -> Any:
-    """The shapes of the parameters that an agent's actors pull."""
+    """Returns the shapes and dtypes of the parameters that an agent's actors pull."""
     return jax.eval_shape(agent.policy, state_structs(agent))
 
 
 def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[Step, Memory]:
-    """The shapes of a Step and a Memory of an agent that acts in `num_envs` environments."""
+    """Returns the shapes and dtypes of a Step and a Memory of an agent that acts in `num_envs` environments.
+
+    Raises:
+      TypeError: the agent's actions have another dtype than the environment's.
+    """
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct((num_envs, *shape), dtype)
@@ -60,11 +67,14 @@ def step_structs(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> tuple[St
 
 
 class Packing:
-    """Many small arrays as few: a structure's leaves side by side, one column per dtype, for Reverb's price is one per
-    column and item. A transition of five arrays takes a quarter of the CPU to write and to sample."""
+    """Packs many small arrays into few: it puts a structure's leaves side by side, in one column per dtype.
+
+    Reverb's cost is per column and item. Packed, a transition of five arrays takes a quarter of the CPU time to write
+    and to sample.
+    """
 
     def __init__(self, structure: Structure):
-        """`structure`: of one item, without a batch axis."""
+        """`structure`: that of one item, without a batch axis."""
         self._structure = structure
         self._columns: dict[np.dtype, list[int]] = {}  # dtype -> indices of leaves
         for index, leaf in enumerate(structure.leaves):
@@ -72,7 +82,7 @@ class Packing:
 
     @property
     def structure(self) -> Structure:
-        """Of what `pack` returns, without the batch axis: a list of vectors."""
+        """The structure of what `pack` returns, without the batch axis: a list of vectors."""
         leaves = self._structure.leaves
         return Structure(
             [
@@ -82,7 +92,7 @@ class Packing:
         )
 
     def pack(self, items: Any, xp: Any = np) -> list[Any]:
-        """Leaves [B, ...] -> one [B, size] per dtype; `xp`: jax.numpy inside a compiled function."""
+        """Packs leaves [B, ...] into one array [B, size] per dtype; `xp` is jax.numpy inside a compiled function."""
         leaves = [xp.asarray(leaf) for leaf in self._structure.treedef.flatten_up_to(items)]
         return [
             xp.concatenate([leaves[i].reshape(len(leaves[i]), -1) for i in indices], axis=1)
@@ -90,7 +100,7 @@ class Packing:
         ]
 
     def unpack(self, columns: Sequence[Any]) -> Any:
-        """What `pack` was given; of columns [T, B, size], leaves [T, B, ...]."""
+        """Returns what `pack` was given. Columns [T, B, size] give leaves [T, B, ...]."""
         leaves: list[Any] = [None] * len(self._structure.leaves)
         for column, indices in zip(columns, self._columns.values(), strict=True):
             start = 0
@@ -102,11 +112,11 @@ class Packing:
         return self._structure.unflatten(leaves)
 
     def sample(self, columns: Sequence[np.ndarray]) -> Sample:
-        """A batch of packed transitions."""
+        """Returns a Sample of a batch of packed transitions."""
         return Sample(self.unpack(columns))
 
 
 def params_structure(agent: Agent) -> Structure:
-    """The structure of what actors pull."""
+    """Returns the structure of what actors pull: (Version, parameters)."""
     version = Version(np.int64(0), np.int64(0))
     return Structure((version, params_structs(agent)))

@@ -1,7 +1,8 @@
-"""A tree of sums over masses, for sampling items in proportion to them: on a device, inside a compiled function.
+"""A tree of sums over masses, to sample items in proportion to their masses on a device, inside a compiled function.
 
-Each sum is over FAN_OUT of the level below. Sampling goes down the tree, setting goes up it; both look at FAN_OUT
-numbers a level. Sums are computed from what they are of, never by adding differences, so that nothing drifts.
+Each sum is over FAN_OUT numbers of the level below. Sampling goes down the tree, and setting a mass goes up it; both
+read FAN_OUT numbers on each level. A sum is always computed anew from these numbers, never by adding a difference, so
+that rounding errors do not build up.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +11,18 @@ import chex
 import jax
 import jax.numpy as jnp
 
-FAN_OUT = 16  # measured on a CPU, of 2 to 1,024: the fewest microseconds to sample and to set 32 to 2,048 of a million
+FAN_OUT = 16  # the fastest of 2 to 1,024, on a CPU, to sample and to set 32 to 2,048 of a million masses
 
-Sums = tuple[chex.Array, ...]  # the lowest level first, each padded to a multiple of FAN_OUT; the last has FAN_OUT
+Sums = tuple[chex.Array, ...]  # the lowest level first, each padded to a multiple of FAN_OUT; the last has FAN_OUT sums
 
 
 def presence(masses: chex.Array) -> chex.Array:
-    """1 of what has any mass, else 0."""
+    """Returns 1 where a mass is above 0, else 0."""
     return (masses > 0).astype(masses.dtype)
 
 
 def build(masses: chex.Array) -> Sums:
-    """The sums over `masses`, float32 [N], N a multiple of FAN_OUT."""
+    """Returns the sums over `masses`, float32 [N], where N is a multiple of FAN_OUT."""
     levels: list[chex.Array] = []
     below = masses
     while not levels or len(below) > FAN_OUT:
@@ -34,11 +35,14 @@ def build(masses: chex.Array) -> Sums:
 def update(
     masses: chex.Array, sums: Sums, index: chex.Array, of: Callable[[chex.Array], chex.Array] | None = None
 ) -> Sums:
-    """The sums once the `masses` at `index`, int32 [n], have changed; an index of N or more is passed over. `of`: of
-    each mass, what was summed (say, its presence), computed of those alone that are looked at; None: the mass."""
+    """Returns the sums after the `masses` at `index`, int32 [n], have changed; skips indices of N or more.
+
+    `of` gives the number that is summed for each mass, say its presence; None: the mass itself. It is called only on
+    masses that are read.
+    """
     below, updated = masses, []
     for level in sums:
-        index = jnp.where(index < len(below), index // FAN_OUT, len(level))  # beyond the padding: passed over
+        index = jnp.where(index < len(below), index // FAN_OUT, len(level))  # beyond the padding: to be skipped
         inside = jnp.minimum(index, len(below) // FAN_OUT - 1)
         children = below.reshape(-1, FAN_OUT)[inside]
         children = of(children) if of and below is masses else children
@@ -49,7 +53,7 @@ def update(
 
 
 def total(sums: Sums) -> chex.Array:
-    """Of all masses."""
+    """Returns the sum of all masses."""
     return sums[-1].sum()
 
 
@@ -60,22 +64,25 @@ def sample(
     size: int,
     of: Callable[[chex.Array], chex.Array] | None = None,
 ) -> chex.Array:
-    """`size` independent draws, int32 [size]: index i with probability masses[i] / total, or of what `of` makes of the
-    masses, as of `update`. Never one of 0, however sums are rounded, while there is any other."""
+    """Returns `size` independent draws, int32 [size], of index i with probability masses[i] / total.
+
+    With `of`, as in `update`, the numbers that it gives for the masses are in their place. An index whose number is 0
+    is never drawn, however sums are rounded, unless all are 0.
+    """
     rest = jax.random.uniform(key, (size,)) * total(sums)
     node = jnp.zeros(size, jnp.int32)
     levels: Sequence[chex.Array] = (masses, *sums)
     for level in reversed(levels):
         children = level.reshape(-1, FAN_OUT)[node]
         node, rest = _descend(of(children) if of and level is masses else children, node, rest)
-        # XLA would compute a level anew for each use of what is below it: inside a loop it then takes 40 s to compile.
+        # Without the barrier XLA computes a level anew for each use of the next one: a loop takes 40 s to compile.
         node, rest = jax.lax.optimization_barrier((node, rest))
     return node
 
 
 def _descend(children: chex.Array, node: chex.Array, rest: chex.Array) -> tuple[chex.Array, chex.Array]:
-    """Of each node [n] and its `children` [n, FAN_OUT]: the first whose running sum exceeds `rest`, and what `rest` is
-    beyond those before it. Where rounding leaves none, the last that is not 0."""
+    """Returns for each node [n] the first of its `children` [n, FAN_OUT] whose running sum exceeds `rest`, and `rest`
+    less the children before it. If rounding leaves no such child, takes the last that is not 0."""
     pick, before = jnp.zeros_like(node), jnp.zeros_like(rest)
     running, found = jnp.zeros_like(rest), jnp.zeros(node.shape, bool)
     for child in range(FAN_OUT):

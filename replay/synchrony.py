@@ -1,4 +1,4 @@
-"""Actors in step with their learner: each item of theirs is by its newest parameters."""
+"""Keeps actors in step with their learner: before each item, an actor waits for parameters that are new to it."""
 
 import time
 from collections.abc import Callable
@@ -9,22 +9,25 @@ from absl import logging
 from agents.agent import Version
 from replay.rows import Variables
 
-STALL_SECONDS = 60  # of waiting for a next version before an actor acts with the last again
-POLL_SECONDS = 0.001  # from one look for it to the next
+STALL_SECONDS = 60  # seconds that an actor waits for the next version before it acts with the last one again
+POLL_SECONDS = 0.001  # seconds between two checks for the next version
 
 
 class NextVersion:
-    """Variables of an actor that is in step with its learner: each pull is of another version than the one before."""
+    """The Source of an actor that is in step with its learner: each pull returns another version than the last one."""
 
     def __init__(self, variables: Variables, stopped: Callable[[], bool]):
-        """`stopped`: asked while there is no other version; the last is given then."""
+        """`stopped` is asked while there is no other version; once it is True, the last version is returned again."""
         self._variables, self._stopped = variables, stopped
         self._pushes: int | None = None
         self._last: tuple[Version, Any] | None = None
 
     def pull(self) -> tuple[Version, Any]:
-        """Waits for the next version; after STALL_SECONDS it is the last one again, for what the learner was to learn
-        from may have been lost with a replay server."""
+        """Waits for the next version and returns it.
+
+        After STALL_SECONDS, returns the last version again: the experience that the learner waits for may have been
+        lost with a replay server.
+        """
         deadline = time.monotonic() + STALL_SECONDS
         while not self._last or not self._stopped():
             pushes = self._variables.pushes()

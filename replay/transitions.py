@@ -1,4 +1,4 @@
-"""Transitions: n steps of one environment as one item, kept in a replay and sampled many times."""
+"""Transitions: items of n steps of one environment each, which a replay keeps and samples many times."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,14 +25,14 @@ from replay.rows import PULL_ITEMS, Priority, Row, never
 from replay.structures import Packing, Structure, step_structs
 
 IN_FLIGHT = 16  # transitions that may be on their way to the table while an actor goes on
-# Transitions that an actor keeps until it gives them priorities and writes them, all at once (Horgan et al. 2018,
-# appendix D, have 50): both cost Python as much for a few as for one. Never fewer than one of each environment.
+# Transitions that an actor keeps until it computes their priorities and writes them, all at once; at least one of each
+# environment. Both cost Python as much for a few as for one. Horgan et al. 2018, appendix D, keep 50.
 LOCAL_ITEMS = 16
-ITEM_BYTES = 1_500  # what Reverb needs for an item besides its data, about; tests/replay/test_memory.py measures it
+ITEM_BYTES = 1_500  # about what Reverb needs for an item besides its data, as tests/replay/test_memory.py measures
 
 
 def structure(agent: Agent, spec: EnvironmentSpec, num_envs: int) -> Structure:
-    """Of one Transition, without a batch axis."""
+    """Returns the structure of one Transition, without a batch axis."""
     del num_envs
     step, _ = step_structs(agent, spec, 1)
     number = jax.ShapeDtypeStruct((), np.float32)
@@ -46,12 +46,12 @@ def sequences_per_item(structure: Structure) -> int:
 
 
 def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
-    """Raises ValueError if an item would be longer than an episode or a replay."""
+    """Raises ValueError if `n_step` is more than an episode can have steps."""
     refuse_longer(agent, run, spec, "n_step", agent.table.items.n)  # type: ignore[union-attr]
 
 
 def refuse_longer(agent: Agent, run: Any, spec: EnvironmentSpec, field: str, steps: int) -> None:
-    """Raises ValueError if no episode has so many `steps` as `config.FIELD` wants."""
+    """Raises ValueError if no episode can have as many `steps` as the Config's `field` asks for."""
     if spec.max_episode_steps is not None and steps > spec.max_episode_steps:
         raise ValueError(
             f"config.{field}={steps} is more than an episode of {run.env} can have, {spec.max_episode_steps} steps"
@@ -59,7 +59,7 @@ def refuse_longer(agent: Agent, run: Any, spec: EnvironmentSpec, field: str, ste
 
 
 def item_bytes(agent: Agent, spec: EnvironmentSpec) -> int:
-    """What an item takes in Reverb's memory, about, if its data cannot be compressed; docs/replay.md measures it."""
+    """Returns about how many bytes an item takes in Reverb, if its data cannot be compressed (see docs/replay.md)."""
     del agent
     return 2 * observation_bytes(spec) + action_bytes(spec) + ITEM_BYTES
 
@@ -69,38 +69,38 @@ def observation_bytes(spec: EnvironmentSpec) -> int:
 
 
 def action_bytes(spec: EnvironmentSpec) -> int:
-    """Of an action, a reward and a discount."""
+    """Returns the bytes of an action, a reward and a discount."""
     return 8 + 4 * (1 if isinstance(spec.actions, DiscreteActions) else int(np.prod(spec.actions.shape)))
 
 
 def counter(table: TableSpec) -> tuple[str, int]:
-    """The Reverb table whose items count the transitions that were made, and how many each stands for."""
+    """Returns the name of the Reverb table whose items count transitions, and how many each item stands for."""
     return table.name, 1
 
 
 def items_at_once(table: TableSpec, num_envs: int) -> int:
-    """The most items whose priorities the writer asks for at once."""
+    """Returns the most items for which the writer computes priorities at once."""
     del table
     return max(LOCAL_ITEMS, num_envs)
 
 
 def packing(table: TableSpec, structure: Structure) -> Packing:
-    """How items lie in a table's columns, and how batches are read from those."""
+    """Returns how items lie in Reverb's columns, and how batches are read from these."""
     del table
     return Packing(structure)
 
 
 def priorities_of(priority: Priority | None, params: Params, items: Any, size: int) -> np.ndarray:
-    """float64 [size]"""
+    """Returns the priorities of new items, float64 [size]: 1 for all if `priority` is None."""
     return np.ones(size) if priority is None else np.asarray(priority(params, items), np.float64)
 
 
 class NStep:
     """Turns rows of a batch of environments into the n-step transitions that each row completes.
 
-    A row's own transition is known only once the next row has come: that brings o_{t+1}, and if it is a first, then the
-    row before it closed an episode and its action was thrown away. Windows never reach across: those still open at an
-    episode's last observation end there, shorter than n.
+    A row's own transition is known only when the next row comes. That row brings o_{t+1}; if it is a `first`, the row
+    before it closed an episode, and its action was thrown away. A window of n steps never reaches into the next
+    episode: those that are open at an episode's last observation end there, with fewer than n steps.
     """
 
     def __init__(self, items: Transitions | Stacks):
@@ -111,7 +111,7 @@ class NStep:
         def slots(x):
             return np.zeros((self._n, *np.shape(x)), np.asarray(x).dtype)
 
-        # A window's start, and what it has summed, stay in one slot from its first transition to its last.
+        # Each open window has a slot, which holds its first observation and action, and its return and discount so far.
         self._observation, self._action = slots(step.observation), slots(step.action)
         self._reward, self._discount = slots(step.reward), slots(step.discount)
         self._open = np.zeros((self._n, len(step.first)), bool)
@@ -129,8 +129,10 @@ class NStep:
         )
 
     def append(self, step: Step) -> list[Transition]:
-        """Adds row t, [B, ...]; the transitions (each [b, ...], b <= B) that end at o_t or, where `step.first`, at the
-        observation before it."""
+        """Adds row t, [B, ...]; returns the transitions that it completes, a list of Transitions [b, ...] with b <= B.
+
+        They end at o_t or, in environments where row t is a `first`, at the observation before it.
+        """
         previous, self._previous = self._previous, step
         if previous is None:
             self._start(step)
@@ -138,7 +140,7 @@ class NStep:
         ended, done = step.first, []
         if ended.any():
             for lag in range(self._n):
-                slot = (self._slot + lag) % self._n  # the oldest first
+                slot = (self._slot + lag) % self._n  # from the oldest window to the newest
                 which = self._open[slot] & ended
                 if which.any():
                     done.append(self._close(slot, which, previous.observation))
@@ -151,15 +153,17 @@ class NStep:
         self._reward[slot], self._discount[slot] = previous.reward, self._gamma * previous.discount
         self._open[slot] = ~ended
         self._slot = (slot + 1) % self._n
-        which = self._open[self._slot]  # n transitions old
+        which = self._open[self._slot]  # the windows that now have n steps
         if which.any():
             done.append(self._close(self._slot, which.copy(), step.observation))
         return done
 
 
 class TransitionWriter:
-    """Writes one item per environment and step: an n-step Transition, packed; LOCAL_ITEMS at a time, or one of each
-    environment where there are more of those."""
+    """Writes one item per environment and step to Reverb: an n-step Transition, packed.
+
+    It writes LOCAL_ITEMS at a time, or as many as there are environments if these are more.
+    """
 
     def __init__(
         self,
@@ -169,18 +173,22 @@ class TransitionWriter:
         priority: Priority | None = None,
         stopped: Callable[[], bool] = never,
     ):
-        """`priority`: of new items [B, ...]; None: 1. `stopped`: asked while the table makes it wait."""
+        """`priority` gives new items [B, ...] their priorities, all 1 if it is None; `stopped` is asked while the table
+        makes the writer wait."""
         self._table, self._packing, self._priority, self._stopped = table, Packing(structure), priority, stopped
         self._n_step = NStep(table.items)  # type: ignore[arg-type]
         self._writer = client.trajectory_writer(num_keep_alive_refs=1)
-        # Reverb's Python layer finds columns in nested structures, at the price of all the rest of writing an item; a
-        # packed item is a flat list.
+        # Calls Reverb's C++ writer directly: to find columns in nested structures, its Python layer takes as much time
+        # as all else that writing an item takes. A packed item is a flat list.
         self._unnested: Any = self._writer._writer
         self._local: list[Transition] = []
         self._items = 0
 
     def append(self, row: Row) -> bool:
-        """As of any Writer; true each time another PULL_ITEMS items were written. All but IN_FLIGHT are there then."""
+        """Adds a row, as every Writer does; returns True each time another PULL_ITEMS items were written.
+
+        On return, at most IN_FLIGHT of the items that were written are not in the table yet.
+        """
         before, size = self._items, max(LOCAL_ITEMS, len(row.step.first))
         self._local += self._n_step.append(row.step)
         while sum(len(transition.reward) for transition in self._local) >= size:
@@ -195,7 +203,7 @@ class TransitionWriter:
             columns = [[reference] for reference in self._unnested.Append(list(row))]
             self._unnested.CreateItem(self._table.name, priority, columns, [True] * len(columns))
             self._items += 1
-            # Not after each, for a look at what is in flight costs a third of writing an item.
+            # Not after each item: to ask what is in flight costs a third of what writing an item does.
             if self._items % (IN_FLIGHT // 2) == 0:
                 flush(self._writer, self._table.name, IN_FLIGHT // 2, self._stopped)
 
@@ -210,13 +218,13 @@ def writer(
 
 
 class TransitionCut:
-    """Transitions in a ring of rows: the anchor is o_t's row. As a Cut of replay/rings.py."""
+    """The Cut (replay/rings.py) of transitions: how they lie in a ring of rows. The anchor is the row of o_t."""
 
     memory_gap = 0
     pull_period = PULL_ITEMS
 
     def __init__(self, items: Transitions | Stacks, structure: Structure):
-        """`structure`: of one Transition."""
+        """`structure` is that of one Transition, whose observations are not stacked."""
         self._n, self._gamma = items.n, np.float32(items.discount)
         self._stack: int = getattr(items, "stack", 1)
         self.back, self.ahead = self._stack - 1, items.n
@@ -236,14 +244,14 @@ class TransitionCut:
 
     def completed_by(self, position: Any, over: Any, xp: Any = np) -> Any:
         row = np.arange(len(position))[:, None]
-        # The row before a first closed its episode: its action was thrown away.
+        # The row before a `first` is no anchor: it closed its episode, and its action was thrown away.
         return xp.where(over == row + 1, NEVER, xp.minimum(row + self._n, over))
 
     def cut(self, kept: Any, look: Look) -> Sample:
         observation, rest = kept
         ahead = jnp.arange(self._n + 1)
         place = look.position(ahead)
-        same = jnp.cumprod(place == place[:, :1] + ahead, axis=1).astype(bool)  # of the anchor's episode
+        same = jnp.cumprod(place == place[:, :1] + ahead, axis=1).astype(bool)  # in the anchor's episode
         action, rewards, discounts = self._rest.unpack(look.rows(rest, ahead[:-1]))
         reward, discount = rewards[:, 0], self._gamma * discounts[:, 0]
         for k in range(1, self._n):
@@ -253,7 +261,7 @@ class TransitionCut:
         lags = jnp.arange(1 - self._stack, 1)
 
         def frames(end):
-            """The newest up to `end` [B]; the episode's first where there are not so many."""
+            """Returns the newest frames up to offsets `end` [B]; the episode's first is repeated where it has fewer."""
             return look.rows(observation, jnp.maximum(end[:, None] + lags, -start))
 
         observations = frames(jnp.zeros_like(steps)), frames(steps)
@@ -263,5 +271,5 @@ class TransitionCut:
 
 
 def ring(table: TableSpec, structure: Structure) -> TransitionCut:
-    """How items lie in rings of rows."""
+    """Returns the Cut of the table's items: how they lie in rings of rows."""
     return TransitionCut(table.items, structure)  # type: ignore[arg-type]

@@ -1,5 +1,7 @@
-"""The variable container: parameters on their way from the learner to the actors, in a Reverb table of size one. A
-population's members show each other what they have in others of its kind."""
+"""The variable container: a Reverb table of size one, which takes parameters from the learner to the actors.
+
+The members of a population use others like it, to show each other their returns and states.
+"""
 
 import math
 import time
@@ -19,14 +21,15 @@ class ReplayUnavailable(ConnectionError):
 
 
 class VariableContainer:
-    """`push` replaces the parameters, `pull` reads the newest; from any number of threads, processes and hosts."""
+    """A container of parameters, which `push` replaces and `pull` reads from any thread, process or host."""
 
     def __init__(self, client: Any, structure: Structure, name: str = VARIABLES, max_env_steps: float = math.inf):
         """
         Args:
-          structure: of (Version, params), as `params_structure` gives it.
-          name: the table's.
-          max_env_steps: that a version can have; what claims more is a stranger's, and is not pulled.
+          structure: that of (Version, params), as `params_structure` returns it.
+          name: the table's name.
+          max_env_steps: the most environment steps that a version of this run can have. Parameters that claim more are
+            from another run, and are not pulled.
 
         Raises:
           ValueError: the server has no such table, or one for other parameters (another config or environment).
@@ -44,9 +47,9 @@ class VariableContainer:
         self._pushes = 0
 
     def push(self, version: Version, params: Any) -> None:
-        """Publishes `params` (a pytree of arrays) and returns when the table holds them."""
+        """Publishes `params` (a pytree of arrays); returns when the table holds them."""
         self._pushed, self._pushes = (Version(*map(int, version)), params), self._pushes + 1
-        if self._writer is None:  # opened late: most containers only pull
+        if self._writer is None:  # made only when needed: most containers only pull
             self._writer = self._client.trajectory_writer(num_keep_alive_refs=1)
         version = Version(*(np.int64(count) for count in version))
         self._writer.append(self._structure.flatten((version, params)))
@@ -54,18 +57,21 @@ class VariableContainer:
         self._writer.flush()
 
     def filled(self) -> bool:
-        """Whether anything was ever pushed."""
+        """Returns whether anything was ever pushed."""
         return self._pushed is not None or self._client.server_info(timeout=60)[self._name].current_size > 0
 
     def pushes(self) -> int:
-        """Another number than before if there may be something new to pull; it costs less than a pull."""
+        """Returns a number that changes when there may be something new to pull; this costs less than a pull.
+
+        The number is -1 while the server does not answer.
+        """
         if self._pushed is not None:
             return self._pushes
-        from reverb import errors  # here, for the container's users are imported where there is no Reverb
+        from reverb import errors  # imported here: the container's users are also imported where there is no Reverb
 
         try:
             info = self._client.server_info(timeout=60)[self._name]
-        except (errors.ReverbError, RuntimeError):  # the server is away
+        except (errors.ReverbError, RuntimeError):  # the server does not answer
             return -1
         completed: int = info.rate_limiter_info.insert_stats.completed
         return completed
@@ -74,7 +80,7 @@ class VariableContainer:
         """Returns once something was pushed.
 
         Raises:
-          ReplayUnavailable: nothing was within `timeout` seconds.
+          ReplayUnavailable: nothing was pushed within `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while not self.filled():
@@ -83,9 +89,12 @@ class VariableContainer:
             time.sleep(0.05)
 
     def pull(self) -> tuple[Version, Any]:
-        """The newest (version, params): what was pushed by this object, else one fresh sample, no prefetching. Waits if
-        nothing was ever pushed."""
-        if self._pushed is not None:  # a table has one who pushes
+        """Returns the newest (version, params); waits if nothing was ever pushed.
+
+        This is what was pushed to this object, if anything was; else it is a fresh sample of the table, without
+        prefetching.
+        """
+        if self._pushed is not None:  # whoever pushes to a table is the only one to do so
             return self._pushed
         while True:
             (sample,) = self._client.sample(self._name, num_samples=1, emit_timesteps=False)
