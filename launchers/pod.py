@@ -48,7 +48,7 @@ def meet(run: Run) -> Meeting:
     hosts = Hosts(values.host, values.num_hosts)
     if hosts.index >= hosts.count:
         raise UsageError(f"--host={hosts.index}: hosts are numbered from 0, below --num_hosts={hosts.count}")
-    name, port = ports.parse_address("coordinator", values.coordinator, ports=2)  # JAX's own service has the next one
+    name, port = ports.parse_address("--coordinator", values.coordinator, ports=2)  # JAX's own service has the next one
     meeting = _meet(run, hosts, name, port)
     pods.start_jax(hosts, (name, port + 1))
     _check(run, meeting)

@@ -42,10 +42,11 @@ def check_port(port: int) -> None:
             raise UsageError(f"port {port} cannot be used ({error.strerror}); choose another with --port") from error
 
 
-def parse_address(flag: str, text: str, ports: int = 1) -> tuple[str, int]:
-    """Returns the host and the port that `text`, the value of --`flag`, names.
+def parse_address(what: str, text: str, ports: int = 1) -> tuple[str, int]:
+    """Returns the host and the port that `text` names.
 
     Args:
+      what: where the text is from, such as "--replay".
       ports: how many ports will be used, from that one on; none may be beyond LAST_PORT.
 
     Raises:
@@ -53,7 +54,7 @@ def parse_address(flag: str, text: str, ports: int = 1) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= LAST_PORT - ports + 1:
-        raise UsageError(f"--{flag}: {text!r} is no address, which is host:port, as localhost:8000 is")
+        raise UsageError(f"{what}: {text!r} is no address, which is host:port, as localhost:8000 is")
     return host, int(port)
 
 

@@ -331,16 +331,24 @@ def check(run: Run) -> None:
         raise UsageError(f"--logdir={values.logdir}: with --placement=ray give a folder that all nodes share")
     if values.num_learners > 1:
         run.check_hosts(values.num_learners)
-    if values.ray_address not in (None, "auto"):
-        probe(*ports.parse_address("ray_address", values.ray_address))
+    what, address = cluster_address()
+    if address not in ("local", "auto") and "://" not in address:  # a scheme: another way into a cluster, Ray's own
+        probe(what, *ports.parse_address(what, address))
 
 
-def probe(host: str, port: int) -> None:
-    """Raises UsageError if nothing answers at an address. Ray itself would wait for minutes."""
+def cluster_address() -> tuple[str, str]:
+    """Returns which flag or variable says where the Ray cluster is, and the address: "local" where neither is given."""
+    if given := flags.FLAGS.ray_address:
+        return "--ray_address", given
+    return "RAY_ADDRESS", os.environ.get("RAY_ADDRESS") or "local"
+
+
+def probe(what: str, host: str, port: int) -> None:
+    """Raises UsageError if nothing answers at an address, which `what` gave. Ray itself would wait for minutes."""
     try:
         socket.create_connection((host.strip("[]"), port), PROBE_SECONDS).close()
     except OSError as error:
-        raise UsageError(f"--ray_address={host}:{port}: nobody answers there ({error.strerror or error})") from error
+        raise UsageError(f"{what}={host}:{port}: nobody answers there ({error.strerror or error})") from error
 
 
 @contextlib.contextmanager
@@ -352,7 +360,7 @@ def joined(processes: int) -> Iterator[None]:
     Raises:
       UsageError: no cluster answers.
     """
-    address = flags.FLAGS.ray_address or os.environ.get("RAY_ADDRESS") or "local"
+    what, address = cluster_address()
     own: dict[str, Any] = {}
     if address == "local":  # no data goes through Ray, so its store of objects has the least size allowed
         own = {"num_cpus": max(processes, os.cpu_count() or 1), "object_store_memory": 80 * 2**20}
@@ -366,7 +374,7 @@ def joined(processes: int) -> Iterator[None]:
             why = "none runs on this machine: `ray start --head` starts one, or leave --ray_address out"
         else:
             why = flags.one_line(error)
-        raise UsageError(f"--ray_address={address}: no Ray cluster could be joined: {why}") from error
+        raise UsageError(f"{what}={address}: no Ray cluster could be joined: {why}") from error
     try:
         yield
     finally:

@@ -54,7 +54,7 @@ def role() -> int:
         raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
     for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
         for address in addresses.split(",") if addresses else []:
-            ports.parse_address(flag, address)
+            ports.parse_address(f"--{flag}", address)
     saves = {"learner": {"checkpoints"}, "replay": {f"replay_{values.task}"}}
     with mirror.mirrored(values.logdir, saves.get(values.role, set())) as folder:
         return _play(folder)

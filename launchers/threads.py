@@ -40,9 +40,10 @@ class RoleThread:
 
     def ended(self) -> bool:
         """Returns whether the role has ended; raises its error, if it had one."""
+        alive = self._thread.is_alive()  # looked at first: an error is there before its thread ends
         if self._error:
             raise self._error
-        return not self._thread.is_alive()
+        return not alive
 
     def ask(self) -> None:
         self._stop.set()

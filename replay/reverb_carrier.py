@@ -147,5 +147,5 @@ class ReverbCarrier:
             table,
             structure,
             batch_size,
-            lambda task, stopped: ReverbQueue(self._clients[task % len(self._clients)], table.name, stopped),
+            lambda task, stopped: ReverbQueue(self._clients[0], table.name, stopped),  # a queue has a single server
         )

@@ -313,7 +313,7 @@ class Ring:
         """Returns the values that `numbers` holds for these priorities; `otherwise` where a value is not finite."""
         exponent = 1.0 if self.ranked else self._exponent
         numbers = jnp.maximum(jnp.maximum(priorities, 0.0) ** exponent, LEAST_MASS)
-        return jnp.where(jnp.isfinite(numbers), numbers, otherwise)
+        return jnp.where(jnp.isfinite(priorities) & jnp.isfinite(numbers), numbers, otherwise)
 
     def _set(self, masses: Masses, index: chex.Array, values: chex.Array) -> Masses:
         """Returns masses for which `numbers` would hold `values` at the anchors `index`."""

@@ -53,10 +53,10 @@ def test_a_free_port_and_0_are_allowed():
 )
 def test_an_address_is_a_host_and_a_port(text, ports, address):
     if address:
-        assert parse_address("replay", text, ports) == address
+        assert parse_address("--replay", text, ports) == address
         return
     with pytest.raises(UsageError, match=r"^--replay: .* is no address") as error:
-        parse_address("replay", text, ports)
+        parse_address("--replay", text, ports)
     assert "\n" not in str(error.value)
 
 
