@@ -31,7 +31,7 @@ Extras = dict[str, Any]  # name -> [B, ...]: results of acting that the update n
 
 
 class TimeStep(NamedTuple):
-    """What a batch of environments returns at time t, before the action a_t."""
+    """The observations, rewards and episode ends of a batch of environments at time t, before the action a_t."""
 
     observation: Any  # [B, ...] o_t
     reward: Any  # float32 [B] r_t, which arrived with o_t; 0 where `first`
@@ -226,7 +226,7 @@ class TableSpec:
     """
 
     name: str
-    items: Blocks | WholeEpisodes | Transitions | Stacks | Sequences | Gradients  # what travels
+    items: Blocks | WholeEpisodes | Transitions | Stacks | Sequences | Gradients  # what one item is
     kind: Literal["queue", "uniform", "prioritized"]  # a queue, whose items are learnt from once each, or a replay
     max_size: int  # a full queue lets its writers wait, a full replay evicts items
     min_size: int = 1  # items that a replay must hold before the first sample is drawn
@@ -280,7 +280,7 @@ class Agent(NamedTuple):
     act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluations; does not explore
     update: Callable[[State, jax.Array, Any], tuple[State, Feedback]]  # (state, key, Sample)
     table: TableSpec  # how its experience travels
-    batch_size: int  # sequences in one update's sample, over all devices of a host
+    batch_size: int  # sequences in one update's sample, of all hosts together; with --num_learners, of one learner
     # (params, items) -> float32 [B], the priorities of the items that an actor writes. The items are a Transition
     # [B, ...] or, in a table of Sequences, a Sample of sequences. None: every new item has priority 1.
     priority: Callable[[Params, Any], Any] | None = None
