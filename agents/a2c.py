@@ -1,12 +1,13 @@
-"""A2C: the advantage actor-critic, A3C's update from many environments at once.
+"""A2C: the advantage actor-critic, which makes A3C's update from many environments at once.
 
-Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4 and algorithm S3; advantages by GAE(lambda) (Schulman et
-al. 2016, https://arxiv.org/abs/1506.02438), of which a lambda of 1 is the paper's n-step return.
+Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 4 and algorithm S3. Advantages are GAE(lambda)'s
+(Schulman et al. 2016, https://arxiv.org/abs/1506.02438); with a lambda of 1 they come from the paper's n-step return.
 
-Deviations: the paper's workers apply their gradients one by one, here those of `batch_size` environments are averaged;
-the gradient's norm is clipped; advantages may be normalised; experience may be a few updates old, and nothing corrects
-for it. A continuous policy's sigma is a parameter of its own by default (the paper: the state's). Rows whose action the
-environment threw away (they close an episode) are no transitions and teach nothing.
+Deviations: the paper's workers apply their gradients one by one, while here the gradients of `batch_size` environments
+are averaged; the gradient's norm is clipped; advantages may be normalised; experience may be a few updates old, and
+nothing corrects for that. A continuous policy's sigma is a parameter of its own by default, while in the paper it
+depends on the state. A row that closes an episode, whose action the environment throws away, is not a transition, and
+nothing is learnt from it.
 """
 
 import dataclasses
@@ -26,40 +27,40 @@ from agents.parts.policy_network import Memory, functions
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings (section 8, of its supplement) by default."""
+    """The defaults are the paper's Atari settings (section 8 of its supplement)."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "shallow"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    lstm_size: int = 0  # 0: feed-forward
-    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
-    separate_value: bool = False  # the value has a torso of its own
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp torso's
+    lstm_size: int = 0  # units of the LSTM; 0: there is none
+    lstm_previous: bool = False  # the LSTM also sees the last action and reward
+    separate_value: bool = False  # True: the value has a torso of its own
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # True: tanh brings continuous actions into their bounds; False: they are clipped
 
     unroll_length: int = 5  # t_max
     batch_size: int = 16  # environments in one update
     discount: float = 0.99  # gamma
-    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
-    lambda_: float = 1.0  # of GAE; 1: n-step returns
-    normalize_advantages: bool = False  # to mean 0 and variance 1 over the batch
+    reward_scale: float = 1.0  # a factor of all rewards; values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divides rewards by the running std of discounted returns, before reward_scale
+    lambda_: float = 1.0  # GAE's lambda; 1: n-step returns
+    normalize_advantages: bool = False  # brings advantages to mean 0 and variance 1 over the batch
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01  # beta
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     learning_rate: float = 7e-4  # eta
-    epsilon: float = 0.1  # inside RMSProp's root, outside Adam's
+    epsilon: float = 0.1  # inside RMSProp's square root, outside Adam's
     rmsprop_decay: float = 0.99  # alpha
-    max_gradient_norm: float = 40.0  # of the gradient summed over time
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    max_gradient_norm: float = 40.0  # the gradient, summed over time, is clipped to this norm
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0; 0: none
+    decay_env_steps: int = 0  # environment steps after which the learning rate has fallen to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the shape of that fall
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(
@@ -73,7 +74,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -88,25 +89,25 @@ class State(NamedTuple):
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, made so far by the run; the learner sets it before each update
 
 
 class Gradient(NamedTuple):
-    """What `apply` takes of a sample."""
+    """The result of `gradient` on a sample, which `apply` takes."""
 
-    params: Any
-    returns: Any  # the sample's statistics, or ()
+    params: Any  # the gradient of the loss with respect to the parameters
+    returns: Any  # statistics of the sample's discounted returns, or () where rewards are not normalised
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, or an action without bounds.
+      ValueError: if the network does not fit the observation or the LSTM's settings, or if an action has no bounds.
     """
     f = functions("a2c", config, spec, config.separate_value)
     policy = f.policy
-    # "Shared RMSProp" (section 4): one average of squares, the learner's, without a mean.
+    # "Shared RMSProp" (section 4): the learner alone averages squared gradients, and it does not subtract the mean.
     optimizer = make_optimizer(config.optimizer, config.epsilon, config.rmsprop_decay, config.max_gradient_norm)
 
     def init(key: jax.Array) -> State:
@@ -146,11 +147,11 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "loss": total,
             "policy_loss": policy_loss,
             "baseline_loss": baseline_loss,
-            "entropy": entropy / jnp.maximum(live.mean(), 1e-6),  # over transitions alone
+            "entropy": entropy / jnp.maximum(live.mean(), 1e-6),  # a mean over transitions alone
             "value": values.mean(),
             "explained_variance": explained_variance(R - V, R),
         }
-        # The paper's worker sums over time; workers, here environments, are averaged.
+        # A worker of the paper sums over time. Environments take the workers' place here, and are averaged.
         return total * config.unroll_length, metrics
 
     def gradient(state: State, key: jax.Array, sample: Sample) -> tuple[Gradient, Feedback]:

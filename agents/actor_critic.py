@@ -1,13 +1,13 @@
 """Actor-critic, one-step and with eligibility traces: policy and value learn online from each temporal difference.
 
-Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html, section 13.5, whose names these are: theta
-parametrises the policy, w the value, z are their traces, I is gamma^t. With both lambdas 0 the boxed algorithm with
-traces is the one-step one. Continuous actions are a Gaussian's (section 13.7), as in Degris, Pilarski and Sutton 2012,
-https://doi.org/10.1109/ACC.2012.6315022, of which the discounted form is here.
+Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html, section 13.5, whose names are used here:
+theta parametrises the policy, w the value, z are their traces, I is gamma^t. With both lambdas 0, the boxed algorithm
+with traces becomes the one-step algorithm. Continuous actions have a Gaussian policy (section 13.7), as in Degris,
+Pilarski and Sutton 2012, https://doi.org/10.1109/ACC.2012.6315022; this is the discounted form of theirs.
 
-Deviations: a step is the mean of those of several environments at the same time, each with traces of its own; the
-policy that acted may be some updates old; Adam may follow the direction delta z; I may stay at 1. Where an episode is
-truncated, the value of its last observation stands for the rest.
+Deviations: a step is the mean of the steps of several environments at the same time, each of which has traces of its
+own; the policy that acted may be some updates old; Adam may take its steps from the direction delta z; I may stay at 1.
+Where an episode is truncated, the value of its last observation stands for the rest of the return.
 """
 
 import dataclasses
@@ -27,26 +27,26 @@ from agents.parts.policies import make_policy
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The book's plain form by default: one step, linear functions, stochastic gradient ascent."""
+    """The defaults are the book's plain form: one step, linear functions, stochastic gradient ascent."""
 
-    lambda_theta: float = 0.0  # of the policy's trace
-    lambda_w: float = 0.0  # of the value's
-    discount_weighting: bool = True  # I = gamma^t; else 1
+    lambda_theta: float = 0.0  # lambda of the policy's trace
+    lambda_w: float = 0.0  # lambda of the value's trace
+    discount_weighting: bool = True  # True: I = gamma^t; False: I = 1
 
-    hidden_sizes: tuple[int, ...] = ()  # of policy and value, which share nothing; (): linear in what is seen
+    hidden_sizes: tuple[int, ...] = ()  # of the policy's and the value's separate networks; (): linear functions
     activation: Literal["tanh", "relu"] = "tanh"
-    sigma: Literal["state", "free"] = "state"  # of continuous actions' Gaussian: an output as mu is, or one parameter
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
+    sigma: Literal["state", "free"] = "state"  # continuous actions: sigma is a network output or a parameter (free)
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
-    unroll_length: int = 1  # T, steps of each environment in one sample; the update takes one after another
+    unroll_length: int = 1  # T, steps of each environment in one sample, which the update takes one after another
     batch_size: int = 1  # B, environments
     optimizer: Literal["sgd", "adam"] = "sgd"
     alpha_theta: float = 2**-9
     alpha_w: float = 2**-6
-    optimizer_epsilon: float = 1e-8  # outside Adam's root
+    optimizer_epsilon: float = 1e-8  # outside Adam's square root
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(
@@ -58,7 +58,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     alpha_theta: Any
     alpha_w: Any
@@ -68,21 +68,22 @@ class Hypers(NamedTuple):
 
 
 class Params(NamedTuple):
-    theta: Any  # the policy's
-    w: Any  # the value's
+    theta: Any  # parameters of the policy
+    w: Any  # parameters of the value
 
 
 class Traces(NamedTuple):
-    """Of each environment's episode so far."""
+    """The eligibility traces of each environment's episode so far."""
 
-    z: Params  # [B, ...] as each parameter
-    I: chex.Array  # float32 [B]
+    z: Params  # a trace [B, ...] for each parameter array [...]
+    I: chex.Array  # float32 [B], gamma^t, or 1 without `discount_weighting`
 
 
 class State(NamedTuple):
     params: Params
     opt_state: optax.OptState
-    # Of all B environments. Of several devices, each has its share of environments, and their traces in the first rows.
+    # Rows for all B environments. With several devices, each device keeps its own environments' traces in the first
+    # rows, as many as its share of the batch has.
     traces: Traces
     hypers: Hypers
     step: chex.Array  # updates so far, int32
@@ -91,12 +92,12 @@ class State(NamedTuple):
 def decay_and_add(
     traces: Traces, gradients: Params, first: chex.Array, hypers: Hypers, discount_weighting: bool
 ) -> Traces:
-    """The traces with this row's gradients, and I of the next row.
+    """Decays the traces and adds this row's gradients to them; returns them with I of the next row.
 
     Args:
-      traces: after the row before.
-      gradients: of ln pi(A_t | S_t, theta) and of v(S_t, w), [B, ...].
-      first: bool [B], the row opens an episode: what was before is forgotten.
+      traces: the traces after the row before.
+      gradients: the gradients of ln pi(A_t | S_t, theta) and of v(S_t, w), [B, ...].
+      first: bool [B], the row opens an episode: the traces before it are forgotten, and I starts at 1.
     """
     I = jnp.where(first, 1.0, traces.I)
 
@@ -111,10 +112,10 @@ def decay_and_add(
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: actions without bounds, or frames.
+      ValueError: if actions have no bounds, or if observations are frames.
     """
     policy = make_policy("actor_critic", spec, config.sigma, config.sigma_initial)
     seen = features.vector("actor_critic", spec)
@@ -123,7 +124,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     direction = optax.scale_by_adam(eps=config.optimizer_epsilon) if config.optimizer == "adam" else optax.identity()
 
     def outputs(theta, x) -> Any:
-        """The policy's: h(s, ., theta) of discrete actions, mu and log sigma of continuous ones."""
+        """Returns the policy's outputs: h(s, ., theta) of discrete actions, mu and log sigma of continuous ones."""
         return network.apply(theta, x)
 
     def v(w, x) -> chex.Array:
@@ -161,14 +162,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         x, live = seen.phi(steps.observation), steps.live
 
         def step(carry, row):
-            """One time step of all environments."""
+            """Learns from one time step of all environments."""
             params, opt_state, traces = carry
             x, action, reward, discount, next_x, first, live = row
             values, grad_v = jax.vmap(jax.value_and_grad(v), (None, 0))(params.w, x)
             grad_log_pi = jax.vmap(jax.grad(log_pi), (None, 0, 0))(params.theta, x, action)
             delta = live * (reward + discount * v(params.w, next_x) - values)
             traces = decay_and_add(traces, Params(grad_log_pi, grad_v), first, hypers, config.discount_weighting)
-            # The mean over the live rows of all devices: their sum here, over their number on the mean device.
+            # The mean over the live rows of all devices: `pmean` averages both the sum and the number over devices.
             sums = jax.tree.map(lambda z: jnp.tensordot(delta, z, axes=1), traces.z)
             sums, number = pmean((sums, live.sum()))
             ascent, opt_state = direction.update(

@@ -1,8 +1,8 @@
-"""The types that every room shares: a step of experience, an environment's spec, an agent, the data it asks for.
+"""The types that all parts of the project share: a row of experience, an environment's spec, an agent, its table.
 
 B is the number of parallel environments (or sequences), T a length in time. Arrays are time-major, [T, B, ...].
 
-The types need no JAX, so that whoever only names them need not wait for it.
+This module loads without JAX, so that code that only names these types does not wait for JAX to be imported.
 """
 
 from __future__ import annotations
@@ -18,49 +18,50 @@ import numpy as np
 if TYPE_CHECKING:
     import jax
 
-# The mapped axis over which a learner's devices average.
+# The name of the mapped axis over which a learner averages its devices' results.
 AXIS = "devices"
 
-Params = Any  # a pytree of arrays: what actors pull
-# An agent's own NamedTuple: params, optimiser state, hypers, step count. The learner sets its `env_steps`, if it has
-# them, before each update, for what changes as a run goes on.
+Params = Any  # a pytree of arrays that actors pull from the learner
+# The learner's state, a NamedTuple of each agent's own: parameters, optimiser state, hyperparameters, update count. If
+# it has a field `env_steps`, the learner sets it before each update to the environment steps that the run has made so
+# far, for quantities that change during a run, such as a decaying learning rate.
 State = Any
-Memory = Any  # a pytree of [B, ...] arrays carried from one action to the next
-Extras = dict[str, Any]  # name -> [B, ...]: what the update needs from acting
+Memory = Any  # a pytree of [B, ...] arrays that acting carries from one action to the next
+Extras = dict[str, Any]  # name -> [B, ...]: results of acting that the update needs
 
 
 class TimeStep(NamedTuple):
-    """What the environments say at time t, before the action a_t."""
+    """The observations, rewards and episode ends of a batch of environments at time t, before the action a_t."""
 
     observation: Any  # [B, ...] o_t
-    reward: Any  # float32 [B] r_t, which arrived with o_t; 0 where first
+    reward: Any  # float32 [B] r_t, which arrived with o_t; 0 where `first`
     discount: Any  # float32 [B] 0 iff o_t is terminal; 1 on truncation
     first: Any  # bool [B] o_t opens an episode
-    last: Any  # bool [B] o_t closes one: the next action is thrown away and the next row is a first
+    last: Any  # bool [B] o_t closes an episode: the next action is thrown away, and the next row is a `first`
 
 
 class Step(NamedTuple):
-    """One row of experience; a trajectory is Steps stacked to [T+1, B, ...]."""
+    """One row of experience, [B, ...]; a trajectory is rows stacked to [T+1, B, ...]."""
 
     observation: Any  # o_t
     action: Any  # a_t
     reward: Any  # r_{t+1}
-    discount: Any  # discount_{t+1}: 0 iff o_{t+1} is terminal. Gamma is the learner's
+    discount: Any  # discount_{t+1}: 0 iff o_{t+1} is terminal, else 1; the learner multiplies it by gamma
     first: Any  # o_t opens an episode
     extras: Extras
 
     @property
     def live(self) -> Any:
-        """Of a trajectory [T+1, B, ...], float32 [T, B]: 1 where row t is a transition, else 0.
+        """Returns float32 [T, B] for a trajectory [T+1, B, ...]: 1 where row t is a transition, else 0.
 
-        The row before a `first` is none. It is an episode's last observation, and its action was thrown away; or it is
-        padding.
+        The row before a `first` is not a transition: it is either padding, or an episode's last observation, whose
+        action was thrown away.
         """
         return 1.0 - self.first[1:]
 
 
 class Transition(NamedTuple):
-    """n steps of one episode as one, [B, ...]; fewer where the episode ends before n."""
+    """An n-step transition, [B, ...]: n steps of one episode, or fewer where the episode ends before."""
 
     observation: Any  # o_t
     action: Any  # a_t
@@ -70,39 +71,39 @@ class Transition(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What an update consumes."""
+    """The batch of experience that one update learns from."""
 
-    steps: Any  # Step [T+1, B, ...], or where the table's items are transitions, Transition [B, ...]
-    memory: Memory = ()  # [B, ...] the memory before row 0; of Sequences, before the first row that is no padding
+    steps: Any  # Step [T+1, B, ...]; where the table's items are transitions, Transition [B, ...]
+    memory: Memory = ()  # [B, ...] the memory before row 0; with Sequences, before the first row that is not padding
     likelihood: Any = ()  # float32 [B], from a replay: N P(i), how many times likelier than by uniform sampling
 
 
 class Gradient(NamedTuple):
-    """What a worker computes of one sample, and a learner applies."""
+    """A gradient that a worker computes from one sample, and that a learner applies."""
 
-    gradient: Any  # as `Agent.gradient` gives it
-    metrics: dict[str, Any]  # float32 scalars, those of the sample
-    learner_steps: Any  # int64, of the parameters that it is the gradient at
-    env_steps: Any  # int64, transitions that the worker made since its last
+    gradient: Any  # the gradient that `Agent.gradient` returned
+    metrics: dict[str, Any]  # float32 scalars of the same sample
+    learner_steps: Any  # int64, the version of the parameters at which the gradient was computed
+    env_steps: Any  # int64, transitions that the worker made since its last gradient
 
 
 class Feedback(NamedTuple):
-    """What an update reports."""
+    """The report of an update."""
 
     metrics: dict[str, Any]  # scalars
-    priorities: Any = ()  # float32 [B]: the sampled items' new ones, not yet to the power of the exponent
+    priorities: Any = ()  # float32 [B]: the new priorities of the sampled items, before the priority exponent
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscreteActions:
-    """Actions 0 .. num_actions - 1, int32 [B]."""
+    """Discrete actions 0 .. num_actions - 1, int32 [B]."""
 
     num_actions: int
 
 
 @dataclasses.dataclass(frozen=True)
 class BoundedActions:
-    """Actions in [low, high], float32 [B, *shape]."""
+    """Continuous actions in [low, high], float32 [B, *shape]."""
 
     low: np.ndarray
     high: np.ndarray
@@ -114,10 +115,10 @@ class BoundedActions:
 
 @dataclasses.dataclass(frozen=True)
 class FactoredActions:
-    """An action is a choice for each of F factors, int32 [B, F]: of factor f, one of 0 .. sizes[f] - 1."""
+    """Actions that make a choice for each of F factors, int32 [B, F]: for factor f, one of 0 .. sizes[f] - 1."""
 
     sizes: tuple[int, ...]
-    small: tuple[tuple[int, ...], ...] = ()  # a few of them, each F numbers, with which much can be done already
+    small: tuple[tuple[int, ...], ...] = ()  # a few actions, F numbers each, with which much can already be done
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -126,76 +127,82 @@ class FactoredActions:
 
 @dataclasses.dataclass(frozen=True)
 class EnvironmentSpec:
-    """One environment's observation (without the batch axis) and action."""
+    """The observations (without the batch axis) and actions of one environment."""
 
     observation_shape: tuple[int, ...]
     observation_dtype: np.dtype
     actions: DiscreteActions | BoundedActions | FactoredActions
     max_episode_steps: int | None = None  # actions after which an episode is truncated; None: not known
-    num_tasks: int = 1  # of N tasks in one batch of environments, environment i has task i mod N
-    # Gymnasium's (observation space, action space), from which the above was made by their kind alone; else None.
+    num_tasks: int = 1  # N, the tasks in one batch of environments; environment i has task i mod N
+    # Gymnasium's (observation space, action space), if the observations and actions above were made from the kinds of
+    # these two spaces alone; else None.
     spaces: Any = dataclasses.field(default=None, compare=False)
 
     @property
     def frame_sides(self) -> tuple[int, ...]:
-        """Height and width of an observation that is a frame; () of one that is none."""
+        """Returns the height and width of observations that are frames, and () where they are not."""
         frames = self.observation_dtype == np.uint8 and len(self.observation_shape) in (2, 3)
         return self.observation_shape[:2] if frames else ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """Items of `length` rows of a batch of environments, across episodes, and the observation after them, which only
-    bootstraps: an item is complete when o_T arrives, and o_T is acted on with the parameters of the next item.
+    """Items of `length` rows of a batch of environments, across episode ends, and of the observation o_T after them.
 
-    Row T is o_T and its `first`; its other fields are 0. With `next_action` it is a whole row, for Sarsa's a_T: the
-    same parameters act on it that acted before, and the next item opens with it.
+    Row T holds only o_T, from which values are bootstrapped, and its `first`; its other fields are 0. An item is
+    complete when o_T arrives, and the actor acts on o_T with the parameters of the next item. With `next_action` row T
+    is a whole row, because Sarsa needs a_T: the parameters that acted in the rows before act in row T too, and the next
+    item opens with row T.
     """
 
     length: int  # T: an item's arrays are [T+1, B, ...]
     next_action: bool = False
-    one_version: bool = False  # a batch is of one version's blocks: what is left of older ones is dropped
+    one_version: bool = False  # all blocks of a batch are by the same version of the parameters; older ones are dropped
 
 
 @dataclasses.dataclass(frozen=True)
 class WholeEpisodes:
-    """Items that are one environment's episodes: all rows, the last observation's too, then padding: zeros, and
-    `first`."""
+    """Items that each hold one environment's whole episode: all its rows, with the one of its last observation, and
+    then padding, which is rows of zeros whose `first` is true."""
 
-    max_steps: int  # actions in the longest; an item has one row more
+    max_steps: int  # actions in the longest episode; an item has one row more
 
 
 @dataclasses.dataclass(frozen=True)
 class Transitions:
-    """Items of one environment's n steps: a new one every step, cut at the episode's end, never across a reset."""
+    """Items that each are one environment's n-step Transition. A new item begins at every step; it is cut at the
+    episode's end and never crosses a reset."""
 
     n: int
-    discount: float  # gamma, of the n rewards' sum
+    discount: float  # gamma, by which the n rewards are discounted
 
 
 @dataclasses.dataclass(frozen=True)
 class Stacks:
-    """Transitions whose observations are the episode's newest frames at that time, [stack, ...], the newest last, its
-    first repeated where there are not so many yet. Each frame is kept once."""
+    """Transitions whose observations are stacks of the newest frames at that time, [stack, ...], the newest last.
+
+    Where an episode has fewer frames so far, its first frame is repeated. A replay keeps each frame once.
+    """
 
     n: int
     discount: float
-    stack: int  # 2 or more
+    stack: int  # frames in a stack, 2 or more
 
 
 def transitions(n: int, discount: float, stack: int) -> Transitions | Stacks:
-    """Of single observations where `stack` is 1."""
+    """Returns the items for stacks of `stack` frames, or for single observations where `stack` is 1."""
     return Transitions(n, discount) if stack == 1 else Stacks(n, discount, stack)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-    """Items of one environment's burn_in + length rows of one episode, a new one every `period` rows.
+    """Items of burn_in + length rows of one environment's episode; a new item begins every `period` rows.
 
-    The first sequence's row `burn_in` is the episode's first row, so that each row stands beyond the burn-in of one.
-    Rows before the episode's first and after its last observation are padding: zeros, and `first`. At the episode's end
-    the oldest sequence still open is padded and written, unless the one before it ended with the episode; younger ones
-    hold nothing that it does not. `period` is below `length`: a sequence's last row only bootstraps.
+    Row `burn_in` of an episode's first sequence is the episode's first row, so that every row lies after the burn-in of
+    some sequence. Rows before the episode's first and after its last observation are padding, which is zeros and a true
+    `first`. At the episode's end the oldest sequence that is still open is padded and written, unless the sequence
+    before it ended with the episode; younger sequences are dropped, because they hold no row that the oldest does not
+    hold. `period` is less than `length`, because a sequence's last row only serves to bootstrap.
     """
 
     burn_in: int
@@ -205,7 +212,7 @@ class Sequences:
 
 @dataclasses.dataclass(frozen=True)
 class Gradients:
-    """Items that are a worker's Gradients; each worker keeps the experience that `table` describes to itself."""
+    """Items that each are one Gradient of a worker; a worker keeps the experience that `table` describes to itself."""
 
     table: TableSpec
     batch_size: int  # sequences in a worker's sample
@@ -213,32 +220,34 @@ class Gradients:
 
 @dataclasses.dataclass(frozen=True)
 class TableSpec:
-    """A table as data; replay/ builds it. Sizes count sequences, of which a block holds one per environment."""
+    """The description of a table of experience, which replay/ builds.
+
+    Sizes count sequences (or transitions, or gradients); a block holds one sequence for each of its environments.
+    """
 
     name: str
-    items: Blocks | WholeEpisodes | Transitions | Stacks | Sequences | Gradients  # what travels
-    kind: Literal["queue", "uniform", "prioritized"]
-    max_size: int
-    min_size: int = 1  # before the first sample
-    samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: as it comes
+    items: Blocks | WholeEpisodes | Transitions | Stacks | Sequences | Gradients  # what one item is
+    kind: Literal["queue", "uniform", "prioritized"]  # a queue, whose items are learnt from once each, or a replay
+    max_size: int  # a full queue lets its writers wait, a full replay evicts items
+    min_size: int = 1  # items that a replay must hold before the first sample is drawn
+    samples_per_insert: float = 0.0  # how often each item is sampled on average; 0: no such ratio is enforced
     priority_exponent: float = 1.0  # alpha: item i is sampled with probability p_i^alpha / sum_k p_k^alpha
-    priority: Literal["proportional", "rank"] = "proportional"  # rank: 1 / rank of i by its priority is in p_i's place
-    uniform_fraction: float = 0.0  # of samples that are drawn from all items alike, of a prioritized table
-    eviction_exponent: float = (
-        0.0  # a full table loses item i with probability p_i^this / sum_k p_k^this; 0: the oldest
-    )
+    priority: Literal["proportional", "rank"] = "proportional"  # rank: 1 / (rank of item i by priority) replaces p_i
+    uniform_fraction: float = 0.0  # the share of a prioritized table's samples that is drawn uniformly from all items
+    # A full table evicts item i with probability p_i^this / sum_k p_k^this; 0: it evicts the oldest item.
+    eviction_exponent: float = 0.0
 
 
 def queue_table(config: Any, items: Blocks | WholeEpisodes) -> TableSpec:
-    """A table whose items are each learnt from once. It holds `config.queue_batches` batches of `config.batch_size`
-    sequences each."""
+    """Returns a table whose items are learnt from once each, with room for `config.queue_batches` batches of
+    `config.batch_size` sequences."""
     return TableSpec("queue", items, "queue", max_size=config.queue_batches * config.batch_size)
 
 
 def replay_table(
     config: Any, items: Transitions | Stacks | Sequences, kind: Literal["uniform", "prioritized"]
 ) -> TableSpec:
-    """A table whose items are kept, up to `config.replay_size` of them, and sampled again and again."""
+    """Returns a table that keeps up to `config.replay_size` items, which are sampled again and again."""
     return TableSpec(
         "replay",
         items,
@@ -253,44 +262,46 @@ def replay_table(
 
 
 class Version(NamedTuple):
-    """How far a learner had come when it published its parameters."""
+    """The progress of a learner when it published its parameters."""
 
-    learner_steps: Any  # int
-    env_steps: Any  # int
+    learner_steps: Any  # int, updates made
+    env_steps: Any  # int, environment steps of the run
 
 
 class Agent(NamedTuple):
     """An algorithm: a record of pure functions, as in optax."""
 
     init: Callable[[jax.Array], State]  # key -> State
-    policy: Callable[[State], Params]  # what actors pull
-    # (num_envs, ranks) -> Memory before the first step; ranks, float32 [num_envs] from 0 to 1, say where each stands
-    # among all of the run's, for agents whose environments explore unalike.
+    policy: Callable[[State], Params]  # returns the parameters that actors pull
+    # (num_envs, ranks) -> Memory before the first step. ranks, float32 [num_envs] from 0 to 1, are the environments'
+    # places among all environments of the run, for agents whose environments explore to different degrees; or None.
     memory: Callable[[int, Any], Memory]
-    act: Callable[..., tuple[Any, Extras, Memory]]  # (params, key, timestep, memory) explores
-    act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluation
+    act: Callable[..., tuple[Any, Extras, Memory]]  # (params, key, timestep, memory); explores
+    act_greedily: Callable[..., tuple[Any, Extras, Memory]]  # likewise, for evaluations; does not explore
     update: Callable[[State, jax.Array, Any], tuple[State, Feedback]]  # (state, key, Sample)
     table: TableSpec  # how its experience travels
-    batch_size: int  # sequences in one update's sample, over all devices of a host
-    # (params, item) -> float32 [B]: the priorities of items that an actor writes: Transition [B, ...] or, of Sequences,
-    # a Sample of them. None: 1 for all.
+    batch_size: int  # sequences in one update's sample, of all hosts together; with --num_learners, of one learner
+    # (params, items) -> float32 [B], the priorities of the items that an actor writes. The items are a Transition
+    # [B, ...] or, in a table of Sequences, a Sample of sequences. None: every new item has priority 1.
     priority: Callable[[Params, Any], Any] | None = None
-    # An update cuts each device's share of the batch into equal parts: the share is a multiple of so many sequences.
+    # A device's share of the batch must be a multiple of this number of sequences, because an update cuts the share
+    # into equal parts.
     share_multiple: int = 1
-    # The two halves of `update`, for workers that compute gradients and a learner that applies them; None: not halved.
-    # (state, key, sample) -> (gradient, Feedback); reads no `state.opt_state`, which workers do not have.
+    # The two halves of `update`, for workers that compute gradients and a learner that applies them; None if `update`
+    # has no such halves. `gradient` reads nothing of `state.opt_state`, which workers do not have.
     gradient: Callable[[State, jax.Array, Sample], tuple[Any, Feedback]] | None = None
     apply: Callable[[State, Any], State] | None = None  # (state, gradient) -> the next state
-    # (memory, action) -> the memory after an act whose action was replaced by this one; None: it holds no actions.
+    # (memory, action) -> the memory as it would be if `act` had chosen this action, for whoever plays another action
+    # than `act` returned; None if the memory holds no actions.
     acted: Callable[[Memory, Any], Memory] | None = None
-    # Updates carry something of each environment (an eligibility trace) from one sample to the next: a run has one
-    # actor, whose environments are the batch.
+    # True if updates carry something for each environment, such as an eligibility trace, from one sample to the next. A
+    # run then has one actor, and its environments are the batch.
     in_order: bool = False
 
 
-LARGEST = 2**31 - 1  # of a Config's whole numbers: what devices count with
-LEAST, MOST = 1.2e-38, 3.4e38  # of its numbers, but for 0: devices have float32
-MOST_ENV_STEPS = 10**15  # but environment steps are counted on the host, as far as a run may go
+LARGEST = 2**31 - 1  # the largest whole number that a Config may hold: devices count with int32
+LEAST, MOST = 1.2e-38, 3.4e38  # the range of a Config's other numbers, 0 apart: devices calculate with float32
+MOST_ENV_STEPS = 10**15  # the largest value of a Config's fields named *_env_steps, which the host counts
 
 
 def check_ranges(
@@ -301,11 +312,11 @@ def check_ranges(
     not_negative: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
 ) -> None:
-    """Raises ValueError, naming the field, unless each field of `config` holds what its type says, and the `counts` are
-    1 or more, the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1].
+    """Raises ValueError, naming the field, unless each field of `config` fits its type, and the `counts` are 1 or more,
+    the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1].
 
-    By its type a number is finite, as a device can hold it, and no bool, a whole number is not beyond what can be
-    counted, the elements of tuple[int, ...] are sizes, 1 or more, and a Literal is one of its choices.
+    A number fits its type if it is not a bool, is finite, and is in the range that a device can hold or, for a whole
+    number, count to. The elements of tuple[int, ...] are sizes of 1 or more, and a Literal is one of its choices.
     """
     for name, kind in typing.get_type_hints(type(config)).items():
         _check_type(name, kind, getattr(config, name))
@@ -356,25 +367,26 @@ def check_replay_sizes(config: Any) -> None:
 
 
 def pmean(tree: Any) -> Any:
-    """Averages over the learner's devices where an update runs on several; elsewhere the identity.
+    """Averages over the learner's devices; where AXIS is not bound, returns `tree` as it is.
 
-    So the same update runs on a mesh by either mapper, under vmap(axis_name=AXIS) and under a plain jit.
+    So the same update runs on a mesh with either mapper, under vmap(axis_name=AXIS) and under a plain jit.
     """
     return _across_devices("pmean", tree)
 
 
 def pmax(tree: Any) -> Any:
-    """The largest over the learner's devices, likewise."""
+    """Takes the largest over the learner's devices; where AXIS is not bound, returns `tree` as it is."""
     return _across_devices("pmax", tree)
 
 
 def psum(tree: Any) -> Any:
-    """The sum over the learner's devices, likewise."""
+    """Sums over the learner's devices; where AXIS is not bound, returns `tree` as it is."""
     return _across_devices("psum", tree)
 
 
 def all_rows(tree: Any) -> Any:
-    """Of arrays [B, ...] on each of the learner's D devices those of all, [D B, ...]; likewise."""
+    """Gathers arrays [B, ...] of the learner's D devices to [D B, ...]; where AXIS is not bound, returns them as they
+    are."""
     import jax
 
     try:
@@ -384,20 +396,22 @@ def all_rows(tree: Any) -> Any:
 
 
 def _across_devices(reduce: str, tree: Any) -> Any:
-    import jax  # here: a mistake at the command line is found before JAX is imported
+    import jax  # imported here, so that a mistake on the command line is found before JAX is loaded
 
     def of(x: Any) -> Any:
         return getattr(jax.lax, reduce)(x, AXIS)
 
     try:
         return _in_one(of, tree) if jax.process_count() > 1 else of(tree)
-    except NameError:  # the axis is not bound: one device, no mapping
+    except NameError:  # AXIS is not bound: the update is not mapped over devices
         return tree
 
 
 def _in_one(reduce: Callable[[Any], Any], tree: Any) -> Any:
-    """`reduce` of all float32 arrays side by side, and of each of the others. From one host to another every call takes
-    its time, however small the array, and XLA's CPU backend makes one of each."""
+    """Applies `reduce` to all float32 arrays joined into one, and to each of the other arrays by itself.
+
+    Between hosts every call takes time, however small the array is, and XLA's CPU backend makes a call for each array.
+    """
     import jax
     import jax.numpy as jnp
     from jax.flatten_util import ravel_pytree

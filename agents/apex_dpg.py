@@ -1,12 +1,12 @@
-"""Ape-X DPG: D4PG's learner fed by many actors that explore unalike and say themselves what is worth replaying.
+"""Ape-X DPG: D4PG's learner with many actors, which explore to different degrees and give new items their priorities.
 
-Horgan et al. 2018, https://arxiv.org/abs/1803.00933; sections below are that paper's.
+Horgan et al. 2018, https://arxiv.org/abs/1803.00933; section numbers below are that paper's.
 
 Deviations: the learner is D4PG's (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), so the critic is
 distributional. Exploration differs between environments as the paper's epsilon_i does for Ape-X DQN (section 4.1). The
-gradient's norm is clipped as in Ape-X DQN (appendix C), and not the policy's gradient element by element. The oldest
-items are evicted first, unless eviction goes by priority, and the replay's size is a hard limit. Actors hold the target
-networks too, so that their priorities are the learner's to the letter.
+norm of the gradient is clipped as in Ape-X DQN (appendix C); the policy's gradient is not clipped element by element.
+The oldest items are evicted first unless eviction is by priority, and the replay's size is a hard limit. Actors also
+hold the target networks, so that they compute exactly the priorities that the learner would.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from agents.parts.networks import PolicyAndCritic
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """d4pg.Config's fields, `noise_spread` and `eviction_exponent`; always prioritised."""
+    """The fields of d4pg.Config, `noise_spread` and `eviction_exponent`. The replay is always prioritised."""
 
     hidden_sizes: tuple[int, ...] = (256, 256)
     layer_norm: bool = False
@@ -50,7 +50,7 @@ class Config:
     max_gradient_norm: float = 40.0
 
     noise: Literal["gaussian", "ou"] = "gaussian"
-    noise_scale: float = 0.4  # the environment at rank 0; the others' is noise_scale^(1 + noise_spread rank)
+    noise_scale: float = 0.4  # at rank 0; at other ranks it is noise_scale^(1 + noise_spread rank)
     noise_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
     ou_theta: float = 0.15
     ou_dt: float = 1.0
@@ -62,7 +62,7 @@ class Config:
     priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.6
     uniform_fraction: float = 0.0
-    eviction_exponent: float = 0.0  # item i of a full replay is evicted in proportion to p_i^this; 0: the oldest is
+    eviction_exponent: float = 0.0  # a full replay evicts item i in proportion to p_i^this; 0: the oldest item
     importance_exponent: float = 0.4
     importance_steps: int = 0
     normalize_weights: bool = True
@@ -73,25 +73,25 @@ class Config:
             raise ValueError(
                 f"config.eviction_exponent={self.eviction_exponent} would evict what is worth most: give 0 or less"
             )
-        learner(self)  # which checks the rest
+        learner(self)  # making D4PG's Config checks the other fields
 
 
 def learner(config: Config) -> d4pg.Config:
-    """D4PG's share of the settings."""
+    """Returns the settings of D4PG's learner."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     del fields["noise_spread"], fields["eviction_exponent"]
     return d4pg.Config(**fields, replay="prioritized")
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The memory that acting carries from one step to the next."""
 
-    rank: Any  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    rank: Any  # float32 [B], 0 to 1: each environment's place among all environments of the run
     d4pg: d4pg.Memory
 
 
 class Policy(NamedTuple):
-    """What actors pull: to act, and to judge what they saw."""
+    """The parameters that actors pull, to act and to compute priorities of what they saw."""
 
     d4pg: d4pg.Policy
     critic: Any
@@ -99,10 +99,10 @@ class Policy(NamedTuple):
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: if actions are not continuous and bounded, or if observations are frames.
     """
     refuse_frames("apex_dpg", spec)
     bounded_actions("apex_dpg", spec)
@@ -125,9 +125,9 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return action, extras, Memory(memory.rank, carried)
 
     def priority(params: Policy, transition: Transition) -> Any:
-        """What the learner would find, were these parameters its own (section 3)."""
+        """Computes the priorities that the learner would give new items at these parameters (section 3)."""
         transition = f.prepare(params.d4pg.normalizer, transition)
-        # The key is of samples that only the loss of a mixture of Gaussians has, its error not.
+        # Any key will do: it draws samples for the loss of a mixture of Gaussians, and only the errors are used here.
         distance = f.distance(params.critic, params.targets, jax.random.key(0), transition)
         return prioritized.priorities(distance.errors)
 

@@ -1,9 +1,10 @@
-"""Ape-X DQN: DQN's learner fed by many actors that explore unalike and say themselves what is worth replaying.
+"""Ape-X DQN: DQN's learner with many actors, which explore to different degrees and give new items their priorities.
 
-Horgan et al. 2018, https://arxiv.org/abs/1803.00933; sections below are that paper's.
+Horgan et al. 2018, https://arxiv.org/abs/1803.00933; section numbers below are that paper's.
 
-Deviations: actors and learner are held to a ratio; the replay's size is a hard limit, its oldest items evicted first.
-Actors hold the target parameters too, so that their priorities are the learner's to the letter.
+Deviations: samples and inserts are held to a fixed ratio; the replay's size is a hard limit, and its oldest items are
+evicted first. Actors also hold the target parameters, so that they compute exactly the priorities that the learner
+would.
 """
 
 import dataclasses
@@ -20,9 +21,9 @@ from agents.parts.exploration import ranks_or_zeros
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """dqn.Config's fields, but `epsilon` and `epsilon_spread` for its schedule; always prioritised.
+    """The fields of dqn.Config, with `epsilon` and `epsilon_spread` in place of its schedule of epsilon.
 
-    The paper's Atari settings (section 4.1, appendix C) by default.
+    The replay is always prioritised. The defaults are the paper's Atari settings (section 4.1, appendix C).
     """
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
@@ -42,16 +43,16 @@ class Config:
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     learning_rate: float = 2.5e-4 / 4
-    optimizer_epsilon: float = 1.5e-7  # the paper's, which does not say whether it sums or averages
+    optimizer_epsilon: float = 1.5e-7  # the paper's, which does not say whether it sums or averages gradients
     rmsprop_decay: float = 0.95
     max_gradient_norm: float = 40.0
 
-    epsilon: float = 0.4  # of the environment at rank 0; the others' is epsilon^(1 + epsilon_spread rank)
+    epsilon: float = 0.4  # at rank 0; at other ranks it is epsilon^(1 + epsilon_spread rank)
     epsilon_spread: float = 7.0  # alpha in epsilon_i = epsilon^(1 + alpha i / (N - 1))
 
     replay_size: int = 2_000_000
     min_replay_size: int = 50_000
-    samples_per_insert: float = 0.8  # what the paper's learner (9,700 a second) and 360 actors (12,500) came to
+    samples_per_insert: float = 0.8  # the paper's learner sampled 9,700 a second, its 360 actors wrote 12,500
     priority: Literal["proportional", "rank"] = "proportional"
     priority_exponent: float = 0.6
     uniform_fraction: float = 0.0
@@ -63,11 +64,11 @@ class Config:
         check_ranges(self, not_negative=("epsilon_spread",))
         if not 0 < self.epsilon < 1:
             raise ValueError(f"config.epsilon must be above 0 and below 1, not {self.epsilon}")
-        learner(self)  # which checks the rest
+        learner(self)  # making DQN's Config checks the other fields
 
 
 def learner(config: Config) -> dqn.Config:
-    """DQN's share of the settings."""
+    """Returns the settings of DQN's learner."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     epsilon = fields.pop("epsilon")
     del fields["epsilon_spread"]
@@ -75,30 +76,30 @@ def learner(config: Config) -> dqn.Config:
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The memory that acting carries from one step to the next."""
 
-    rank: chex.Array  # float32 [B], from 0 to 1: where each environment stands among all of the run's
+    rank: chex.Array  # float32 [B], 0 to 1: each environment's place among all environments of the run
     dqn: action_values.Memory
 
 
 class Policy(NamedTuple):
-    """What actors pull: to act, and to judge what they saw."""
+    """The parameters that actors pull, to act and to compute priorities of what they saw."""
 
     dqn: action_values.Policy
     target_params: Any
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: if actions are not discrete, or if the network does not fit the observation.
     """
     f = dqn.functions("apex_dqn", learner(config), spec)
     agent = dqn.make(learner(config), spec)
 
     def memory(num_envs: int, ranks: Any = None) -> Memory:
-        """Of a run's only environment the rank is 0: it has `epsilon` itself."""
+        """Returns the first Memory. A run's only environment has rank 0, and so explores with `epsilon` itself."""
         return Memory(ranks_or_zeros(num_envs, ranks), agent.memory(num_envs, None))
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
@@ -111,7 +112,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return action, extras, Memory(memory.rank, carried)
 
     def priority(params: Policy, transition: Transition) -> chex.Array:
-        """What the learner would find, were these parameters its own (section 3)."""
+        """Computes the priorities that the learner would give new items at these parameters (section 3)."""
         found = f.losses(params.dqn.params, params.target_params, None, transition)
         return prioritized.priorities(found.errors)
 

@@ -3,9 +3,9 @@
 Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617; the names are those of its algorithm 1 and appendix A.
 
 Deviations: the action enters the critic at its first layer unless `action_layer` says otherwise; sizes, exploration and
-soft targets are settings. The distance of a categorical critic is the cross-entropy, which has the Kullback-Leibler
-divergence's gradient; priorities are the divergence itself, for it is 0 where the critic is right. Those of the mixture
-of Gaussians, whose cross-entropy has no zero, are the errors of its mean.
+soft targets are settings. A categorical critic minimises the cross-entropy, whose gradient is that of the
+Kullback-Leibler divergence; priorities are the divergence itself, because it is 0 where the critic is right. The
+cross-entropy of a mixture of Gaussians is not 0 there, so its priorities are the errors of the mixture's mean.
 """
 
 import dataclasses
@@ -54,45 +54,45 @@ from agents.parts.optimization import descend, due_every, initial_hypers, make_o
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
-    layer_norm: bool = False  # the first layer of either normalised, and tanh, as in Acme's networks
-    action_layer: int = 1  # the critic's hidden layer that the action enters; 2 in DDPG's paper
+    hidden_sizes: tuple[int, ...] = (256, 256)  # layer sizes of the policy and of the critic
+    layer_norm: bool = False  # layer norm and tanh after the first layer of either network, as in Acme's
+    action_layer: int = 1  # the critic's hidden layer, counted from 1, that the action enters; 2 in DDPG's paper
     normalize_observations: bool = False
 
     critic: Literal["categorical", "gaussians"] = "categorical"
-    v_min: float = -150.0  # returns of the first atom and of the last; where the Gaussians start
+    v_min: float = -150.0  # v_min, v_max: returns of the first and last atom; the Gaussians' means start between
     v_max: float = 150.0
     num_atoms: int = 51  # l
     num_components: int = 5  # Gaussians in the mixture
-    num_samples: int = 32  # of the target's returns, from which the mixture's loss is estimated
+    num_samples: int = 32  # returns drawn from the target, from which the mixture's loss is estimated
 
     n_step: int = 5  # N
     discount: float = 0.99  # gamma
     batch_size: int = 256  # M
     policy_learning_rate: float = 1e-4  # alpha_0
     critic_learning_rate: float = 1e-4  # beta_0
-    policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
-    target_period: int = 100  # t_target: updates between those of the targets
-    tau: float = 1.0  # how far these move the targets; with a small one, target_period=1
-    critic_weight_decay: float = 0.0  # c in the loss's c / 2 |W|^2; DDPG's is 1e-2
-    max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
+    policy_period: int = 1  # updates for each step of the policy; others' code has 2, which saves a third of the work
+    target_period: int = 100  # t_target: updates from one move of the target networks to the next
+    tau: float = 1.0  # how far a move takes the targets, 1: all the way; for a small tau, use target_period=1
+    critic_weight_decay: float = 0.0  # c in the critic's loss term c / 2 |W|^2; DDPG's is 1e-2
+    max_gradient_norm: float = 0.0  # each network's gradient is clipped to this norm; 0: it is not clipped
 
     noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck
-    noise_scale: float = 0.3  # epsilon, in halves of the actions' range
+    noise_scale: float = 0.3  # epsilon; 1 is half of an action's range
     ou_theta: float = 0.15
     ou_dt: float = 1.0
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000  # R
-    min_replay_size: int = 1_000  # before the first update
+    min_replay_size: int = 1_000  # transitions before the first update
     random_start: bool = False  # actions are uniformly random before the first update
-    samples_per_insert: float = 256.0  # batch_size: an update for each step
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
+    samples_per_insert: float = 256.0  # samples per transition; batch_size makes an update for each step
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 1.0  # beta, at first: weights are (R p_i)^-beta
-    importance_steps: int = 0  # updates until beta has risen to 1; 0: it stays
-    normalize_weights: bool = False  # divides them by the batch's largest, which algorithm 1 does not
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
+    importance_exponent: float = 1.0  # beta at first; importance weights are (R p_i)^-beta
+    importance_steps: int = 0  # updates until beta has risen to 1; 0: beta is constant
+    normalize_weights: bool = False  # divides importance weights by the batch's largest, which algorithm 1 does not do
 
     def __post_init__(self):
         check_ranges(
@@ -117,13 +117,13 @@ class Config:
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The memory that acting carries from one step to the next."""
 
-    noise: Any  # float32 [B, *action_shape], Ornstein-Uhlenbeck's; otherwise ()
+    noise: Any  # float32 [B, *action_shape], the state of Ornstein-Uhlenbeck noise; () for Gaussian noise
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -142,7 +142,7 @@ class State(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The parameters that actors pull."""
 
     params: Any  # theta
     normalizer: Any
@@ -152,7 +152,7 @@ class Policy(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """Of the networks' parameters; observations normalised and actions in [-1, 1], as `prepare` makes them."""
+    """The functions of the networks; observations are normalised and actions in [-1, 1], as `prepare` returns them."""
 
     init: Any  # key -> PolicyAndCritic
     prepare: Any  # (normalizer, Transition) -> Transition
@@ -162,10 +162,10 @@ class Functions(NamedTuple):
 
 
 def functions(config: Config, spec: EnvironmentSpec) -> Functions:
-    """What learning and priorities are made of.
+    """Makes the functions that learning and priorities use.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: if actions are not continuous and bounded.
     """
     bounds = bounded_actions("d4pg", spec)
     categorical = config.critic == "categorical"
@@ -203,10 +203,10 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: if actions are not continuous and bounded, or if observations are frames.
     """
     refuse_frames("d4pg", spec)
     bounds = bounded_actions("d4pg", spec)
@@ -221,7 +221,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         params = f.init(key)
         return State(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            target_params=jax.tree.map(jnp.copy, params),  # copies, because updates may overwrite their inputs
             opt_state=PolicyAndCritic(optimizers.policy.init(params.policy), optimizers.critic.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
@@ -250,7 +250,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return jnp.mean(weights * distance.losses), distance
 
     def policy_loss(params, critic_params, observation):
-        """Its gradient is minus the paper's: the mean of dpi/dtheta E[dZ/da]."""
+        """Returns a loss whose gradient is minus the paper's, the mean of dpi/dtheta E[dZ/da]."""
         return -jnp.mean(f.value(critic_params, observation, f.pi(params, observation)))
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
@@ -259,7 +259,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         transition = f.prepare(statistics, sample.steps)
         weights = prioritized.weights(config, sample, state.step, config.normalize_weights)
 
-        # As in algorithm 1 both gradients are the old parameters'.
+        # As in algorithm 1, both gradients are taken at the old parameters.
         (loss_w, distance), gradient_w = jax.value_and_grad(critic_loss, has_aux=True)(
             params.critic, targets, key, transition, weights
         )

@@ -2,10 +2,11 @@
 
 Lillicrap et al. 2016, https://arxiv.org/abs/1509.02971; the names are those of its algorithm 1.
 
-Deviations: unless asked for, the action enters the critic at its first layer, not its second, and no weight decays; no
-batch normalisation, but optionally observations normalised by running statistics, or layer normalisation; hidden layers
-start orthogonal; Gaussian noise, with which others found no loss, is the default; sizes and rates are today's. Beyond
-the paper: n-step returns, prioritised replay (Schaul et al. 2016, https://arxiv.org/abs/1511.05952), a random start.
+Deviations: by default the action enters the critic at its first layer, not its second, and there is no weight decay.
+There is no batch normalisation, but observations can be normalised by running statistics, and there can be layer
+normalisation. Hidden layers start orthogonal. Noise is Gaussian by default, with which others found no loss. Sizes and
+learning rates are today's. The paper does not have n-step returns, prioritised replay (Schaul et al. 2016,
+https://arxiv.org/abs/1511.05952) and a random start.
 """
 
 import dataclasses
@@ -45,9 +46,9 @@ from agents.parts.optimization import descend, due_every, initial_hypers, make_o
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic; the paper's are (400, 300)
-    layer_norm: bool = False  # the first layer of either normalised, and tanh, as in Acme's networks
-    action_layer: int = 1  # the critic's hidden layer that the action enters; 2 in the paper
+    hidden_sizes: tuple[int, ...] = (256, 256)  # of both the policy and the critic; the paper's are (400, 300)
+    layer_norm: bool = False  # layer norm and tanh after the first layer of either network, as in Acme's
+    action_layer: int = 1  # the critic's hidden layer, counted from 1, that the action enters; 2 in the paper
     normalize_observations: bool = False
 
     n_step: int = 1
@@ -55,26 +56,26 @@ class Config:
     batch_size: int = 256  # N
     policy_learning_rate: float = 3e-4
     critic_learning_rate: float = 1e-3
-    policy_period: int = 1  # updates from one step of the policy to the next; 2 as in others' code: a third less to do
+    policy_period: int = 1  # updates for each step of the policy; others' code has 2, which saves a third of the work
     tau: float = 0.005  # how far the targets move at each update
-    critic_weight_decay: float = 0.0  # c in the loss's c / 2 |W|^2; the paper's is 1e-2
-    max_gradient_norm: float = 0.0  # of each network's gradient; 0: not clipped
+    critic_weight_decay: float = 0.0  # c in the critic's loss term c / 2 |W|^2; the paper's is 1e-2
+    max_gradient_norm: float = 0.0  # each network's gradient is clipped to this norm; 0: it is not clipped
 
     noise: Literal["gaussian", "ou"] = "gaussian"  # ou: Ornstein-Uhlenbeck, the paper's
-    noise_scale: float = 0.1  # sigma, in halves of the actions' range; the paper's is 0.2
+    noise_scale: float = 0.1  # sigma; 1 is half of an action's range; the paper's is 0.2
     ou_theta: float = 0.15
-    ou_dt: float = 1.0  # the paper's time is counted in steps
+    ou_dt: float = 1.0  # in steps, as the paper counts time
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 1_000  # before the first update
-    random_start: bool = False  # actions are uniformly random before the first update; CleanRL's, for 25,000 steps
-    samples_per_insert: float = 256.0  # batch_size: an update for each step
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
+    min_replay_size: int = 1_000  # transitions before the first update
+    random_start: bool = False  # actions are uniformly random before the first update; in CleanRL, for 25,000 steps
+    samples_per_insert: float = 256.0  # samples per transition; batch_size makes an update for each step
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: it stays
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
+    importance_exponent: float = 0.4  # beta at first
+    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: beta is constant
 
     def __post_init__(self):
         check_ranges(
@@ -92,13 +93,13 @@ class Config:
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The memory that acting carries from one step to the next."""
 
-    noise: Any  # float32 [B, *action_shape], Ornstein-Uhlenbeck's; otherwise ()
+    noise: Any  # float32 [B, *action_shape], the state of Ornstein-Uhlenbeck noise; () for Gaussian noise
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -117,7 +118,7 @@ class State(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The parameters that actors pull."""
 
     params: Any  # theta^mu
     normalizer: Any
@@ -127,10 +128,10 @@ class Policy(NamedTuple):
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: if actions are not continuous and bounded, or if observations are frames.
     """
     refuse_frames("ddpg", spec)
     bounds = bounded_actions("ddpg", spec)
@@ -143,12 +144,12 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     )
 
     def mu(params, observation) -> chex.Array:
-        """[B, ...] -> actions in [-1, 1], [B, *shape]."""
+        """Maps observations [B, ...] to actions in [-1, 1], [B, *shape]."""
         action: Any = policy.apply(params, observation)
         return action
 
     def Q(params, observation, action) -> chex.Array:
-        """[B, ...], actions in [-1, 1] -> [B]."""
+        """Maps observations [B, ...] and actions in [-1, 1], [B, *shape], to values [B]."""
         values: Any = critic.apply(params, observation, action)
         return values[:, 0]
 
@@ -161,7 +162,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         )
         return State(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            target_params=jax.tree.map(jnp.copy, params),  # copies, because updates may overwrite their inputs
             opt_state=PolicyAndCritic(optimizers.policy.init(params.policy), optimizers.critic.init(params.critic)),
             normalizer=normalizer.init(spec.observation_shape) if config.normalize_observations else (),
             max_priority=jnp.float32(1),
@@ -192,7 +193,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return jnp.mean(weights * jnp.square(errors)), (errors, y)
 
     def policy_loss(params, critic_params, observation):
-        """Its gradient is minus the paper's: the mean of dQ/da dmu/dtheta."""
+        """Returns a loss whose gradient is minus the paper's, the mean of dQ/da dmu/dtheta."""
         return -jnp.mean(Q(critic_params, observation, mu(params, observation)))
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:
@@ -203,7 +204,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         transition = transition._replace(action=from_bounds(bounds, transition.action))
         weights = prioritized.weights(config, sample, state.step)
 
-        # As in algorithm 1 the critic steps first, and the policy climbs the new one.
+        # As in algorithm 1, the critic steps first, and the policy climbs the new critic.
         (loss_Q, (errors, y)), gradient_Q = jax.value_and_grad(critic_loss, has_aux=True)(
             params.critic, targets, transition, weights
         )
@@ -217,7 +218,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             return *descend(optimizers.policy, gradient, opt_mu, theta_mu, rate_mu), loss, optax.tree.norm(gradient)
 
         def rest(theta_mu, opt_mu):
-            # What is logged is of the actions that were taken, whose values are there.
+            # The loss that is logged is that of the replayed actions, because their values are already computed.
             return theta_mu, opt_mu, -jnp.mean(y - errors), jnp.float32(0)
 
         theta_mu, opt_mu, loss_mu, norm_mu = due_every(

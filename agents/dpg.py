@@ -1,13 +1,15 @@
 """DPG: the deterministic policy gradient, with a critic that is compatible with a policy linear in fixed features.
 
-Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; sections below are that paper's. `form` chooses
-COPDAC-Q, off-policy by Q-learning (section 4.3), or the on-policy actor-critic by Sarsa (section 4.1). With alpha_u
-above 0 the first is COPDAC-GQ, whose critic learns by gradient Q-learning with second weights u.
+Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; section numbers below are that paper's. `form`
+chooses COPDAC-Q, which learns off-policy by Q-learning (section 4.3), or the on-policy actor-critic, which learns by
+Sarsa (section 4.1). With alpha_u above 0, COPDAC-Q becomes COPDAC-GQ, whose critic learns by gradient Q-learning with
+second weights u.
 
-Deviations: a step is the mean of a batch's; COPDAC-Q's batches come from a uniform replay, not from the newest step,
-and learn more from each; Sarsa takes a block's rows one after the other, acted by the parameters before the block.
-Exploration noise may be correlated in time. Actions are scaled so that their bounds are -1 and 1; the policy, linear
-in the features, is squashed into them by tanh or clipped to them; so is, clipped, what is executed and learnt from.
+Deviations: a step is the mean of a batch's steps. COPDAC-Q's batches come from a uniform replay, not from the newest
+step, so that more is learnt from each transition. Sarsa learns from a block's rows one after the other, and the
+parameters before the block acted in all of them. Exploration noise may be correlated in time. Actions are scaled so
+that their bounds are -1 and 1. The policy, which is linear in the features, is squashed into the bounds by tanh or
+clipped to them. Actions with their noise are clipped to the bounds before they are executed and learnt from.
 """
 
 import dataclasses
@@ -43,34 +45,34 @@ from agents.parts.optimization import initial_hypers
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper swept its step sizes and printed none: these learn Pendulum-v1."""
+    """The default step sizes learn Pendulum-v1; the paper swept its step sizes and printed none."""
 
     form: Literal["off_policy", "sarsa"] = "off_policy"
 
-    observation_low: tuple[float, ...] = ()  # of each observation; what is outside is clipped
+    observation_low: tuple[float, ...] = ()  # bounds of each number of an observation, which is clipped to them
     observation_high: tuple[float, ...] = ()
     features: Literal["fourier", "tiles"] = "fourier"
-    order: int = 3  # of the Fourier basis
+    order: int = 3  # order of the Fourier basis
     tilings: int = 8
-    tiles: int = 8  # of one tiling, along each observation
+    tiles: int = 8  # tiles of one tiling along each number of an observation
     squash: bool = True  # mu = tanh(theta^T phi), else theta^T phi clipped to [-1, 1]
 
     alpha_theta: float = 0.01
     alpha_w: float = 0.2
     alpha_v: float = 0.2
-    alpha_u: float = 0.0  # of off-policy's second weights: 0 is COPDAC-Q, which has none; more is COPDAC-GQ
-    natural_gradient: bool = False  # theta follows w itself (section 4.3)
+    alpha_u: float = 0.0  # step size of u, for off_policy; 0: COPDAC-Q, which has no u; above 0: COPDAC-GQ
+    natural_gradient: bool = False  # True: the step of theta is along w itself (section 4.3)
     discount: float = 0.99  # gamma
     reward_scale: float = 1.0  # multiplies rewards
-    sigma: float = 0.6  # the noise's standard deviation, where an action's bounds are -1 and 1
-    noise_correlation: float = 0.0  # of the noise from one step to the next; 0: the paper's Gaussian
+    sigma: float = 0.6  # the noise's standard deviation, on the scale where an action's bounds are -1 and 1
+    noise_correlation: float = 0.0  # between the noise of successive steps; 0: the paper's independent Gaussian noise
 
-    batch_size: int = 64  # transitions in one update; Sarsa's sequences
-    replay_size: int = 1_000_000  # off-policy's, in transitions
+    batch_size: int = 64  # transitions in one update; for Sarsa, sequences
+    replay_size: int = 1_000_000  # transitions; this and the next two are for the off-policy form
     min_replay_size: int = 1_000
     samples_per_insert: float = 32.0
-    unroll_length: int = 16  # T, of Sarsa's blocks
-    queue_batches: int = 1  # Sarsa's batches that may wait in the queue: more of them, more lag
+    unroll_length: int = 16  # T, steps in each of Sarsa's blocks
+    queue_batches: int = 1  # Sarsa's batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(
@@ -88,18 +90,18 @@ class Config:
 
 
 class Memory(NamedTuple):
-    noise: chex.Array  # float32 [B, A] what was added to the last action
+    noise: chex.Array  # float32 [B, A], the noise that was added to the last action
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The parameters that actors pull."""
 
     theta: chex.Array  # float32 [n, A]
     sigma: chex.Array  # float32 scalar
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     alpha_theta: Any
     alpha_w: Any
@@ -109,12 +111,12 @@ class Hypers(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """The policy's and the critic's, of n features and A actions."""
+    """The weights of the policy and the critic, for n features and actions of A numbers."""
 
-    theta: chex.Array  # [n, A]
+    theta: chex.Array  # [n, A], of the policy
     w: chex.Array  # [n, A], of the advantage
     v: chex.Array  # [n], of the value
-    u: chex.Array  # [n, A], gradient Q-learning's second; 0 while alpha_u is
+    u: chex.Array  # [n, A], the second weights of gradient Q-learning; 0 while alpha_u is 0
 
 
 class State(NamedTuple):
@@ -124,7 +126,7 @@ class State(NamedTuple):
 
 
 def mu(theta: chex.Array, phi: chex.Array, squash: bool) -> tuple[chex.Array, chex.Array]:
-    """The policy's action mu_theta(s) at phi(s) [B, n], and d mu / d (theta^T phi); both [B, A]."""
+    """Returns the policy's action mu_theta(s) at phi(s) [B, n], and d mu / d (theta^T phi); both are [B, A]."""
     linear = phi @ theta
     if squash:
         return jnp.tanh(linear), 1.0 - jnp.tanh(linear) ** 2
@@ -132,7 +134,7 @@ def mu(theta: chex.Array, phi: chex.Array, squash: bool) -> tuple[chex.Array, ch
 
 
 def critic(weights: Weights, phi: chex.Array, action: chex.Array, squash: bool) -> chex.Array:
-    """Q^w(s, a) = (a - mu_theta(s))^T grad_theta mu_theta(s)^T w + V^v(s) at phi(s) [B, n], a [B, A] -> [B]."""
+    """Returns Q^w(s, a) = (a - mu_theta(s))^T grad_theta mu_theta(s)^T w + V^v(s), [B]; phi(s) is [B, n], a [B, A]."""
     mean, slope = mu(weights.theta, phi, squash)
     return jnp.sum((action - mean) * slope * (phi @ weights.w), axis=-1) + phi @ weights.v
 
@@ -146,37 +148,39 @@ def directions(
     live: chex.Array,
     squash: bool,
 ) -> tuple[Weights, chex.Array]:
-    """What rows add to the weights but for the step sizes, summed over rows (sections 4.1 and 4.3).
+    """Returns the directions in which the weights step, without step sizes, summed over rows (sections 4.1 and 4.3).
 
     Args:
-      weights: those before the step.
+      weights: the weights before the step.
       phi: phi(s_t), [B, n].
       action: a_t, [B, A].
       targets: r_t + gamma Q^w(s_{t+1}, a_{t+1}), where a_{t+1} is mu_theta(s_{t+1}) for Q-learning, [B].
       next_phi: gamma phi(s_{t+1}), [B, n].
       live: 1 where the row is a transition, 0 where its action was thrown away, [B].
-      squash: of the policy.
+      squash: as `mu` takes it.
 
     Returns:
-      Of theta, grad_theta mu (grad_theta mu^T w); and with phi(s_t, a_t) = grad_theta mu (a_t - mu), of w, delta
-      phi(s_t, a_t), of v, delta phi(s_t) - gamma phi(s_{t+1}) (phi(s_t, a_t)^T u), of u, (delta - phi(s_t, a_t)^T u)
-      phi(s_t, a_t). And delta, [B].
+      The directions and delta, [B]. With phi(s_t, a_t) = grad_theta mu (a_t - mu), the directions are
+      for theta: grad_theta mu (grad_theta mu^T w);
+      for w: delta phi(s_t, a_t);
+      for v: delta phi(s_t) - gamma phi(s_{t+1}) (phi(s_t, a_t)^T u);
+      for u: (delta - phi(s_t, a_t)^T u) phi(s_t, a_t).
     """
     mean, slope = mu(weights.theta, phi, squash)
     delta = live * (targets - critic(weights, phi, action, squash))
     theta = phi.T @ (live[:, None] * slope**2 * (phi @ weights.w))  # grad_a Q^w at mu is slope * w^T phi
     of_action = slope * (action - mean)  # phi(s_t, a_t) is phi(s_t) times this
     expected = live * jnp.sum(of_action * (phi @ weights.u), axis=-1)  # phi(s_t, a_t)^T u, which learns delta
-    # w would be corrected by phi(s_{t+1}, mu), which is 0: it is times mu - mu.
+    # Gradient Q-learning also corrects w, along phi(s_{t+1}, mu). Here that is 0, because its factor a - mu is mu - mu.
     w, u = (phi.T @ (x[:, None] * of_action) for x in (delta, delta - expected))
     return Weights(theta, w, phi.T @ delta - next_phi.T @ expected, u), delta
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete, factored or unbounded actions, or bounds or features that do not fit the observation.
+      ValueError: if actions are discrete, factored or unbounded, or if bounds or features do not fit the observation.
     """
     if not isinstance(spec.actions, BoundedActions):
         raise unsuitable("dpg", "continuous", spec)
@@ -190,7 +194,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     centre, half = (action_high + action_low) / 2, (action_high - action_low) / 2
 
     def to_bounds(action):
-        """[B, A] within [-1, 1] -> [B, *shape] within the environment's bounds."""
+        """Maps actions [B, A] from [-1, 1], to which they are clipped, to [B, *shape] in the environment's bounds."""
         action = jnp.clip(centre + half * jnp.clip(action, -1.0, 1.0), action_low, action_high)
         return action.reshape(len(action), *action_shape)
 
@@ -208,7 +212,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Memory(jnp.zeros((num_envs, num_actions)))
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
-        """mu plus Gaussian noise whose autocorrelation is noise_correlation^lag within an episode."""
+        """Plays mu plus Gaussian noise whose autocorrelation is noise_correlation^lag within an episode."""
         correlation = jnp.where(timestep.first, 0.0, config.noise_correlation)[:, None]
         fresh = params.sigma * jax.random.normal(key, memory.noise.shape)
         noise = correlation * memory.noise + jnp.sqrt(1.0 - correlation**2) * fresh
@@ -221,7 +225,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return to_bounds(mean), {}, memory
 
     def step(weights: Weights, hypers: Hypers, phi, action, targets, next_phi, live):
-        """The weights after one step, by the mean over the live rows on all devices; and delta, [B]."""
+        """Returns the weights after one step, the mean over the live rows of all devices, and delta, [B]."""
         direction, delta = directions(weights, phi, action, targets, next_phi, live, squash)
         direction, number = pmean((direction, live.sum()))
         theta, w, v, u = jax.tree.map(lambda x: x / jnp.maximum(number, 1e-6), direction)
@@ -234,7 +238,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return Weights(theta, w, v, weights.u + hypers.alpha_u * each * u), delta
 
     def copdac(weights: Weights, hypers: Hypers, steps: Transition):
-        """Section 4.3's COPDAC-Q and COPDAC-GQ. Q^w(s, mu_theta(s)) is V^v(s)."""
+        """Takes a step of COPDAC-Q or COPDAC-GQ (section 4.3). In the target, Q^w(s, mu_theta(s)) is V^v(s)."""
         phi, action = basis.phi(steps.observation), from_bounds(steps.action)
         next_phi = steps.discount[:, None] * basis.phi(steps.next_observation)
         targets = config.reward_scale * steps.reward + next_phi @ weights.v
@@ -243,10 +247,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return weights, delta, live
 
     def sarsa(weights: Weights, hypers: Hypers, steps: Step):
-        """Section 4.1's updates, for row after row of a block [T+1, B, ...].
+        """Takes the steps of section 4.1, row after row of a block [T+1, B, ...].
 
-        The row that closes an episode, whose action was thrown away, still tells what action a truncated one would
-        have gone on with; itself it is no transition.
+        The row that closes an episode is not a transition, because its action was thrown away. The row before it still
+        uses that action: it is the action with which a truncated episode would have gone on.
         """
         features = basis.phi(steps.observation)
         actions, live = jax.vmap(from_bounds)(steps.action), steps.live

@@ -1,6 +1,6 @@
 """DQN: Q-learning with a deep network, a replay and target parameters; and its three best known improvements.
 
-Mnih et al. 2013, https://arxiv.org/abs/1312.5602, and 2015, https://doi.org/10.1038/nature14236, whose names these are.
+Mnih et al. 2013, https://arxiv.org/abs/1312.5602, and 2015, https://doi.org/10.1038/nature14236, whose names are used.
 `double`: van Hasselt et al. 2016, https://arxiv.org/abs/1509.06461. `dueling`: Wang et al. 2016,
 https://arxiv.org/abs/1511.06581. `replay="prioritized"`: Schaul et al. 2016, https://arxiv.org/abs/1511.05952.
 
@@ -22,47 +22,48 @@ from agents.parts.exploration import discrete_actions
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The 2015 paper's Atari settings (extended data table 1) by default; the prioritised paper's for its replay.
+    """The defaults are the 2015 paper's Atari settings (extended data table 1), and the prioritised paper's for its
+    replay.
 
-    The paper's code sums the gradient over the minibatch; here it is averaged. RMSProp's step is the same for both
-    where the epsilon of the mean is that of the sum over batch_size squared. A clipped error needs no such change.
+    The paper's code sums the gradient over the minibatch; here it is averaged. RMSProp takes the same step with the
+    average if its epsilon is that of the sum divided by batch_size squared. Clipping errors needs no such change.
     """
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    dueling: bool = False  # values and advantages apart
-    head_size: int = 0  # a layer of each stream's own, in the place of a convolutional torso's dense one; 0: none
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    dueling: bool = False  # separate streams for the value and the advantages
+    head_size: int = 0  # hidden units of each stream, in place of a convolutional torso's dense layer; 0: none
 
-    double: bool = False  # the target's action is the online network's
-    loss: Literal["huber", "squared"] = "huber"  # huber: the error is clipped to [-1, 1]
+    double: bool = False  # the online network chooses the target's action
+    loss: Literal["huber", "squared"] = "huber"  # huber: its gradient is the error clipped to [-1, 1]
     n_step: int = 1
     discount: float = 0.99  # gamma
     batch_size: int = 32
-    target_period: int = 2_500  # updates from one copy of the parameters to the next: C, 10,000 actions in the code
+    target_period: int = 2_500  # C, updates from one target copy to the next: 10,000 actions in the paper's code
 
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop: centred
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop is the centred variant
     learning_rate: float = 2.5e-4
-    optimizer_epsilon: float = 0.01 / 32**2  # inside RMSProp's root, outside Adam's
-    rmsprop_decay: float = 0.95  # of the gradient's and of its square's average
-    max_gradient_norm: float = 0.0  # 0: not clipped
+    optimizer_epsilon: float = 0.01 / 32**2  # inside RMSProp's square root, outside Adam's
+    rmsprop_decay: float = 0.95  # how much the running means of the gradient and its square keep
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.1
-    epsilon_steps: int = 250_000  # updates from one to the other: the paper's million actions, an update for each four
+    epsilon_steps: int = 250_000  # updates from initial to final: the paper's million actions, four for each update
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 50_000  # before the first update; played with epsilon_initial
-    samples_per_insert: float = 8.0  # a quarter of batch_size: an update for each four actions
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
+    min_replay_size: int = 50_000  # transitions before the first update, played with epsilon_initial
+    samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 12_500_000  # updates until beta has risen to 1: 200 million frames; 0: it stays
-    normalize_weights: bool = True  # divides them by the batch's largest
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
+    importance_exponent: float = 0.4  # beta at first
+    importance_steps: int = 12_500_000  # updates until beta has risen to 1 (200 million frames); 0: beta is constant
+    normalize_weights: bool = True  # divides importance weights by the batch's largest
 
     def __post_init__(self):
         action_values.check(self)
@@ -77,18 +78,19 @@ def td_losses(
     next_values: chex.Array,
     selector: chex.Array,
 ) -> Losses:
-    """Of y_t - Q(s_t, a_t), where no gradient passes through y_t.
+    """Returns the losses of the errors y_t - Q(s_t, a_t), where no gradient passes through the target y_t.
 
     Args:
-      loss: what is made of the error.
+      loss: the function of the error, Huber's or half of its square.
       values: Q(s_t, .; theta), [B, A].
       action: a_t, int32 [B].
-      reward: of n steps, [B].
+      reward: the discounted sum of n rewards, [B].
       discount: gamma^n, or 0 where s_{t+n} is terminal, [B].
       next_values: Q(s_{t+n}, .; theta^-), [B, A].
-      selector: whose largest is the action of the target, [B, A]: the same, or with `double` Q(s_{t+n}, .; theta).
+      selector: the values whose largest chooses the target's action, [B, A]: `next_values`, or for double Q-learning
+        Q(s_{t+n}, .; theta).
     """
-    import rlax  # here, not above: where TensorFlow is installed it takes seconds
+    import rlax  # imported here, because the import takes seconds where TensorFlow is installed
 
     errors = jax.vmap(rlax.double_q_learning)(values, action, reward, discount, next_values, selector)
     losses = rlax.huber_loss(errors) if loss == "huber" else rlax.l2_loss(errors)
@@ -96,10 +98,10 @@ def td_losses(
 
 
 def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
-    """Those of the `agent` by that name.
+    """Makes the functions that acting and learning use, for the `agent` that an error names.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: if actions are not discrete, or if the network does not fit the observation.
     """
     network = action_values.make_network(config, discrete_actions(agent, spec))
 
@@ -113,9 +115,9 @@ def functions(agent: str, config: Config, spec: EnvironmentSpec) -> Functions:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: if actions are not discrete, or if the network does not fit the observation.
     """
     return action_values.make_agent(config, functions("dqn", config, spec))

@@ -1,11 +1,11 @@
 """IMPALA: an actor-critic that learns off-policy from many actors by V-trace.
 
-Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; sections below are that paper's.
+Espeholt et al. 2018, https://arxiv.org/abs/1802.01561; section numbers below are that paper's.
 
-Deviations: the LSTM sees the last action and reward only if it is asked to (the paper's does on DMLab); lambda is
-Remark 2's and is 1 in the paper's experiments; continuous actions, which the paper has none of, have a Gaussian policy.
-Rows whose action the environment threw away (they close an episode) are no transitions: they neither learn nor let
-anything across.
+Deviations: the LSTM sees the last action and reward only with `lstm_previous` (the paper's LSTM sees them on DMLab);
+lambda is that of Remark 2, and is 1 in the paper's experiments; there are continuous actions, with a Gaussian policy. A
+row that closes an episode, whose action the environment throws away, is not a transition: nothing is learnt from it,
+and no return or trace crosses it.
 """
 
 import dataclasses
@@ -25,43 +25,43 @@ from agents.parts.policy_network import Memory, functions
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings (table G.1) by default."""
+    """The defaults are the paper's Atari settings (table G.1)."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    lstm_size: int = 0  # 0: feed-forward
-    lstm_previous: bool = False  # the LSTM sees the last action and reward, too
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp torso's
+    lstm_size: int = 0  # units of the LSTM; 0: there is none
+    lstm_previous: bool = False  # the LSTM also sees the last action and reward
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # True: tanh brings continuous actions into their bounds; False: they are clipped
 
     unroll_length: int = 20  # T
     batch_size: int = 32  # B, sequences in one update
     discount: float = 0.99  # gamma
-    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
-    rho_bar: float = 1.0
-    policy_rho_bar: float = 1.0  # the same of the policy gradient
-    c_bar: float = 1.0
+    reward_scale: float = 1.0  # a factor of all rewards; values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divides rewards by the running std of discounted returns, before reward_scale
+    rho_bar: float = 1.0  # truncation level of V-trace's rho
+    policy_rho_bar: float = 1.0  # truncation level of rho in the policy gradient
+    c_bar: float = 1.0  # truncation level of V-trace's c, at most rho_bar
     lambda_: float = 1.0
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     learning_rate: float = 6e-4
-    epsilon: float = 0.01  # inside RMSProp's root, outside Adam's
+    epsilon: float = 0.01  # inside RMSProp's square root, outside Adam's
     rmsprop_decay: float = 0.99
     rmsprop_momentum: float = 0.0
-    rmsprop_initial: float = 0.0  # of its averages of squares; TensorFlow's, which the paper's code uses, begin at 1
-    max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    rmsprop_initial: float = 0.0  # RMSProp's first averages of squares; 1 in TensorFlow, which the paper's code uses
+    max_gradient_norm: float = 40.0  # the gradient, summed over time and batch, is clipped to this norm
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0; 0: none
+    decay_env_steps: int = 0  # environment steps after which the learning rate has fallen to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the shape of that fall
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(
@@ -83,7 +83,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -97,7 +97,7 @@ class State(NamedTuple):
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, made so far by the run; the learner sets it before each update
 
 
 class VTrace(NamedTuple):
@@ -117,7 +117,7 @@ def vtrace(
     lambda_: float = 1.0,
     policy_rho_bar: float = 1.0,
 ) -> VTrace:
-    """V-trace targets (section 4.1, eq. 1 and Remark 1) and policy-gradient advantages (section 4.2).
+    """Computes V-trace targets (section 4.1, eq. 1 and Remark 1) and policy-gradient advantages (section 4.2).
 
     Args:
       values: V(x_0) .. V(x_T), float32 [T+1, B].
@@ -129,9 +129,9 @@ def vtrace(
       policy_rho_bar: the truncation level of the advantages' rho alone.
 
     Returns:
-      VTrace; no gradient passes through it. A dead row's target is its own value, its advantage 0.
+      A VTrace, through which no gradient passes. A row that is not live has its own value as target and advantage 0.
     """
-    ratios = jnp.where(live > 0, jnp.exp(log_ratios), 0.0)  # 0 on dead rows: no error there, and no trace across
+    ratios = jnp.where(live > 0, jnp.exp(log_ratios), 0.0)  # 0 where not live: no error, and no trace across
     rhos = jnp.minimum(rho_bar, ratios)
     cs = lambda_ * jnp.minimum(c_bar, ratios)
     deltas = rhos * (rewards + discounts * values[1:] - values[:-1])
@@ -148,10 +148,10 @@ def vtrace(
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: a network that does not fit the observation, or an action without bounds.
+      ValueError: if the network does not fit the observation or the LSTM's settings, or if an action has no bounds.
     """
     f = functions("impala", config, spec)
     policy = f.policy
@@ -204,7 +204,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         entropy = jnp.mean(live * policy.entropy(pi))
         baseline_loss = 0.5 * jnp.mean(live * jnp.square(v.targets - values[:-1]))
         total = policy_loss + hypers.baseline_cost * baseline_loss - hypers.entropy_cost * entropy
-        live_fraction = jnp.maximum(live.mean(), 1e-6)  # what is logged is over transitions alone
+        live_fraction = jnp.maximum(live.mean(), 1e-6)  # metrics are means over transitions alone
         metrics = {
             "loss": total,
             "policy_loss": policy_loss,
@@ -214,7 +214,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "explained_variance": explained_variance(v.targets - values[:-1], v.targets),
             "rho": v.rhos.mean() / live_fraction,
         }
-        # The paper sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
+        # The paper sums over time and batch. A mean times the whole batch's size is that sum on any number of devices.
         return total * steps_per_update, metrics
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

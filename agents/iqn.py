@@ -1,10 +1,10 @@
-"""IQN: a network that gives any quantile of the return, of the fractions that it is asked for.
+"""IQN: a network that computes the return's quantiles at any fractions that it is given.
 
-Dabney et al. 2018, https://arxiv.org/abs/1806.06923, whose names these are.
+Dabney et al. 2018, https://arxiv.org/abs/1806.06923, whose names are used here.
 
 Deviations: many environments are played at once, by parameters that may be some updates old; epsilon falls with
-updates, not with frames. Evaluations take the K fractions in even steps where the paper draws them. Double, dueling,
-n-step targets and prioritised replay are as in agents/dqn.py, and off; the measure of risk is the neutral one.
+updates, not with frames. Evaluations space the K fractions evenly, where the paper draws them. Double, dueling, n-step
+targets and prioritised replay are as in agents/dqn.py, and off by default; the only measure of risk is the neutral one.
 """
 
 import dataclasses
@@ -27,51 +27,51 @@ from agents.parts.torsos import ORTHOGONAL, make_torso
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The paper's Atari settings by default, and where it has none DQN's; the prioritised paper's for its replay.
+    """The defaults are the paper's Atari settings, DQN's where it has none, and for prioritised replay that paper's.
 
-    A `head_size` of 512 is the paper's network: the fractions enter it after the convolutions.
+    A `head_size` of 512 makes the paper's network, which the fractions enter after the convolutions.
     """
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # the mlp's
-    activation: Literal["tanh", "relu"] = "relu"  # the mlp's
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    dueling: bool = False  # values and advantages apart
-    head_size: int = 512  # a layer of each stream's own, in the place of a convolutional torso's dense one; 0: none
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    dueling: bool = False  # separate streams for the value and the advantages
+    head_size: int = 512  # hidden units of each stream, in place of a convolutional torso's dense layer; 0: none
 
-    num_fractions: int = 64  # N, drawn for the network that learns
-    num_target_fractions: int = 64  # N', drawn for its target
-    num_acting_fractions: int = 32  # K, of whose quantiles the mean is an action's value
-    num_cosines: int = 64  # n, features of a fraction
-    kappa: float = 1.0  # from where on the quantile Huber loss is linear; 0: everywhere
+    num_fractions: int = 64  # N, fractions drawn for the online network
+    num_target_fractions: int = 64  # N', fractions drawn for the target
+    num_acting_fractions: int = 32  # K, fractions; the mean of their quantiles is an action's value
+    num_cosines: int = 64  # n, the cosine features of a fraction
+    kappa: float = 1.0  # the error beyond which the quantile Huber loss is linear; 0: everywhere
 
-    double: bool = False  # the target's action is the online network's
+    double: bool = False  # the online network chooses the target's action
     n_step: int = 1
     discount: float = 0.99  # gamma
     batch_size: int = 32
-    target_period: int = 2_500  # updates from one copy of the parameters to the next: 10,000 actions
+    target_period: int = 2_500  # updates from one copy of the target parameters to the next: 10,000 actions
 
-    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop: centred
+    optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 5e-5
-    optimizer_epsilon: float = 0.01 / 32  # outside Adam's root, inside RMSProp's
-    rmsprop_decay: float = 0.95  # of the gradient's and of its square's average
-    max_gradient_norm: float = 0.0  # 0: not clipped
+    optimizer_epsilon: float = 0.01 / 32  # outside Adam's square root, inside RMSProp's
+    rmsprop_decay: float = 0.95  # how much the running means of the gradient and its square keep
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.01
-    epsilon_steps: int = 250_000  # updates from one to the other: a million actions, an update for each four
+    epsilon_steps: int = 250_000  # updates from initial to final: a million actions, four for each update
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 50_000  # before the first update; played with epsilon_initial
-    samples_per_insert: float = 8.0  # a quarter of batch_size: an update for each four actions
-    priority: Literal["proportional", "rank"] = "proportional"  # to the error, or to 1 / its rank among all
+    min_replay_size: int = 50_000  # transitions before the first update, played with epsilon_initial
+    samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha
-    uniform_fraction: float = 0.0  # of samples, drawn from all items alike
-    importance_exponent: float = 0.4  # beta, at first
-    importance_steps: int = 12_500_000  # updates until beta has risen to 1: 200 million frames; 0: it stays
-    normalize_weights: bool = True  # divides them by the batch's largest
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
+    importance_exponent: float = 0.4  # beta at first
+    importance_steps: int = 12_500_000  # updates until beta has risen to 1 (200 million frames); 0: beta is constant
+    normalize_weights: bool = True  # divides importance weights by the batch's largest
 
     def __post_init__(self):
         sizes = ("num_fractions", "num_target_fractions", "num_acting_fractions", "num_cosines")
@@ -79,7 +79,10 @@ class Config:
 
 
 class QuantileNetwork(nn.Module):
-    """Z_tau(x, a) = f(psi(x) * phi(tau))_a (section 3.1): psi is the torso, f the heads, and * is of each feature."""
+    """The network Z_tau(x, a) = f(psi(x) * phi(tau))_a (section 3.1).
+
+    psi is the torso, f are the heads, and * multiplies feature by feature.
+    """
 
     torso: str
     num_actions: int
@@ -92,7 +95,7 @@ class QuantileNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, tau: chex.Array) -> chex.Array:
-        """Observations [B, ...] and fractions [B, N] -> quantiles of all actions, float32 [B, N, A]."""
+        """Maps observations [B, ...] and fractions [B, N] to quantiles of all actions, float32 [B, N, A]."""
         torso: Any = make_torso(
             self.torso, self.hidden_sizes, self.activation, self.dtype, convolutions_only=bool(self.head_size)
         )
@@ -109,10 +112,10 @@ class QuantileNetwork(nn.Module):
 
 
 def functions(config: Config, spec: EnvironmentSpec) -> Functions:
-    """What acting and learning are made of.
+    """Makes the functions that acting and learning use.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: if actions are not discrete, or if the network does not fit the observation.
     """
     network = QuantileNetwork(
         torso=config.torso,
@@ -134,14 +137,14 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
         return outputs
 
     def values(params, key, observation) -> chex.Array:
-        """Q, the mean of the quantiles of K fractions; drawn from U([0, 1]), or with a key of None in even steps."""
+        """Returns Q, the mean quantile of K fractions, drawn from U([0, 1]) or, if `key` is None, spaced evenly."""
         shape = (len(observation), K)
         even = jnp.broadcast_to((jnp.arange(K) + 0.5) / K, shape)
         tau = even if key is None else jax.random.uniform(key, shape)
         return quantiles(params, observation, tau).mean(axis=1)
 
     def losses(params, target_params, key, transition: Transition) -> Losses:
-        """The mean over j of N' and the sum over i of N of rho_{tau_i}(delta_ij), delta_ij of eq. 2."""
+        """Returns the losses: the mean over N' j of the sum over N i of rho_{tau_i}(delta_ij), delta_ij as in eq. 2."""
         x, a, reward, discount, x_next = transition
         tau_key, target_key, acting_key = jax.random.split(key, 3)
         tau = jax.random.uniform(tau_key, (len(a), N))
@@ -157,9 +160,9 @@ def functions(config: Config, spec: EnvironmentSpec) -> Functions:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: continuous actions, or a network that does not fit the observation.
+      ValueError: if actions are not discrete, or if the network does not fit the observation.
     """
     return action_values.make_agent(config, functions(config, spec))

@@ -1,20 +1,21 @@
-"""Mix & Match: a curriculum over agents, from one that learns fast to the one that is wanted, by IMPALA's update.
+"""Mix & Match: a curriculum over agents, from one that learns fast to the one that is wanted, with IMPALA's update.
 
-Czarnecki et al. 2018, https://arxiv.org/abs/1806.01780. Agents pi_1 .. pi_K act as one, by the mixture
-pi_mm = sum_i w_i pi_i, and are valued by V_mm = sum_i w_i V_i. The loss is IMPALA's (Espeholt et al. 2018,
-https://arxiv.org/abs/1802.01561, section 4) of the mixture, and lambda L_mm, by which pi_K follows the others. Here K
-is 2. alpha, the weight of pi_K, is a hyper: a population moves it from 0 to 1.
+Czarnecki et al. 2018, https://arxiv.org/abs/1806.01780. Agents pi_1 .. pi_K act together, by the mixture
+pi_mm = sum_i w_i pi_i, whose value is V_mm = sum_i w_i V_i. The loss is IMPALA's loss of the mixture (Espeholt et al.
+2018, https://arxiv.org/abs/1802.01561, section 4) plus lambda L_mm, which makes pi_K imitate the other agents. Here K
+is 2. alpha, the weight of pi_K, is a hyperparameter that a population moves from 0 to 1. There are three curricula:
 
   actions         pi_1 chooses among a few of pi_2's actions, pi_2 chooses for each factor of an action
   architectures   pi_1 is feed-forward, pi_2 has an LSTM
-  tasks           pi_1 is the expert of the row's task, pi_2 is one for all tasks and is not told which it is
+  tasks           pi_1 is an expert for each task, pi_2 is one agent for all tasks and is not told the task
 
-Deviations: the entropy is sum_i w_i H(pi_i), as the mixture's own has no closed form: a lower bound of it, exact where
-alpha is 0 or 1. In L_mm pi_1 is a constant; taken as it stands, the formula would also draw the teacher to a pupil that
-knows nothing yet. A shared body is moved by pi_2's side of it. Greedy actions of a mixture are its mode where actions
-are discrete, and else the mode of its heaviest agent, for the mixture's is hard to find. The step is Adam's, rho-bar
-and c-bar are 1, and costs are not the paper's, where a population tunes them. What agents/impala.py says of dead rows
-and of continuous actions is true here too.
+Deviations: the entropy is sum_i w_i H(pi_i), because the mixture's entropy has no closed form; the sum is a lower bound
+of it, and exact where alpha is 0 or 1. In L_mm, pi_1 is a constant; taken as it stands, the formula would also draw the
+teacher pi_1 to a pupil that knows nothing yet. L_mm moves a shared body by pi_2's side alone. The greedy action of a
+mixture is its mode where actions are discrete. Elsewhere the mixture's mode is hard to find, and the mode of the agent
+with the largest weight is taken. The optimiser is Adam; rho-bar and c-bar are 1. Costs are not the paper's, which a
+population tunes. What agents/impala.py says of continuous actions and of rows that are not transitions is true here
+too.
 """
 
 import dataclasses
@@ -52,44 +53,45 @@ from agents.parts.torsos import check_frames, make_torso
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """IMPALA's Atari settings by default, and alpha where the curriculum begins."""
+    """The defaults are IMPALA's Atari settings, with Adam, and the alpha with which the curriculum begins."""
 
     curriculum: Literal["actions", "architectures", "tasks"] = "actions"
-    # How pi_2 learns from pi_1. 'kl': KL(pi_1 || pi_2). Two that the paper found worse, for actions alone: 'masked_kl',
-    # of pi_2 given that its action is one of the few; 'shared_head', pi_1 is pi_2 given that, and there is no KL.
+    # How pi_2 learns from pi_1. 'kl': by KL(pi_1 || pi_2). The other two are for the curriculum of actions alone, and
+    # the paper found them worse. 'masked_kl': by the KL to pi_2 given that its action is one of the few. 'shared_head':
+    # pi_1 is pi_2 given that its action is one of the few, and there is no KL.
     transfer: Literal["kl", "masked_kl", "shared_head"] = "kl"
-    evaluate: Literal["control", "target"] = "control"  # who plays greedily: the mixture, or pi_K alone
-    alpha: float = 0.0  # w_K, at first
-    kl_cost: float = 1.0  # lambda
+    evaluate: Literal["control", "target"] = "control"  # who plays greedily: control, the mixture; target, pi_K alone
+    alpha: float = 0.0  # w_K, the weight of pi_K, at first
+    kl_cost: float = 1.0  # lambda, the factor of L_mm
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # frames of its episode that the network sees at once; 1 where observations are no frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # the mlp's
-    activation: Literal["tanh", "relu"] = "tanh"  # the mlp's
-    lstm_size: int = 0  # pi_2's where architectures differ, else the body's; 0: feed-forward
-    shared_body: bool = True  # one torso for all agents (and one LSTM, where it is the body's); else one for each
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the network's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # of continuous actions' Gaussian: a parameter, or the network's output
-    sigma_initial: float = 1.0  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes it into the bounds, which else clip it
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp torso's
+    lstm_size: int = 0  # units of pi_2's LSTM in the curriculum of architectures, else of the body's; 0: there is none
+    shared_body: bool = True  # True: all agents share a torso, and the body's LSTM if there is one; False: one each
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # True: tanh brings continuous actions into their bounds; False: they are clipped
 
     unroll_length: int = 20  # T
     batch_size: int = 32  # B, sequences in one update
     discount: float = 0.99  # gamma
-    reward_scale: float = 1.0  # multiplies rewards: values far from 1 are slow to learn
-    normalize_rewards: bool = False  # divided by the running deviation of discounted returns, before reward_scale
-    lambda_: float = 1.0  # V-trace's
+    reward_scale: float = 1.0  # a factor of all rewards; values far from 1 are slow to learn
+    normalize_rewards: bool = False  # divides rewards by the running std of discounted returns, before reward_scale
+    lambda_: float = 1.0  # V-trace's lambda
     baseline_cost: float = 0.5
     entropy_cost: float = 0.01
 
     learning_rate: float = 5e-4  # Adam's
-    epsilon: float = 1e-5  # Adam's, outside the root
-    max_gradient_norm: float = 40.0  # of the gradient summed over time and batch
-    warmup_env_steps: int = 0  # the learning rate first rises linearly from 0 over so many environment steps
-    decay_env_steps: int = 0  # it has fallen to 0 after so many environment steps; 0: constant
-    decay: Literal["linear", "cosine"] = "linear"  # how it falls
+    epsilon: float = 1e-5  # Adam's, outside the square root
+    max_gradient_norm: float = 40.0  # the gradient, summed over time and batch, is clipped to this norm
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0; 0: none
+    decay_env_steps: int = 0  # environment steps after which the learning rate has fallen to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the shape of that fall
 
-    queue_batches: int = 1  # batches that may wait in the queue: more of them, more lag
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(
@@ -112,7 +114,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -123,7 +125,7 @@ class Hypers(NamedTuple):
 
 
 class Params(NamedTuple):
-    """What actors pull: they mix as the learner does."""
+    """The parameters that actors pull; with alpha, they mix the agents as the learner does."""
 
     network: Any
     alpha: Any  # float32 scalar
@@ -135,30 +137,31 @@ class State(NamedTuple):
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far, as the learner counts them: it says so before each update
+    env_steps: chex.Array  # float32, made so far by the run; the learner sets it before each update
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step."""
+    """The memory that acting carries from one step to the next."""
 
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
-    lstm: tuple[LSTMState, ...]  # of each LSTM
-    task: chex.Array | None  # int32 [B], of the environment; None unless the curriculum is of tasks
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None where frames are not stacked
+    lstm: tuple[LSTMState, ...]  # the state of each LSTM
+    task: chex.Array | None  # int32 [B], each environment's task; None unless the curriculum is of tasks
     discounted_return: Any  # float32 [B], of the episode so far; () where rewards are not normalised
 
 
 class Agents(nn.Module):
-    """All agents' policies and values, on a body that they share or one for each.
+    """The network of all agents' policies and values, which share one body or have a body each.
 
-    A body is a torso and an LSTM, if there is one; where architectures differ, the last agent's head has it instead.
+    A body is a torso and, if there is one, the LSTM. In the curriculum of architectures the LSTM is a part of the last
+    agent's head instead.
     """
 
     config: Config
     policies: tuple[Policy, ...]
-    num_experts: int  # 1, or of the first agent a head for each task
+    num_experts: int  # heads of the first agent: one for each task in the curriculum of tasks, else 1
 
     def initial_states(self, batch: int) -> tuple[LSTMState, ...]:
-        """Those of all LSTMs before an episode."""
+        """Returns the states of all LSTMs before an episode."""
         c = self.config
         number = 1 if c.shared_body or c.curriculum == "architectures" else len(self.policies)
         state = LSTM(max(c.lstm_size, 1), parent=None).initial_state(batch)
@@ -166,8 +169,8 @@ class Agents(nn.Module):
 
     @nn.compact
     def __call__(self, observation: chex.Array, first: chex.Array, lstm: Any, task: Any) -> tuple[Any, Any, Any]:
-        """[T, B, ...], bool [T, B], states, int32 [B] or None -> each agent's outputs [T, B, P], values [K, T, B] and
-        the new states."""
+        """Maps observations [T, B, ...], `first` bool [T, B], the LSTMs' states, and tasks int32 [B] or None to each
+        agent's outputs [T, B, P], values [K, T, B] and the LSTMs' new states."""
         c, (rows, batch) = self.config, observation.shape[:2]
         dtype: Any = jnp.dtype(c.dtype)
         before, after, last = iter(lstm), [], c.curriculum == "architectures"
@@ -189,14 +192,14 @@ class Agents(nn.Module):
             heads = []
             for n in range(experts):
                 name = f"agent_{i}_task_{n}" if experts > 1 else f"agent_{i}"
-                # Without hidden layers of its own: those are the body's.
+                # A head has no hidden layers of its own, because the body has them.
                 options: Any = {"lstm_size": size, "dtype": dtype if size else jnp.float32, "name": name}
                 head = ActorCritic("mlp", policy.num_outputs, (), num_free=policy.num_free, **options)
                 *head_outputs, state = head(x, first, next(before) if size else ())
                 heads.append(head_outputs)
                 after += [state] if size else []
             outputs, value = heads[0]
-            if experts > 1:  # that of each environment's task
+            if experts > 1:  # the head of each environment's task
                 outputs, value = (jnp.stack(x)[task, :, jnp.arange(batch)].swapaxes(0, 1) for x in zip(*heads))
             all_outputs.append(outputs)
             all_values.append(value)
@@ -204,7 +207,7 @@ class Agents(nn.Module):
 
 
 def check(config: Config, spec: EnvironmentSpec) -> None:
-    """Raises ValueError where the curriculum does not fit the environment."""
+    """Raises ValueError if the curriculum does not fit the environment."""
     actions = spec.actions
     if config.curriculum == "tasks" and spec.num_tasks < 2:
         raise ValueError("config.curriculum=tasks needs several tasks: give their names to --env, with commas between")
@@ -222,14 +225,14 @@ def check(config: Config, spec: EnvironmentSpec) -> None:
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: a curriculum or a network that does not fit the environment, or an action without bounds.
+      ValueError: if the curriculum or the network does not fit the environment, or if an action has no bounds.
     """
     check(config, spec)
     check_frames(config.torso, config.frame_stack, spec.observation_shape)
-    # pi_K's family
+    # The family of distributions of pi_K.
     target = make_policy("mix_match", spec, config.sigma, config.sigma_initial, config.squash)
     policies, kl = (target, target), target.kl
     if config.curriculum == "actions":
@@ -257,7 +260,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return State(params, optimizer.init(params), returns, hypers, jnp.int32(0), jnp.float32(0))
 
     def unroll(params, observation, first, memory: Memory):
-        """-> each agent's outputs [T, B, P], values [K, T, B], Memory after the rows."""
+        """Returns each agent's outputs [T, B, P], the values [K, T, B] and the Memory after the rows."""
         seen, frames = stacking.see(config.torso, observation, first, memory.frames)
         outputs, values, lstm = network.apply(params, seen, first, memory.lstm, memory.task)
         if config.transfer == "shared_head":  # pi_1's own outputs are never used
@@ -268,14 +271,15 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return mixture_log_prob(w, jnp.stack([p.log_prob(o, raw) for p, o in zip(policies, outputs)]))
 
     def forward(params: Params, timestep: TimeStep, memory: Memory):
-        """-> w, each agent's outputs [B, P], the next Memory."""
+        """Returns w, each agent's outputs [B, P] and the next Memory."""
         outputs, _, memory = unroll(params.network, timestep.observation[None], timestep.first[None], memory)
         memory = memory._replace(discounted_return=reward_scale.follow(config, memory.discounted_return, timestep))
         return weights(params.alpha, K), [o[0] for o in outputs], memory
 
     def act(params: Params, key: jax.Array, timestep: TimeStep, memory: Memory):
         w, outputs, memory = forward(params, timestep, memory)
-        # All agents choose by the same key, of which one choice counts: where w is all one agent's, so are the actions.
+        # All agents choose with the same key, and one agent's choice is played. Where one agent has all the weight, all
+        # actions are its own.
         who_key, key = jax.random.split(key)
         who = jax.random.categorical(who_key, jnp.log(w), shape=timestep.first.shape)
         choices = jnp.stack([p.sample(key, o) for p, o in zip(policies, outputs)])
@@ -310,7 +314,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             live,
             lambda_=config.lambda_,
         )
-        # What alpha has made impossible since it was done has a ratio of 0, and so no advantage: 0 times infinity.
+        # An action that a change of alpha has made impossible since it was played has a ratio of 0, so its advantage is
+        # 0, and its log pi is -inf: their product must be 0 and not NaN.
         policy_loss = -jnp.mean(v.advantages * jnp.where(log_pi > -jnp.inf, log_pi, 0.0))
         entropies = jnp.stack([p.entropy(o) for p, o in zip(policies, pi)])  # [K, T, B]
         entropy = jnp.mean(live * jnp.sum(w * entropies, axis=0))
@@ -318,14 +323,14 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         kls = jnp.zeros_like(entropies[:-1])  # KL(pi_i || pi_K), [K - 1, T, B]
         if config.transfer != "shared_head":
             kls = jnp.stack([kl(jax.lax.stop_gradient(p), pi[-1]) for p in pi[:-1]])
-        transfer_loss = jnp.mean(live * jnp.sum(w[:-1] * kls, axis=0))  # L_mm, with 1 - alpha for w_1
+        transfer_loss = jnp.mean(live * jnp.sum(w[:-1] * kls, axis=0))  # L_mm; w_1 is 1 - alpha
         total = (
             policy_loss
             + hypers.baseline_cost * baseline_loss
             - hypers.entropy_cost * entropy
             + hypers.kl_cost * transfer_loss
         )
-        live_fraction = jnp.maximum(live.mean(), 1e-6)  # what is logged is over transitions alone
+        live_fraction = jnp.maximum(live.mean(), 1e-6)  # metrics are means over transitions alone
         metrics = {
             "loss": total,
             "policy_loss": policy_loss,
@@ -338,7 +343,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "rho": v.rhos.mean() / live_fraction,
         }
         metrics |= {f"entropy_{i}": jnp.mean(live * e) / live_fraction for i, e in enumerate(entropies, start=1)}
-        # IMPALA sums over time and batch; a mean times the whole batch's size is that sum on any number of devices.
+        # IMPALA sums over time and batch. A mean times the whole batch's size is that sum on any number of devices.
         return total * steps_per_update, metrics
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

@@ -1,13 +1,13 @@
 """MPO: maximum a posteriori policy optimisation, which fits its policy to actions that its critic has reweighted.
 
-Abdolmaleki et al. 2018, https://arxiv.org/abs/1806.06920, with the apart constraints of mean and covariance of
-Abdolmaleki et al. 2018, https://arxiv.org/abs/1812.02256, whose names these are. With `distributional` the critic is
-D4PG's categorical one (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617), which is known as DMPO.
+Abdolmaleki et al. 2018, https://arxiv.org/abs/1806.06920, with the separate constraints on mean and covariance of
+Abdolmaleki et al. 2018, https://arxiv.org/abs/1812.02256, whose names are used here. With `distributional` the critic
+is D4PG's categorical critic (Barth-Maron et al. 2018, https://arxiv.org/abs/1804.08617); this is known as DMPO.
 
-Deviations: the critic learns from n-step returns of replayed transitions, uncorrected for the policy having changed,
-where the first paper has Retrace. The policy improves in the last observation of each transition, as in Acme: so the
-actions that are sampled there serve the critic's target and the E-step. The covariance is diagonal. Environment and
-critic see actions clipped to their bounds, or with `squash` their tanh. Multipliers are softplus of what Adam steps.
+Deviations: the critic learns from n-step returns of replayed transitions, without a correction for the policy's change,
+where the first paper has Retrace. The policy improves at the last observation of each transition, as in Acme, so that
+the actions sampled there serve both the critic's target and the E-step. The covariance is diagonal. Environment and
+critic see actions clipped to their bounds, or their tanh with `squash`. A multiplier is softplus of a learnt number.
 """
 
 import dataclasses
@@ -43,36 +43,36 @@ from agents.parts.policies import make_policy, mean_and_log_sigma
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of the critic
-    layer_norm: bool = True  # the first layer of either normalised, and tanh, as in Acme's networks
+    hidden_sizes: tuple[int, ...] = (256, 256)  # layer sizes of the policy and of the critic
+    layer_norm: bool = True  # layer norm and tanh after the first layer of either network, as in Acme's
     normalize_observations: bool = False
-    sigma_initial: float = 0.5  # where an action's bounds are -1 and 1
-    squash: bool = False  # tanh takes actions into the bounds, which else clip them
+    sigma_initial: float = 0.5  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # True: tanh brings actions into their bounds; False: they are clipped
 
-    distributional: bool = False  # the critic has a distribution of returns, over atoms; else their mean alone
-    v_min: float = -150.0  # returns of the first atom and of the last
+    distributional: bool = False  # True: the critic has a distribution of returns over atoms; False: their mean
+    v_min: float = -150.0  # v_min, v_max: returns of the first and the last atom
     v_max: float = 150.0
     num_atoms: int = 51
 
     num_samples: int = 20  # N, actions sampled in each state
-    epsilon: float = 0.1  # the most that the reweighted actions may diverge from the policy's, mean KL in nats
-    epsilon_mu: float = 1e-2  # likewise of the policy from the target one, by its mean alone
-    epsilon_sigma: float = 1e-4  # and by its standard deviations alone
+    epsilon: float = 0.1  # bound on the mean KL, in nats, of the reweighted actions to the target policy
+    epsilon_mu: float = 1e-2  # bound on the KL of the target policy to the policy, by the mean alone
+    epsilon_sigma: float = 1e-4  # likewise, by the standard deviations alone
     eta: float = 1.0  # the temperature at first
-    alpha_mu: float = 1.0  # at first, what the divergence by the mean costs
-    alpha_sigma: float = 100.0  # and what that by the standard deviations
+    alpha_mu: float = 1.0  # the multiplier of the mean's KL at first
+    alpha_sigma: float = 100.0  # the multiplier of the standard deviations' KL at first
 
     n_step: int = 5
     discount: float = 0.99  # gamma
     batch_size: int = 256
     policy_learning_rate: float = 3e-4
     critic_learning_rate: float = 3e-4
-    dual_learning_rate: float = 1e-2  # of the multipliers eta, alpha_mu and alpha_sigma
-    target_period: int = 100  # K, updates from one copy of the networks to the next
+    dual_learning_rate: float = 1e-2  # for the multipliers eta, alpha_mu and alpha_sigma
+    target_period: int = 100  # K, updates from one copy of the target networks to the next
 
     replay_size: int = 1_000_000
-    min_replay_size: int = 1_000  # before the first update
-    samples_per_insert: float = 256.0  # batch_size: an update for each step
+    min_replay_size: int = 1_000  # transitions before the first update
+    samples_per_insert: float = 256.0  # samples per transition; batch_size makes an update for each step
 
     def __post_init__(self):
         check_ranges(
@@ -93,7 +93,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -104,7 +104,7 @@ class Hypers(NamedTuple):
 
 
 class Duals(NamedTuple):
-    """What Lagrange's multipliers are made of, by `multiplier`; float32 scalars."""
+    """The numbers from which `multiplier` makes the Lagrange multipliers; float32 scalars."""
 
     eta: Any  # the temperature
     alpha_mu: Any
@@ -112,7 +112,7 @@ class Duals(NamedTuple):
 
 
 class Learnt(NamedTuple):
-    """Parameters, or what an optimiser keeps for them."""
+    """One value for each part that is learnt: its parameters, its learning rate, or what an optimiser keeps for it."""
 
     policy: Any  # theta
     critic: Any  # phi
@@ -129,17 +129,17 @@ class State(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The parameters that actors pull."""
 
     params: Any  # theta
     normalizer: Any
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:
-    """The agent for environments of `spec`.
+    """Returns the agent for environments of `spec`.
 
     Raises:
-      ValueError: discrete or unbounded actions, or frames.
+      ValueError: if actions are not continuous and bounded, or if observations are frames.
     """
     bounds, flat = bounded_actions("mpo", spec), vector("mpo", spec).phi
     family = make_policy("mpo", spec, "state", config.sigma_initial, config.squash)
@@ -150,42 +150,42 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     optimizer = make_optimizer("adam")
 
     def pi(theta, observation) -> chex.Array:
-        """What the distribution of actions is made of, [B, ...] -> [B, 2 n]: n numbers of mu, and of log sigma."""
+        """Maps observations [B, ...] to the policy's outputs [B, 2 n]: n numbers of mu, then n of log sigma."""
         outputs: Any = policy.apply(theta, flat(observation))
         return outputs
 
     def Z(phi, observation, action) -> chex.Array:
-        """The critic's outputs, [B, num_outputs], of actions in [-1, 1], [B, ...]."""
+        """Returns the critic's outputs, [B, num_outputs], for actions in [-1, 1], [B, ...]."""
         outputs: Any = critic.apply(phi, flat(observation), action)
         return outputs
 
     def Q(outputs) -> chex.Array:
-        """The values that the critic's outputs stand for: [..., num_outputs] -> [...]."""
+        """Returns the values that the critic's outputs stand for: [..., num_outputs] -> [...]."""
         return jax.nn.softmax(outputs) @ atoms if config.distributional else outputs[..., 0]
 
     def distance(outputs, next_outputs, reward, discount) -> Distance:
-        """Of outputs [B, num_outputs] from the target that the mean of next_outputs [N, B, num_outputs] makes."""
+        """Returns how far outputs [B, num_outputs] are from the mean target of next_outputs [N, B, num_outputs]."""
         if config.distributional:
-            mixture = jax.nn.logsumexp(jax.nn.log_softmax(next_outputs), axis=0)  # of N returns, all alike likely
+            mixture = jax.nn.logsumexp(jax.nn.log_softmax(next_outputs), axis=0)  # of N equally likely returns
             return categorical_distance(outputs, mixture, reward, discount, atoms)
         errors = reward + discount * Q(next_outputs).mean(axis=0) - Q(outputs)
         return Distance(0.5 * jnp.square(errors), jnp.abs(errors), {})
 
     def improvement_loss(params: Learnt, hypers: Hypers, observation, old, raw, values):
-        """The loss of the E-step's temperature and of the M-step, in [B, ...] observations.
+        """Returns the loss of the E-step's temperature and of the M-step at observations [B, ...], and metrics.
 
-        `old` are the target policy's outputs there, `raw` [N, B, n] actions of it, `values` [N, B] those actions'.
+        `old` are the target policy's outputs there, `raw` [N, B, n] its sampled actions, `values` [N, B] their values.
         """
-        import rlax  # here, not above: where TensorFlow is installed it takes seconds
+        import rlax  # imported here, because the import takes seconds where TensorFlow is installed
 
-        parts = family.decoupled(pi(params.policy, observation), old)  # by mu alone, and by sigma alone
+        parts = family.decoupled(pi(params.policy, observation), old)  # one has only mu new, one only sigma
         log_probs = sum(family.log_prob(part, raw) for part in parts)
         kls = [family.kl(old, part) for part in parts]
         eta, *alphas = params.duals
         temperature = rlax.LagrangePenalty(eta, hypers.epsilon)
         penalties = map(rlax.LagrangePenalty, alphas, (hypers.epsilon_mu, hypers.epsilon_sigma))
         losses, found = rlax.mpo_loss(log_probs, values, temperature, [*zip(kls, penalties, strict=True)], multiplier)
-        weights = found.normalized_weights  # of a state's actions: they sum up to 1
+        weights = found.normalized_weights  # each state's weights sum to 1 over its actions
         kl = jnp.sum(jax.scipy.special.xlogy(weights, weights * config.num_samples), axis=0)
         metrics = {"policy_loss": found.policy_loss, "kl": kl, "kl_mu": kls[0], "kl_sigma": kls[1]}
         return jnp.mean(losses), jax.tree.map(jnp.mean, metrics)
@@ -204,7 +204,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         observation = flat(jnp.zeros((1, *spec.observation_shape)))
         theta, phi = policy.init(policy_key, observation), critic.init(critic_key, observation, bounds.low[None])
         params = Learnt(theta, phi, Duals(*(parameter_of(getattr(config, x)) for x in Duals._fields)))
-        targets = jax.tree.map(jnp.copy, PolicyAndCritic(theta, phi))  # not the same buffers: an update overwrites them
+        targets = jax.tree.map(jnp.copy, PolicyAndCritic(theta, phi))  # copies: updates overwrite buffers
         statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
         return State(params, targets, optimizer.init(params), statistics, initial_hypers(Hypers, config), jnp.int32(0))
 
