@@ -26,7 +26,7 @@ UPDATES_AT_ONCE = 256  # most updates of one call: whoever ends the run waits fo
 
 
 class Made(NamedTuple):
-    """What one call of a program made."""
+    """The counts and the ended episodes of one call of a program."""
 
     env_steps: chex.Array  # int32
     updates: chex.Array  # int32

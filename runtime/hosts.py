@@ -33,7 +33,7 @@ LATE = 2  # updates until what hosts told each other is read, for a learner has 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Which of a pod's hosts this one is: its `index`, from 0, among `count`."""
+    """This host's place in its pod: number `index`, from 0, of `count` hosts."""
 
     index: int
     count: int

@@ -18,7 +18,7 @@ from runtime import devices
 from runtime.hosts import Agreement
 from runtime.scheduling import give_way
 
-STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
+STALL_SECONDS = 60  # seconds of waiting, after which a warning says who waits for whom
 
 
 class NotFinite(FloatingPointError):

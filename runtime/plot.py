@@ -64,7 +64,7 @@ def draw(
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
-    nouns: dict[str, str] = {}  # what one of a group's runs is called
+    nouns: dict[str, str] = {}  # group -> "seed" or "member", as its runs are called
     for folder in folders:
         for path in _evaluations_of(folder):
             curve = records.curve(path, x)

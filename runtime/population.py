@@ -50,7 +50,7 @@ NEVER = -1  # in place of the environment steps at a member's last copy, if it h
 
 
 class Told(NamedTuple):
-    """What a reporter tells of the members of one learner: the last K episodes of each."""
+    """A reporter's message about the members of one learner: the last K episodes of each."""
 
     returns: np.ndarray  # float32 [members, K], NaN while there are fewer episodes
     env_steps: np.ndarray  # int64 [members, K], those of the parameters that acted when the episode ended
