@@ -45,8 +45,8 @@ class Mesh(Protocol):
         ...
 
     def feed(self, tree: Any, specs: Any = REPLICATED) -> Any:
-        """Makes this host's arrays arguments of a compiled function. Does nothing if the compiled function takes host
-        arrays and sends them to the devices itself."""
+        """Turns this host's arrays into arguments of a compiled function. Returns them as they are if the compiled
+        function takes host arrays and sends them to the devices itself."""
         ...
 
     def compile(
@@ -69,8 +69,8 @@ class Mesh(Protocol):
         ...
 
     def fetch(self, tree: Any, specs: Any) -> Any:
-        """Undoes `put`: returns arrays that lie by these specs on the host, in the shapes that `put` was given. Waits
-        for them to be computed. All devices of the mesh must be this host's."""
+        """Undoes `put`: brings arrays with these specs to the host, in the shapes that `put` was given. Waits for them
+        to be computed. All devices of the mesh must be this host's."""
         ...
 
     def one(self, tree: Any) -> Any:
@@ -82,10 +82,10 @@ class Mesh(Protocol):
         ...
 
     def span(self, tree: Any, specs: Any) -> Any:
-        """Returns arrays of this mesh of which each host's part are its arrays of the mesh `alone`.
+        """Joins the hosts' arrays of their meshes `alone` into arrays of this mesh, of which each host has its part.
 
-        An axis split by ROWS or COLUMNS is longer in them, by the factor of the number of hosts. Nothing is copied: the
-        argument and the result share their memory, and if one is donated the other is gone too.
+        An axis split by ROWS or COLUMNS grows by a factor of the number of hosts. Nothing is copied: the argument and
+        the result share their memory, and if one is donated the other is gone too.
         """
         ...
 
