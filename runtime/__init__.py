@@ -1,4 +1,4 @@
-"""The loops: actor, learner and evaluator; devices, checkpoints and metrics."""
+"""The loops of actor, learner and evaluator, and what they need: devices, checkpoints and metrics."""
 
 import os
 import pathlib
@@ -6,31 +6,33 @@ import sys
 
 import jax
 
-# On a CPU a computation is done in the thread that asks for it, not handed to JAX's own: an actor that waits behind a
-# learner's update there takes twice as long. Accelerators are not concerned.
+# Without this, JAX runs CPU computations in a thread of its own, where an actor's inference waits behind the learner's
+# update and takes twice as long. With it, each runs in the thread that asks for it. Accelerators are not affected.
 jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def leave_out_tensorflow() -> None:
-    """For a process that does without Reverb. TensorFlow Probability, which rlax brings, works without TensorFlow, but
-    takes it in wherever it is installed: three seconds and 350 MB."""
+    """Makes later imports of TensorFlow fail, in a process without Reverb. TensorFlow Probability, which rlax needs,
+    works without TensorFlow but imports it wherever it is installed, which costs three seconds and 350 MB."""
     sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]  # an import of it fails from now on
 
 
 def _keep_compiled() -> None:
-    """Keeps what is compiled in the user's cache folder, for the next start and for a run's other processes; where
-    JAX_COMPILATION_CACHE_DIR says, if it does, and nowhere if that folder cannot be written."""
+    """Has JAX keep compiled programs in the user's cache folder, for the next start and for a run's other processes.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, if it is set. Nothing is kept if the folder cannot be written.
+    """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "shoal", "jax")
     try:
         folder = folder.expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # a home that is not writable, or none at all
+    except (OSError, RuntimeError):  # the home folder is not writable, or there is none
         return
     if os.access(folder, os.W_OK | os.X_OK):
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # JAX's own is a second
+        if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:  # JAX's default is 1 s
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

@@ -14,7 +14,10 @@ from replay.rows import Row, Source, Writer
 
 
 def compile_on(device: jax.Device, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled for `device` whatever the default one is: where none of its arguments lives anywhere."""
+    """Compiles `function` for `device`, whatever JAX's default device is.
+
+    An argument that is on a device already would decide where the function runs; host arrays do not.
+    """
     compiled = jax.jit(function)
 
     def call(*args):
@@ -30,17 +33,21 @@ def _compile_sending(device: jax.Device) -> Callable[[Any], Any]:
 
 
 def send_params(params: Any, device: jax.Device) -> Any:
-    """Parameters on `device`, from the host or where they are there already. Compiled: `device_put` sends one array
-    after another, which for a small network takes as long as five actions."""
+    """Returns parameters on `device`: sends those that are on the host, and leaves JAX arrays where they are.
+
+    It sends them through a compiled identity. `device_put` sends one array after another, which for a small network
+    takes as long as five actions.
+    """
     if isinstance(next(iter(jax.tree.leaves(params)), None), jax.Array):
         return params
     return _compile_sending(device)(params)
 
 
 def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., Any]:
-    """`act` with a step count, from which each step's key is made: (params, key, count, timestep, memory) on `device`.
+    """Compiles `act` for `device` as a function of (params, key, count, timestep, memory).
 
-    Give all actors of a process the same one: it is traced and compiled once.
+    The key of each step is made from `key` and the step's number `count`. Give all actors of a process the same
+    compiled function, so that `act` is traced and compiled once.
     """
 
     def act_at(params, key, count, timestep, memory):
@@ -52,9 +59,10 @@ def compile_act(act: Callable[..., Any], device: jax.Device) -> Callable[..., An
 def compile_priority(
     priority: Callable[..., Any] | None, capacity: int, device: jax.Device
 ) -> Callable[..., np.ndarray] | None:
-    """`priority` of an Agent for up to `capacity` transitions or sequences, on `device`; None of None.
+    """Compiles an Agent's `priority` for `device`; returns None if it is None.
 
-    Traced once: fewer, as at an episode's end, are filled up.
+    The result takes (params, item) with up to `capacity` transitions or sequences. It repeats fewer of them, as at an
+    episode's end, to fill `capacity`, so that `priority` is traced only once.
     """
     if priority is None:
         return None
@@ -85,14 +93,16 @@ def run(
     stopped: Callable[[], bool] = lambda: False,
     ranks: np.ndarray | None = None,
 ) -> Iterator[tuple[dict[str, Any], Episodes]]:
-    """Acts for ever; yields metrics, and the episodes that ended, each time an item was written.
+    """Acts until `stopped`; each time that `writer.append` returns true, yields metrics and the episodes that ended.
 
-    `ranks`, float32 [B], are the environments' places, 0 to 1, among all of the run's.
+    The order is fixed: pull parameters, then (act, step, append) until the writer says that it is time to pull again.
+    The reward of an action arrives with the next observation, so a row is appended one step later.
 
-    The order is fixed: pull, then (act, step, append) until the writer has sent an item, then pull again. The reward of
-    an action is the one that arrives with the next observation, so that a row is appended one step later.
+    Args:
+      act: compiled by `compile_act`.
+      ranks: float32 [B] from 0 to 1, the place of each environment among all of the run's; see Agent.memory.
     """
-    # On the device from the start: else the first action and the others would be compiled apart.
+    # The memory is put on the device at once: else the first action would be compiled apart from the others.
     timestep, memory = environment.reset(), jax.device_put(agent.memory(environment.num_envs, ranks), device)
     env_steps = count = 0
     while not stopped():

@@ -1,27 +1,27 @@
-"""What a learner's metrics say to whoever waits for it to learn: lines to be warned by, each once in a run."""
+"""Warnings that a learner's metrics give reason for, such as values that explain nothing; each is given once."""
 
 from collections.abc import Mapping
 
-CLIPPED_FRACTION = 0.05  # of a distributional critic's target returns, beyond which its support is too narrow
-EXPLAINED_VARIANCE = 0.05  # of the value's targets, below which the value knows nothing of them
-PATIENCE = 1 / 3  # of a run, in which the value may learn them
-LEAST_ROWS = 5  # of metrics: fewer say nothing
-DECAY = 0.9  # of the running mean, from one row to the next
+CLIPPED_FRACTION = 0.05  # if more of a distributional critic's target returns are clipped, its support is too narrow
+EXPLAINED_VARIANCE = 0.05  # if the value explains less of its targets' variance, it has learnt nothing of them
+PATIENCE = 1 / 3  # share of a run that the value is given to learn its targets
+LEAST_ROWS = 5  # rows of metrics without which nothing is said about the value
+DECAY = 0.9  # weight of the earlier rows in the running mean, each time a row is added
 
 
 class Advice:
-    """Follows the learner's rows of metrics."""
+    """Follows the learner's rows of metrics and says what looks wrong."""
 
     def __init__(self, max_env_steps: int):
-        """`max_env_steps`: the run's."""
+        """`max_env_steps`: environment steps after which the run ends."""
         self._max_env_steps = max_env_steps
-        self._explained = 0.0  # sum of the explained variances, older ones counting less; and of what they count
-        self._count = 0.0
+        self._explained = 0.0  # weighted sum of the explained variances, where older ones weigh less
+        self._count = 0.0  # sum of those weights
         self._rows = 0
         self._said: set[str] = set()
 
     def __call__(self, row: Mapping[str, float]) -> list[str]:
-        """The lines that this row, and those before it, give reason for, and that were not given before."""
+        """Returns the warnings that this row and those before it give reason for, without those given before."""
         lines = {}
         clipped = row.get("clipped_fraction", 0.0)
         if clipped > CLIPPED_FRACTION:

@@ -1,7 +1,7 @@
 """The parameters that did best in a run's evaluations, kept beside the learner's checkpoints: LOGDIR/best.npz.
 
-One file, of what acting needs alone. It is replaced as a whole, so that whatever ends the process, the older best or
-the newer one is there; NumPy's format has a checksum of each array, so that damage is seen.
+The file holds only what acting needs. It is replaced as a whole, so that the older or the newer best is there, whatever
+ends the process. NumPy's format has a checksum of each array, so that damage is noticed.
 """
 
 import os
@@ -19,7 +19,7 @@ FILE = "best.npz"
 
 
 class Best(NamedTuple):
-    """What an evaluation of a version's parameters came to."""
+    """The parameters of one version, and the mean return of their evaluation."""
 
     version: Version
     params: Any  # on the host
@@ -27,25 +27,25 @@ class Best(NamedTuple):
 
 
 def restore(logdir: pathlib.Path, structure: Structure) -> Best | None:
-    """A run's best parameters; None if none were saved.
+    """Returns a run's best parameters, or None if none were saved.
 
     Args:
-      structure: of (Version, params), as replay.structures.params_structure gives it.
+      structure: the structure of (Version, params), from replay.structures.params_structure.
 
     Raises:
-      OSError: the file cannot be read, or is another agent's.
+      OSError: the file cannot be read, or holds another agent's parameters.
     """
     path = logdir / FILE
     if not path.exists():
         return None
     try:
         with np.load(path) as arrays:
-            # As raw bytes where NumPy's format has no name for a dtype, as for bfloat16.
+            # NumPy's format has no name for some dtypes, such as bfloat16, and stores their arrays as raw bytes.
             leaves = [arrays[f"arr_{n}"].view(leaf.dtype) for n, leaf in enumerate(structure.leaves)]
             return_mean = float(arrays["return_mean"])
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in structure.leaves]:
             raise ValueError("it holds another agent's parameters")
-    except Exception as error:  # whatever a damaged file makes of the libraries that read it
+    except Exception as error:  # reading a damaged file may raise anything
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise OSError(f"{path} is damaged ({why})") from error
     version, params = structure.unflatten(leaves)
@@ -53,10 +53,10 @@ def restore(logdir: pathlib.Path, structure: Structure) -> Best | None:
 
 
 class Keeper:
-    """Keeps the best parameters that it is shown, and those of earlier sittings."""
+    """Keeps the best of the parameters that it is shown, in this process and in earlier processes of the run."""
 
     def __init__(self, logdir: pathlib.Path, structure: Structure):
-        """`structure` is as for `restore`. A file that is damaged is set aside."""
+        """Reads what is the best so far, and sets a damaged file aside; `structure` is as for `restore`."""
         self._path, self._structure = logdir / FILE, structure
         self._best = -np.inf
         try:
@@ -68,10 +68,10 @@ class Keeper:
             self._path.replace(aside)
 
     def show(self, version: Version, params: Any, return_mean: float) -> None:
-        """Saves the parameters if they did better than any before; not what is not finite.
+        """Saves the parameters if they are finite and did better than all before.
 
         Raises:
-          OSError: they cannot be written, as on a full disk; the best before is kept.
+          OSError: they cannot be written, as on a full disk; the file of the best before is kept.
         """
         if not return_mean > self._best:
             return

@@ -1,6 +1,7 @@
-"""Checkpoints of the learner: its state and how far it has come, by orbax; written atomically, the newest few kept.
+"""Checkpoints of the learner's state and version, by orbax; written atomically, the newest few kept.
 
-Each has a list of what must be there, so that damage is seen: an older one is taken then.
+Each checkpoint lists the files that must be there, with their checksums. So damage is noticed, and an older checkpoint
+is taken instead.
 """
 
 import contextlib
@@ -19,29 +20,29 @@ from orbax.checkpoint._src.multihost import multihost
 
 from agents.agent import Agent, State, Version
 
-# To orbax each process is the only one: what it saves is its own, and it waits for nobody. Of several it would write
-# NumPy's arrays on the first alone, whatever its options say.
+# Orbax is told that each process is the only one, so that what a process saves is its own and it waits for no other.
+# Otherwise orbax would write NumPy's arrays in the first of several processes alone, whatever its options say.
 multihost.process_index = lambda: 0
 
 _PREFIX = "learner_steps"
 _DAMAGED = "damaged_"  # in front of the name of a checkpoint that was set aside
-_CONTENTS = "contents.json"  # in a checkpoint: its files' checksums, and counts of what belongs to it
+_CONTENTS = "contents.json"  # a file in each checkpoint: its files' checksums, and the `counts` that `save` was given
 
 
 class Damaged(OSError):
-    """None of a run's checkpoints can be read."""
+    """A run has checkpoints, and none of them can be read."""
 
 
 class Checkpointer:
-    """Saves states to a directory, LOGDIR/checkpoints or that of a replay, and restores the newest."""
+    """Saves states to a directory, either LOGDIR/checkpoints or that of a replay, and restores the newest."""
 
     def __init__(self, directory: pathlib.Path, agent: Agent | None, keep: int = 2, *, owner: bool = False):
         """
         Args:
-          agent: whose states they are; None: of a replay, which come back as they were saved.
-          keep: how many checkpoints, the newest.
-          owner: whether this process alone saves here: it removes what killed saves left behind, and sets aside what is
-            damaged.
+          agent: the agent whose states are saved, or None for a replay's, whose arrays come back as they were saved.
+          keep: how many checkpoints are kept; the oldest are removed first.
+          owner: whether this is the only process that saves here. An owner removes what interrupted saves left behind,
+            and sets damaged checkpoints aside.
         """
         self.directory = directory.absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -64,13 +65,14 @@ class Checkpointer:
         self.counts: dict[str, int] = {}
 
     def save(self, state: State, version: Version, counts: Mapping[str, int] | None = None) -> None:
-        """Writes `state` (on the host); returns once it is on disk. A step that is saved already is left as it is.
+        """Writes `state` (on the host) and returns once it is on disk; does nothing if this step is saved already.
 
         Args:
-          counts: of what is saved elsewhere and belongs to it, by name; `restore` gives them back.
+          counts: how much of what is saved elsewhere belongs to this state, by name, such as the number of a replay's
+            items. `restore` puts them into `self.counts`.
 
         Raises:
-          OSError: it cannot be written, as on a full disk; earlier checkpoints are kept.
+          OSError: the state cannot be written, as on a full disk; earlier checkpoints are kept.
         """
         if version.learner_steps in self._manager.all_steps():
             return
@@ -89,17 +91,18 @@ class Checkpointer:
             ) from error
 
     def restore(self) -> tuple[State, Version] | None:
-        """The newest (state, version) that is whole, on the host; None if nothing was saved. `counts` are then those
-        that were saved with it.
+        """Returns the newest undamaged (state, version), on the host, or None if nothing was saved.
+
+        It also sets `self.counts` to the counts that were saved with that state.
 
         Raises:
-          Damaged: there are checkpoints and none can be read.
+          Damaged: there are checkpoints, and none can be read.
         """
         reasons = []
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 state, version, self.counts = self._read(step)
-            except Exception as error:  # whatever a damaged file makes of the libraries that read it
+            except Exception as error:  # reading a damaged file may raise anything
                 reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
                 logging.warning("the checkpoint %s is damaged (%s)", self._path(step).name, reasons[-1])
                 continue
@@ -122,15 +125,15 @@ class Checkpointer:
         return tree["state"], version, contents.get("counts", {})
 
     def _list_contents(self, path: pathlib.Path, counts: Mapping[str, int]) -> None:
-        if path.exists():  # orbax passes over a step that does not come after the newest
+        if path.exists():  # it does not if the step is not above the newest one, for then orbax saves nothing
             contents = {"crc32": _checksums(path), "counts": dict(counts)}
             (path / _CONTENTS).write_text(json.dumps(contents, indent=2) + "\n")
 
     def _contents(self, step: int) -> dict[str, Any]:
-        """What a checkpoint's list says; nothing where there is none, as in those of older versions.
+        """Returns what a checkpoint's _CONTENTS says; {} if there is none, as in those of older versions of Shoal.
 
         Raises:
-          ValueError: a file is not as it was saved.
+          ValueError: a listed file is missing, or not as it was saved.
         """
         path = self._path(step)
         try:
@@ -148,7 +151,10 @@ class Checkpointer:
         return self.directory / f"{_PREFIX}_{step}"
 
     def set_aside(self, newer_than: int = -1) -> None:
-        """Takes checkpoints, which are damaged, out of the way of those to come."""
+        """Renames the checkpoints above the step `newer_than`, which are damaged, so that new ones can replace them.
+
+        Does nothing unless this process is the `owner`.
+        """
         if not self._owner:
             return
         for step in self._manager.all_steps():
@@ -163,6 +169,6 @@ class Checkpointer:
 
 
 def _checksums(directory: pathlib.Path) -> dict[str, int]:
-    """CRC-32 of each file in a checkpoint's directory but the list, by its path there."""
+    """Returns the CRC-32 of each file in a checkpoint's directory but _CONTENTS, by its path in the directory."""
     files = [path for path in sorted(directory.rglob("*")) if path.is_file() and path.name != _CONTENTS]
     return {str(path.relative_to(directory)): zlib.crc32(path.read_bytes()) for path in files}

@@ -1,5 +1,7 @@
-"""A learner whose actor is part of its compiled program: act, step, keep, sample and update, over and over, with
-nothing on the host but what it records and saves."""
+"""A learner whose actor is part of its compiled program, for --placement=device.
+
+The program acts, steps the environments, keeps, samples and updates, over and over. The host only records and saves.
+"""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,37 +21,46 @@ from runtime import devices
 from runtime.learner import Learner
 from runtime.rollout import Acting, Rollout
 
-STEPS_AT_ONCE = 16_384  # environment steps that one call makes, about; of 4,096, Python took a fifth of PPO's time
-UPDATES_AT_ONCE = 256  # but no more updates: whoever ends the run waits for a call to end
+STEPS_AT_ONCE = 16_384  # environment steps of one call, about; with 4,096, Python took a fifth of PPO's time
+UPDATES_AT_ONCE = 256  # most updates of one call: whoever ends the run waits for the call under way
 
 
 class Made(NamedTuple):
-    """What a call of a program made."""
+    """The counts and the ended episodes of one call of a program."""
 
     env_steps: chex.Array  # int32
     updates: chex.Array  # int32
-    ended: Ended  # [rows, B], B of all devices
+    ended: Ended  # [rows, B], where B counts the environments of all devices
 
 
 class Program(NamedTuple):
-    """call(state, step, acting, kept, env_steps) -> (state, step, acting, kept, metrics, Made): compiled, all but
-    `env_steps`, float32, donated. `env_steps` are those that the run had made before."""
+    """A compiled program that makes experience and learns from it.
+
+    call(state, step, acting, kept, env_steps) -> (state, step, acting, kept, metrics, Made). All arguments are donated
+    but `env_steps`, float32: the environment steps that the run had made before the call. `metrics` are those of the
+    last update.
+    """
 
     call: Callable[..., Any]
-    rows: int  # that it makes of each environment
+    rows: int  # rows that one call makes of each environment
 
 
 class Turn(Protocol):
-    """Some rows, and the updates that are due by then."""
+    """One turn of a program: it makes some rows, and then the updates that are due."""
 
     def __call__(self, carry: Any, base: Any) -> tuple[Any, tuple[Any, Ended]]:
-        """(state, step, acting, kept, metrics, env_steps, updates) -> the same, the last update's metrics, and the
-        episodes that ended. A turn that may make no update carries the metrics on; of any other they are ()."""
+        """Returns the next carry, and (the metrics of the last update, the episodes that ended).
+
+        Args:
+          carry: (state, step, acting, kept, metrics, env_steps, updates), the last two counted in this call. If turns
+            always make an update, the carried metrics are (); else they are those of the last update so far.
+          base: float32, the environment steps that the run had made before the call.
+        """
         ...
 
 
 def _compile(mesh: Any, rollout: Rollout, kept_specs: Any, turn: Turn, turns: int, metrics_of: Any) -> Any:
-    """Of `turns` turns."""
+    """Compiles a program of `turns` turns; `metrics_of` gives the metrics that the first turn is carried."""
 
     def program(state: Any, step: Any, acting: Acting, kept: Any, env_steps: Any) -> tuple[Any, ...]:
         zero = jnp.int32(0)
@@ -67,27 +78,27 @@ def _compile(mesh: Any, rollout: Rollout, kept_specs: Any, turn: Turn, turns: in
 
 
 def _at(state: State, env_steps: Any) -> State:
-    """The state, told how many environment steps the run has made, if it asks."""
+    """Returns the state with the run's environment steps in its field `env_steps`, if it has such a field."""
     if not hasattr(state, "env_steps"):
         return state
     return state._replace(env_steps=jnp.broadcast_to(env_steps, jnp.shape(state.env_steps)))
 
 
 def _live(first: Any) -> Any:
-    """Transitions among rows, of all devices: those that are no first."""
+    """Counts the transitions among the rows of all devices: the rows that do not open an episode."""
     return jax.lax.psum(jnp.sum(~first, dtype=jnp.int32), AXIS)
 
 
 def blocks_program(mesh: Any, agent: Agent, rollout: Rollout, seed: int, most_steps: int, members: int = 1) -> Program:
-    """Blocks by the newest parameters, and the updates on them, in turns.
+    """Returns a program whose turns make blocks with the newest parameters, and then the updates on them.
 
     Args:
-      most_steps: that one call makes, if one turn makes no more.
-      members: of a population that shares the environments, whose steps are counted as one member's.
+      most_steps: the most environment steps of one call, unless a single turn makes more.
+      members: how many members of a population share the environments; the agent is told the steps of one member.
     """
     items, batch, num_envs = agent.table.items, agent.batch_size, rollout.num_envs
-    count = max(1, batch // num_envs)  # blocks to a batch
-    parts = max(1, num_envs // batch)  # batches to a block
+    count = max(1, batch // num_envs)  # blocks in a batch
+    parts = max(1, num_envs // batch)  # batches in a block
     rows = count * items.length  # type: ignore[union-attr]
     turns = max(1, min(most_steps // (rows * num_envs), UPDATES_AT_ONCE // parts))
 
@@ -114,18 +125,20 @@ def blocks_program(mesh: Any, agent: Agent, rollout: Rollout, seed: int, most_st
 
 
 def _zeros(function: Callable[[], Any]) -> Any:
-    """Of the shapes of what a function gives, which is not computed."""
+    """Returns zeros in the shapes of what a function returns, without computing it."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(function))
 
 
 def replay_program(
     mesh: Any, agent: Agent, rollout: Rollout, seed: int, most_steps: int, source: FilledRings
 ) -> Program:
-    """Rows by the newest parameters into a replay, and the updates that are owed then, in turns: as many as
-    `samples_per_insert` of the agent's table says, or where it says nothing as often as an actor pulls.
+    """Returns a program whose turns put rows, made with the newest parameters, into a replay and make the due updates.
+
+    The table's `samples_per_insert` says how many updates are due. If it is 0, one is due for every `pull_period` new
+    items, which is how often an actor pulls elsewhere.
 
     Args:
-      most_steps: that one call makes, if one turn makes no more.
+      most_steps: the most environment steps of one call, unless a single turn makes more.
       source: the replay.
     """
     table, batch, ring = agent.table, agent.batch_size, source.ring
@@ -159,7 +172,7 @@ def replay_program(
         return (state, step, acting, kept, metrics, made, updates), (metrics, ended)
 
     def _insert(kept: Kept, count: Any) -> Kept:
-        """Has so many more items; what was inserted before there were `min_size` is not owed any samples."""
+        """Counts `count` new items and the samples owed for them; the first `min_size` items are owed none."""
         inserted = jnp.minimum(kept.inserted + count, COUNTED)
         owing = jnp.clip(kept.inserted + count - table.min_size, 0, count)
         kept = kept._replace(inserted=inserted, owed=kept.owed + ratio * owing.astype(jnp.float32))
@@ -178,17 +191,17 @@ def replay_program(
 
 
 class Replay(Protocol):
-    """What a program keeps, between its calls."""
+    """Holds what a program keeps, between the program's calls."""
 
     def give(self) -> Any:
-        """As a program takes it, whose it is from then on."""
+        """Returns the `kept` to call the program with. The call is donated its memory."""
 
     def take(self, kept: Any, rows: int) -> None:
-        """As it was given back, after so many rows."""
+        """Takes the `kept` that the program returned, after it made `rows` rows of each environment."""
 
 
 class DeviceLearner(Learner):
-    """A Learner whose batches say only that it is to go on."""
+    """A Learner whose program makes its own experience: a batch tells it only to call the program once more."""
 
     def __init__(
         self,
@@ -200,25 +213,26 @@ class DeviceLearner(Learner):
         members: int = 1,
         **kwargs: Any,
     ):
-        """The arguments of a Learner, and:
+        """Takes the arguments of a Learner, and:
 
         Args:
-          replay: has what the program keeps.
-          start: of parameters on the devices, compiled.
-          played: told of a version, the transitions that were made, and the episodes that ended.
-          members: of a population that shares the environments.
+          replay: holds what the program keeps.
+          start: compiled; from parameters on the devices to the first Acting.
+          played: called after each call of the program with (the new version, the transitions that the call made, the
+            episodes that ended).
+          members: how many members of a population share the environments.
         """
         super().__init__(*args, **kwargs)
         self._program, self._replay, self._played, self._members = program, replay, played, members
         self._acting = start(self._policy(self.state))
-        self._left = 0  # transitions that are no whole one of each member
+        self._left = 0  # transitions that were left when all so far were divided evenly among the members
 
     def _compile(self, agent: Agent, seed: int, source: Any) -> Callable[..., Any]:
-        """Its program has the updates."""
+        """Compiles nothing: the program makes the updates."""
         return lambda *_: None
 
     def run(self, batches: Iterator[Any]) -> Iterator[tuple[Feedback, dict[str, Any]]]:
-        """As a Learner's; yields after each call of the program that made an update."""
+        """Does as Learner.run does, and yields after each call of the program that made an update."""
         for _ in batches:
             base = self._mesh.put(np.float32(self.version.env_steps))
             self.state, self._step, self._acting, kept, metrics, made = self._program.call(
@@ -242,7 +256,7 @@ class DeviceLearner(Learner):
 
 
 def episodes_of(ended: Ended) -> Episodes:
-    """The episodes that ended, in the order in which they did, of an Ended [rows, B] on the host."""
+    """Returns the episodes that ended, in the order in which they did, from an Ended [rows, B] on the host."""
     row, environment = np.nonzero(ended.ended)
     scores = ended.scores
     return Episodes(

@@ -1,9 +1,9 @@
 """The learner's devices as one mesh: data to them, one function on all of them at once, results back.
 
 The same code runs on one device, on the eight of a host and, after `jax.distributed.initialize`, on several hosts:
-each process feeds its own devices and the average over AXIS spans them all. Two mappers do it, jit with shard_map and
-pmap, to the same numbers. How either lays an array out over the devices is known to this file alone: whoever reads one
-asks `host` or `local`.
+each process feeds its own devices and the average over AXIS spans them all. There are two mappers, jit with shard_map
+and pmap, which give the same numbers. Only this file knows how either lays an array out over the devices; other code
+reads an array through `host` or `local`.
 """
 
 import functools
@@ -20,24 +20,24 @@ from agents.agent import AXIS, Agent, Feedback, Params, Sample, State, Step
 
 REPLICATED = P()  # whole on every device
 ROWS = P(AXIS)  # the first axis is split over the devices
-COLUMNS = P(None, AXIS)  # the second is
+COLUMNS = P(None, AXIS)  # the second axis is split over the devices
 
-SMALL = 2 << 20  # bytes of a tree that one device gets faster through a compiled identity than by jax.device_put
+SMALL = 2 << 20  # bytes; a smaller tree reaches one device faster through a compiled identity than by jax.device_put
 
 
 class Mesh(Protocol):
     """The devices that learn together. Specs are tree prefixes, as in jax: one may stand for a whole subtree."""
 
     size: int  # devices of this process
-    total: int  # of all processes
-    REPLICATED, ROWS, COLUMNS = REPLICATED, ROWS, COLUMNS  # for those who cannot import them
+    total: int  # devices of all processes
+    REPLICATED, ROWS, COLUMNS = REPLICATED, ROWS, COLUMNS  # for modules that may not import this one
 
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
-        """From this host to the devices: each array whole or in equal parts, as `specs` says. Of several hosts each
-        puts its own part, in its own time. Starts the transfer and does not wait for it.
+        """Sends arrays from this host to the devices, each array whole or in equal parts, as `specs` says.
 
-        On a CPU the result may share the memory of a NumPy array: leave it as it is from now on, as what comes from a
-        sampler is left.
+        Starts the transfer and does not wait for it. Each of several hosts puts its own part, whenever it likes. On a
+        CPU the result may share the memory of a NumPy array, so nobody may write to that array afterwards; samplers
+        never write to the arrays that they gave.
 
         Raises:
           ValueError: an axis does not divide over the devices.
@@ -45,52 +45,57 @@ class Mesh(Protocol):
         ...
 
     def feed(self, tree: Any, specs: Any = REPLICATED) -> Any:
-        """Arrays of this host as arguments of a compiled function. Where that takes them as they are, and sends them on
-        its way, nothing is done here."""
+        """Turns this host's arrays into arguments of a compiled function. Returns them as they are if the compiled
+        function takes host arrays and sends them to the devices itself."""
         ...
 
     def compile(
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
-        """`function` on every device at once, each on its part of the arguments, with AXIS bound. The arguments are on
-        the devices by `in_specs`, one for each, and what comes back is by `out_specs`.
+        """Compiles `function` to run on every device at once, each on its part of the arguments, with AXIS bound.
 
-        What is REPLICATED is not compared: each device goes on with its own, and the host sees the first one's.
+        The arguments must be on the devices as `in_specs` says, one spec for each argument; the results are laid out
+        as `out_specs` says. REPLICATED results are not compared: each device goes on with its own, and the host sees
+        the first device's.
         """
         ...
 
     def host(self, tree: Any) -> Any:
-        """REPLICATED arrays, on the host. Waits for them to be computed."""
+        """Returns REPLICATED arrays on the host. Waits for them to be computed."""
         ...
 
     def local(self, x: Any) -> np.ndarray:
-        """This host's part of an array by ROWS, on the host. Waits for it to be computed."""
+        """Returns this host's part of an array by ROWS, on the host. Waits for it to be computed."""
         ...
 
     def fetch(self, tree: Any, specs: Any) -> Any:
-        """On the host what `put` sent by these specs, as it was then. Of one host's devices; waits."""
+        """Undoes `put`: brings arrays with these specs to the host, in the shapes that `put` was given. Waits for them
+        to be computed. All devices of the mesh must be this host's."""
         ...
 
     def one(self, tree: Any) -> Any:
-        """REPLICATED arrays, as this host's first device has them, and still there. Waits for nothing."""
+        """Returns REPLICATED arrays as this host's first device has them, still on that device. Waits for nothing."""
         ...
 
     def alone(self) -> "Mesh":
-        """This host's devices: what is compiled for them hosts need not call together."""
+        """Returns the mesh of this host's devices alone. Hosts need not call together what is compiled for it."""
         ...
 
     def span(self, tree: Any, specs: Any) -> Any:
-        """Arrays of `alone` as each host's part of arrays of this mesh, where ROWS and COLUMNS are longer by as many
-        hosts as there are. Nothing moves: memory that one is donated is gone for the other."""
+        """Joins the hosts' arrays of their meshes `alone` into arrays of this mesh, of which each host has its part.
+
+        An axis split by ROWS or COLUMNS grows by a factor of the number of hosts. Nothing is copied: the argument and
+        the result share their memory, and if one is donated the other is gone too.
+        """
         ...
 
     def own(self, tree: Any, specs: Any) -> Any:
-        """The way back: this host's part of arrays, as arrays of `alone`."""
+        """Undoes `span`: returns this host's part of arrays of this mesh, as arrays of the mesh `alone`."""
         ...
 
 
 class ShardMap(Mesh):
-    """By jit and shard_map: arrays have their whole shape, and a sharding."""
+    """A Mesh by jit and shard_map: arrays have their whole shape, and a sharding."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         devices = devices or jax.devices()
@@ -102,7 +107,7 @@ class ShardMap(Mesh):
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
         tree = jax.tree.map(np.asarray, tree)
         _check(tree, specs, self.size)
-        # First to this host's own devices, so that hosts need not agree who sends when.
+        # Arrays are first sent to this host's own devices alone, so that hosts need not agree who sends when.
         if self.size == 1 and sum(x.nbytes for x in jax.tree.leaves(tree)) < SMALL:
             mine = self._identity(specs)(tree)
         else:
@@ -113,7 +118,7 @@ class ShardMap(Mesh):
         return tree if self.total == self.size else self.put(tree, specs)
 
     def _identity(self, specs: Any) -> Callable[[Any], Any]:
-        """A tenth of jax.device_put's time for a few small arrays."""
+        """Returns a compiled identity, which sends a few small arrays in a tenth of jax.device_put's time."""
         key = _flatten(specs)
         if key not in self._identities:
             shardings = _map(lambda spec: NamedSharding(self._mine, spec), specs)
@@ -130,7 +135,8 @@ class ShardMap(Mesh):
         return self._recount(tree, specs, self._mine, lambda n: n * self.size // self.total)
 
     def _recount(self, tree: Any, specs: Any, mesh: jax.sharding.Mesh, count: Callable[[int], int]) -> Any:
-        """The same memory on this host's devices, as arrays of `mesh`: `count` is of what is split."""
+        """Returns arrays of `mesh` with the same memory on this host's devices; `count` maps a split axis' length to
+        its length in them."""
         if self.total == self.size:
             return tree
 
@@ -144,7 +150,7 @@ class ShardMap(Mesh):
     def compile(
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
-        # Without the check of what is replicated: not all of it is the same on every device.
+        # With check_vma, JAX would check that REPLICATED results are the same on all devices, and some are not.
         mapped = jax.shard_map(function, mesh=self._all, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         return jax.jit(mapped, donate_argnums=donate_argnums)
 
@@ -152,7 +158,7 @@ class ShardMap(Mesh):
         return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), tree)
 
     def local(self, x: Any) -> np.ndarray:
-        # In the order of the devices, which is that of the rows.
+        # The parts are in the order of the devices, which is also the order of the rows.
         return np.concatenate([np.asarray(part.data) for part in x.addressable_shards])
 
     def fetch(self, tree: Any, specs: Any) -> Any:
@@ -164,12 +170,12 @@ class ShardMap(Mesh):
 
 
 class Pmap(Mesh):
-    """By pmap: every array has a leading axis of the devices, [devices, ...]."""
+    """A Mesh by pmap: every array has a leading axis of the devices, [devices, ...]."""
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         mine = list(devices or jax.local_devices())
         self.size, self.total, self._devices = len(mine), len(devices or jax.devices()), devices
-        # On the devices of this process alone, so that hosts need not agree who sends when.
+        # It runs on the devices of this process alone, so that hosts need not agree who sends when.
         self._identity = jax.pmap(lambda tree: tree, devices=mine)
 
     def put(self, tree: Any, specs: Any = REPLICATED) -> Any:
@@ -193,7 +199,7 @@ class Pmap(Mesh):
     def compile(
         self, function: Callable[..., Any], in_specs: Any, out_specs: Any, donate_argnums: tuple[int, ...] = ()
     ) -> Callable[..., Any]:
-        # An argument that is not on the devices, or a typed key, would send every call through pmap's slow path.
+        # Arguments must be on the devices, and keys untyped: any other would send every call through pmap's slow path.
         return jax.pmap(function, axis_name=AXIS, donate_argnums=donate_argnums, devices=self._devices)
 
     def host(self, tree: Any) -> Any:
@@ -226,8 +232,11 @@ MAPPERS: dict[str, Callable[..., Mesh]] = {"shard_map": ShardMap, "pmap": Pmap}
 
 
 def make_mesh(mapper: str = "shard_map", devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Of these `devices` of this process, or all of JAX's default backend and all hosts: after
-    `jax.distributed.initialize`."""
+    """Returns the Mesh of these `devices` of this process, by a mapper of MAPPERS.
+
+    Without `devices`, it is the mesh of all devices of JAX's default backend, on all hosts; if there are several hosts,
+    `jax.distributed.initialize` must have been called.
+    """
     return MAPPERS[mapper](devices)
 
 
@@ -236,13 +245,13 @@ def _is_spec(x: Any) -> bool:
 
 
 def _flatten(specs: Any) -> Any:
-    """As a key of a dictionary."""
+    """Returns specs in a form that can be a dictionary's key."""
     leaves, structure = jax.tree.flatten(specs, is_leaf=_is_spec)
     return tuple(leaves), structure
 
 
 def _map(function: Callable[..., Any], specs: Any, *trees: Any) -> Any:
-    """`function` of each spec and of the subtrees that it is for."""
+    """Applies `function` to each spec and the subtrees that it stands for."""
     return jax.tree.map(function, specs, *trees, is_leaf=_is_spec)
 
 
@@ -264,41 +273,46 @@ def _check(tree: Any, specs: Any, devices: int) -> None:
 
 
 def sample_specs(sample: Any) -> Any:
-    """Of a Sample, or a Gradient: where its batch axis is. Of rows of experience the second, of all else the first."""
+    """Returns the specs that split a Sample or a Gradient along its batch axis.
+
+    The batch axis is the second axis in rows of experience, [T+1, B, ...], and the first in everything else.
+    """
     if not isinstance(sample, Sample):
         return ROWS
     return Sample(COLUMNS if isinstance(sample.steps, Step) else ROWS, ROWS, ROWS)
 
 
 def send(mesh: Mesh, sample: Any) -> Any:
-    """A host's Sample, or Gradient, to the devices, each its share of the batch; does not wait for it."""
+    """Sends a host's Sample or Gradient to the devices, to each its share of the batch; does not wait for it."""
     return mesh.put(sample, sample_specs(sample))
 
 
 class Source(Protocol):
-    """Where an update draws its sample from, on the devices: a replay that lives there."""
+    """A replay on the devices, from which an update draws its sample."""
 
-    specs: tuple[Any, Any]  # of its rows and of its masses
+    specs: tuple[Any, Any]  # how the replay's rows (its experience) and masses (how likely each is drawn) are laid out
 
     def draw(self, rows: Any, masses: Any, key: jax.Array, size: int) -> tuple[Sample, Any]:
-        """A device's `size` items of a batch, and which they are."""
+        """Draws one device's `size` items of a batch; returns their sample, and which items they are."""
         ...
 
     def reprioritize(self, masses: Any, items: Any, priorities: Any) -> Any:
-        """The masses once `items` have new priorities, or () where there are none."""
+        """Returns the masses after `items` were given new `priorities`, which are () if the agent gives none."""
         ...
 
 
 def update_key(seed: int, step: jax.Array) -> jax.Array:
-    """Of one update on one device."""
+    """Returns the key of the update number `step` on one device; called inside a compiled function of a Mesh."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), jax.lax.axis_index(AXIS))
 
 
 def drawing_update(
     mesh: Mesh, agent: Agent, seed: int, source: Source
 ) -> Callable[[Any, Any], tuple[tuple[State, jax.Array, Any], Any]]:
-    """((state, step, masses), rows) -> ((state, step + 1, masses), metrics): an update on a sample that it draws, for
-    each device to call inside a compiled function."""
+    """Returns an update that draws its own sample, for each device to call inside a compiled function.
+
+    It maps ((state, step, masses), rows) to ((state, step + 1, masses), metrics).
+    """
     share = agent.batch_size // mesh.total
 
     def update(carry: Any, rows: Any) -> tuple[Any, Any]:
@@ -314,9 +328,12 @@ def drawing_update(
 def compile_drawing_update(
     mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int, source: Source
 ) -> Callable[..., tuple[State, jax.Array, Any, Feedback]]:
-    """update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback) on all devices: each
-    update draws its own sample and sets its priorities, before the next and without Python between. State, step and
-    masses are donated; the rest is as of `compile_update`."""
+    """Compiles updates that draw their own samples, for all devices.
+
+    The result is update(state, step, rows, masses) -> (state, step + updates_per_dispatch, masses, feedback). Each
+    update draws its sample and sets the new priorities before the next one does, without Python between. State, step
+    and masses are donated. `step` and the metrics are as `compile_update` has them.
+    """
     update = drawing_update(mesh, agent, seed, source)
 
     def updates(state: State, step: jax.Array, rows: Any, masses: Any) -> tuple[State, jax.Array, Any, Feedback]:
@@ -340,14 +357,15 @@ def compile_drawing_update(
 def compile_update(
     mesh: Mesh, agent: Agent, seed: int, updates_per_dispatch: int = 1
 ) -> Callable[..., tuple[State, jax.Array, Feedback]]:
-    """update(state, step, sample) -> (state, step + updates_per_dispatch, feedback) on all devices.
+    """Compiles update(state, step, sample) -> (state, step + updates_per_dispatch, feedback) for all devices.
 
     State and `step`, a uint32, are REPLICATED and donated. `step` is the update's number, which with `seed` and the
     device gives each update's key. The sample is as `send` gives it. All live on the devices, so that a call moves
-    nothing. Of the feedback metrics are REPLICATED and priorities by ROWS, in the order of the sample.
+    nothing. In the feedback, metrics are REPLICATED; priorities are by ROWS, in the order of the sample.
 
     With `updates_per_dispatch` K > 1 the sample is K minibatches, side by side on each device, and the updates on them
-    run one after another without Python between; metrics are the last one's, priorities are all.
+    run one after another without Python between. The metrics are then those of the last update, the priorities those
+    of all.
     """
 
     def update(state: State, step: jax.Array, sample: Any) -> tuple[State, jax.Array, Feedback]:
@@ -387,5 +405,8 @@ def compile_update(
 
 
 def compile_policy(mesh: Mesh, agent: Agent) -> Callable[[State], Params]:
-    """The parameters that actors pull, as buffers of their own that outlive the donation of `state`."""
+    """Compiles a function from the state to the parameters that actors pull.
+
+    The parameters are copies in buffers of their own, which outlive the donation of the state.
+    """
     return mesh.compile(lambda state: jax.tree.map(jnp.copy, agent.policy(state)), (REPLICATED,), REPLICATED)

@@ -14,8 +14,11 @@ from replay.rows import Variables
 
 
 def policy(agent: Agent, actions: Any, sampled: bool = False, epsilon: float = 0.0) -> Callable[..., Any]:
-    """How evaluations act, as `agent.act` does: greedily, or `sampled` as in training; with probability `epsilon` any
-    action instead, all alike, where the environment's `actions` are discrete or factored."""
+    """Returns the function by which evaluations act, with the signature of `agent.act`.
+
+    It acts greedily or, if `sampled`, as in training. With probability `epsilon` it takes an action drawn uniformly
+    instead; `actions`, the environment's, must then be discrete or factored.
+    """
     act = agent.act if sampled else agent.act_greedily
     if not epsilon:
         return act
@@ -35,12 +38,12 @@ def policy(agent: Agent, actions: Any, sampled: bool = False, epsilon: float = 0
 class Progress(NamedTuple):
     """How far an evaluation is."""
 
-    episodes: int  # ended, of those that count
-    steps: int  # of each environment
+    episodes: int  # episodes that ended, of those that count
+    steps: int  # steps of each environment
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation came to, and the parameters that it was of."""
+    """The results of an evaluation, and the parameters that it evaluated."""
 
     metrics: dict[str, Any]
     episodes: Episodes
@@ -56,13 +59,15 @@ def play(
     episodes: int,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Progress, None, Episodes]:
-    """Each environment's first `episodes / num_envs` episodes, environment by environment: short ones are not favoured.
-    Yields after each step; what it returns are the episodes.
+    """Plays episodes; yields its progress after each step, and returns the episodes, environment by environment.
+
+    Each environment's first `episodes / num_envs` episodes count. Taking whichever `episodes` end first would favour
+    short ones.
 
     Args:
       act: compiled by runtime.actor.compile_act.
-      environment: used once: it is reset here. `episodes` is a multiple of its num_envs.
-      stopped: asked before every step; once true, the episodes so far.
+      environment: a new one, which is reset here. `episodes` must be a multiple of its num_envs.
+      stopped: asked before every step; once it is true, the episodes that ended so far are returned.
     """
     each = episodes // environment.num_envs
     timestep, memory = environment.reset(), agent.memory(environment.num_envs, None)
@@ -86,12 +91,12 @@ def play(
 
 
 def count_cut(played: Episodes, cuts_at: int | None) -> int:
-    """How many episodes were cut at so many steps; None: none is."""
+    """Returns how many episodes the environment cut, after `cuts_at` steps; None: it cuts none."""
     return 0 if cuts_at is None else sum(length >= cuts_at for length in played.lengths)
 
 
 def next_due(env_steps: int, period: int) -> int:
-    """The next multiple of `period`."""
+    """Returns the smallest multiple of `period` above `env_steps`."""
     return env_steps - env_steps % period + period
 
 
@@ -108,21 +113,23 @@ def run(
     stopped: Callable[[], bool] = lambda: False,
     cuts_at: int | None = None,
 ) -> Iterator[Progress | Evaluation]:
-    """Evaluates each time the learner is `period` environment steps further, and last when it has `max_env_steps`;
-    yields how far an evaluation is, after each of its steps, and then what it came to.
+    """Evaluates the newest parameters at each multiple of `period` environment steps, and last at `max_env_steps`.
+
+    Yields an evaluation's Progress after each of its steps, and at its end an Evaluation.
 
     Args:
-      make_environment: an environment for the parameters of a version, of its own seed, whose episodes all end.
-      key: each version's is of this and the version, so that no evaluation is like another, in a resumed run either.
+      make_environment: makes an environment, all of whose episodes end, with a seed of its own for each version.
+      key: the key of each evaluation is made from it and the version, so that no two evaluations are alike, in a
+        resumed run either.
       due: environment steps at which the first evaluation is due.
       stopped: once true, the loop ends.
-      cuts_at: the steps at which the environment cuts an episode that goes on; None: it cuts none.
+      cuts_at: the steps after which the environment cuts an episode; None: it cuts none.
     """
     while not stopped():
         before = time.perf_counter()
         version, params = variables.pull()
         if version.env_steps < min(due, max_env_steps):
-            # Looking costs a pull: it is to cost a twentieth of the time at most.
+            # Each look costs a pull: the waiting keeps pulls to a twentieth of the time, at most.
             time.sleep(min(5.0, max(0.05, 20 * (time.perf_counter() - before))))
             continue
         environment = make_environment(version)

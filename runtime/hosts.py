@@ -1,8 +1,9 @@
 """The hosts of a pod: processes that run the same command, each with its own actors and experience, and whose devices
 learn as one mesh.
 
-They meet by TCP before JAX does. So a host that is missing, or that was given something else, is a line and not a hang;
-and the connections stay, by which a host's end is heard wherever JAX would wait for it.
+Hosts connect to each other by TCP before JAX connects them. So if a host is missing, or was given other settings, each
+host says so in one line instead of hanging. The connections stay open: by them the others hear that a host has ended,
+where JAX would wait for it.
 """
 
 import collections
@@ -26,13 +27,13 @@ import numpy as np
 from agents.agent import AXIS, Version
 
 BEAT_SECONDS = 2.0  # from one sign of life to the next
-LOST_SECONDS = 15.0  # without any, after which a host is lost
-LATE = 2  # updates: a learner has so many under way
+LOST_SECONDS = 15.0  # a host without a sign of life for this long is lost
+LATE = 2  # updates until what hosts told each other is read, for a learner has as many under way
 
 
 @dataclasses.dataclass(frozen=True)
 class Hosts:
-    """Which of a pod's hosts this one is."""
+    """This host's place in its pod: number `index`, from 0, of `count` hosts."""
 
     index: int
     count: int
@@ -42,30 +43,30 @@ ALONE = Hosts(0, 1)
 
 
 class HostsDiffer(ValueError):
-    """Hosts did not all come, or do not run the same."""
+    """Not all hosts of a pod came, or they were not given the same settings."""
 
 
 class HostLost(ConnectionError):
-    """A host of the pod ended before its time, or is silent."""
+    """A host of the pod ended before the run did, or is silent."""
 
 
 class Meeting:
-    """This host's connections to the others: of the first to each, of each other to the first."""
+    """This host's connections to the others: host 0 has one to each other host, and these have one to host 0 alone."""
 
     def __init__(self, hosts: Hosts, address: tuple[str, int], told: Mapping[str, Any], seconds: float):
-        """Returns once all hosts are here and were told the same.
+        """Connects to the others; returns once all hosts have come and were `told` the same.
 
         Args:
-          address: where the first one listens.
-          told: what must be the same on all hosts; of JSON's types.
+          address: the host and port where host 0 listens.
+          told: what must be the same on all hosts, of JSON's types.
           seconds: how long to wait for the others.
 
         Raises:
-          HostsDiffer: on every host that came, with the same words.
+          HostsDiffer: on every host that came, with the same message.
         """
         self.hosts, self._lost, self._closing, self._over = hosts, "", False, False
         self._changed = threading.Condition()
-        self._left: dict[int, socket.socket] = {}  # hosts that are not at their end yet
+        self._left: dict[int, socket.socket] = {}  # connections to the hosts that have not ended yet, by index
         self._deadline = time.monotonic() + seconds
         self._seconds = seconds
         (self._listen if hosts.index == 0 else self._connect)(address, {"count": hosts.count, **told})
@@ -81,7 +82,7 @@ class Meeting:
             raise HostsDiffer(f"the first host cannot listen on port {address[1]}: {error.strerror}") from error
         trouble, came = "", list[socket.socket]()
         with listener:
-            while len(came) < self.hosts.count - 1:  # also when there is trouble: it is told to all
+            while len(came) < self.hosts.count - 1:  # after trouble, too: all hosts are told of it
                 listener.settimeout(max(0.01, self._deadline - time.monotonic()))
                 try:
                     connection, _ = listener.accept()
@@ -93,7 +94,7 @@ class Meeting:
                     )
                     break
                 connection.settimeout(10.0)
-                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # a stranger's
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # no host of ours
                     theirs = _receive(connection)
                     index = int(theirs.pop("host"))
                     trouble = trouble or self._difference(index, told, theirs)
@@ -106,7 +107,7 @@ class Meeting:
             raise HostsDiffer(trouble)
 
     def _difference(self, index: int, told: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-        """Why a host cannot be one of these; "" if it can."""
+        """Returns why a host cannot be one of these, or "" if it can."""
         if not 0 < index < self.hosts.count or index in self._left:
             return f"two processes say that they are host {index}: each has another number below {self.hosts.count}"
         for name in sorted(told.keys() | theirs.keys()):
@@ -138,7 +139,7 @@ class Meeting:
     def _beat(self) -> None:
         while not self._over:
             for connection in list(self._left.values()):
-                with contextlib.suppress(OSError):  # `_hear` says so
+                with contextlib.suppress(OSError):  # `_hear` finds out that the connection is broken
                     _send(connection, {})
             time.sleep(BEAT_SECONDS)
 
@@ -166,22 +167,24 @@ class Meeting:
                     _send(other, {"lost": lost})
 
     def fail(self) -> None:
-        """Says that this host goes on no more, and waits as `close` does."""
+        """Tells the others that this host ended before the run did, and waits as `close` does."""
         for connection in list(self._left.values()):
             with contextlib.suppress(OSError):
                 _send(connection, {"lost": f"host {self.hosts.index} of {self.hosts.count} ended"})
         self.close(2 * LOST_SECONDS)
 
     def check(self, wait: float | None = 0.0) -> None:
-        """Raises HostLost if a host is lost, or becomes so within `wait` seconds; None: waits until one is."""
+        """Raises HostLost if a host is lost or gets lost within `wait` seconds; None waits until one is lost."""
         with self._changed:
             self._changed.wait_for(lambda: self._lost, wait)
             if self._lost:
                 raise HostLost(f"{self._lost}, so the others cannot go on: give every host the same command again")
 
     def watch(self, leave: Callable[[HostLost], None]) -> None:
-        """From now on until `close`, a thread of its own calls `leave` once a host is lost: this process's others may
-        wait for that host, wherever in JAX."""
+        """Starts a thread that calls `leave` once a host is lost, unless `close` was called before.
+
+        It needs its own thread because this process's others may be waiting for that host anywhere inside JAX.
+        """
 
         def wait() -> None:
             try:
@@ -193,8 +196,11 @@ class Meeting:
         threading.Thread(target=wait, name="watch", daemon=True).start()
 
     def close(self, seconds: float) -> None:
-        """Says that this host is at its end. The first then waits for the others' processes to be gone: they are bound
-        to what JAX joined them by, which is the first one's."""
+        """Tells the others that this host is at its end.
+
+        Host 0 then waits for the other processes to end, for at most `seconds`: JAX's service, on which they depend, is
+        in its process.
+        """
         self._closing = True
         for connection in list(self._left.values()):
             with contextlib.suppress(OSError):
@@ -210,7 +216,11 @@ def _send(connection: socket.socket, message: Mapping[str, Any]) -> None:
 
 
 def _receive(connection: socket.socket) -> dict[str, Any]:
-    """One message; bytes are read one by one, for what follows is another reader's."""
+    """Reads one message, byte by byte, so as to leave what follows to the next reader.
+
+    Raises:
+      ConnectionError: the connection ended first.
+    """
     line = b""
     while not line.endswith(b"\n"):
         byte = connection.recv(1)
@@ -222,13 +232,15 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
 
 
 def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None) -> None:
-    """Joins the hosts' devices, before any computation; `address` is of JAX's own service, on the first host. Where
-    neither is given JAX looks for them: on a TPU pod, under SLURM or Open MPI.
+    """Joins the hosts' devices; must be called before any computation.
+
+    `address` is where JAX's own service is to listen, on host 0. If neither argument is given JAX finds the hosts
+    itself, on a TPU pod or under SLURM or Open MPI.
 
     Raises:
-      ValueError, RuntimeError: it finds none.
+      ValueError, RuntimeError: JAX finds none.
     """
-    # Of the others' ends Meeting hears, with a word.
+    # So that JAX does not end this process when another host's ends: Meeting hears of that too, and says why.
     jax.config.update("jax_enable_recoverability", True)
     with _native_lines_nowhere():  # it warns, in C++, that this is new
         if hosts and address:
@@ -240,7 +252,7 @@ def start_jax(hosts: Hosts | None = None, address: tuple[str, int] | None = None
 
 @contextlib.contextmanager
 def _native_lines_nowhere() -> Iterator[None]:
-    """Drops what C++ writes to the standard error; Python's words, such as those of `leave`, are seen."""
+    """Drops what C++ code writes to the standard error, but not what Python writes there, such as `leave`'s message."""
     seen = os.dup(2)
     with open(os.devnull, "wb") as nowhere, open(seen, "w", closefd=False) as words:
         os.dup2(nowhere.fileno(), 2)
@@ -253,21 +265,26 @@ def _native_lines_nowhere() -> Iterator[None]:
 
 
 class Agreement:
-    """What learners on several hosts must see alike: how much experience was new in an update, of all together, whether
-    one of them was asked to end, and whether one of them sees that the run is done. It goes by the mesh, and is known
-    two updates late, when it costs no waiting.
+    """Lets the learners of several hosts agree on what all of them must see alike.
+
+    These are the environment steps that were new in an update, summed over all hosts, whether any host was asked to
+    end, and whether any host sees that the run is done. They travel by the mesh, and are read LATE updates later, when
+    reading costs no waiting.
     """
 
     def __init__(self, mesh: Any):
-        """`mesh`: runtime.devices.Mesh, over all hosts."""
+        """`mesh`: a runtime.devices.Mesh over all hosts."""
         self._mesh = mesh
         self._sum = mesh.compile(lambda x: jax.lax.psum(jnp.sum(x, axis=0), AXIS), (mesh.ROWS,), mesh.REPLICATED)
         self._under_way: collections.deque[Any] = collections.deque()
 
     def __call__(self, env_steps: int, asked: bool, done: bool) -> tuple[int, bool, bool]:
-        """Tells the others of this host's update. Gives the sum of all hosts' `env_steps` in the update LATE before it,
-        0 at first, and whether one of them was `asked` to end then, or saw that the run is `done`. Every host calls it
-        at each update."""
+        """Tells the others of this host's update; every host must call it at each update.
+
+        Returns (env_steps, asked, done) of the update LATE before this one: the sum of all hosts' environment steps,
+        whether any host was asked to end, and whether any host saw that the run is done. At first they are 0, False and
+        False.
+        """
         told = np.zeros((self._mesh.size, 3), np.int32)
         told[0] = env_steps, asked, done
         self._under_way.append(self._sum(self._mesh.put(told, self._mesh.ROWS)))
@@ -278,7 +295,7 @@ class Agreement:
 
 
 def share_state(state: Any, version: Version) -> tuple[Any, Version]:
-    """The first host's `state` and `version`, on every host. All call it together."""
+    """Returns host 0's `state` and `version` on every host. All hosts must call it together."""
     from jax.experimental import multihost_utils
 
     counts = np.array([divmod(count, 2**30) for count in version], np.int32)  # JAX has no int64
@@ -287,7 +304,7 @@ def share_state(state: Any, version: Version) -> tuple[Any, Version]:
 
 
 def first_says(fact: bool) -> bool:
-    """The first host's word, on every host. All call it together; a host that is alone has its own."""
+    """Returns host 0's `fact` on every host. All hosts must call it together; a host that is alone gets its own."""
     if jax.process_count() == 1:
         return fact
     from jax.experimental import multihost_utils
@@ -296,7 +313,10 @@ def first_says(fact: bool) -> bool:
 
 
 def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """Whether `stop` has been true for so many seconds: hosts end together, but not where no update comes any more."""
+    """Returns a function that says whether `stop` has been true for `seconds`, counted from the first time it saw so.
+
+    Hosts end together, at an update. Where no update comes any more, this says when to stop waiting for one.
+    """
     since: list[float] = []
 
     def patience() -> bool:
@@ -309,10 +329,12 @@ def asked_for(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
 
 
 def tell_before_an_abort(meeting: Meeting, leave: Callable[[HostLost], None]) -> None:
-    """Has this process `leave` with a line where JAX's client aborts it, as it does when the first host is gone: it
-    says so in C++, to nobody, and takes no other order."""
+    """Has this process call `leave` when JAX's client aborts it, as the client does when host 0 is gone.
 
-    def handle(number: int) -> None:  # in a thread of C++, which ctypes gives Python's lock
+    The client tells the reason only from C++, where nobody reads it, and cannot be told to do anything else.
+    """
+
+    def handle(number: int) -> None:  # called in a thread of C++, for which ctypes takes Python's lock
         try:
             meeting.check(LOST_SECONDS)
         except HostLost as error:
@@ -321,18 +343,20 @@ def tell_before_an_abort(meeting: Meeting, leave: Callable[[HostLost], None]) ->
 
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
     _kept.append(handler)
-    # By the C library: what Python's `signal` takes would be called when the process is gone.
+    # Set by the C library: a handler set by Python's `signal` would be called too late, after the process is gone.
     ctypes.CDLL(None).signal(signal.SIGABRT, handler)
 
 
-_kept: list[Any] = []  # what C++ may call must live as long as the process
+_kept: list[Any] = []  # the handlers, kept for ever because C++ may call them as long as the process lives
 _leaving = threading.Lock()
 
 
 def leave(error: HostLost, code: int) -> None:
-    """Ends this process with the error's words and an exit code: its learner waits in JAX for a host that does not come
-    again. Any thread may call it, and more than one."""
-    _leaving.acquire()  # for good: the first one's words are said
+    """Prints the error and ends this process at once with an exit code, from any thread, or from several.
+
+    It does not wait for the learner, which may be waiting in JAX for a host that never comes back.
+    """
+    _leaving.acquire()  # never released, so that only the first caller's error is printed
     with contextlib.suppress(OSError):
         print(f"error: {error}", file=sys.stderr, flush=True)
     os._exit(code)

@@ -1,4 +1,4 @@
-"""The learner: samples in, parameters out."""
+"""The learner: it updates on batches of samples and publishes parameters."""
 
 import collections
 import contextlib
@@ -18,7 +18,7 @@ from runtime import devices
 from runtime.hosts import Agreement
 from runtime.scheduling import give_way
 
-STALL_SECONDS = 60  # of waiting before a warning says who waits for whom
+STALL_SECONDS = 60  # seconds of waiting, after which a warning says who waits for whom
 
 
 class NotFinite(FloatingPointError):
@@ -26,21 +26,23 @@ class NotFinite(FloatingPointError):
 
 
 def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool], send: Callable[[Any], Any]) -> Iterator[Batch]:
-    """The same batches, fetched and sent to the devices by a thread, one ahead: the transfer of the next overlaps with
-    the update on this one. Ends with them, or when `stopped` is true even while no batch comes.
+    """Yields the same batches, which a thread fetches and sends to the devices one ahead.
+
+    So the transfer of the next batch overlaps with the update on this one. Ends when the batches end, or once `stopped`
+    is true, even while no batch comes. What the thread raises is raised here.
 
     `send` takes a sample to the devices, as `runtime.devices.send` does.
     """
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue()
-    wanted = threading.Semaphore(1)  # one ahead, not one in the queue and another in the thread's hand
+    wanted = threading.Semaphore(1)  # else there would be one batch in the queue and another in the thread's hands
 
     def fetch():
-        give_way()  # and Reverb's sampler, which this thread starts
+        give_way()  # holds for Reverb's sampler too, which this thread starts
         try:
             while wanted.acquire():
                 batch = next(batches, None)
                 ready.put(batch and batch._replace(sample=send(batch.sample)))
-        except BaseException as error:  # raised where it can be handled: in the learner's thread
+        except BaseException as error:  # to be raised in the learner's thread, where it can be handled
             ready.put(error)
 
     # A daemon: Reverb's samplers cannot be interrupted while they wait.
@@ -66,8 +68,8 @@ def prefetch(batches: Iterator[Batch], stopped: Callable[[], bool], send: Callab
 class Publisher:
     """Pushes the newest parameters from a thread of its own, so that no update waits for the copy to the host.
 
-    Parameters that come faster than they can be pushed replace each other. Every `refresh` seconds without new ones
-    the last are pushed again: a replay server that was restarted has none.
+    Parameters that come faster than they can be pushed replace each other. After `refresh` seconds without new ones the
+    last ones are pushed again, because a replay server that was restarted has none.
     """
 
     def __init__(self, variables: Variables, host: Callable[[Any], Any], refresh: float = 10.0):
@@ -96,7 +98,7 @@ class Publisher:
                 self._variables.push(*last)
 
     def close(self, timeout: float = 10.0) -> None:
-        """Pushes what is left and ends the thread; gives up, with a warning, on a server that is down."""
+        """Pushes what is left and ends the thread; warns if the server has not taken it within `timeout` seconds."""
         deadline = time.monotonic() + timeout
         with contextlib.suppress(queue.Full):
             self._newest.put(None, timeout=timeout)
@@ -106,7 +108,7 @@ class Publisher:
 
 
 class PriorityUpdater:
-    """Sends items' new priorities to the servers they came from, in a thread of its own."""
+    """Sends items' new priorities to the replay servers that the items came from, in a thread of its own."""
 
     def __init__(
         self,
@@ -116,18 +118,20 @@ class PriorityUpdater:
     ):
         """
         Args:
-          send: (keys, priorities [B]) to the servers, as a channel's `feedback`; waits for servers that are down.
+          send: sends (keys, priorities [B]) to the servers, as a channel's `feedback` does; waits for servers that are
+            down.
           local: takes this host's priorities from the devices to the host, as `Mesh.local` does.
-          patience: seconds that the learner waits for servers that fall far behind, before it goes on without.
+          patience: seconds that the learner waits for servers that are far behind, before it drops an update's
+            priorities and goes on.
         """
         self._send, self._local, self._patience = send, local, patience
-        # An update's priorities wait here while it is computed, and while a server is down.
+        # An update's priorities wait here while the update is computed, and while a server is down.
         self._pending: queue.Queue[tuple[tuple[np.ndarray, ...], Any] | None] = queue.Queue(maxsize=16)
         self._thread = threading.Thread(target=self._run, name="priorities", daemon=True)
         self._thread.start()
 
     def __call__(self, keys: tuple[np.ndarray, ...], priorities: Any) -> None:
-        """`keys` of each server, in the order of the batch; `priorities` [B], on the devices."""
+        """Takes the `keys` from each server, in the order of the batch, and `priorities` [B], on the devices."""
         self._put((keys, priorities), self._patience)
 
     def _put(self, pending: tuple[tuple[np.ndarray, ...], Any] | None, timeout: float) -> None:
@@ -142,7 +146,7 @@ class PriorityUpdater:
             self._send(keys, self._local(priorities))
 
     def close(self, timeout: float = 10.0) -> None:
-        """Sends what is left and ends the thread; gives up, with a warning, on a server that is down."""
+        """Sends what is left and ends the thread; warns if a server has not taken it within `timeout` seconds."""
         self._put(None, timeout)
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -150,27 +154,31 @@ class PriorityUpdater:
 
 
 class Admission:
-    """Which gradients a learner applies (Nair et al. 2015, https://arxiv.org/abs/1507.04296, on stability).
+    """Decides which gradients a learner applies (Nair et al. 2015, https://arxiv.org/abs/1507.04296, on stability).
 
-    The mean and the deviation of losses are running ones, of all gradients, the dropped ones too: so that a change of
-    scale is followed, and not shut out for good.
+    The running mean and deviation of the losses are over all gradients, the dropped ones too, so that a lasting change
+    of the losses' scale is followed and not rejected for ever.
     """
 
-    DECAY, WARM_UP = 0.99, 100  # of the averages; gradients before any is an outlier
+    DECAY, WARM_UP = 0.99, 100  # decay of the averages; number of gradients before any can be an outlier
 
     def __init__(self, max_staleness: int, max_loss_deviations: float):
-        """Either 0: no gradient is dropped for it."""
+        """
+        Args:
+          max_staleness: updates since the parameters of a gradient; an older gradient is dropped. 0: none is.
+          max_loss_deviations: a gradient whose loss is more standard deviations above the mean is dropped. 0: none is.
+        """
         self._max_staleness, self._max_deviations = max_staleness, max_loss_deviations
         self._mean = self._square = 0.0
         self.seen = self.stale = self.outliers = 0
 
     def __call__(self, batch: Batch, learner_steps: int) -> bool:
-        """Whether to apply the batch's gradients to the parameters of `learner_steps`."""
+        """Returns whether to apply the batch's gradients to the parameters after `learner_steps` updates."""
         assert batch.learner_steps is not None and batch.losses is not None
         loss = float(np.abs(batch.losses).max())
         deviation = max(self._square - self._mean**2, 0.0) ** 0.5
         outlier = self.seen >= self.WARM_UP and loss > self._mean + self._max_deviations * deviation
-        decay = min(self.DECAY, self.seen / (self.seen + 1))  # at first the mean of all so far
+        decay = min(self.DECAY, self.seen / (self.seen + 1))  # at first, each average is the plain mean of all so far
         self._mean += (1 - decay) * (loss - self._mean)
         self._square += (1 - decay) * (loss**2 - self._square)
         self.seen += 1
@@ -205,24 +213,26 @@ class Learner:
         """Puts `state` on the mesh's devices and publishes its parameters.
 
         Args:
-          agent: whose update it is.
+          agent: its `update` is compiled and its `policy` gives the parameters to publish.
           state: on the host, new or from a checkpoint.
           version: how far `state` has come.
-          seed: every update's key comes from it and from the update's number alone, so that nothing random is saved.
+          seed: every update's key comes from it, the update's number and the device alone, so that nothing random has
+            to be saved.
           publish: takes (version, params on the devices).
           publish_period: updates from one publication to the next.
-          update_priorities: takes (keys, priorities on the devices), where the agent gives priorities.
-          updates_per_dispatch: updates on one batch, a minibatch each; one after another, but asked for at once.
-          admission: of gradients: what it does not admit is passed over.
-          mesh: the devices that learn; all of them, if it is not given.
-          source: a replay on them, of which updates draw their own samples; None: samples come with the batches.
-          asked: of several hosts whether this one is to end; then all do, at the same update.
-          done: of several hosts whether this one sees that the run is done; then all end, and all are `done`.
+          update_priorities: takes (keys, priorities on the devices), if the agent gives priorities.
+          updates_per_dispatch: updates on each batch, one after another, on a minibatch of it each; they are dispatched
+            to the devices together.
+          admission: says which batches of gradients are applied; None: all.
+          mesh: the devices that learn; all devices, if it is not given.
+          source: a replay on the devices, from which updates draw their samples; None: samples come with the batches.
+          asked: with several hosts, whether this one was asked to end; then all end, at the same update.
+          done: with several hosts, whether this one sees that the run is done; then all end, and `self.done` is true.
         """
         self._mesh = mesh = mesh or devices.make_mesh()
         self.state, self.version = mesh.put(state), version
         self._step = mesh.put(np.uint32(version.learner_steps))
-        # Of an agent whose settings change as a run goes on, one for each member of a population.
+        # () or, for stacked members of a population, [members]; agents without schedules have no env_steps.
         self._env_steps_shape = np.shape(state.env_steps) if hasattr(state, "env_steps") else None
         self._updates_per_dispatch, self._admission = updates_per_dispatch, admission
         self._update = self._compile(agent, seed, source)
@@ -233,7 +243,7 @@ class Learner:
         publish(version, self._policy(self.state))
 
     def _compile(self, agent: Agent, seed: int, source: Any) -> Callable[..., Any]:
-        """An update of (state, step, sample)."""
+        """Compiles the update, a function (state, step, sample) -> (state, step, feedback)."""
         mesh, at_once = self._mesh, self._updates_per_dispatch
         if source is None:
             return devices.compile_update(mesh, agent, seed, at_once)
@@ -241,7 +251,7 @@ class Learner:
         return update
 
     def host_state(self) -> State:
-        """One device's copy of the state, on the host: what a checkpoint holds."""
+        """Returns one device's copy of the state, on the host, as a checkpoint holds it."""
         return self._mesh.host(self.state)
 
     def publish(self) -> None:
@@ -253,9 +263,9 @@ class Learner:
         self.publish()
 
     def run(self, batches: Iterator[Batch]) -> Iterator[tuple[Feedback, dict[str, Any]]]:
-        """Updates on each batch (its sample already on the devices); yields (feedback, host metrics).
+        """Updates on each batch, whose sample is on the devices already; yields (feedback, host metrics).
 
-        The feedback is still on its way when it is yielded: read it one step later, and nothing waits.
+        The feedback may not be computed yet when it is yielded; whoever reads it one update later need not wait.
         """
         in_flight: collections.deque[Any] = collections.deque([None, None], maxlen=2)
         while True:
@@ -267,11 +277,11 @@ class Learner:
             host: dict[str, float] = {"wait_seconds": waited}
             if self._admission is not None:
                 if not self._admission(batch, self.version.learner_steps):
-                    # Its experience was made all the same.
+                    # The experience of a dropped gradient counts all the same.
                     self.version = self.version._replace(env_steps=self.version.env_steps + batch.env_steps)
                     continue
                 host |= {"stale": self._admission.stale, "outliers": self._admission.outliers}
-            # Two updates under way keep an accelerator busy; more would only make the next batches older.
+            # Two updates under way keep an accelerator busy; with more, batches would only wait longer and grow older.
             jax.block_until_ready(in_flight[0])
             if self._env_steps_shape is not None:
                 made = np.full(self._env_steps_shape, self.version.env_steps, np.float32)
@@ -296,10 +306,10 @@ class Learner:
 
 
 def read_metrics(feedback: Feedback, host: Callable[[Any], Any]) -> dict[str, float]:
-    """An update's metrics, taken to the host by `host`, as `Mesh.host` does; waits for the update.
+    """Returns an update's metrics, taken to the host by `host`, as `Mesh.host` does; waits for the update.
 
     Raises:
-      NotFinite: names those that are NaN or infinite.
+      NotFinite: some metrics are NaN or infinite; the error names them.
     """
     metrics = {name: float(value) for name, value in host(feedback.metrics).items()}
     bad = sorted(name for name, value in metrics.items() if not np.isfinite(value))

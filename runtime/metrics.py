@@ -1,4 +1,4 @@
-"""Metrics: TensorBoard, one CSV per role, and the newest row of each for the terminal."""
+"""Writes and reads metrics: one CSV for each role, from which the terminal has its newest rows, and TensorBoard's."""
 
 import contextlib
 import csv
@@ -21,10 +21,10 @@ SETTINGS = "events.out.tfevents.0.settings"  # sorts before the files that a Rec
 class Recorder:
     """Writes rows of numbers to LOGDIR/ROLE.csv and to TensorBoard under LOGDIR/tensorboard/ROLE.
 
-    The first row decides the columns, after `wall_seconds`: seconds since the run began, those of earlier processes
-    of the same run counted in. A resumed run appends.
+    The first row decides the columns: env_steps, learner_steps, `wall_seconds`, and the row's own. `wall_seconds` are
+    the seconds that the run has taken, including those of its earlier processes. A resumed run appends.
 
-    What a process that was killed left of a row is no row: readers pass over it.
+    If a process is killed while it writes a row, readers skip what it left.
     """
 
     def __init__(self, logdir: pathlib.Path, role: str):
@@ -35,14 +35,15 @@ class Recorder:
         self._columns = _columns(self._path)
         self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
         if not _ends_a_line(self._path):
-            self._file.write("\n")  # else the first row would be the rest of what a killed process left
+            self._file.write("\n")  # else the first row would continue the line that a killed process left unfinished
         self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
-        """One row; `env_steps` in it is TensorBoard's x axis. `histograms` of many values are TensorBoard's alone.
+        """Writes one row, whose `env_steps` is TensorBoard's x axis; `histograms`, of the given values, go to
+        TensorBoard alone.
 
         Raises:
-          OSError: it cannot be written, or the file was removed.
+          OSError: the row cannot be written, or the file was removed.
         """
         if not os.fstat(self._file.fileno()).st_nlink:
             raise OSError(f"{self._path} was removed while the run went on: give it a --logdir that stays")
@@ -64,27 +65,29 @@ class Recorder:
 
 
 def show_settings(logdir: pathlib.Path, role: str, settings: Mapping[str, Any]) -> None:
-    """Has TensorBoard show a run's settings beside the numbers of a role: in the HParams tab, which compares runs by
-    them, with the role's numbers as its metrics, and as text.
+    """Has TensorBoard show a run's settings beside the numbers of a role.
 
-    They are in a file of their own, which is replaced as a whole: a run that is resumed may have been given other
-    settings, and TensorBoard keeps to the first that it finds. It reads a role's files in the order of their names, and
-    some of its versions never turn back to an earlier one; so this one comes first.
+    They are shown as text, and in the HParams tab, which compares runs by their settings and has the role's numbers as
+    its metrics.
+
+    The settings are in a file of their own, which is replaced as a whole: a resumed run may have been given other
+    settings, and TensorBoard keeps the first that it finds. TensorBoard reads a role's files in the order of their
+    names, and some of its versions never go back to an earlier file; so the name of this one sorts first.
 
     Args:
       settings: as in LOGDIR/config.json, where `config` holds the fields of the agent's Config.
     """
     flat = {f"config.{name}": value for name, value in settings["config"].items()}
     flat |= {name: value for name, value in settings.items() if name != "config"}
-    kinds = bool | int | float | str | None  # of which TensorBoard knows all but None, which is left out
+    kinds = bool | int | float | str | None  # TensorBoard knows all of these but None, which is left out
     flat = {name: value if isinstance(value, kinds) else json.dumps(value) for name, value in flat.items()}
-    # What is left out is which hyperparameters and metrics there are: TensorBoard then takes those of all runs that it
-    # shows, and puts first what differs; a list it would take from one run alone, whose agent may have others.
+    # The list of hyperparameters and metrics is left out. Without a list, TensorBoard takes those of all runs that it
+    # shows, and puts those that differ first. It would take a list from one run alone, whose agent may have others.
     _, hparams, _ = tensorboardX.summary.hparams(flat, {})
-    block = "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())  # Markdown's, for code
+    block = "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())  # code, in Markdown
     folder, now = logdir / "tensorboard" / role, time.time()
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / "settings.new"  # which TensorBoard does not take for one of its files
+    new = folder / "settings.new"  # TensorBoard reads no file of this name
     writer = tensorboardX.record_writer.RecordWriter(str(new))
     for event in (
         Event(wall_time=now, file_version="brain.Event:2"),
@@ -97,22 +100,23 @@ def show_settings(logdir: pathlib.Path, role: str, settings: Mapping[str, Any]) 
 
 
 def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> None:
-    """Has LOGDIR/NAME.csv hold one row, of what is so now alone; None: nothing is, and there is no such file."""
+    """Makes `row`, which describes the present, the only row of LOGDIR/NAME.csv; None removes the file."""
     path = logdir / f"{name}.csv"
     if row is None:
         path.unlink(missing_ok=True)
         return
-    new = path.with_suffix(".new")  # whoever reads sees the one or the other
+    new = path.with_suffix(".new")  # so that readers see either the old file or the new one, whole
     new.write_text(",".join(row) + "\n" + ",".join(str(value) for value in row.values()) + "\n")
     new.rename(path)
 
 
 def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, float]:
-    """`return_mean_NAME` of each of several names, NaN where it has no episode; nothing of a single one.
+    """Returns the mean return of each name as `return_mean_NAME`, NaN if it has no episode; {} if there is one name.
 
     Args:
-      names: of tasks, or of members.
-      owners: int [n], whose each of the `returns` [n] is.
+      names: names of tasks, or of members.
+      owners: int [n], the index in `names` of whose each return is.
+      returns: [n], the returns of episodes.
     """
     if len(names) == 1:
         return {}
@@ -125,7 +129,7 @@ def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, f
 
 
 def read(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a role's CSV; none if it does not exist. A line that is broken, or still being written, is no row."""
+    """Returns the rows of a role's CSV, [] if there is none. Skips lines that are broken or still being written."""
     if not path.exists():
         return []
     with open(path, "rb") as file:
@@ -133,8 +137,10 @@ def read(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def read_on(path: pathlib.Path, start: int, size: int) -> tuple[list[dict[str, float]], int]:
-    """Rows of a role's CSV from a byte on where a line begins, about `size` bytes of them, and the byte to go on from.
-    A line that is still being written is left for the next time."""
+    """Returns about `size` bytes of rows of a role's CSV from byte `start` on, and the byte to read on from.
+
+    A line must begin at `start`. A line that is still being written is left for the next call.
+    """
     if not path.exists():
         return [], start
     with open(path, "rb") as file:
@@ -144,7 +150,7 @@ def read_on(path: pathlib.Path, start: int, size: int) -> tuple[list[dict[str, f
 
 
 def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
-    """The last row of a role's CSV, if there is one; from the file's end, however long it has grown."""
+    """Returns the last row of a role's CSV, or None; reads only the end of the file, however long it has grown."""
     path = logdir / f"{role}.csv"
     if not path.exists():
         return None
@@ -152,13 +158,13 @@ def latest(logdir: pathlib.Path, role: str) -> dict[str, float] | None:
     with open(path, "rb") as file:
         if path.stat().st_size > 10_000:
             file.seek(-10_000, os.SEEK_END)
-            file.readline()  # the rest of a row
+            file.readline()  # skips the rest of a row
         rows = _parse(names, file)
     return rows[-1] if rows else None
 
 
 def _columns(path: pathlib.Path) -> list[str] | None:
-    """The columns of a role's CSV: its first whole line that names steps of any kind. None: it has none."""
+    """Returns the columns of a role's CSV, from its first whole line that names steps of any kind; None without it."""
     if not path.exists():
         return None
     with open(path, "rb") as file:
@@ -170,7 +176,7 @@ def _columns(path: pathlib.Path) -> list[str] | None:
 
 
 def _parse(names: list[str] | None, lines: Iterable[bytes]) -> list[dict[str, float]]:
-    """The rows of these columns; lines of another length, or of something else than numbers, are left out."""
+    """Returns the rows of these columns; leaves out lines of another length, and lines with anything but numbers."""
     rows = []
     for line in lines:
         values = line.strip().split(b",")
@@ -181,7 +187,7 @@ def _parse(names: list[str] | None, lines: Iterable[bytes]) -> list[dict[str, fl
 
 
 def _ends_a_line(path: pathlib.Path) -> bool:
-    """Whether a file is empty, or ends with a whole line."""
+    """Returns whether a file is empty or ends with a whole line."""
     with open(path, "rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
         return file.read() in (b"", b"\n")

@@ -1,4 +1,4 @@
-"""Learning curves as pictures."""
+"""Draws learning curves and other figures to pictures."""
 
 import io
 import itertools
@@ -19,15 +19,15 @@ from matplotlib import pyplot, ticker
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is a $
-matplotlib.rcParams["svg.hashsalt"] = "shoal"  # names inside an SVG are not random
+matplotlib.rcParams["text.parse_math"] = False  # so that a $ in a name begins no formula
+matplotlib.rcParams["svg.hashsalt"] = "shoal"  # so that names inside an SVG are not random
 INTERVALS = "means, with their 95 % bootstrap intervals"
-MANY = 2**20  # members; a larger number is none's
+MANY = 2**20  # no population has as many members: a larger number in a lineage's file is damage
 
 
 def check_picture(out: pathlib.Path) -> None:
-    """Raises ValueError unless a picture can be `out`, by its ending and its folder."""
-    types = sorted(Figure().canvas.get_supported_filetypes().keys() - {"pgf"})  # which would need LaTeX
+    """Raises ValueError unless a picture can be written to `out`, judged by its ending and its folder."""
+    types = sorted(Figure().canvas.get_supported_filetypes().keys() - {"pgf"})  # pgf would need LaTeX
     if out.suffix.lower().removeprefix(".") not in types:
         raise ValueError(f"{out} does not end as a picture does, in .{', .'.join(types)}")
     if not out.parent.is_dir():
@@ -44,26 +44,27 @@ def draw(
     smooth: int = 1,
     published: Mapping[str, float] | None = None,
 ) -> bool:
-    """Draws evaluations to the picture `out`; false, and none, where none of the folders has two of them.
+    """Draws evaluations to the picture `out`. Returns false, and draws none, if no folder has two of them.
 
-    Runs that have the same in `decisive`, what of a config.json decides what is learnt, make one curve, as far as the
-    shortest of them: their mean, and where there are several the 95 % bootstrap interval of the mean. Members of a
-    population are no seeds, and are not called so.
+    Runs with equal `decisive` settings make one curve: their mean, as far as the shortest of them goes, and, of several
+    runs, the 95 % bootstrap interval of the mean. The label counts them as seeds, or as members of a population.
 
     Args:
-      folders: of runs, or what was recorded of a baseline, whose runs make one curve.
+      folders: folders of runs, or of baselines' records; the runs of a record make one curve.
+      decisive: returns the settings in a config.json that decide what is learnt.
       x: the column against which returns are drawn.
-      labels: of the curves, in their order, which is that of the folders; empty: what tells the runs apart.
-      log: which axes are logarithmic, of "x", "y" and "xy".
-      smooth: each point is the mean of so many evaluations that end with it.
-      published: horizontal lines, by label.
+      labels: one for each curve, in the order of the folders. If empty, a curve is called by the settings that tell it
+        from the others.
+      log: which axes are logarithmic: "", "x", "y" or "xy".
+      smooth: each point is the mean of this many evaluations, of which it is the last.
+      published: the heights of horizontal lines, by label.
 
     Raises:
-      ValueError: an evaluator.csv of other columns, or as many labels as there are not curves.
+      ValueError: an evaluator.csv has other columns, or there are more or fewer labels than curves.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
-    nouns: dict[str, str] = {}  # what one of a group's runs is called
+    nouns: dict[str, str] = {}  # group -> "seed" or "member", as its runs are called
     for folder in folders:
         for path in _evaluations_of(folder):
             curve = records.curve(path, x)
@@ -92,17 +93,17 @@ def draw(
     axes.grid(alpha=0.3)
     lines = sum(label.count("\n") + 1 for label in axes.get_legend_handles_labels()[1])
     title = INTERVALS if any(many) else None
-    figure.set_size_inches(7, 3.9 + 0.17 * (lines + bool(title)))  # room for the legend that is not the curves'
+    figure.set_size_inches(7, 3.9 + 0.17 * (lines + bool(title)))  # the legend adds height and takes none of the axes'
     figure.legend(loc="outside upper center", fontsize="small", title=title, title_fontsize="small")
     _write(figure, out)
     return True
 
 
 def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.Path) -> None:
-    """Draws records of baselines in panels beside each other, to `out`.
+    """Draws records of baselines to `out`, in panels beside each other.
 
     Args:
-      panels: title -> what a curve is called -> the record's folder.
+      panels: title -> label of a curve -> the record's folder.
     """
     rows = math.ceil(len(panels) / 3)
     figure, grid = pyplot.subplots(rows, 3, figsize=(11, 3.1 * rows), squeeze=False, layout="constrained")
@@ -120,10 +121,10 @@ def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.P
 
 
 def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path) -> None:
-    """Draws performance profiles to `out`, where there are any: the share of runs whose score is above each level.
+    """Draws performance profiles to `out`, unless there are no scores: the share of runs that score above each level.
 
     Args:
-      scores: what a curve is called -> task -> its runs' normalised scores, [seeds].
+      scores: label of a curve -> task -> the normalised scores of its runs, [seeds].
     """
     if not scores:
         return
@@ -139,16 +140,15 @@ def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path
 
 
 def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -> None:
-    """Draws a radar plot to each of `outs`, where there are any scores: a spoke each for what was scored, from 0 in the
-    middle to 1, and a line each for who was.
+    """Draws a radar plot to each of `outs`; without scores, draws none. Spokes go from 0 in the middle to 1.
 
     Args:
-      scores: what a line is called -> spoke -> score. All have the same spokes, in the same order.
+      scores: label of a line -> spoke -> score. All lines have the same spokes, in the same order.
     """
     if not scores:
         return
     spokes = list(next(iter(scores.values())))
-    angles = 2 * np.pi * np.arange(len(spokes) + 1) / len(spokes)  # the first again, where the line closes
+    angles = 2 * np.pi * np.arange(len(spokes) + 1) / len(spokes)  # the first again, to close the line
     for out in outs:
         figure, axes = pyplot.subplots(layout="constrained", figsize=(6, 5), subplot_kw={"projection": "polar"})
         for label, values in scores.items():
@@ -165,7 +165,7 @@ def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -
 
 
 def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
-    """The mean of curves, [n, 2] each, as far as the shortest of them, with its interval where there are several."""
+    """Draws the mean of curves, [n, 2] each, as far as the shortest goes; of several, also the mean's interval."""
     grid = np.unique(np.concatenate([curve[:, 0] for curve in curves]))
     grid = grid[grid <= min(curve[-1, 0] for curve in curves)]
     means = np.stack([np.interp(grid, curve[:, 0], curve[:, 1]) for curve in curves])
@@ -179,12 +179,12 @@ def _is_record(folder: pathlib.Path) -> bool:
 
 
 def _evaluations_of(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The CSV of a run's evaluations; of a baseline's record, of each of its runs'."""
+    """Returns the CSVs of evaluations in a folder: a run's own, or all seeds' and members' in a baseline's record."""
     return sorted(folder.glob("seed*.csv")) if _is_record(folder) else [folder / "evaluator.csv"]
 
 
 def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
-    """[n, 2] -> [n, 2]: each point's y is the mean of `count` that end with it, or of as many as there are."""
+    """Smooths a curve, [n, 2] -> [n, 2]: each y becomes the mean of the last `count` up to it, fewer at the start."""
     sums = np.concatenate([[0.0], np.cumsum(curve[:, 1])])
     ends = np.arange(1, len(curve) + 1)
     starts = np.maximum(ends - count, 0)
@@ -192,9 +192,9 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
 
 
 def _write(figure: Figure, out: pathlib.Path) -> None:
-    """Writes a picture once it is whole, and forgets it."""
+    """Writes a figure to `out` once the picture is whole, and closes the figure."""
     picture, ending = io.BytesIO(), out.suffix.lower().removeprefix(".")
-    metadata = {"Date": None} if ending == "svg" else None  # the same picture is the same file
+    metadata = {"Date": None} if ending == "svg" else None  # so that equal pictures are equal files
     try:
         figure.savefig(picture, dpi=120, format=ending, metadata=metadata)
     finally:
@@ -203,10 +203,10 @@ def _write(figure: Figure, out: pathlib.Path) -> None:
 
 
 def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
-    """Draws a population's scores and hyperparameters against environment steps to the PNG `out`; false, and no
-    picture, where `logdir` is no population's.
+    """Draws a population's scores and hyperparameters against environment steps to the picture `out`.
 
-    A colour is a line of descent: it is that of the member whose first state the state at that time comes from.
+    Returns false, and draws none, if `logdir` is no population's. A colour is a line of descent: each founder, the
+    member whose first state the state at that time descends from, has a colour.
     """
     turns = sorted(
         (row for path in logdir.glob("lineage_*.csv") for row in _turns(path)),
@@ -219,7 +219,7 @@ def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
     figure, panels = pyplot.subplots(
         len(hypers) + 1, 1, sharex=True, squeeze=False, figsize=(7, 2.6 * (len(hypers) + 1)), layout="constrained"
     )
-    founders: dict[int, int] = {}  # of those members whose state is no longer their own first one's
+    founders: dict[int, int] = {}  # member -> founder of its state; without an entry, itself
     colours = pyplot.get_cmap("tab20")
     before: dict[int, dict[str, float]] = {}
     for _, together in itertools.groupby(turns, key=lambda row: row["env_steps"]):
@@ -249,7 +249,7 @@ def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
 
 
 def _turns(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a lineage's CSV that name a member and whose state it took, at a number of steps."""
+    """Returns the rows of a lineage's CSV that hold a number of steps, a member, and the donor of its state."""
     rows = metrics.read(path)
     for row in rows:
         records.check_columns(path, row, ("env_steps", "member", "donor", "score"))
@@ -261,8 +261,8 @@ def _turns(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def _label(settings: dict[str, dict[str, Any]], group: str) -> str:
-    """Agent, environment and whatever else tells this group from the others of the same agent and environment; of a
-    record its name."""
+    """Returns the label of a group's curve. For a record it is the record's name. For runs it has the agent, the
+    environment, and the settings that differ from those of other groups of the same agent and environment."""
     run = settings[group]
     if "" in run:
         return str(run[""])

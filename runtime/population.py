@@ -1,9 +1,9 @@
 """Population-based training of running learners (Jaderberg et al. 2017, algorithm 1; agents/pbt.py has the rules).
 
-Nobody presides: when a member's turn has come, its learner shows its peers its state and looks at what their episodes
-returned, all through variable containers; it copies or goes on. Members that are stacked in one learner take their
-turns together. What a member's episodes returned before it copied another says nothing of the state that it has now: it
-no longer counts.
+There is no coordinator. When it is a member's turn, its learner shows its state to its peers, reads what their episodes
+returned, and either copies a peer or goes on; all this goes through variable containers. Members that are stacked in
+one learner take their turns together. When a member copies another, the returns of its earlier episodes no longer
+count, for they say nothing about its new state.
 """
 
 import math
@@ -26,59 +26,59 @@ from runtime.metrics import Recorder
 
 
 class Population(NamedTuple):
-    """How a population is trained, and which part of it a learner has."""
+    """How a population is trained, and which of its members a learner has."""
 
-    size: int  # N
-    member: int | None  # whose learner this is; None: all members', stacked
-    ranges: Mapping[str, pbt.Range]
+    size: int  # N, the number of members
+    member: int | None  # the member that this learner trains; None: all of them, stacked
+    ranges: Mapping[str, pbt.Range]  # by name, the hyperparameters that are tuned
     exploit: str  # a rule of pbt.EXPLOIT
     explore: str  # a rule of pbt.EXPLORE
     ready_env_steps: int  # environment steps of a member from one of its turns to the next
-    score_episodes: int  # K
-    reporters: tuple[str, ...]  # roles that see episodes end: actors, or the evaluator
-    num_tasks: int  # that a member's environments have
+    score_episodes: int  # K, how many of its last episodes a member is scored by, from each reporter
+    reporters: tuple[str, ...]  # roles that tell of their episodes: the actors, or the evaluator
+    num_tasks: int  # number of tasks in a member's environments
     logdir: pathlib.Path  # the population's
 
     @property
     def members(self) -> list[int]:
-        """Those of this learner."""
+        """The members that this learner trains."""
         return list(range(self.size)) if self.member is None else [self.member]
 
 
 NO_VERSION = Version(np.int64(0), np.int64(0))
-NEVER = -1  # environment steps, where a member has copied nobody
+NEVER = -1  # in place of the environment steps at a member's last copy, if it has copied nobody
 
 
 class Told(NamedTuple):
-    """What a reporter says of a learner's members, of each its last K episodes."""
+    """A reporter's message about the members of one learner: the last K episodes of each."""
 
-    returns: np.ndarray  # float32 [members, K], NaN before there are so many
-    env_steps: np.ndarray  # int64 [members, K], of the parameters that played them to their end
+    returns: np.ndarray  # float32 [members, K], NaN while there are fewer episodes
+    env_steps: np.ndarray  # int64 [members, K], those of the parameters that acted when the episode ended
 
 
 def told_structure(population: Population) -> Structure:
-    """Of (Version, Told)."""
+    """Returns the structure of (Version, Told)."""
     shape = len(population.members), population.score_episodes
     return Structure((NO_VERSION, Told(np.zeros(shape, np.float32), np.zeros(shape, np.int64))))
 
 
 def state_structure(state: State) -> Structure:
-    """Of (Version, a member's whole state)."""
+    """Returns the structure of (Version, a member's whole state)."""
     return Structure((NO_VERSION, state))
 
 
-COPIED = Structure((NO_VERSION, np.int64(NEVER)))  # of (Version, a member's environment steps when it copied last)
+COPIED = Structure((NO_VERSION, np.int64(NEVER)))  # (Version, a member's environment steps at its last copy)
 
 
 class Returns:
-    """Tells the learners what the episodes of one actor, or of the evaluator, returned."""
+    """Tells the learners what the episodes of one reporter, an actor or the evaluator, returned."""
 
     def __init__(self, population: Population, container: Variables):
         self._population, self._container = population, container
         self._last: list[list[tuple[float, int]]] = [[] for _ in population.members]
 
     def add(self, version: Version, episodes: Episodes) -> None:
-        """`episodes` of environments that the learner's members share, as `pbt.member_of` says."""
+        """Adds `episodes` played with parameters of `version`; `pbt.member_of` says which member played each."""
         if not episodes.returns:
             return
         k, tasks = self._population.score_episodes, self._population.num_tasks
@@ -86,12 +86,12 @@ class Returns:
             self._last[pbt.member_of(environment, len(self._last), tasks)].append((value, version.env_steps))
         self._last = [values[-k:] for values in self._last]
         padded = [[(math.nan, 0)] * (k - len(values)) + values for values in self._last]
-        told = np.array(padded)  # [members, K, 2], in float64, which counts any run's steps
+        told = np.array(padded)  # [members, K, 2] in float64, which holds any run's number of steps exactly
         self._container.push(version, Told(told[..., 0].astype(np.float32), told[..., 1].astype(np.int64)))
 
 
 class Exchange:
-    """A learner's turns: call it after each update."""
+    """A learner's turns in its population; the learner's loop calls it after each update."""
 
     def __init__(
         self,
@@ -104,22 +104,28 @@ class Exchange:
     ):
         """
         Args:
-          population: how, and whose learner this is.
-          returns: the containers that the reporters of each member's learner fill; of stacked members, one learner's.
-          states, copied: one for each member; of stacked members none.
-          key: for what is random; the same seed and episodes, the same turns.
-          env_steps: how far the learner has come.
+          population: how the population is trained, and which members this learner has.
+          returns: for each learner of the population, the containers that its reporters fill; stacked members have one
+            learner.
+          states, copied: a container of each member's state, and of when it last copied another; empty if members are
+            stacked.
+          key: for all random choices, so that the same seed and episodes give the same turns.
+          env_steps: environment steps that the learner has made.
         """
         self._population, self._returns, self._states, self._key = population, returns, states, key
         self._containers = copied
-        self._copied = np.full(population.size, NEVER, np.int64)  # environment steps at each one's last copy
+        self._copied = np.full(population.size, NEVER, np.int64)  # environment steps at each member's last copy
         self._due = next_due(env_steps, population.ready_env_steps)
         self._turns = 0
         self._recorders = {m: Recorder(population.logdir, f"lineage_{m}") for m in population.members}
 
     def start(self, learner: Learner) -> None:
-        """Before the first update. A member that has shown its state before was interrupted while its peers went on: it
-        goes on from the best of them, or while none of them has a score from the newer of what it saved and showed."""
+        """Takes part from now on; called before the first update.
+
+        A member that has shown its state before was interrupted while its peers went on. It goes on from the best of
+        them. If none of them has a score yet, it goes on from its own state: the saved or the shown one, whichever is
+        newer.
+        """
         if self._population.member is None:
             self._record(learner.version, learner.host_state(), self._scores(), self._population.members)
             return
@@ -150,17 +156,17 @@ class Exchange:
             self._states[population.member].push(learner.version, state)
             if not _finite(jax.tree.map(lambda x: x[None], state), 1)[0]:
                 returns[population.member] = -np.inf
-            shown = np.array([container.filled() for container in self._states])  # a restarted server has none at first
+            shown = np.array([container.filled() for container in self._states])  # none after a server's restart
             returns[~shown] = np.nan
         donors = np.asarray(pbt.EXPLOIT[population.exploit](self._next_key(), returns))
         copied = {m: int(donors[m]) for m in members}
         self._record(learner.version, self._copy(learner, state, copied), pbt.scores(returns), copied)
 
     def rescue(self, learner: Learner, why: str) -> None:
-        """Goes on from the best peer's state.
+        """Has the member go on from the best peer's state; `why` is logged.
 
         Raises:
-          NotFinite: there is none.
+          NotFinite: no peer has shown a state and has a score, or the members are stacked in one learner.
         """
         me = self._population.member
         scores = np.array(self._scores())
@@ -172,12 +178,15 @@ class Exchange:
         self._record(learner.version, self._copy(learner, None, {me: donor}), scores, {me: donor})
 
     def _scored_peers(self, scores: np.ndarray) -> list[int]:
-        """The other members that have shown a state and have a score: one that has just copied another has none."""
+        """Returns the other members that have shown a state and have a score. One that just copied another has none."""
         states = enumerate(self._states)
         return [m for m, state in states if m != self._population.member and state.filled() and not np.isnan(scores[m])]
 
     def _copy(self, learner: Learner, state: State, donors: dict[int, int]) -> State:
-        """The learner's state once its members have what their donors had, hyperparameters varied."""
+        """Has members take their donors' states, with hyperparameters varied; returns the learner's state after that.
+
+        `donors` are by member; a member that is its own donor keeps its state.
+        """
         moved = [member for member, donor in donors.items() if member != donor]
         if not moved:
             return state
@@ -205,7 +214,10 @@ class Exchange:
         return jax.random.fold_in(self._key, self._turns)
 
     def _read_returns(self) -> np.ndarray:
-        """[N, K of all of a member's reporters together]."""
+        """Returns what the members' episodes returned, [N, reporters * K], and updates `self._copied`.
+
+        Episodes played by parameters from before a member's last copy are NaN.
+        """
         shape = self._population.size // len(self._returns), self._population.score_episodes
         nothing = Told(np.full(shape, np.nan, np.float32), np.zeros(shape, np.int64))
         rows = []
@@ -222,7 +234,7 @@ class Exchange:
         return pbt.scores(self._read_returns())
 
     def _record(self, version: Version, state: State, scores: Any, donors: Any) -> None:
-        """A row for each of the learner's members: whose state it goes on with, and with which hyperparameters."""
+        """Writes a row for each of the learner's members: whose state it goes on with, and its hyperparameters."""
         for member in self._population.members:
             hypers = {name: np.asarray(getattr(state.hypers, name)) for name in self._population.ranges}
             if self._population.member is None:
@@ -238,6 +250,6 @@ class Exchange:
 
 
 def _finite(state: State, size: int) -> np.ndarray:
-    """bool [size]: whose part of a stacked state has nothing but finite numbers."""
+    """Returns bool [size]: for each member, whether its part of a stacked state has only finite numbers."""
     leaves = [x for x in jax.tree.leaves(state) if np.issubdtype(x.dtype, np.floating)]
     return np.all([np.isfinite(x).reshape(size, -1).all(axis=1) for x in leaves], axis=0)

@@ -1,4 +1,4 @@
-"""What was recorded of a baseline: FOLDER/record.json, its settings in config.json, and each seed's evaluations in
+"""Records of baselines. FOLDER has a record.json, the settings in config.json, and each seed's evaluations in
 seedN.csv."""
 
 import dataclasses
@@ -16,20 +16,20 @@ FILE = "record.json"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Of one seed. What a version before the record did not keep is None."""
+    """The result of one seed. Fields that older versions of Shoal did not record are None."""
 
-    return_mean: float  # of the last checkpoint, over `episodes`
+    return_mean: float  # mean return of the last checkpoint, over `episodes` episodes
     return_std: float | None = None
     episodes: int = 100
     env_steps: int | None = None
-    wall_seconds: float | None = None  # of scripts/train
+    wall_seconds: float | None = None  # taken by scripts/train
     cpu_seconds: float | None = None
-    params: str | None = None  # the digest that scripts/evaluate prints
+    params: str | None = None  # the digest of the parameters that scripts/evaluate prints
     date: str = ""
-    commit: str = ""  # of the code; "+" behind it: with changes
+    commit: str = ""  # the code's; a "+" behind it: the code had changes that were not committed
     lock: str = ""  # the lock file, the beginning of its SHA-256, and the Python
     machine: str = ""
-    earlier: str = ""  # the command line of an older version that this stands for, whose settings were not kept
+    earlier: str = ""  # if an older version made it, whose settings were not kept: that version's command line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Record:
 
     @property
     def returns(self) -> np.ndarray:
-        """[seeds], in the order of the seeds."""
+        """The mean return of each seed, [seeds], in the order of the seeds."""
         return np.array([self.results[seed].return_mean for seed in sorted(self.results)])
 
     @property
     def made(self) -> set[int]:
-        """The seeds that were made since there is a record of settings."""
+        """The seeds whose settings were kept, unlike those of older versions."""
         return {seed for seed, result in self.results.items() if not result.earlier}
 
     @property
@@ -53,7 +53,7 @@ class Record:
 
 
 def read(folder: pathlib.Path) -> Record | None:
-    """None where nothing was recorded.
+    """Returns a baseline's record, or None if nothing was recorded.
 
     Raises:
       ValueError: the file is not as `write` leaves it.
@@ -69,7 +69,7 @@ def read(folder: pathlib.Path) -> Record | None:
 
 
 def write(folder: pathlib.Path, record: Record) -> None:
-    """Whole, or not at all."""
+    """Writes a record, either whole or not at all."""
     seeds = {
         str(seed): {name: value for name, value in dataclasses.asdict(result).items() if value not in (None, "")}
         for seed, result in sorted(record.results.items())
@@ -80,13 +80,13 @@ def write(folder: pathlib.Path, record: Record) -> None:
 
 
 def curve(path: pathlib.Path, x: str = "env_steps") -> np.ndarray:
-    """The evaluations of an evaluator.csv, [n, 2]: `x`, which only grows, and the returns' mean.
+    """Returns the evaluations in an evaluator.csv, [n, 2]: the column `x`, which only grows, and the mean return.
 
-    Where `x` goes back, as after a start from an older checkpoint, what came later takes the place of what it was by
-    then. What is not finite is left out. Of a file that is not there there are none.
+    Where `x` goes back in the file, as after a start from an older checkpoint, the later rows replace the earlier ones
+    from there on. Rows that are not finite are left out. Without a file there are no rows.
 
     Raises:
-      ValueError: it has other columns.
+      ValueError: the file has other columns.
     """
     points: list[tuple[float, ...]] = []
     columns = (x, "return_mean")
@@ -109,18 +109,19 @@ def check_columns(path: pathlib.Path, row: dict[str, float], columns: Iterable[s
 
 
 def curves(folder: pathlib.Path, record: Record) -> list[np.ndarray]:
-    """The evaluations of each seed that has some, by itself and not by its members, [n, 2] each."""
+    """Returns the evaluations of each seed, [n, 2] each. Seeds without any, or whose members have their own, are left
+    out."""
     found = [curve(folder / f"seed{seed}.csv") for seed in sorted(record.results)]
     return [each for each in found if len(each)]
 
 
 def last_five(folder: pathlib.Path, record: Record) -> np.ndarray:
-    """The mean return of each seed's last five evaluations, [seeds]: what the last checkpoint alone may hide."""
+    """Returns the mean return of each seed's last five evaluations, [seeds]; it shows what one checkpoint may hide."""
     return np.array([each[-5:, 1].mean() for each in curves(folder, record)])
 
 
 def area(folder: pathlib.Path, record: Record) -> np.ndarray:
-    """The mean return over each seed's run, [seeds]: the area under its curve over its length."""
+    """Returns the mean return over each seed's run, [seeds]: the area under its curve, divided by its length."""
     import scipy.integrate  # only now: it takes half a second
 
     long = [each for each in curves(folder, record) if len(each) > 1]
@@ -128,7 +129,7 @@ def area(folder: pathlib.Path, record: Record) -> np.ndarray:
 
 
 def spoken(values: np.ndarray) -> str:
-    """A mean over seeds with its interval: `498.2 [495.1, 500]`; of a single seed the value alone."""
+    """Returns a mean over seeds and its interval as text, `498.2 [495.1, 500]`; the value alone for a single seed."""
     if not len(values):
         return ""
     low, high = statistics.interval(values[:, None])
@@ -137,6 +138,6 @@ def spoken(values: np.ndarray) -> str:
 
 
 def number(value: float) -> str:
-    """With as many places as a return needs: 5841, 498.2, -16.1, 0.97."""
+    """Returns a number as text with as many places as a return needs: 5,841, 498.2, -16.1, 0.97."""
     places = 0 if abs(value) >= 1000 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{places}f}".rstrip("0").rstrip(".") if places else f"{value:,.0f}"

@@ -1,5 +1,5 @@
-"""An actor inside the compiled program that learns: environments that are JAX functions, acted on by the parameters as
-they are. What it makes is what runtime/actor.py makes of the same environments."""
+"""An actor inside the compiled program that learns. It acts with the newest parameters in environments that are JAX
+functions, and makes the same rows as runtime/actor.py makes in these environments."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,17 +13,19 @@ from environments.functional import Ended, Functional, Running
 
 
 class Acting(NamedTuple):
-    """Environments and what acts on them, of one device. B is its share of the environments."""
+    """One device's environments and the actor's memory of them. B is the device's share of the environments."""
 
     running: Running
     memory: Memory  # [B, ...]
-    opening: Any  # (Step [B, ...], Memory), the row that the next block opens with, of Blocks with `next_action`; ()
-    finite: Any  # bool, whether all that was observed so far was
+    opening: Any  # for Blocks with `next_action`: (Step [B, ...], Memory), the next block's first row; otherwise ()
+    finite: Any  # bool, whether all observations and rewards so far were finite
 
 
 class Rollout:
-    """One actor of `num_envs` environments, of which each of the mesh's devices has an equal part: pure functions, for
-    each device to call inside a compiled one."""
+    """One actor of `num_envs` environments, of which each of the mesh's devices has an equal part.
+
+    Its methods are pure functions, which each device calls inside a compiled function; but `specs` is for the host.
+    """
 
     def __init__(
         self,
@@ -36,9 +38,10 @@ class Rollout:
     ):
         """
         Args:
-          seed: of all that is random in it; environment i and row t draw the same on any number of devices, what acts
-            on them does not.
-          clip: of rewards, as agents see them.
+          devices: how many devices the mesh has.
+          seed: of all random draws. What environment i draws at row t is the same on any number of devices; what the
+            policy draws is not.
+          clip: clips the rewards that agents see; None: they are not clipped.
 
         Raises:
           ValueError: the environments do not divide over the devices.
@@ -50,17 +53,17 @@ class Rollout:
         self.num_envs, self._devices, self.share = num_envs, devices, num_envs // devices
 
     def specs(self, mesh: Any) -> Acting:
-        """How an Acting lies on a mesh's devices."""
+        """Returns the specs by which an Acting lies on the mesh's devices."""
         rows, all_ = mesh.ROWS, mesh.REPLICATED
         return Acting(Running(rows, rows, rows, all_), rows, rows, all_)
 
     def _mine(self) -> Any:
-        """Which environments are this device's, uint32 [B]."""
+        """Returns the numbers of this device's environments, uint32 [B]."""
         first = jax.lax.axis_index(AXIS) * self.share if self._devices > 1 else 0
         return (first + jnp.arange(self.share)).astype(jnp.uint32)
 
     def start(self, params: Params) -> Acting:
-        """The beginning of all episodes."""
+        """Starts all environments; with `next_action`, also acts once for the first block's opening row."""
         ids = self._mine()
         ranks = ids.astype(jnp.float32) / max(1, self.num_envs - 1)
         running = functional.start(self._environment, self._seed, ids)
@@ -71,7 +74,7 @@ class Rollout:
         return acting
 
     def act(self, acting: Acting, params: Params) -> tuple[Acting, tuple[Step, Memory, Ended]]:
-        """One row: with it the memory before it, and which episodes ended."""
+        """Acts and steps the environments once; returns the row, the memory before it, and which episodes ended."""
         timestep = acting.running.timestep
         key = jax.random.fold_in(jax.random.key(self._seed), acting.running.count - 1)
         if self._devices > 1:
@@ -88,12 +91,14 @@ class Rollout:
         return acting._replace(running=running, memory=memory, finite=finite), (step, acting.memory, ended)
 
     def rows(self, acting: Acting, params: Params, length: int) -> tuple[Acting, tuple[Step, Memory, Ended]]:
-        """`length` rows, each array [length, B, ...]."""
+        """Does as `act` does, `length` times; each array returned is [length, B, ...]."""
         return jax.lax.scan(lambda acting, _: self.act(acting, params), acting, length=length)
 
     def blocks(self, acting: Acting, params: Params, count: int) -> tuple[Acting, Sample, Ended]:
-        """`count` Blocks of all environments, one after another, as one Sample of `count` B sequences; and the episodes
-        that ended, [count T, B]."""
+        """Makes `count` Blocks of all environments, one after another.
+
+        Returns them as one Sample of `count` * B sequences, and which episodes ended, [count * T, B].
+        """
         length: int = self._agent.table.items.length  # type: ignore[union-attr]
 
         def block(acting, _):

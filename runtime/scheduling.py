@@ -1,18 +1,18 @@
-"""Whose turn it is on the host's cores."""
+"""Which threads have precedence on the host's cores."""
 
 import os
 import threading
 
-NICENESS = 5  # a third of the processor time of a thread that does not give way, where both want it all
+NICENESS = 5  # on a busy core, a thread that gives way gets a third of the time of one that does not
 
 
 def give_way() -> None:
-    """Has the operating system prefer other threads to this one, and to those that it starts from now on.
+    """Has the operating system prefer other threads to this one, and to those that this one starts from now on.
 
-    For all but the learner's own: its update runs on all cores at once and waits for the last of them. What feeds it
-    fills the gaps; when it does not, the learner waits, and then there are gaps. On two cores DDPG's updates come 1.15
-    times as fast.
+    All threads but the learner's own call it. The learner's update runs on all cores at once and waits for the last of
+    them. The threads that feed it run in the gaps; if they get too little time the learner waits, which makes gaps. On
+    two cores, DDPG's updates come 1.15 times as fast.
     """
     thread = threading.get_native_id()
-    # Without privileges a thread that gives way already, more than this, could not go back.
+    # max: a thread that gives way more than this already may not lower its niceness without privileges.
     os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))

@@ -1,11 +1,11 @@
-"""Statistics over the seeds of a run."""
+"""Statistics over the seeds of a baseline, and over several tasks."""
 
 import numpy as np
 
 
 def interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % bootstrap interval of the mean over runs, by percentiles: [seeds, points] -> [points] each."""
-    import scipy.stats  # only now: it takes half a second
+    """Returns the 95 % bootstrap interval of the mean over runs, by percentiles: [seeds, points] -> [points] each."""
+    import scipy.stats  # imported only here: it takes half a second
 
     if np.ptp(runs, axis=0).max(initial=0.0) == 0.0:  # all runs alike
         return runs[0], runs[0]
@@ -14,9 +14,9 @@ def interval(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def predicted(values: np.ndarray, confidence: float = 0.99) -> tuple[float, float]:
-    """The interval in which one further seed lies with this confidence, of normal returns: [seeds] -> low and high.
+    """Returns the interval (low, high) in which one further seed lies with this confidence, from returns [seeds].
 
-    Of a single seed nothing can be said: it is all numbers.
+    It takes returns for normally distributed. From a single seed nothing can be said: the interval is infinite.
     """
     import scipy.stats
 
@@ -28,21 +28,22 @@ def predicted(values: np.ndarray, confidence: float = 0.99) -> tuple[float, floa
 
 
 def interquartile_mean(scores: np.ndarray, axis: int | None = None) -> np.ndarray:
-    """The mean of the middle half: less swayed by single runs than the mean, by all of them more than the median."""
+    """Returns the mean of the middle half. Single runs sway it less than the mean, and it uses more of them than the
+    median."""
     import scipy.stats
 
     return np.asarray(scipy.stats.trim_mean(scores, 0.25, axis=axis))
 
 
 def over_tasks(scores: dict[str, np.ndarray], resamples: int = 2000) -> tuple[float, float, float]:
-    """The interquartile mean of all runs of all tasks, and the ends of its 95 % interval.
+    """Returns the interquartile mean of all runs of all tasks, and the low and high ends of its 95 % interval.
 
-    By the stratified bootstrap: the runs of each task are drawn anew among themselves.
+    The interval is the stratified bootstrap's, which resamples the runs of each task among themselves.
 
     Agarwal et al. 2021, https://arxiv.org/abs/2108.13264, section 4.
 
     Args:
-      scores: of each task its runs' normalised scores, [seeds].
+      scores: task -> the normalised scores of its runs, [seeds].
     """
     rng = np.random.default_rng(0)
     drawn = [runs[rng.integers(len(runs), size=(resamples, len(runs)))] for runs in scores.values()]
@@ -51,6 +52,6 @@ def over_tasks(scores: dict[str, np.ndarray], resamples: int = 2000) -> tuple[fl
 
 
 def profile(scores: dict[str, np.ndarray], levels: np.ndarray) -> np.ndarray:
-    """The share of runs whose normalised score is above each level, the mean over tasks: [levels] -> [levels]
+    """Returns the share of runs whose normalised score is above each level, averaged over tasks: [levels] -> [levels]
     (Agarwal et al. 2021, section 4.2)."""
     return np.mean([(runs[:, None] > levels).mean(axis=0) for runs in scores.values()], axis=0)

@@ -1,4 +1,4 @@
-"""Videos: pictures in a file, one after another."""
+"""Writes pictures to a file as a video."""
 
 import pathlib
 import shutil
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 def check(path: pathlib.Path) -> None:
-    """Raises ValueError unless a video can be `path`, by its ending and its folder."""
+    """Raises ValueError unless a video can be written to `path`, judged by its ending and its folder."""
     has_ffmpeg, ending = shutil.which("ffmpeg") is not None, path.suffix.lower()
     if ending != ".gif" and not (ending == ".mp4" and has_ffmpeg):
         others = "or .mp4" if has_ffmpeg else "(.mp4 would need ffmpeg, which is not on the PATH)"
@@ -20,10 +20,12 @@ def check(path: pathlib.Path) -> None:
 
 
 def write(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float) -> None:
-    """Writes pictures, uint8 [height, width, 3] each, so many to a second, as the video that the ending of `path` says.
+    """Writes pictures, uint8 [height, width, 3] each, as a video of the kind that the ending of `path` says.
+
+    `per_second` pictures are shown in a second.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the video cannot be written.
     """
     try:
         (_write_gif if path.suffix.lower() == ".gif" else _write_by_ffmpeg)(path, pictures, per_second)
@@ -32,16 +34,16 @@ def write(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float)
 
 
 def _write_gif(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float) -> None:
-    # Without dithering: what is drawn has few colours, which so are exact, and what stands still does not flicker.
+    # Without dithering the few colours of a drawn environment stay exact, and what stands still does not flicker.
     first, *rest = (Image.fromarray(picture).quantize(dither=Image.Dither.NONE) for picture in pictures)
-    hundredths = max(2, round(100 / per_second))  # of a second, in which a GIF counts; viewers take 1 for ten
+    hundredths = max(2, round(100 / per_second))  # a GIF counts hundredths of a second; viewers take 1 of them for 10
     first.save(path, save_all=True, append_images=rest, duration=10 * hundredths, loop=0)
 
 
 def _write_by_ffmpeg(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float) -> None:
     height, width, _ = pictures[0].shape
     source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{per_second:g}", "-i", "-"]
-    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]  # which all players show
+    even = ["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2", "-pix_fmt", "yuv420p"]  # a format that all players show
     command = ["ffmpeg", "-loglevel", "error", "-y", *source, *even, str(path.absolute())]
     done = subprocess.run(command, input=b"".join(picture.tobytes() for picture in pictures), capture_output=True)
     if done.returncode:

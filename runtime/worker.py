@@ -1,4 +1,4 @@
-"""The worker: acts as an actor does, keeps what it sees to itself, and sends the gradients that it computes of it."""
+"""The worker: it acts as an actor does, keeps its experience to itself, and sends the gradients that it computes."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,9 +15,10 @@ from runtime import actor
 
 
 def compile_gradient(agent: Agent, device: jax.Device) -> Callable[..., tuple[Any, dict[str, Any]]]:
-    """(state, key, count, sample) -> (gradient, metrics) on `device`; each gradient's key is of `key` and `count`.
+    """Compiles (state, key, count, sample) -> (gradient, metrics) for `device`.
 
-    Give all workers of a process the same one: it is traced and compiled once.
+    Each gradient's key is made from `key` and `count`. Give all workers of a process the same compiled function, so
+    that the gradient is traced and compiled once.
     """
     assert agent.gradient is not None
     compute = agent.gradient
@@ -30,7 +31,7 @@ def compile_gradient(agent: Agent, device: jax.Device) -> Callable[..., tuple[An
 
 
 class _Source:
-    """Pulls, and remembers what was pulled last."""
+    """A source of parameters that remembers what was pulled last."""
 
     def __init__(self, variables: Variables):
         self._variables = variables
@@ -54,17 +55,18 @@ def run(
     stopped: Callable[[], bool] = lambda: False,
     ranks: np.ndarray | None = None,
 ) -> Iterator[tuple[dict[str, Any], Episodes]]:
-    """Acts and sends gradients for ever; yields as an actor does, after each turn of both.
+    """Acts and sends gradients until `stopped`; yields what an actor does, after each turn of acting and sending.
 
-    The order is fixed: pull, act until there is something to learn from, send the gradients of it, then pull again. On
-    policy a gradient is at the parameters that acted; from a replay each is at parameters pulled for it.
+    The order is fixed: pull, act until there is something to learn from, send its gradients, then pull again. An
+    on-policy gradient is taken at the parameters that acted; a gradient from a replay, at parameters pulled for it.
 
     Args:
-      agent: as `by_gradients` made it: its parameters are states.
-      act, gradient: compiled.
+      agent: an agent made by `by_gradients`, whose actors pull states as their parameters.
+      act: compiled by runtime.actor.compile_act.
+      gradient: compiled by `compile_gradient`.
     """
     source: Any = _Source(variables)
-    gradient_key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # one that no action will have
+    gradient_key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # a key that no action will get
     count = sent_steps = 0
     turns = actor.run(agent, act, environment, source, experience, key, device, stopped, ranks)
     for metrics, episodes in turns:
@@ -74,7 +76,7 @@ def run(
             version, state = source.newest
             value, feedback = gradient(state, gradient_key, np.uint32(count), sample)
             if experience.on_policy:
-                steps = np.sum(~sample.steps.first[1:])  # a row before a first closed its episode
+                steps = np.sum(~sample.steps.first[1:])  # the row before a first is no transition
             else:
                 steps, sent_steps = metrics["actor_steps"] - sent_steps, metrics["actor_steps"]
             writer.append(Gradient(value, feedback, np.int64(version.learner_steps), np.int64(steps)))

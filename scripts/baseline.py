@@ -6,9 +6,9 @@
   scripts/baseline --check ppo-CartPole-v1   # does a fresh seed come to what was recorded?
   scripts/baseline --pages                   # writes the pages that say what was recorded
 
-A run is scripts/train's, in LOGDIR/NAME/seedN, and ends with scripts/evaluate: 100 episodes of the last checkpoint. It
-is recorded in docs/results/NAME: config.json, record.json, seedN.csv and curve.png. A run that was stopped goes on when
-the same is asked for again.
+A run is made by scripts/train in LOGDIR/NAME/seedN. At its end scripts/evaluate plays 100 episodes with the last
+checkpoint. The run is recorded in docs/results/NAME, as config.json, record.json, seedN.csv and curve.png. The same
+command goes on with a run that was stopped.
 """
 
 import concurrent.futures
@@ -42,8 +42,8 @@ from runtime.records import Record, Result
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 CODE = ("agents", "environments", "launchers", "replay", "requirements", "runtime")
-LOG = "log_0.csv"  # what a run's first actor's environments logged
-FRESH = 1000  # the seed of a check, which no record has
+LOG = "log_0.csv"  # the rows that the environments of a run's first actor logged
+FRESH = 1000  # the seed of --check, which no record has
 
 
 @dataclasses.dataclass
@@ -66,7 +66,7 @@ class Asked:
 
 
 class Played(NamedTuple):
-    """What scripts/evaluate said."""
+    """The results that scripts/evaluate printed."""
 
     return_mean: float
     return_std: float
@@ -80,7 +80,7 @@ class Failure(Exception):
 
 
 class Runs:
-    """Runs of scripts/train and scripts/evaluate, several at a time, which a signal ends in order."""
+    """Makes runs with scripts/train and scripts/evaluate, several at a time; a signal ends them in good order."""
 
     def __init__(self, asked: Asked, stop: Stop):
         self._asked, self._stop = asked, stop
@@ -90,15 +90,15 @@ class Runs:
         self._shares = [share_of(cores, job, asked.jobs) for job in range(asked.jobs)]
 
     def make(self, baseline: Baseline, seed: int, logdir: pathlib.Path) -> Result:
-        """Trains, or goes on, and evaluates.
+        """Trains one seed in `logdir`, or goes on with a run that is there, and evaluates it.
 
         Raises:
-          Failure: one of the two did not end well, or all are to end.
+          Failure: training or evaluating failed, or all runs were asked to end.
         """
         with self._lock:
             share = self._shares.pop()
         try:
-            os.sched_setaffinity(0, share)  # of this thread, and so of what it starts
+            os.sched_setaffinity(0, share)  # for this thread, and so for the processes that it starts
             words = [*baseline.flags.split(), f"--seed={seed}", f"--logdir={logdir}"]
             logdir.mkdir(parents=True, exist_ok=True)
             cpu_seconds = self._play(["scripts/train", *words], logdir)[1]
@@ -107,7 +107,7 @@ class Runs:
         finally:
             with self._lock:
                 self._shares.append(share)
-        # Placement serial's evaluator begins to count at its first evaluation.
+        # The learner's rows count too: with placement serial, the evaluator's clock starts at its first evaluation.
         last = [metrics.read(each / f"{role}.csv")[-1] for each in learners for role in ("evaluator", "learner")]
         return Result(
             return_mean=sum(each.return_mean for each in played) / len(played),
@@ -134,14 +134,18 @@ class Runs:
         )
 
     def _play(self, command: list[str], logdir: pathlib.Path) -> tuple[str, float]:
-        """What a command printed, which is left in LOGDIR/baseline.log too, and the CPU seconds that it took."""
+        """Runs a command; returns what it printed, which LOGDIR/baseline.log keeps, and the CPU seconds that it took.
+
+        Raises:
+          Failure: the command failed, or all runs were asked to end.
+        """
         log = logdir / "baseline.log"
         with open(log, "a+") as file:
             start = file.seek(0, os.SEEK_END)
             with self._lock:
                 if self._stop.is_set():
                     raise Failure("ended on request")
-                # A group of its own: Ctrl-C is this process's to hear, which ends it in order.
+                # In a session of its own it does not get Ctrl-C: this process does, and ends it in good order.
                 child = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
                 self._children.add(child)
             _, status, used = os.wait4(child.pid, 0)
@@ -158,7 +162,7 @@ class Runs:
         return said, used.ru_utime + used.ru_stime
 
     def end(self) -> None:
-        """Asks every run to end: it saves what it has."""
+        """Asks every run to save what it has and end."""
         with self._lock:
             for child in self._children:
                 with contextlib.suppress(ProcessLookupError):
@@ -166,7 +170,7 @@ class Runs:
 
 
 def _origin(cores: int) -> dict[str, str]:
-    """Which code a run is of, on what machine."""
+    """Returns the fields of a Result that say with which code and on what machine a run was made."""
     git = ["git", "-C", str(ROOT)]
     commit = changed = ""
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
@@ -183,18 +187,21 @@ def _origin(cores: int) -> dict[str, str]:
 
 
 def learners_in(logdir: pathlib.Path) -> list[pathlib.Path]:
-    """The folders of a population's members that have learners of their own; of any other run its own."""
+    """Returns the folders of a population's members, if they have learners of their own; else the run's folder."""
     return sorted(logdir.glob("member_*")) or [logdir]
 
 
 def _settings(logdir: pathlib.Path) -> dict:
-    """What of a run's settings its seeds have in common."""
+    """Returns the settings that all seeds of a run's baseline have in common."""
     saved = json.loads((learners_in(logdir)[0] / "config.json").read_text())
     return {name: value for name, value in saved.items() if name != "seed"}
 
 
 def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, out: pathlib.Path) -> None:
-    """Adds a seed to what was recorded. Seeds of other settings, or of an earlier version, make room for it."""
+    """Adds a seed to a baseline's record and draws its curve.
+
+    Recorded seeds are removed if their decisive settings differ, or an older version made them and kept no settings.
+    """
     folder = out / baseline.name
     folder.mkdir(parents=True, exist_ok=True)
     config, known = folder / "config.json", records.read(folder)
@@ -212,7 +219,7 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
             shutil.copyfile(learner / LOG, folder / f"log-{name}")
     command = f"scripts/train {baseline.flags}"
     records.write(folder, Record(command, {**kept, seed: result}))
-    from runtime import plot  # only now: it brings Matplotlib
+    from runtime import plot  # imported only here: it brings Matplotlib
 
     lines = {"published": baseline.published.value} if baseline.published and baseline.published.value else {}
     plot.draw([folder], folder / "curve.png", settings.decisive, published=lines)
@@ -220,7 +227,7 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
 
 
 def missing(baseline: Baseline, asked: Asked) -> Iterator[int]:
-    """The seeds that are to be made."""
+    """Yields the seeds that are to be made."""
     known = records.read(asked.out / baseline.name)
     for seed in range(asked.seeds or baseline.seeds):
         if asked.again or known is None or seed not in known.made:
@@ -228,7 +235,7 @@ def missing(baseline: Baseline, asked: Asked) -> Iterator[int]:
 
 
 def make(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], None]) -> int:
-    """Makes and records what is missing; the exit code."""
+    """Makes and records the seeds that are missing; returns the exit code."""
     tasks = [(baseline, seed) for baseline in chosen for seed in missing(baseline, asked)]
     say(f"{len(tasks)} runs, about {_hours(sum(baseline.minutes for baseline, _ in tasks) / asked.jobs)}")
     runs, lock, done, failed = Runs(asked, stop), threading.Lock(), 0, 0
@@ -259,7 +266,7 @@ def make(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], 
 
 
 def check(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], None]) -> int:
-    """Makes a fresh seed of each, and compares; the exit code."""
+    """Makes a fresh seed of each baseline and compares it with the record; returns the exit code."""
     runs, verdicts = Runs(asked, stop), []
 
     def play(baseline: Baseline) -> None:
@@ -286,9 +293,10 @@ def check(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str],
 
 
 def compare(baseline: Baseline, known: Record, fresh: float) -> tuple[bool, str]:
-    """Whether a fresh seed's return comes to what was recorded, and what is to be said of it.
+    """Returns whether a fresh seed's return comes to what was recorded, and a sentence about that for the terminal.
 
-    It does if it is not below the interval in which a further seed lies with 99 % confidence, or counts as reproduced.
+    It does if it is not below the interval in which a further seed lies with 99 % confidence, or if it is at least the
+    baseline's `reproduced`.
     """
     low, high = statistics.predicted(known.returns)
     interval = f"[{records.number(low)}, {records.number(high)}]"
@@ -302,7 +310,8 @@ def compare(baseline: Baseline, known: Record, fresh: float) -> tuple[bool, str]
 
 
 def _wait(calls: list, jobs: int, runs: Runs, stop: Stop) -> None:
-    """Until all calls have returned, or have been asked to."""
+    """Makes all calls, `jobs` at a time, and waits until they return. Once `stop` is set it asks the runs to end and
+    begins no more calls. It raises what a call raised."""
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(function, *arguments) for function, arguments in calls]
         while not all(future.done() for future in futures):

@@ -1,25 +1,26 @@
 """Times each stage of a run alone, then the whole, on this machine: `scripts/python scripts/bench.py --env=Pong-v5`.
 
-JSON lines. Machines are noisy: read the ratios, which are of one run, each of a stage's figures the median of
-`--repeats` rounds in which the stages take turns.
+It prints JSON lines. A stage's figure is the median of `--repeats` rounds, in which the stages take turns. Machines are
+noisy: read the ratios, which compare stages of the same rounds.
 
-  environment   the pool alone, random actions, all actors' environments in it
+  environment   the pool alone: it steps the environments of all actors with random actions
   inference     the actors' act, in as many threads as there are actors
   learner       updates on one batch that is on the device already
-  write         CPU (all threads) of cutting items and writing them to a real server
-  sample        CPU (all threads) of sampling them back as batches, per row of a queue or per item of a replay
+  write         CPU time (all threads) of cutting items and writing them to a real server
+  sample        CPU time (all threads) of sampling batches of them, per row of a queue or per item of a replay
   plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns (agents with a queue)
   end_to_end    `scripts/train --placement=threads` without evaluations
   limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
 
-An agent with a replay takes --config.samples_per_insert / --config.batch_size updates for each environment step; its
-learner's speed is given in the environment steps that this comes to, and in updates.
+An agent with a replay makes --config.samples_per_insert / --config.batch_size updates for each environment step. Its
+learner's speed is given in updates, and in the environment steps that they correspond to.
 
-Where gradients travel (--travels=gradients, as a3c, async_q and gorila do) there is one stage, the whole with 1, 2 and
-4 workers: the gradients and the bytes of gradients that the learner applies a second.
+Where gradients travel (--travels=gradients, as a3c, async_q and gorila do) only whole runs are timed, with 1, 2 and 4
+workers. Their figures are the gradients, and the bytes of gradients, that the learner applies a second.
 
-With --population=N --tune=... there is one too, the members' updates a second on a batch that is on the device: of
-one learner in which they are stacked (--population_mode=vmap), of N learners in as many threads, of one alone.
+With --population=N --tune=... only the members' updates a second are timed, on a batch that is on the device: for one
+learner in which all members are stacked (--population_mode=vmap), for N learners in N threads, and for one of these
+learners alone.
 """
 
 import concurrent.futures
@@ -58,14 +59,16 @@ class Timing:
     repeats: int = setting(3, "rounds")
 
 
-LONGEST = 256  # rows of any item
-LEAST_ITEMS = 1_000  # that a replay holds before the whole is timed
+LONGEST = 256  # rows; no item is longer
+LEAST_ITEMS = 1_000  # for end_to_end, a replay's min_size is reduced to this
 
 
 def timed(seconds: float, work: Callable[[], float]) -> tuple[float, float]:
-    """Of `work`, which does some environment steps and returns how many: seconds of a step, and CPU seconds of it, of
-    all threads."""
-    for _ in range(3):  # compiled, also for arguments that come from its own results
+    """Calls `work` for `seconds`; returns the seconds and the CPU seconds (all threads) that an environment step takes.
+
+    `work` does some environment steps and returns how many.
+    """
+    for _ in range(3):  # compiles it, also for arguments that are results of earlier calls
         work()
     steps, start, used = 0.0, time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - start) < seconds:
@@ -74,7 +77,7 @@ def timed(seconds: float, work: Callable[[], float]) -> tuple[float, float]:
 
 
 def rate(seconds: float, work: Callable[[], float]) -> float:
-    """Environment steps a second of `work`, as `timed` takes it."""
+    """Returns the environment steps a second of `work`, as `timed` takes it."""
     return 1 / timed(seconds, work)[0]
 
 
@@ -98,7 +101,7 @@ class Bench:
         self.key = jax.random.key(0)
 
     def actions(self, num_envs: int) -> np.ndarray:
-        """Random ones."""
+        """Returns random actions."""
         rng, actions = np.random.default_rng(0), self.parts.spec.actions
         if isinstance(actions, FactoredActions):
             return rng.integers(actions.sizes, size=(num_envs, *actions.shape)).astype(np.int32)
@@ -108,7 +111,7 @@ class Bench:
 
     @contextlib.contextmanager
     def stepping(self) -> Iterator[Callable[[], int]]:
-        """What steps all actors' environments once."""
+        """Gives a function that steps the environments of all actors once and returns how many steps that is."""
         num_envs = self.run.num_actors * self.envs
         environment, action = self.run.make_environment(self.run.seed_of("bench"), num_envs), self.actions(num_envs)
         environment.reset()
@@ -144,7 +147,7 @@ class Bench:
         return sum(results)
 
     def acting(self, timestep: TimeStep) -> Callable[[], int]:
-        """What chooses one actor's actions once."""
+        """Returns a function that chooses one actor's actions once and returns how many they are."""
         memory = self.agent.memory(self.envs, None)
 
         def work():
@@ -156,7 +159,7 @@ class Bench:
         return work
 
     def rollout(self, rows: int) -> list[Row]:
-        """Real rows, each with the memory before it."""
+        """Acts for `rows` steps; returns the rows, each with the memory before it."""
         environment = self.run.make_environment(self.run.seed_of("bench"), self.envs)
         timestep, memory = environment.reset(), self.agent.memory(self.envs, None)
         made = []
@@ -171,13 +174,16 @@ class Bench:
         return made
 
     def written(self, rows: int) -> tuple[Any, float]:
-        """A channel of the run's carrier with what so many rows make in it, where nobody waits for anybody; and CPU
-        seconds of writing them. The first rows, by which things are compiled, are not timed."""
+        """Writes `rows` rows to a channel of the run's carrier; returns the channel and the CPU seconds of writing.
+
+        The channel's table has limits that make nobody wait. The first quarter of the rows, during which functions are
+        compiled, is not timed; the seconds are scaled up for it.
+        """
         parts = copy.copy(self.parts)
         parts.table = dataclasses.replace(
             parts.table, max_size=2 * rows * self.envs, min_size=1, samples_per_insert=0.0
         )
-        self.carrier = roles.connect([parts], parts.logdir, 0)  # kept: its servers live as long
+        self.carrier = roles.connect([parts], parts.logdir, 0)  # kept because its servers end with it
         channel = parts.channel(self.carrier)
         writer, made, start = channel.writer(0, parts.priority, lambda: False), self.rollout(rows), 0.0
         for number, row in enumerate(made):
@@ -191,7 +197,8 @@ class Bench:
         return channel, seconds * rows / (rows - rows // 4)
 
     def write_and_sample(self, batches: int = 32) -> tuple[float, float]:
-        """CPU microseconds of each: writing, per environment step, and sampling, per row of a queue or per item."""
+        """Returns the CPU microseconds of writing an environment step, and of sampling a queue's row or a replay's
+        item."""
         parts, batch = self.parts, self.agent.batch_size
         length = 1 if parts.replays else self.run.config.unroll_length
         rows = batches * max(batch, self.envs) // self.envs * length + 64
@@ -200,7 +207,7 @@ class Bench:
         sampled = iter(()) if draw else parts.batches(channel)
         take = draw or (lambda: next(sampled))
         for _ in range(3 if draw else 1 if parts.replays else 0):
-            take()  # compiled; threads are started
+            take()  # compiles functions and starts threads
         start = time.process_time()
         for _ in range(batches):
             take()
@@ -209,7 +216,7 @@ class Bench:
         return wrote / (rows * self.envs) * 1e6, seconds / (batches * size * length) * 1e6
 
     def drawing(self, channel: Any) -> Callable[[], Any]:
-        """Draws a batch on the devices, and gives its items priorities where they have any."""
+        """Returns a function that draws a batch on the devices, and gives its items new priorities if they have any."""
         mesh, share = self.parts.mesh, self.agent.batch_size // self.parts.mesh.size
 
         def draw(rows, masses, key):
@@ -228,7 +235,7 @@ class Bench:
         return take
 
     def sample_on_devices(self) -> Any:
-        """What one dispatch learns from."""
+        """Returns the sample of one dispatch, on the devices."""
         parts, size = self.parts, self.agent.batch_size * self.run.updates_per_dispatch
         if parts.replays:
             channel, _ = self.written(2 * size // self.envs + 2 * LONGEST)
@@ -253,7 +260,7 @@ class Bench:
         return rate(seconds, self.updating())
 
     def updating(self) -> Callable[[], float]:
-        """What makes an update, on one batch."""
+        """Returns a function that dispatches updates on one batch and returns the environment steps they stand for."""
         mesh, at_once = self.parts.mesh, self.run.updates_per_dispatch
         update, sample = devices.compile_update(mesh, self.agent, 0, at_once), self.sample_on_devices()
         state, step = mesh.put(self.state), mesh.put(np.uint32(0))
@@ -267,7 +274,7 @@ class Bench:
         return work
 
     def plain(self, seconds: float) -> float:
-        """What a careful person writes without this project: no replay, no threads, nothing out of date."""
+        """Times the plain program that one would write without Shoal: no queue, no threads, only newest parameters."""
         config, update = self.run.config, jax.jit(self.agent.update, donate_argnums=0)
         environment = self.run.make_environment(self.run.seed_of("bench"), self.agent.batch_size)
         timestep, memory = environment.reset(), self.agent.memory(self.agent.batch_size, None)
@@ -298,8 +305,9 @@ class Bench:
     def end_to_end(self, seconds: float) -> float:
         parts, stop = copy.copy(self.parts), threading.Event()
         if parts.replays:
-            # By how far actors may be ahead grows with the replay's minimum: of Atari's they would use up the time
-            # that is measured, and as much of the processor as the learner.
+            # Actors may be further ahead of the learner if the replay's minimum is larger. With the minimum of Atari's
+            # presets they would stay ahead during all the time that is measured, and take as much of the processor as
+            # the learner.
             parts.table = dataclasses.replace(parts.table, min_size=min(parts.table.min_size, LEAST_ITEMS))
         carrier = threads.connect([parts], parts.logdir, 0)
 
@@ -310,7 +318,7 @@ class Bench:
             if role.kind == "actor"
         ]
         updates = learning.run(batches)
-        for _ in range(20):  # compiled and in step
+        for _ in range(20):  # until functions are compiled, and actors and learner keep pace
             next(updates)
         first = learning.version.learner_steps
         start = time.perf_counter()
@@ -350,7 +358,7 @@ def bench_population(run: Run) -> None:
     seconds = flags.FLAGS.seconds
 
     def updates(benches: list[Bench]) -> float:
-        """Of all the learners together, a second, each in a thread of its own."""
+        """Returns the updates a second of all the learners together, each in a thread of its own."""
         with concurrent.futures.ThreadPoolExecutor(len(benches)) as executor:
             rates = list(executor.map(lambda bench: bench.learner(seconds) / bench.steps_per_update, benches))
         return sum(rates)

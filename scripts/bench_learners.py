@@ -1,16 +1,16 @@
 """Times learners' updates alone against what the device allows: `scripts/python scripts/bench_learners.py`.
 
-JSON lines, one an update and one a way of acting. First the device's ceilings are measured: products of large matrices
-in both precisions, and a copy of a large array. An update's floor is the larger of two times: its matrix products'
-and convolutions' operations at the measured rate, counted in the program with each loop's body as often as it runs; and
-its state and sample read once and its state written once, at the copy's bandwidth. `over_floor` is the median time
-over that.
+It prints JSON lines, one for each update and one for each way of acting. First the device's ceilings are measured, by
+products of large matrices in both precisions and by a copy of a large array. An update's floor is the larger of two
+times. One is that of the operations in its matrix products and convolutions, at the measured rate; they are counted in
+the program, with each loop's body as often as it runs. The other is that of reading its state and sample once and
+writing its state once, at the copy's bandwidth. `over_floor` is the median time divided by the floor.
 
   --only=impala       rows whose name has this in it
   --seconds=2         how long each is timed (default 5)
 
-Experience is real, of the environments that a row names, and is on the device already. Compiling is timed apart. What a
-whole run does of this, `scripts/bench.py` says.
+The experience comes from the environment that a row names, and is on the device already. Compiling is timed apart.
+`scripts/bench.py` says how much of this speed a whole run has.
 """
 
 import dataclasses
@@ -59,11 +59,11 @@ ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: ag
     "ppo_rnd": ("ppo_rnd", "Pong-v5", {}, {"batch_size": 8}),
     "pqn": ("pqn", "Pong-v5", {}, {"minibatches": 4, "batch_size": 16}),
 }  # fmt: skip
-BACKENDS = ("accelerator", "cpu")  # that actors act on
+BACKENDS = ("accelerator", "cpu")  # where actors act
 
 
 def seconds_of(call: Callable[[], Any], duration: float) -> float:
-    """The median of its calls', each waited for."""
+    """Returns the median seconds of a call; calls for `duration` seconds, waiting for each result."""
     for _ in range(3):
         jax.block_until_ready(call())
     times: list[float] = []
@@ -76,7 +76,7 @@ def seconds_of(call: Callable[[], Any], duration: float) -> float:
 
 
 def ceilings(duration: float) -> dict[str, float]:
-    """Operations a second of each precision's matrix products, and bytes a second, read and written."""
+    """Returns, by dtype, the operations a second of matrix products and, as "bytes", the bytes a second of a copy."""
     size = 8192 if jax.default_backend() != "cpu" else 1024
     found = {}
     product, copy = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
@@ -90,7 +90,7 @@ def ceilings(duration: float) -> dict[str, float]:
 
 
 def operations(jaxpr: Any) -> Iterator[tuple[str, float]]:
-    """(dtype, multiplications and additions) of each matrix product and convolution in a program."""
+    """Yields (dtype, number of multiplications and additions) of each matrix product and convolution in a program."""
     for eqn in jaxpr.eqns:
         shape = eqn.outvars[0].aval.shape
         if eqn.primitive.name == "dot_general":
@@ -99,7 +99,7 @@ def operations(jaxpr: Any) -> Iterator[tuple[str, float]]:
             yield eqn.invars[0].aval.dtype.name, 2.0 * np.prod(shape) * inner
         elif eqn.primitive.name == "conv_general_dilated":
             kernel, numbers = eqn.invars[1].aval.shape, eqn.params["dimension_numbers"]
-            of_each = np.prod([kernel[axis] for axis in numbers.rhs_spec[1:]])  # inputs and window of one output
+            of_each = np.prod([kernel[axis] for axis in numbers.rhs_spec[1:]])  # products in an output
             yield eqn.invars[0].aval.dtype.name, 2.0 * np.prod(shape) * of_each
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for inner_jaxpr in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
@@ -152,7 +152,7 @@ def bench_update(name: str, ceiling: dict[str, float]) -> dict[str, Any]:
 
 
 def bench_acting(backend: str) -> dict[str, Any]:
-    """Pong's actors, their actions in the host's hands."""
+    """Times one actor's act in Pong, until its actions are on the host."""
     bench = Bench(acting_run(backend))
     timestep, memory = bench.timestep(), bench.agent.memory(bench.envs, None)
     params = jax.device_put(bench.params, bench.parts.device)

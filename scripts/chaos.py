@@ -1,4 +1,4 @@
-"""Kills, ends and stops the processes of real runs, one or two at once, and says how those took it.
+"""Kills, ends and stops the processes of real runs, one or two at once, and says how the runs took it.
 
   scripts/chaos --kills=100                       # of a run with a queue and of one with two replay servers, by turns
   scripts/chaos --kills=5 --finish --runs=queue   # the run then goes on to its end: the score it reaches
@@ -6,13 +6,14 @@
   scripts/chaos --kills=20 --placement=ray        # of processes that Ray keeps
   scripts/chaos --kills=20 --placement=pod        # of one of two hosts: the other must end, and both go on
 
-After each fault the learner, and the actors that it hit, must write rows again within --patience seconds; of a fault
-before the learner has written anything since it was started, as much later as the run's first start took. After every
-few the launcher is ended or killed by a signal: it must leave no process behind, within the same time, and a
-checkpoint that can be evaluated and is no older than any seen before; then the same command goes on. Of a pod's hosts
-a fault of one is the end of both, within --patience seconds; if they had not learned yet, as much later as a start
-takes and --connect_seconds, for which they wait for each other. Both are started again then, and must learn. The same
---seed makes the same faults, at the same intervals.
+After each fault the learner, and the actors that the fault hit, must write rows again within --patience seconds. If the
+learner has written nothing since its last start, they get as much more time as the run's first start took. After every
+few faults the launcher is ended or killed by a signal. Within the same time it must leave no process behind. There must
+be a checkpoint that can be evaluated and is no older than any seen before; then the same command goes on.
+
+In a pod, a fault of one host must end both within --patience seconds. If they had not learned yet, they get more time:
+as much as a start takes, and --connect_seconds, for which they wait for each other. Then both are started again and
+must learn. The same --seed makes the same faults, at the same intervals.
 """
 
 import contextlib
@@ -52,7 +53,7 @@ class Chaos:
 
 
 ENDLESS = "--max_env_steps=1000000000"
-PER_LAUNCH = 6  # faults from one start of the launcher to its end: it allows a process ten restarts
+PER_LAUNCH = 6  # faults from one start of the launcher to its end; a launcher restarts a process at most ten times
 RUNS = {
     "queue": ["--agent=impala", "--env=CartPole-v1", "--num_actors=2", "--actors_per_process=1"],
     "replay": [
@@ -65,11 +66,11 @@ RUNS = {
         "--config.min_replay_size=500",
     ],
 }
-HOSTS = 2  # of a pod
+HOSTS = 2  # hosts of a pod
 LOST = 2  # the exit code of a host that has lost another
-CONNECT_SECONDS = 30  # in which a pod's hosts must meet
-ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]  # of the launcher
-SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]
+CONNECT_SECONDS = 30  # seconds in which a pod's hosts must meet
+ENDS = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL]  # the signals that end the launcher
+SIGNALS = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP]  # the faults; one is drawn uniformly
 
 
 class Failure(Exception):
@@ -77,10 +78,10 @@ class Failure(Exception):
 
 
 def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> float:
-    """Seconds until `condition()` was true.
+    """Waits until `condition()` is true; returns the seconds that this took.
 
     Raises:
-      Failure: it was not within `seconds`.
+      Failure: it was not true within `seconds`.
     """
     start = time.monotonic()
     while not condition():
@@ -91,7 +92,7 @@ def wait_for(what: str, condition: Callable[[], bool], seconds: float) -> float:
 
 
 def processes_of(logdir: pathlib.Path) -> Iterator[tuple[dict[str, str], int]]:
-    """Of each live role process of a run its flags, name -> value, and its id."""
+    """Yields the flags (name -> value) and the process id of each live role process of a run."""
     for entry in pathlib.Path("/proc").iterdir():
         try:
             arguments = (entry / "cmdline").read_text().replace("\0", " ").split()
@@ -103,7 +104,7 @@ def processes_of(logdir: pathlib.Path) -> Iterator[tuple[dict[str, str], int]]:
 
 
 def played_below(launcher: int) -> Iterator[tuple[str, int]]:
-    """Of each live process in which Ray plays a role, below a launcher: the role's name, and the process's id."""
+    """Yields the role's name and the process id of each live process below a launcher in which Ray plays a role."""
     parents, names = {}, {}
     for entry in pathlib.Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
@@ -123,17 +124,17 @@ def played_below(launcher: int) -> Iterator[tuple[str, int]]:
 
 @dataclasses.dataclass
 class Run:
-    """A run, started and ended any number of times."""
+    """A run, which may be started and ended any number of times."""
 
     name: str
     logdir: pathlib.Path
-    arguments: list[str]  # beside those of RUNS
-    patience: float  # seconds in which it must have recovered
+    arguments: list[str]  # flags besides those of RUNS
+    patience: float  # seconds in which the run must have recovered from a fault
     placement: str = "processes"
-    newest: int = 0  # checkpoint seen so far, in updates
-    slowest: float = 0.0  # recovery so far, in seconds
-    start_up: float = 0.0  # seconds that its first start took
-    rows_before: int = 0  # of the learner, at its last start
+    newest: int = 0  # updates of the newest checkpoint seen so far
+    slowest: float = 0.0  # seconds of the slowest recovery so far
+    start_up: float = 0.0  # seconds that the run's first start took
+    rows_before: int = 0  # rows that the learner had written before the run's last start
     launcher: subprocess.Popen = dataclasses.field(init=False)
     hosts: list[subprocess.Popen] = dataclasses.field(init=False)
 
@@ -146,7 +147,7 @@ class Run:
             self.launcher = subprocess.Popen(command, stdout=log, stderr=log)
 
     def processes(self) -> dict[str, int]:
-        """The live role processes, name -> process id."""
+        """Returns the live role processes, name -> process id."""
         if self.placement == "ray":
             return dict(played_below(self.launcher.pid))
         return {f"{given['role']}_{given['task']}": process for given, process in processes_of(self.logdir)}
@@ -159,8 +160,11 @@ class Run:
         return self.launcher.poll() is not None
 
     def wait_for_rows(self, roles: list[str], seconds: float, starting: float) -> None:
-        """Returns once each of `roles` has written two more rows, or the run is done; `starting`: seconds that may pass
-        besides."""
+        """Returns once each of `roles` has written two more rows, or the run is done.
+
+        Raises:
+          Failure: that took more than `seconds` and `starting` seconds together, or the launcher failed.
+        """
         before = {role: self.rows(role) for role in roles}
 
         def more() -> bool:
@@ -178,8 +182,8 @@ class Run:
         self.newest = max([self.newest, *saved])
 
     def fault(self, rng: random.Random, stop_seconds: float) -> str:
-        """Does something to one process or two; in words, what."""
-        time.sleep(rng.uniform(0.0, 8.0))  # so that some are hit while they start
+        """Does a fault to one or two processes and waits for the run to recover; returns in words what it did."""
+        time.sleep(rng.uniform(0.0, 8.0))  # so that some processes are hit while they start
         wait_for("a role's process", lambda: bool(self.processes()) or self.over, 120.0)
         alive = self.processes()
         victims = rng.sample(sorted(alive), min(len(alive), rng.choice([1, 1, 2])))
@@ -197,7 +201,11 @@ class Run:
         return f"{number.name} of {' and '.join(victims) or 'nobody: the run is done'}"
 
     def end(self, number: signal.Signals | None) -> None:
-        """Has the launcher end by a signal, or waits for its own end; then looks at what it leaves."""
+        """Ends the launcher by a signal, or, if it is None, waits until it ends by itself; then checks what it left.
+
+        Raises:
+          Failure: something is not as it should be.
+        """
         if number:
             self.launcher.send_signal(number)
         wait_for("the launcher's end", lambda: self.over, self.patience if number else 3600.0)
@@ -215,10 +223,10 @@ class Run:
             raise Failure(f"evaluate ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
 
     def go_on(self) -> None:
-        """Nothing: the launcher itself goes on after a fault."""
+        """Has the run go on after a fault. Does nothing here, because the launcher itself does that."""
 
     def kill(self) -> None:
-        """Ends all that is left of it."""
+        """Kills all processes of the run that are left."""
         self.launcher.kill()
         for process in self.processes().values():
             _send(process, signal.SIGKILL)
@@ -230,7 +238,7 @@ class Run:
 
 
 class PodRun(Run):
-    """A run of two hosts on this machine. A fault of one is the end of both."""
+    """A run of a pod of two hosts on this machine. A fault of one ends both, but for a stop below LOST_SECONDS."""
 
     def start(self) -> None:
         port = free_port()
@@ -262,13 +270,13 @@ class PodRun(Run):
         if number == signal.SIGSTOP:
             time.sleep(stop_seconds)
             process.send_signal(signal.SIGCONT)
-            if stop_seconds < LOST_SECONDS:  # the other waits for so long
+            if stop_seconds < LOST_SECONDS:  # the other host takes it for lost only after that
                 self.wait_for_rows(["learner"], self.patience, self.start_up)
                 return f"{number.name} of host_{victim}, which went on"
         starting = CONNECT_SECONDS + self.start_up if self.rows("learner") <= self.rows_before else 0.0
         waited = wait_for("both hosts' ends", lambda: self.over, self.patience + starting)
         self.slowest = max(self.slowest, waited - starting)
-        # A host that is asked to end while they meet is not there to agree on that.
+        # While hosts meet, one that is asked to end does so by the signal alone, for they cannot agree on it yet.
         allowed = {0, LOST, -number, 128 + number}
         for host, each in enumerate(self.hosts):
             if each.returncode not in allowed:
@@ -305,16 +313,16 @@ def _send(process: int, number: signal.Signals) -> None:
 
 
 def folder_for_runs(logdir: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Where the runs of the command `name` are kept, which then may be started."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers would not hear it either
+    """Returns the folder for the runs of the command `name`, and makes this process ready to start them."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers, too, would ignore this signal
     return pathlib.Path(logdir or tempfile.mkdtemp(prefix=f"shoal_{name}_")).absolute()
 
 
 def named(runs: str) -> list[str]:
-    """The names of RUNS in a flag.
+    """Returns the names of RUNS in a flag.
 
     Raises:
-      UsageError: there is none of a name.
+      UsageError: a name is not in RUNS.
     """
     names = runs.split(",")
     if unknown := set(names) - set(RUNS):
@@ -323,7 +331,7 @@ def named(runs: str) -> list[str]:
 
 
 def harass(run: Run, kills: int, finish: bool, stop_seconds: float, rng: random.Random) -> list[str]:
-    """Does `kills` faults to a run, which may then `finish`; what went wrong."""
+    """Does `kills` faults to a run, which then goes on to its end if `finish`; returns what went wrong."""
     failures, done = [], 0
     while True:
         run.start()

@@ -7,7 +7,7 @@ from launchers.settings import Ending, Pod, RayCluster, Setting, Settings, Share
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 HEADING = "## The table"
-# Whose pages have a section on their Config.
+# Agents whose pages have a section on their Config, by name.
 PAGES = {
     **{"A2C": "a2c", "TRPO": "trpo", "IMPALA": "impala", "DPG": "dpg", "DDPG": "ddpg", "D4PG": "d4pg"},
     "Ape-X DPG": "apex_dpg",
@@ -19,7 +19,7 @@ PAGES = {
 
 
 def table() -> str:
-    """The table, a line for each flag."""
+    """Returns the table, with a line for each flag."""
     lines = [
         "| flag | meaning | values | default, unless a preset has another | may change on resume |",
         "|---|---|---|---|---|",
@@ -56,7 +56,7 @@ def _default(declared: Setting) -> str:
 
 
 def written(text: str) -> str:
-    """The page's `text` with the table that the declarations make."""
+    """Returns the page's `text` with its table replaced by the one that the declarations make."""
     start = text.index(HEADING)
     return text[:start] + re.sub(
         r"(?:^\|.*\n)+", table().replace("\\", r"\\") + "\n", text[start:], count=1, flags=re.M

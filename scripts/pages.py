@@ -1,5 +1,5 @@
-"""Writes what was recorded into the pages: docs/results/README.md, a table in each agent's page, the README's table of
-agents, and the pictures. `scripts/baseline --pages` calls it."""
+"""Writes what was recorded of baselines into the pages. These are docs/results/README.md, a table in each agent's page,
+the README's table of agents, the scores in docs/bsuite.md, and the pictures. `scripts/baseline --pages` calls it."""
 
 import pathlib
 from collections.abc import Iterable
@@ -22,9 +22,9 @@ RESULTS = "<!-- results: written by scripts/baseline --pages -->", "<!-- end of 
 class Agent(NamedTuple):
     """A row of the README's table."""
 
-    paper: str  # with its address
-    page: str  # of docs/, without its ending
-    task: str  # of the baseline that stands for it: the rest of its name
+    paper: str  # a link to the paper
+    page: str  # a page of docs/, without its ending
+    task: str  # the task of the baseline whose return is shown: its name is AGENT-TASK
 
 
 BOOK = "[Sutton and Barto 2018](http://incompleteideas.net/book/the-book-2nd.html)"
@@ -95,9 +95,9 @@ SHOWN = {
     "apex_dpg": Agent(HORGAN, "apex_dpg", "CartpoleSwingup-v1"),
     "mix_match": Agent("[Czarnecki et al. 2018](https://arxiv.org/abs/1806.01780)", "mix_match", "MaskedCartPole-v1"),
 }
-# Scores of a random policy and of a person: Wang et al. 2016, table 2, from starts after up to 30 no-ops.
+# Scores of a random policy and of a person (Wang et al. 2016, table 2, from starts after up to 30 no-ops).
 HUMAN = {"Pong-v5": (-20.7, 14.6), "Breakout-v5": (1.7, 30.5), "SpaceInvaders-v5": (148.0, 1668.7)}
-# Mean returns of a uniformly random policy, 200 episodes of EnvPool's.
+# Mean returns of a uniformly random policy in EnvPool's environments, over 200 episodes.
 RANDOM = {
     "HalfCheetah-v4": -289.9,
     "Hopper-v4": 17.6,
@@ -134,7 +134,7 @@ def write(out: pathlib.Path) -> None:
 
 
 def pages(out: pathlib.Path) -> dict[pathlib.Path, str]:
-    """What each page is to hold."""
+    """Returns what each page is to hold, by its path."""
     written = {out / "README.md": results(out)}
     readme = ROOT / "README.md"
     written[readme] = between(readme.read_text(), AGENTS, agents(out))
@@ -151,17 +151,17 @@ def of_page(page: str) -> list[Baseline]:
 
 
 def between(text: str, markers: tuple[str, str], block: str) -> str:
-    """`text` with this block between the two lines.
+    """Returns `text` with `block` in place of what is between the two marker lines.
 
     Raises:
-      ValueError: it lacks one of them.
+      ValueError: `text` lacks a marker.
     """
     start, end = text.index(markers[0]) + len(markers[0]), text.index(markers[1])
     return f"{text[:start]}\n\n{block}\n\n{text[end:]}"
 
 
 def results(out: pathlib.Path) -> str:
-    """docs/results/README.md."""
+    """Returns the text of docs/results/README.md."""
     parts = [INTRODUCTION]
     for page in dict.fromkeys(shown.page for shown in SHOWN.values()):
         title = ", ".join(f"`{agent}`" for agent, shown in SHOWN.items() if shown.page == page)
@@ -178,7 +178,7 @@ def results(out: pathlib.Path) -> str:
 
 
 def table(chosen: Iterable[Baseline], out: pathlib.Path, folder: str) -> str:
-    """A row for each of the baselines of which something was recorded; `folder` is where a page finds them."""
+    """Returns a table with a row for each chosen baseline that has a record; links begin with `folder`."""
     lines = [
         "| baseline | environment steps | return | last five | area | published | reproduced |",
         "|---|---|---|---|---|---|---|",
@@ -207,7 +207,7 @@ def table(chosen: Iterable[Baseline], out: pathlib.Path, folder: str) -> str:
 
 
 def commands(chosen: Iterable[Baseline]) -> str:
-    """Those that say more than the agent and the environment."""
+    """Returns the commands that have flags besides the agent and the environment, as Markdown; "" if there are none."""
     long = [each for each in chosen if len(each.flags.split()) > 2]
     if not long:
         return ""
@@ -217,13 +217,14 @@ def commands(chosen: Iterable[Baseline]) -> str:
 
 
 def steps(known: Record) -> str:
-    """In thousands and more, as they were made: they pass what was asked for by a batch."""
+    """Returns the environment steps of a record's seeds as text. Runs end up to a batch after the steps asked for, so
+    seeds that differ by less than 2 % have one number."""
     made = sorted({result.env_steps or 0 for result in known.results.values()})
     return f"{made[0]:,}" if made[-1] < 1.02 * made[0] else f"{made[0]:,} to {made[-1]:,}"
 
 
 def spoken(baseline: Baseline, known: Record) -> str:
-    """The return over seeds, how many, and of Atari's games beside a person's."""
+    """Returns the return over seeds as text, with the number of seeds and, for some Atari games, the human score."""
     returns, count = known.returns, len(known.results)
     words = f"{records.spoken(returns)} ({count} seed{'s' * (count > 1)})"
     few = {result.episodes for result in known.results.values()} - {100}
@@ -242,7 +243,7 @@ def published(baseline: Baseline) -> str:
 
 
 def reproduced(baseline: Baseline, known: Record) -> str:
-    """Whether the mean over seeds comes to what counts."""
+    """Returns as text whether the mean over seeds comes to the return from which on a baseline counts as reproduced."""
     if baseline.reproduced is None:
         return ""
     came = known.returns.mean() >= baseline.reproduced
@@ -250,7 +251,7 @@ def reproduced(baseline: Baseline, known: Record) -> str:
 
 
 def of_suite(out: pathlib.Path) -> str:
-    """The scores in the Behaviour Suite, of bsuite's random agent, of ours, and as far as they were published."""
+    """Returns a table of scores in the Behaviour Suite: bsuite's random agent's, our agents', and published ones."""
     from bsuite import sweep
 
     logs, published = suite_logs(out), baselines.BSUITE_PUBLISHED
@@ -274,7 +275,7 @@ def of_suite(out: pathlib.Path) -> str:
 
 
 def suite_logs(out: pathlib.Path) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """What was logged in the Behaviour Suite, by who played and by experiment."""
+    """Returns the rows that were logged in the Behaviour Suite: player -> experiment -> rows."""
     players = {"random": {name: out / "random-bsuite" / f"{name}-0.csv" for name in baselines.BSUITE}}
     for agent in ("dqn", "a2c"):
         players[f"`{agent}`"] = {name: out / f"{agent}-bsuite-{name}-0" / "log-seed0.csv" for name in baselines.BSUITE}
@@ -291,14 +292,16 @@ def suite_scores(logs: dict[str, dict[str, list[dict[str, float]]]]) -> dict[str
 
 
 def tags(scored: dict[str, dict[str, float]]) -> dict[str, list[str]]:
-    """The means over each tag's experiments, a cell for each who played."""
+    """Returns the mean scores of each tag's experiments, as a cell for each player."""
     means = [suite.by_tag(found) for found in scored.values()]
     return {tag: [f"{each[tag]:.2f}" if tag in each else "not run" for each in means] for tag in suite.TAGS}
 
 
 def scores(agent: str, out: pathlib.Path) -> dict[str, np.ndarray]:
-    """The normalised returns of an agent's seeds by task of MuJoCo, as far as they were recorded: 0 is a random
-    policy's, 1 what Fujimoto et al. 2018 print of PPO."""
+    """Returns the normalised returns of an agent's seeds by MuJoCo task, for the tasks that were recorded.
+
+    0 is a random policy's return, and 1 what Fujimoto et al. 2018 print for PPO.
+    """
     found = {}
     for task, random in RANDOM.items():
         known = records.read(out / f"{agent}-{task}")
@@ -308,7 +311,7 @@ def scores(agent: str, out: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def over_tasks(out: pathlib.Path) -> str:
-    """Agents over all tasks of MuJoCo of which they have a record."""
+    """Returns a table that compares agents, each over all MuJoCo tasks of which it has a record."""
     lines = ["| agent | tasks | runs | interquartile mean | runs above 0.5 | above 1 |", "|---|---|---|---|---|---|"]
     for agent in ("ppo", "trpo"):
         found = scores(agent, out)
@@ -332,7 +335,7 @@ bootstrap that draws each task's seeds anew; the last columns are means over tas
 
 
 def not_run(out: pathlib.Path) -> str:
-    """What the registry asks for and the record lacks."""
+    """Returns a table of the baselines of which seeds were not recorded yet."""
     lines = ["| baseline | seeds that lack | hours on one core | command |", "|---|---|---|---|"]
     for baseline in baselines.BASELINES:
         known = records.read(out / baseline.name)
@@ -347,7 +350,7 @@ def not_run(out: pathlib.Path) -> str:
 
 
 def agents(out: pathlib.Path) -> str:
-    """The README's table."""
+    """Returns the README's table of agents."""
     lines = ["| agent | paper | file, lines | page | on | return | published |", "|---|---|---|---|---|---|---|"]
     for agent, shown in SHOWN.items():
         file = f"{configs.AGENTS[agent].replace('.', '/')}.py"
@@ -362,8 +365,8 @@ def agents(out: pathlib.Path) -> str:
 
 
 def draw(out: pathlib.Path) -> None:
-    """The pictures of several baselines, and of each baseline whose record has none."""
-    from runtime import plot  # only now: it brings Matplotlib
+    """Draws the pictures of several baselines, and the curves of baselines whose records have none."""
+    from runtime import plot  # imported only here: it brings Matplotlib
 
     (out / "pictures").mkdir(exist_ok=True)
     for name, picture in pictures.PICTURES.items():
@@ -384,6 +387,6 @@ def draw(out: pathlib.Path) -> None:
 
 
 def drawable(picture: pictures.Picture, out: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The folders of those of its curves that have evaluations, by what they are called."""
+    """Returns the folders of a picture's curves that have evaluations, by label."""
     named = {label: out / name for name, label in picture.curves.items()}
     return {label: folder for label, folder in named.items() if any(folder.glob("seed*.csv"))}

@@ -1,8 +1,8 @@
-"""What many machines could do, from what one does: `scripts/scale --agent=impala --env=Pong-v5`.
+"""Predicts the speed of many machines from that of one: `scripts/scale --agent=impala --env=Pong-v5`.
 
-Measures the stages of a run alone, on this machine, and what travels; then says for numbers of actors and of hosts
-which part would be the slowest, and how many environment steps a second that leaves. Only what is measured and sizes of
-arrays go in: machines are as this one is, and the network gives --network_gigabits to each.
+It times each stage of a run alone, on this machine, and takes the sizes of what travels. Then it says, for numbers of
+actors and of hosts, which part would be the slowest, and how many environment steps a second that part allows. It
+assumes that all machines are like this one, and that the network gives --network_gigabits to each.
 
   scripts/scale --check --agent=impala --env=CartPole-v1     # beside real runs of 1, 2 and 4 actors and hosts, here
 """
@@ -54,35 +54,35 @@ class Scale:
 
 
 class Costs(NamedTuple):
-    """Of one environment step, unless it says otherwise. Seconds are a core's."""
+    """The costs of one environment step. CPU seconds are those of all threads together."""
 
-    actor: float  # of an actor: stepping, choosing, cutting items and sending them
-    actor_thread: float  # seconds that pass meanwhile: the environments step in threads of their own
-    serve: float  # of sampling, the server's part and the learner's together
-    update: float  # of the learner's update
-    update_wall: float  # seconds that pass meanwhile, of a whole batch
-    half_update_wall: float  # likewise, of half a batch: seconds of an update, by the steps of the whole batch
-    steps_per_update: float
-    row_bytes: float  # from an actor to the replay
-    batch_bytes: float  # from the replay to the learner
-    params_bytes: int  # of one pull
-    pulls: float  # of an actor
+    actor: float  # CPU seconds of an actor: stepping, acting, cutting items and sending them
+    actor_thread: float  # wall seconds of the same; fewer, for environments step in threads of their own
+    serve: float  # CPU seconds of sampling, in the server and the learner together
+    update: float  # CPU seconds of the learner's update
+    update_wall: float  # wall seconds of the same
+    half_update_wall: float  # wall seconds of an update on half a batch, over the steps of a whole batch
+    steps_per_update: float  # environment steps for each update
+    row_bytes: float  # bytes from an actor to the replay
+    batch_bytes: float  # bytes from the replay to the learner
+    params_bytes: int  # bytes of one pull
+    pulls: float  # pulls of an actor for each step
 
 
 class Layout(NamedTuple):
-    """Where a run is."""
+    """The machines on which a run is."""
 
-    hosts: int = 1  # with a learner
-    actors: int = 1  # in all
-    cores: int = 1  # of a machine
-    together: bool = False  # all on one machine
-    network: float = np.inf  # bytes a second, each way, of a machine
-    latency: float = 0.0  # seconds
+    hosts: int = 1  # hosts with a learner
+    actors: int = 1  # actors of all hosts together
+    cores: int = 1  # cores of a machine
+    together: bool = False  # whether all is on one machine
+    network: float = np.inf  # bytes a second that a machine can send, and as many that it can receive
+    latency: float = 0.0  # seconds from one machine to another
 
 
 def limits(costs: Costs, of: Layout) -> dict[str, float]:
-    """Environment steps a second that each part allows."""
-    # An update of a share of a batch: what it takes whatever its size, and what grows with it.
+    """Returns the environment steps a second that each part allows."""
+    # The time of an update on a share of a batch has a fixed part, and a part that grows with the share.
     slope = 2 * (costs.update_wall - costs.half_update_wall)
     fixed = max(0.0, costs.update_wall - slope)
     learn = fixed + slope / of.hosts
@@ -100,7 +100,7 @@ def limits(costs: Costs, of: Layout) -> dict[str, float]:
         if not of.together:
             found["network of the replay"] = of.network / max(costs.row_bytes, costs.batch_bytes + pulled)
     if of.together:
-        # Of an update's fixed part each host has its own.
+        # Each host spends the fixed part of an update.
         update = costs.update / costs.update_wall * learn * of.hosts
         found["cores"] = of.cores / (costs.actor + costs.serve + update)
     elif of.hosts == 1:
@@ -109,13 +109,13 @@ def limits(costs: Costs, of: Layout) -> dict[str, float]:
 
 
 def slowest(found: dict[str, float]) -> tuple[str, float]:
-    """The part that allows least, and what it allows."""
+    """Returns the part that allows the fewest steps, and how many it allows."""
     name = min(found, key=lambda name: found[name])
     return name, found[name]
 
 
 def measure(run: Run, seconds: float) -> Costs:
-    """The costs of a run with one actor."""
+    """Measures the costs of a run with one actor, each stage for `seconds`."""
     one = runs.replace(run, num_actors=1)
     bench = Bench(one)
     with bench.stepping() as work:
@@ -129,7 +129,7 @@ def measure(run: Run, seconds: float) -> Costs:
     parts, spec = bench.parts, bench.parts.spec
     item = structures.nbytes(parts.items.leaves)
     if parts.replays:
-        items = size / bench.steps_per_update  # that the learner takes for each environment step
+        items = size / bench.steps_per_update  # items that the learner samples for each environment step
         sample *= items
         way = channels.way(parts.table)
         row_bytes, batch_bytes = way.item_bytes(parts.agent, spec), items * item
@@ -144,7 +144,7 @@ def measure(run: Run, seconds: float) -> Costs:
         serve=sample,
         update=update,
         update_wall=update_wall,
-        half_update_wall=half_wall / 2,  # its steps are half as many
+        half_update_wall=half_wall / 2,  # half_wall is per step of half a batch, and a whole one has twice the steps
         steps_per_update=bench.steps_per_update,
         row_bytes=row_bytes,
         batch_bytes=batch_bytes,
@@ -154,7 +154,11 @@ def measure(run: Run, seconds: float) -> Costs:
 
 
 def watch(commands: Sequence[Sequence[str]], logdir: pathlib.Path, seconds: float) -> float:
-    """Environment steps a second of a real run, which these commands start together."""
+    """Starts a real run by these commands, ends it, and returns the environment steps a second that it made.
+
+    Raises:
+      UsageError: the run did not start or end in time.
+    """
     with open(logdir.with_suffix(".log"), "ab") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
     try:
@@ -180,7 +184,7 @@ def wait_for(what: str, condition: Callable[[], bool], processes: Sequence[subpr
 
 
 def check(run: Run, costs: Costs, given: Sequence[str], seconds: float, cores: int) -> list[list[str]]:
-    """Rows of a table: the model beside real runs on this machine."""
+    """Makes real runs on this machine; returns the rows of a table that compares them with the model."""
     train = str(ROOT / "scripts" / "train")
     endless = [*given, f"--max_env_steps={10**12}", f"--eval_period={10**12}"]
     found = []
@@ -188,7 +192,7 @@ def check(run: Run, costs: Costs, given: Sequence[str], seconds: float, cores: i
     for placement in ("processes", "pod"):
         for count in (1, 2, 4):
             logdir = folder / f"{placement}_{count}"
-            common = [*endless, f"--placement={placement}", f"--logdir={logdir}"]  # of a flag the last one counts
+            common = [*endless, f"--placement={placement}", f"--logdir={logdir}"]  # a repeated flag's last value counts
             if placement == "processes":
                 commands = [[train, *common, f"--num_actors={count}", "--actors_per_process=1"]]
                 layout = Layout(actors=count, cores=cores, together=True)
@@ -204,7 +208,11 @@ def check(run: Run, costs: Costs, given: Sequence[str], seconds: float, cores: i
 
 
 def numbers(flag: str) -> list[int]:
-    """What a flag says, with commas between."""
+    """Returns the numbers of a flag, which has commas between them.
+
+    Raises:
+      UsageError: the flag is no list of numbers from 1 on.
+    """
     text = getattr(flags.FLAGS, flag)
     with contextlib.suppress(ValueError):
         found = [int(part) for part in text.split(",")]

@@ -1,10 +1,10 @@
-"""Scores runs in the Behaviour Suite (Osband et al. 2019), by bsuite's own analysis of the episodes of training.
+"""Scores runs in the Behaviour Suite (Osband et al. 2019), by bsuite's own analysis of the training episodes.
 
   scripts/scores runs/mine runs/other     # a line each: the level, its episodes, its score
   scripts/scores --random                 # plays bsuite's random agent on every first level, and records it
 
-A run is of one environment and in one sitting, for bsuite scores the episodes in their order, from the first on. What
-it scores is in LOGDIR/log_0.csv.
+A run must have one environment and one sitting (it was not resumed), because bsuite scores the episodes in their order,
+from the first on. It reads them from LOGDIR/log_0.csv.
 """
 
 import contextlib
@@ -34,10 +34,10 @@ class Asked:
 
 
 def level_of(env: str) -> str:
-    """The bsuite_id of an environment's name: `cartpole/0` of `...:bsuite/cartpole-0-v0`.
+    """Returns the bsuite_id in an environment's name: `cartpole/0` for `...:bsuite/cartpole-0-v0`.
 
     Raises:
-      UsageError: it is none of bsuite's.
+      UsageError: the environment is none of bsuite's.
     """
     _, found, name = env.rpartition(":bsuite/")
     if not found:
@@ -46,11 +46,11 @@ def level_of(env: str) -> str:
 
 
 def score(level: str, rows: Sequence[Mapping[str, float]]) -> float:
-    """bsuite's score, about 0 for a random agent and 1 for the best, of one level alone.
+    """Returns bsuite's score of one level alone, about 0 for a random agent and 1 for the best.
 
     Args:
-      level: a bsuite_id, as "cartpole/0".
-      rows: that bsuite's logging made of the episodes, in their order.
+      level: a bsuite_id, such as "cartpole/0".
+      rows: the rows of bsuite's logging of the episodes, in their order.
     """
     import pandas
     from bsuite.logging import logging_utils
@@ -61,10 +61,10 @@ def score(level: str, rows: Sequence[Mapping[str, float]]) -> float:
 
 
 def analysis() -> dict[str, Any]:
-    """bsuite's score, tags and episodes of each experiment."""
+    """Returns bsuite's score function, tags and number of episodes of each experiment, by name."""
     import matplotlib
 
-    with matplotlib.rc_context():  # it changes how everything is drawn
+    with matplotlib.rc_context():  # undoes what the import changes in how everything is drawn
         from bsuite.experiments import summary_analysis
 
     return summary_analysis.BSUITE_INFO
@@ -72,7 +72,7 @@ def analysis() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _older_pandas() -> Iterator[None]:
-    """bsuite 0.3.6 calls Series.append, which pandas 2 took out."""
+    """Gives pandas back Series.append, which pandas 2 removed and bsuite 0.3.6 calls."""
     import pandas
 
     lacking = not hasattr(pandas.Series, "append")
@@ -86,7 +86,7 @@ def _older_pandas() -> Iterator[None]:
 
 
 def by_tag(scores: Mapping[str, float]) -> dict[str, float]:
-    """The mean over each tag's experiments, of scores by experiment; without the tags of which one lacks."""
+    """Returns the mean score of each tag's experiments; leaves out tags of which an experiment has no score."""
     tagged = {tag: [name for name, found in analysis().items() if tag in found.tags] for tag in TAGS}
     return {
         tag: float(np.mean([scores[name] for name in names]))
@@ -96,10 +96,10 @@ def by_tag(scores: Mapping[str, float]) -> dict[str, float]:
 
 
 def rows_of(path: pathlib.Path) -> list[dict[str, float]]:
-    """What was logged of one environment, in one sitting.
+    """Returns the rows that were logged by one environment, in one sitting.
 
     Raises:
-      UsageError: there is nothing, or it is of several.
+      UsageError: there are no rows, or they are of several environments or sittings.
     """
     rows = metrics.read(path)
     if not rows:
@@ -115,7 +115,7 @@ def rows_of(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def play_randomly(level: str) -> list[dict[str, float]]:
-    """bsuite's random agent on all of a level's episodes."""
+    """Plays all episodes of a level with bsuite's random agent; returns the rows of bsuite's logging."""
     from bsuite.baselines.random.agent import Random
     from dm_env import specs
 

@@ -2,9 +2,10 @@
 
   scripts/soak --minutes=60 --runs=queue,replay   # both at once
 
-Each process is looked at every 15 seconds; LOGDIR/soak.csv gets a row: minutes since the start, process, resident
-memory in MB, threads, descriptors. At the end each process's level and its growth in an hour are said, by a straight
-line through all but the first sixth of the time, in which it imports, compiles and fills its buffers.
+Every 15 seconds each process adds a row to LOGDIR/soak.csv: minutes since the start, process, resident memory in MB,
+threads, descriptors. At the end the mean level of each process and its growth in an hour are printed. The growth is the
+slope of a straight line. The first sixth of the time, in which processes import, compile and fill their buffers, is
+left out.
 """
 
 import csv
@@ -22,7 +23,7 @@ from launchers.settings import setting
 from scripts.chaos import ENDLESS, Run, folder_for_runs, named
 
 PERIOD_SECONDS = 15.0
-WARM_UP = 1 / 6  # of the time
+WARM_UP = 1 / 6  # share of the time that the levels and growths leave out
 COLUMNS = ("minutes", "process", "mb", "threads", "descriptors")
 
 
@@ -35,10 +36,10 @@ class Soak:
 
 
 def holds(process: int) -> tuple[float, int, int]:
-    """Resident memory in MB, threads and file descriptors of a process.
+    """Returns a process's resident memory in MB, its number of threads, and its number of file descriptors.
 
     Raises:
-      OSError: it has ended.
+      OSError: the process has ended.
     """
     entry = pathlib.Path(f"/proc/{process}")
     status = dict(line.split(":", 1) for line in (entry / "status").read_text().splitlines())
@@ -46,13 +47,13 @@ def holds(process: int) -> tuple[float, int, int]:
 
 
 def growth(minutes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
-    """(mean level, growth in an hour) of `values` [N] over time [N], by a straight line."""
+    """Returns the mean of `values` [N], and their growth in an hour by a straight line over `minutes` [N]."""
     slope = np.polyfit(minutes / 60, values, 1)[0] if len(set(minutes)) > 1 else 0.0
     return float(np.mean(values)), float(slope)
 
 
 def summarize(rows: list[tuple[float, str, float, int, int]], first: float) -> list[str]:
-    """A line for each process that was there from minute `first` on: what it holds, and how that grows."""
+    """Returns a line for each process, of its rows from minute `first` on: what it holds, and how that grows."""
     by_process = defaultdict(list)
     for minutes, process, *values in rows:
         if minutes >= first:

@@ -5,9 +5,9 @@
   scripts/textbook short_corridor       # REINFORCE with and without a baseline (example 13.1)
   scripts/textbook blind_cliffwalk      # uniform against prioritised replay (Schaul et al. 2016, section 3.1)
 
-Baird's counterexample is Off-PAC's critic with the target policy held, the blind cliffwalk the local replay's tree of
-sums; the others are ordinary runs of scripts/train in --logdir. A line is the mean over seeds, a band its 95 %
-bootstrap interval.
+Baird's counterexample uses Off-PAC's critic with the target policy held fixed. The blind cliffwalk uses the tree of
+sums by which the local replay draws. The others are ordinary runs of scripts/train in --logdir. A line is the mean over
+seeds, and a band is its 95 % bootstrap interval.
 """
 
 import contextlib
@@ -53,11 +53,11 @@ class Figure(NamedTuple):
     """A figure of a book or paper."""
 
     make: Callable[[Textbook, pathlib.Path], list[Line]]  # (what was asked for, a folder for runs) -> lines
-    x: str  # the axes' labels
-    y: str
-    published: dict[str, float]  # horizontal lines: what is printed where, and its value
-    limits: tuple[float, float] | None = None  # of y
-    scale: str = "linear"  # of y
+    x: str  # the label of the x axis
+    y: str  # the label of the y axis
+    published: dict[str, float]  # label -> published value, drawn as a horizontal line
+    limits: tuple[float, float] | None = None  # limits of the y axis
+    scale: str = "linear"  # scale of the y axis
 
 
 # Baird's counterexample -------------------------------------------------------------------------------------------
@@ -67,10 +67,11 @@ BAIRD_START = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 10.0, 1.0)  # v before the first st
 
 
 def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, seeds: int) -> np.ndarray:
-    """Off-PAC's v before the first step and after each, [seeds, steps + 1, 8], on Baird's counterexample.
+    """Learns with Off-PAC's critic on Baird's counterexample; returns its weights v before the first step and after
+    each, [seeds, steps + 1, 8].
 
-    The behaviour plays SOLID with probability 1/7, the target policy always. With alpha_w = 0 it is off-policy
-    semi-gradient TD(lambda).
+    The behaviour policy takes SOLID with probability 1/7; the target policy always takes it. With alpha_w = 0 the
+    critic is off-policy semi-gradient TD(lambda).
     """
     import jax
     import jax.numpy as jnp
@@ -87,16 +88,16 @@ def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, s
         seen.append(environment.step(now).observation)
     environment.close()
 
-    u = jnp.zeros((8, 2)).at[:, SOLID].set(100.0)  # in every state the features' sum is 3: SOLID, to float32's accuracy
+    u = jnp.zeros((8, 2)).at[:, SOLID].set(100.0)  # features sum to 3: SOLID's logit 300 is certainty in float32
     hypers = off_pac.Hypers(alpha_v, alpha_w, 0.0, 0.99, lambda_)
 
-    @functools.partial(jax.vmap, in_axes=1)  # of each seed, weights of its own
+    @functools.partial(jax.vmap, in_axes=1)  # each seed has its own weights
     def learn(x, action):
         def step(carry, now):
             v, w, traces = carry
             x, next_x, action, first = now
             b = jnp.where(action == SOLID, 1 / 7, 6 / 7)
-            one = lambda value: jnp.reshape(value, (1, *jnp.shape(value)))  # an environment
+            one = lambda value: jnp.reshape(value, (1, *jnp.shape(value)))  # adds an axis of one environment
             row = off_pac.Row(one(x), one(action), one(b), jnp.zeros(1), jnp.full(1, 0.99), one(next_x), one(first))
             each, traces, _ = off_pac.directions(softmax(2), off_pac.Weights(v, w, u), traces, row, hypers)
             v, w = v + alpha_v * each.v[0], w + alpha_w * each.w[0]
@@ -111,7 +112,7 @@ def counterexample(alpha_v: float, alpha_w: float, lambda_: float, steps: int, s
 
 
 def baird(asked: Textbook, runs: pathlib.Path) -> list[Line]:
-    """Components of v by TD(0) and by GTD(0), as in figures 11.2 and 11.5."""
+    """Makes the lines of v's components and errors by TD(0) and by GTD(0), as in figures 11.2 and 11.5."""
     from environments.textbook import BAIRD_FEATURES
 
     steps = max(2, round(1000 * asked.budget))
@@ -128,9 +129,10 @@ def baird(asked: Textbook, runs: pathlib.Path) -> list[Line]:
 
 
 def projected_bellman_error(v: np.ndarray) -> np.ndarray:
-    """The root of the squared error of Baird's counterexample, [..., 8] -> [...], with states visited alike.
+    """Returns the root of the mean squared projected Bellman error of v, [..., 8] -> [...], on Baird's counterexample.
 
-    The target policy leads from every state to the seventh, without reward. X (X^T X)^+ X^T projects on the features.
+    All states have equal weight. The target policy leads from every state to the seventh, without reward.
+    X (X^T X)^+ X^T projects on the features.
     """
     from environments.textbook import BAIRD_FEATURES as X
 
@@ -143,10 +145,10 @@ def projected_bellman_error(v: np.ndarray) -> np.ndarray:
 
 
 def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
-    """A run of scripts/train, in this process, which has loaded JAX already; its roles take turns in one thread.
+    """Makes a run of scripts/train in this process, which has loaded JAX already; its roles take turns in one thread.
 
     Raises:
-      UsageError: it did not come to its end.
+      UsageError: the run did not come to its end.
     """
     from launchers import train as launcher
     from runtime import metrics
@@ -160,8 +162,9 @@ def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
 
 
 def train_together(logdir: pathlib.Path, seeds: int, steps: int, held: str, *arguments: str) -> None:
-    """So many runs in one: members of a population that never copy each other, each with a draw of its own of all that
-    is random. What a population must tune is `held`, NAME:LOW:HIGH of a hyperparameter, which no member ever changes.
+    """Makes `seeds` runs in one, as members of a population that never copy each other and draw their own randomness.
+
+    A population must tune a hyperparameter. That is `held`, NAME:LOW:HIGH, which no member ever changes.
     """
     stacked = [f"--population={seeds}", "--population_mode=vmap", "--exploit=none"]
     name, low, high = held.split(":")
@@ -169,7 +172,7 @@ def train_together(logdir: pathlib.Path, seeds: int, steps: int, held: str, *arg
 
 
 def evaluated(logdir: pathlib.Path, x: str) -> tuple[np.ndarray, np.ndarray]:
-    """`x` and the mean return of each evaluation, [evaluations] each."""
+    """Returns the column `x` and the mean return of a run's evaluations, [evaluations] each."""
     from runtime import metrics
 
     rows = metrics.read(logdir / "evaluator.csv")
@@ -177,7 +180,7 @@ def evaluated(logdir: pathlib.Path, x: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def common(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Curves (x, y) at the x of the first, as far as all of them go: x and [curves, points]."""
+    """Brings curves (x, y) to the x of the first, where all of them have values; returns x and y, [curves, points]."""
     x = curves[0][0]
     x = x[(x >= max(own[0] for own, _ in curves)) & (x <= min(own[-1] for own, _ in curves))]
     return x, np.stack([np.interp(x, own, y) for own, y in curves])
@@ -187,14 +190,15 @@ def common(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def cliff_walking(asked: Textbook, runs: pathlib.Path) -> list[Line]:
-    """The mean return of the last ten training episodes, by a table, epsilon = 0.1 and alpha = 0.5."""
+    """Makes the lines of the mean return of the last ten training episodes. Agents have tables, epsilon = 0.1 and
+    alpha = 0.5."""
     from runtime import metrics
 
     table = ["--config.hidden_sizes=()", "--config.optimizer=sgd", "--config.learning_rate=0.5", "--config.discount=1"]
     constant = ["--config.epsilon_initial=0.1", "--config.epsilon_final=0.1", "--config.epsilon_steps=0"]
     one = ["--envs_per_actor=1", "--config.batch_size=1", "--config.unroll_length=1"]
     steps = round(12_000 * asked.budget)
-    once = [f"--eval_period={steps}", "--eval_episodes=1", "--eval_max_steps=10"]  # the runs' own are not looked at
+    once = [f"--eval_period={steps}", "--eval_episodes=1", "--eval_max_steps=10"]  # nobody reads the evaluations
     score = ["--score_episodes=10", f"--ready_env_steps={max(1, steps // 48)}"]
     env, lines = "--env=gymnasium:CliffWalking-v1", []
     for agent, label in [("sarsa", "Sarsa"), ("q_learning", "Q-learning")]:
@@ -214,11 +218,11 @@ def cliff_walking(asked: Textbook, runs: pathlib.Path) -> list[Line]:
 
 
 def short_corridor(asked: Textbook, runs: pathlib.Path) -> list[Line]:
-    """The return that the policy after so many episodes has on average, by evaluations of it.
+    """Makes the lines of the policy's mean return against the number of training episodes, by evaluations.
 
-    An update is by one episode; eight are played side by side, so that a policy that plays is a few updates old.
+    Each update is on one episode. Eight are played side by side, so that the acting policy is a few updates old.
     """
-    # At first it goes left with probability 0.95.
+    # The initial preferences go left with probability 0.95.
     book = ["--config.hidden_sizes=()", "--config.optimizer=sgd", "--config.initial_preferences=1.472,-1.472"]
     book += ["--config.batch_size=1", "--config.discount=1", "--envs_per_actor=8", "--eval_policy=sampled"]
     lines = []
@@ -246,8 +250,11 @@ def short_corridor(asked: Textbook, runs: pathlib.Path) -> list[Line]:
 
 
 def cliffwalk_transitions(n: int) -> tuple[np.ndarray, ...]:
-    """(state, whether the action was right, reward, whether the episode goes on), [2^(n+1) - 2] each: what the 2^n
-    sequences of n actions lead through. A wrong action ends the episode, and only the last right one is rewarded."""
+    """Returns the transitions of all 2^n sequences of n actions in the blind cliffwalk of n states.
+
+    They are (state, whether the action was right, reward, whether the episode goes on), [2^(n+1) - 2] each. A wrong
+    action ends the episode, and only the last right one is rewarded.
+    """
     found = []
     for sequence in range(2**n):
         for state in range(n):
@@ -259,9 +266,11 @@ def cliffwalk_transitions(n: int) -> tuple[np.ndarray, ...]:
 
 
 def updates_until_learnt(states: np.ndarray, alphas: list[float], most: int, seeds: int) -> np.ndarray:
-    """Updates of Q-learning, a transition each, until the mean squared error of a table of n states is below 10^-3, for
-    each exponent and each n in `states`, [alphas, seeds, states]; at most `most`. Transitions are drawn in proportion
-    to p^alpha, where p is the last error's size, 1 at first."""
+    """Counts the updates of Q-learning until the mean squared error of its table is below 10^-3, but at most `most`.
+
+    Each update is on one transition, drawn with probability proportional to p^alpha, where p is the size of the
+    transition's last error, 1 at first. Returns [alphas, seeds, states], for each number n in `states`.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -269,7 +278,7 @@ def updates_until_learnt(states: np.ndarray, alphas: list[float], most: int, see
     from replay import sums
 
     largest = int(states.max())
-    places = -(-(2 ** (largest + 1) - 2) // sums.FAN_OUT) * sums.FAN_OUT  # of all n alike, so that one program serves
+    places = -(-(2 ** (largest + 1) - 2) // sums.FAN_OUT) * sums.FAN_OUT  # the same for all n: one program serves
 
     @jax.jit
     def learn(key, n, s, right, reward, going_on, alpha):
@@ -305,7 +314,7 @@ def updates_until_learnt(states: np.ndarray, alphas: list[float], most: int, see
 
 
 def blind_cliffwalk(asked: Textbook, runs: pathlib.Path) -> list[Line]:
-    """How many updates it takes to learn n states, by uniform and by prioritised replay."""
+    """Makes the lines of the updates that it takes to learn n states, with uniform and with prioritised replay."""
     states = np.arange(2, 3 + max(1, round(11 * asked.budget)))
     labels = {
         "uniform replay": 0.0,
@@ -369,7 +378,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
             axes = panels[0, titles.index(line.panel)]
             (drawn,) = axes.plot(line.x, mean, label=line.label, linewidth=1.2)
             axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.25, linewidth=0)
-            step = max(1, len(line.x) // 50)  # the figure's shape, not each of its pixels
+            step = max(1, len(line.x) // 50)  # some 50 points show the line's shape
             for i in sorted({*range(0, len(line.x), step), len(line.x) - 1}):
                 numbers = [f"{x:.5g}" for x in (line.x[i], mean[i], low[i], high[i])]
                 writer.writerow([line.panel, line.label, *numbers, len(line.runs)])
@@ -388,7 +397,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
 
 @flags.command(Textbook, arguments=f"the figures: {', '.join(FIGURES)}")
 def textbook(*names: str) -> int:
-    # Read before runs, whose own command lines take its place.
+    # The flags are read before any run, for each run parses its own command line in their place.
     given: dict[str, Any] = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Textbook)}
     asked = Textbook(**given)
     if not names or not FIGURES.keys() >= set(names):
