@@ -35,7 +35,7 @@ class Config:
 
     hidden_sizes: tuple[int, ...] = ()  # of the policy's and the value's separate networks; (): linear functions
     activation: Literal["tanh", "relu"] = "tanh"
-    sigma: Literal["state", "free"] = "state"  # continuous actions: sigma is a network output or a parameter (free)
+    sigma: Literal["state", "free"] = "state"  # continuous actions: sigma is a parameter (free) or a network output
     sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
@@ -58,7 +58,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     alpha_theta: Any
     alpha_w: Any

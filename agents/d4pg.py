@@ -88,7 +88,7 @@ class Config:
     random_start: bool = False  # actions are uniformly random before the first update
     samples_per_insert: float = 256.0  # samples per transition; batch_size makes an update for each step
     priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
-    priority_exponent: float = 0.6  # alpha
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
     uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
     importance_exponent: float = 1.0  # beta at first; importance weights are (R p_i)^-beta
     importance_steps: int = 0  # updates until beta has risen to 1; 0: beta is constant
@@ -123,7 +123,7 @@ class Memory(NamedTuple):
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any

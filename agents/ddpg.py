@@ -72,9 +72,9 @@ class Config:
     random_start: bool = False  # actions are uniformly random before the first update; in CleanRL, for 25,000 steps
     samples_per_insert: float = 256.0  # samples per transition; batch_size makes an update for each step
     priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
-    priority_exponent: float = 0.6  # alpha
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
     uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
-    importance_exponent: float = 0.4  # beta at first
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
     importance_steps: int = 100_000  # updates until beta has risen to 1; 0: beta is constant
 
     def __post_init__(self):
@@ -99,7 +99,7 @@ class Memory(NamedTuple):
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any

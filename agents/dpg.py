@@ -101,7 +101,7 @@ class Policy(NamedTuple):
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     alpha_theta: Any
     alpha_w: Any

@@ -46,8 +46,8 @@ class Config:
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"  # rmsprop is the centred variant
     learning_rate: float = 2.5e-4
-    optimizer_epsilon: float = 0.01 / 32**2  # inside RMSProp's square root, outside Adam's
-    rmsprop_decay: float = 0.95  # how much the running means of the gradient and its square keep
+    optimizer_epsilon: float = 0.01 / 32**2  # outside Adam's square root, inside RMSProp's
+    rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
     max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 1.0
@@ -59,9 +59,9 @@ class Config:
     min_replay_size: int = 50_000  # transitions before the first update, played with epsilon_initial
     samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
     priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
-    priority_exponent: float = 0.6  # alpha
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
     uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
-    importance_exponent: float = 0.4  # beta at first
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
     importance_steps: int = 12_500_000  # updates until beta has risen to 1 (200 million frames); 0: beta is constant
     normalize_weights: bool = True  # divides importance weights by the batch's largest
 
@@ -90,7 +90,7 @@ def td_losses(
       selector: the values whose largest chooses the target's action, [B, A]: `next_values`, or for double Q-learning
         Q(s_{t+n}, .; theta).
     """
-    import rlax  # imported here, because the import takes seconds where TensorFlow is installed
+    import rlax  # here, not above: where TensorFlow is installed it takes seconds
 
     errors = jax.vmap(rlax.double_q_learning)(values, action, reward, discount, next_values, selector)
     losses = rlax.huber_loss(errors) if loss == "huber" else rlax.l2_loss(errors)

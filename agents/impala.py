@@ -36,7 +36,7 @@ class Config:
     dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
     sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
     sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
-    squash: bool = False  # True: tanh brings continuous actions into their bounds; False: they are clipped
+    squash: bool = False  # tanh brings continuous actions into their bounds; False: they are clipped
 
     unroll_length: int = 20  # T
     batch_size: int = 32  # B, sequences in one update
@@ -83,7 +83,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     learning_rate: Any
     discount: Any
@@ -97,7 +97,7 @@ class State(NamedTuple):
     returns: Any  # statistics of discounted returns, or () where rewards are not normalised
     hypers: Hypers
     step: chex.Array  # updates so far, int32
-    env_steps: chex.Array  # float32, made so far by the run; the learner sets it before each update
+    env_steps: chex.Array  # float32, the run's environment steps so far; the learner sets it before each update
 
 
 class VTrace(NamedTuple):

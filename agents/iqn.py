@@ -55,7 +55,7 @@ class Config:
     optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 5e-5
     optimizer_epsilon: float = 0.01 / 32  # outside Adam's square root, inside RMSProp's
-    rmsprop_decay: float = 0.95  # how much the running means of the gradient and its square keep
+    rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
     max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 1.0
@@ -67,9 +67,9 @@ class Config:
     min_replay_size: int = 50_000  # transitions before the first update, played with epsilon_initial
     samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
     priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
-    priority_exponent: float = 0.6  # alpha
+    priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
     uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
-    importance_exponent: float = 0.4  # beta at first
+    importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
     importance_steps: int = 12_500_000  # updates until beta has risen to 1 (200 million frames); 0: beta is constant
     normalize_weights: bool = True  # divides importance weights by the batch's largest
 

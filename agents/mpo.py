@@ -47,7 +47,7 @@ class Config:
     layer_norm: bool = True  # layer norm and tanh after the first layer of either network, as in Acme's
     normalize_observations: bool = False
     sigma_initial: float = 0.5  # the first sigma, on the scale where an action's bounds are -1 and 1
-    squash: bool = False  # True: tanh brings actions into their bounds; False: they are clipped
+    squash: bool = False  # tanh brings continuous actions into their bounds; False: they are clipped
 
     distributional: bool = False  # True: the critic has a distribution of returns over atoms; False: their mean
     v_min: float = -150.0  # v_min, v_max: returns of the first and the last atom
@@ -93,7 +93,7 @@ class Config:
 
 
 class Hypers(NamedTuple):
-    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune while the learner runs; float32 scalars."""
 
     policy_learning_rate: Any
     critic_learning_rate: Any
@@ -176,7 +176,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
         `old` are the target policy's outputs there, `raw` [N, B, n] its sampled actions, `values` [N, B] their values.
         """
-        import rlax  # imported here, because the import takes seconds where TensorFlow is installed
+        import rlax  # here, not above: where TensorFlow is installed it takes seconds
 
         parts = family.decoupled(pi(params.policy, observation), old)  # one has only mu new, one only sigma
         log_probs = sum(family.log_prob(part, raw) for part in parts)

@@ -65,7 +65,7 @@ class Config:
     unroll_length: int = 1  # T, steps of each environment in one sample; the update takes them one by one
     batch_size: int = 1  # B, environments
 
-    queue_batches: int = 1  # batches that may wait in the queue
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(

@@ -38,15 +38,15 @@ class Config:
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"  # of the policy, and of f and f^
     frame_stack: int = 4  # newest frames of the episode that the policy sees; 1 if observations are not frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
     activation: Literal["tanh", "relu"] = "tanh"  # of the policy's torso=mlp
-    lstm_size: int = 0  # units of the LSTM; 0: no LSTM, the network is feed-forward
-    lstm_previous: bool = False  # whether the LSTM also sees the last action and reward
+    lstm_size: int = 0  # units of the LSTM; 0: there is none
+    lstm_previous: bool = False  # the LSTM also sees the last action and reward
     separate_value: bool = False  # whether the values have their own torso
     dtype: Literal["float32", "bfloat16"] = "float32"  # for the policy's arithmetic; parameters stay float32
-    sigma: Literal["free", "state"] = "free"  # free: the Gaussian's sigma is a parameter; state: a network output
-    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
-    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
+    sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # tanh brings continuous actions into their bounds; False: they are clipped
 
     features: int = 512  # size of f's output
     predictor_layers: int = 2  # additional dense layers of f^
@@ -72,12 +72,12 @@ class Config:
 
     learning_rate: float = 1e-4
     adam_epsilon: float = 1e-8
-    max_gradient_norm: float = 0.0  # 0: not clipped
-    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
-    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
-    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0; 0: none
+    decay_env_steps: int = 0  # environment steps after which the learning rate has fallen to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the shape of that fall
 
-    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         ppo.check(self)

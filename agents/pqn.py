@@ -33,11 +33,11 @@ class Config:
     """The settings; by default those of the published code for Atari."""
 
     torso: Literal["mlp", "shallow", "nature"] = "nature"
-    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
-    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
     layer_norm: bool = True  # whether each layer's outputs are normalised before its activation
-    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
 
     unroll_length: int = 32  # T, steps of each environment in one update
     batch_size: int = 128  # I, environments in one update
@@ -48,15 +48,15 @@ class Config:
     reward_scale: float = 1.0  # multiplies rewards
 
     learning_rate: float = 2.5e-4  # alpha
-    max_gradient_norm: float = 10.0  # 0: not clipped
-    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0
-    decay_env_steps: int = 0  # environment steps after which the learning rate is 0; 0: no decay
-    decay: Literal["linear", "cosine"] = "linear"  # how the learning rate falls to 0
+    max_gradient_norm: float = 10.0  # the gradient is clipped to this norm; 0: it is not clipped
+    warmup_env_steps: int = 0  # environment steps in which the learning rate first rises linearly from 0; 0: none
+    decay_env_steps: int = 0  # environment steps after which the learning rate has fallen to 0; 0: it stays constant
+    decay: Literal["linear", "cosine"] = "linear"  # the shape of that fall
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.001
     epsilon_env_steps: int = 1_000_000  # environment steps from epsilon_initial to epsilon_final; 0: always the latter
 
-    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(

@@ -43,10 +43,10 @@ class Config:
     form: Literal["q_learning", "sarsa", "expected_sarsa", "n_step_q"] = "q_learning"
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
-    frame_stack: int = 1  # newest frames of the episode that the network sees; 1 if observations are not frames
+    frame_stack: int = 1  # newest frames of the episode that the network sees at once; 1 if observations are not frames
     hidden_sizes: tuple[int, ...] = ()  # units of each mlp layer; (): linear values, a table if inputs are one-hot
     activation: Literal["tanh", "relu"] = "relu"
-    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
 
     discount: float = 0.99  # gamma
     unroll_length: int = 1  # T, steps of each environment in one update
@@ -54,9 +54,9 @@ class Config:
     target_period: int = 0  # updates between copies of the parameters to the target parameters; 0: there are none
     optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
     learning_rate: float = 0.1  # alpha
-    optimizer_epsilon: float = 1e-8  # added outside Adam's square root, inside RMSProp's
+    optimizer_epsilon: float = 1e-8  # outside Adam's square root, inside RMSProp's
     rmsprop_decay: float = 0.99
-    max_gradient_norm: float = 0.0  # 0: not clipped
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
     warmup_env_steps: int = 0  # environment steps in which alpha first rises linearly from 0
     decay_env_steps: int = 0  # environment steps after which alpha is 0; 0: no decay
     decay: Literal["linear", "cosine"] = "linear"  # how alpha falls to 0
@@ -66,7 +66,7 @@ class Config:
     # If not empty, its K values replace epsilon_final: the run's environments form K equal groups, one for each value.
     epsilon_finals: tuple[float, ...] = ()
 
-    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(

@@ -25,17 +25,17 @@ class Config:
     replay are its own paper's."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
-    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
-    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
-    dueling: bool = False  # whether the value and the advantages have separate streams
-    head_size: int = 0  # units of each stream's hidden layer, in place of a convolutional torso's dense one; 0: none
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    dueling: bool = False  # separate streams for the value and the advantages
+    head_size: int = 0  # hidden units of each stream, in place of a convolutional torso's dense layer; 0: none
 
     num_quantiles: int = 200  # N, quantiles of each action's return
     kappa: float = 1.0  # the quantile Huber loss is linear in larger errors; 0: in all, the paper's QR-DQN-0
 
-    double: bool = False  # whether the online network chooses the target's action
+    double: bool = False  # the online network chooses the target's action
     n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 32
@@ -43,9 +43,9 @@ class Config:
 
     optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 5e-5
-    optimizer_epsilon: float = 0.01 / 32  # added outside Adam's square root, inside RMSProp's
+    optimizer_epsilon: float = 0.01 / 32  # outside Adam's square root, inside RMSProp's
     rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
-    max_gradient_norm: float = 0.0  # 0: not clipped
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 1.0
     epsilon_final: float = 0.01
@@ -53,14 +53,14 @@ class Config:
 
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
-    min_replay_size: int = 50_000  # items before the first update; until then epsilon is epsilon_initial
-    samples_per_insert: float = 8.0  # times each item is sampled, on average; batch_size / 4: one update per 4 actions
-    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    min_replay_size: int = 50_000  # transitions before the first update, played with epsilon_initial
+    samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
-    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
     importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
     importance_steps: int = 12_500_000  # updates in which beta rises to 1: 200 million frames; 0: beta is constant
-    normalize_weights: bool = True  # whether importance weights are divided by the batch's largest
+    normalize_weights: bool = True  # divides importance weights by the batch's largest
 
     def __post_init__(self):
         action_values.check(self, counts=("num_quantiles",), not_negative=("kappa",))

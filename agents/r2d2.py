@@ -43,13 +43,13 @@ class Config:
     """The settings; by default the paper's for Atari."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
-    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
-    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
     lstm_size: int = 512  # units of the LSTM
-    dueling: bool = True  # whether the value and the advantages have separate streams
+    dueling: bool = True  # separate streams for the value and the advantages
     head_size: int = 512  # units of each stream's hidden layer after the LSTM; 0: none
-    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
 
     burn_in: int = 40  # l, rows at the start of a sequence that only bring the LSTM's state up to date
     sequence_length: int = 80  # m, rows after the burn-in, which are learnt from; the last only bootstraps

@@ -29,12 +29,12 @@ class Config:
     """The settings; by default Rainbow's for Atari (its table 1)."""
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "nature"
-    frame_stack: int = 4  # newest frames of the episode that the network sees; 1 if observations are not frames
-    hidden_sizes: tuple[int, ...] = (128, 128)  # units of each layer, with torso=mlp
-    activation: Literal["tanh", "relu"] = "relu"  # with torso=mlp
-    dtype: Literal["float32", "bfloat16"] = "float32"  # for the network's arithmetic; parameters stay float32
-    dueling: bool = True  # whether the value and the advantages have separate streams
-    head_size: int = 512  # units of each stream's hidden layer, in place of a convolutional torso's dense one; 0: none
+    frame_stack: int = 4  # newest frames of the episode that the network sees at once; 1 if observations are not frames
+    hidden_sizes: tuple[int, ...] = (128, 128)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "relu"  # the mlp torso's
+    dtype: Literal["float32", "bfloat16"] = "float32"  # type of the network's arithmetic; parameters stay float32
+    dueling: bool = True  # separate streams for the value and the advantages
+    head_size: int = 512  # hidden units of each stream, in place of a convolutional torso's dense layer; 0: none
     noisy: bool = True  # whether layers after the torso have noise in their weights, which explores
     noisy_sigma: float = 0.5  # sigma_0, which sets the initial size of the noise
 
@@ -43,7 +43,7 @@ class Config:
     v_max: float = 10.0  # return that the last atom stands for
     num_atoms: int = 51  # N, evenly spaced from v_min to v_max
 
-    double: bool = True  # whether the online network chooses the target's action
+    double: bool = True  # the online network chooses the target's action
     loss: Literal["huber", "squared"] = "huber"  # without categorical; huber clips a value's error to [-1, 1]
     n_step: int = 3  # steps of a target
     discount: float = 0.99  # gamma
@@ -52,9 +52,9 @@ class Config:
 
     optimizer: Literal["rmsprop", "adam"] = "adam"  # rmsprop is the centred variant
     learning_rate: float = 6.25e-5
-    optimizer_epsilon: float = 1.5e-4  # added outside Adam's square root, inside RMSProp's
+    optimizer_epsilon: float = 1.5e-4  # outside Adam's square root, inside RMSProp's
     rmsprop_decay: float = 0.95  # of the running averages of the gradient and of its square
-    max_gradient_norm: float = 0.0  # 0: not clipped
+    max_gradient_norm: float = 0.0  # the gradient is clipped to this norm; 0: it is not clipped
 
     epsilon_initial: float = 0.0
     epsilon_final: float = 0.0
@@ -62,14 +62,14 @@ class Config:
 
     replay: Literal["uniform", "prioritized"] = "prioritized"
     replay_size: int = 1_000_000
-    min_replay_size: int = 20_000  # items before the first update; until then epsilon is epsilon_initial
-    samples_per_insert: float = 8.0  # times each item is sampled, on average; batch_size / 4: one update per 4 actions
-    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    min_replay_size: int = 20_000  # transitions before the first update, played with epsilon_initial
+    samples_per_insert: float = 8.0  # samples per transition; batch_size / 4 makes an update for every four actions
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.5  # omega: sampling is proportional to priority^omega
-    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
     importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
     importance_steps: int = 12_500_000  # updates in which beta rises to 1: 200 million frames; 0: beta is constant
-    normalize_weights: bool = True  # whether importance weights are divided by the batch's largest
+    normalize_weights: bool = True  # divides importance weights by the batch's largest
 
     def __post_init__(self):
         action_values.check(self, positive=("noisy_sigma",))

@@ -50,8 +50,8 @@ class Config:
     hidden_sizes: tuple[int, ...] = ()  # of the policy and of the critic, which share nothing; (): linear
     activation: Literal["tanh", "relu"] = "tanh"
     initial_preferences: tuple[float, ...] = ()  # initial policy outputs h(s, ., theta); (): about 0
-    sigma: Literal["state", "free"] = "state"  # state: the Gaussian's sigma is a network output; free: a parameter
-    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
+    sigma: Literal["state", "free"] = "state"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
 
     discount: float = 0.99  # gamma
     batch_size: int = 1  # episodes in one update
@@ -60,7 +60,7 @@ class Config:
     alpha_w: float = 2**-6  # step size of v or q
     optimizer_epsilon: float = 1e-8  # added outside Adam's square root
 
-    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     def __post_init__(self):
         check_ranges(

@@ -59,13 +59,13 @@ class Config:
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
     min_replay_size: int = 25_000  # items in the replay before the first update
-    random_start: bool = True  # whether actions are uniformly random before the first update
+    random_start: bool = True  # actions are uniformly random before the first update
     samples_per_insert: float = 256.0  # times each item is sampled, on average; batch_size: one update per step
-    priority: Literal["proportional", "rank"] = "proportional"  # priorities are errors, or 1 / the errors' ranks
+    priority: Literal["proportional", "rank"] = "proportional"  # proportional to |error|, or to 1 / its rank
     priority_exponent: float = 0.6  # alpha: sampling is proportional to priority^alpha
-    uniform_fraction: float = 0.0  # fraction of samples that are drawn uniformly from all items
+    uniform_fraction: float = 0.0  # the share of samples that is drawn uniformly from all items
     importance_exponent: float = 0.4  # initial beta, the exponent of importance weights
-    importance_steps: int = 100_000  # updates in which beta rises to 1; 0: beta is constant
+    importance_steps: int = 100_000  # updates until beta has risen to 1; 0: beta is constant
 
     def __post_init__(self):
         check_ranges(

@@ -36,11 +36,11 @@ class Config:
 
     torso: Literal["mlp", "shallow", "nature", "residual"] = "mlp"
     frame_stack: int = 1  # newest frames of the episode that the network sees
-    hidden_sizes: tuple[int, ...] = (64, 64)  # units of each layer, with torso=mlp
-    activation: Literal["tanh", "relu"] = "tanh"  # with torso=mlp
-    sigma: Literal["free", "state"] = "free"  # free: the Gaussian's sigma is a parameter; state: a network output
-    sigma_initial: float = 1.0  # sigma at first, where an action's bounds are -1 and 1
-    squash: bool = False  # whether tanh brings continuous actions into their bounds; otherwise they are clipped
+    hidden_sizes: tuple[int, ...] = (64, 64)  # layer sizes of the mlp torso
+    activation: Literal["tanh", "relu"] = "tanh"  # the mlp torso's
+    sigma: Literal["free", "state"] = "free"  # continuous actions: sigma is a parameter (free) or a network output
+    sigma_initial: float = 1.0  # the first sigma, on the scale where an action's bounds are -1 and 1
+    squash: bool = False  # tanh brings continuous actions into their bounds; False: they are clipped
     normalize_observations: bool = False  # to mean 0 and variance 1, by running statistics
     normalize_rewards: bool = False  # divide by the running deviation of discounted returns, before reward_scale
 
@@ -61,7 +61,7 @@ class Config:
     value_epochs: int = 5  # passes over a batch in one update
     value_minibatches: int = 16  # parts of the batch's rows in each pass
 
-    queue_batches: int = 1  # batches that may wait in the queue; more of them mean older data
+    queue_batches: int = 1  # batches that may wait in the queue; with more, experience is older
 
     # Constants, which the network's constructor reads but a user cannot set. The line search compares small differences
     # and needs float32. There is no LSTM, for the value has its own torso, so that neither part's step moves the other.
