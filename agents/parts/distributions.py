@@ -70,8 +70,8 @@ def categorical_distance(outputs, target_outputs, reward, discount, atoms) -> Di
 
 def quantile_distance(quantiles, fractions, targets, kappa: float) -> Distance:
     """Returns the quantile Huber loss: sum over i of E_j[|tau_i - 1{u_ij < 0}| L_kappa(u_ij) / kappa], where u_ij =
-    target_j - quantile_i. With a kappa of 0, |u_ij| takes the place of L_kappa(u_ij) / kappa. The error is the mean over
-    i instead of the sum.
+    target_j - quantile_i. With a kappa of 0, |u_ij| takes the place of L_kappa(u_ij) / kappa. The error is the mean
+    over i instead of the sum.
 
     Args:
       quantiles: the learnt quantiles at the fractions, [B, N].

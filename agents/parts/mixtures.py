@@ -73,9 +73,9 @@ def log_prob_of_few(small: Any, large: Policy, outputs: Any) -> chex.Array:
 def kl_from_few(small: Any, large: Policy, p: Any, q: Any, masked: bool) -> chex.Array:
     """Returns KL(pi_1 || pi_2), [...] in nats.
 
-    pi_1 is the policy of `few_actions` at outputs p [..., S], and pi_2 is `large` at outputs q [..., P]. The sum is over
-    the small actions alone, since pi_1 gives all others no probability. If `masked`, pi_2 is first conditioned on its
-    action being a small one.
+    pi_1 is the policy of `few_actions` at outputs p [..., S], and pi_2 is `large` at outputs q [..., P]. The sum is
+    over the small actions alone, since pi_1 gives all others no probability. If `masked`, pi_2 is first conditioned on
+    its action being a small one.
     """
     log_p, log_q = jax.nn.log_softmax(p), log_prob_of_few(small, large, q)
     return jnp.sum(jnp.exp(log_p) * (log_p - (jax.nn.log_softmax(log_q) if masked else log_q)), axis=-1)
