@@ -50,7 +50,8 @@ class Policy(NamedTuple):
 
 
 def softmax(num_actions: int) -> Policy:
-    """Makes the policy that takes action a of 0 .. num_actions - 1 with probability exp(outputs_a) / sum_b exp(outputs_b)."""
+    """Makes the softmax policy, which takes action a of 0 .. num_actions - 1 with probability exp(outputs_a) / sum_b
+    exp(outputs_b)."""
 
     def sample(key: jax.Array, outputs: Any) -> chex.Array:
         return jax.random.categorical(key, outputs).astype(jnp.int32)
@@ -82,7 +83,8 @@ def softmax(num_actions: int) -> Policy:
 def factored(sizes: Sequence[int]) -> Policy:
     """Makes a policy of independent softmaxes, one for each factor.
 
-    The probability of an action, int32 [..., F], is the product of its factors'. Outputs are the factors' logits one after another, [..., sum(sizes)].
+    The probability of an action, int32 [..., F], is the product of its factors'. Outputs are the factors'
+    logits one after another, [..., sum(sizes)].
     """
     factors = [softmax(size) for size in sizes]
 
