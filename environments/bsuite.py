@@ -1,8 +1,8 @@
 """The Behaviour Suite (Osband et al. 2019, https://arxiv.org/abs/1908.03568) as Gymnasium environments.
 
 When it is imported, as by `--env=gymnasium:environments.bsuite:bsuite/cartpole-0-v0`, this module registers every
-bsuite_id: `cartpole/0` becomes `bsuite/cartpole-0-v0`. bsuite's own wrapper decides which episodes are
-logged. The row of a logged episode is in the info of its last step, under `environments.gymnasium.LOG`.
+bsuite_id: `cartpole/0` becomes `bsuite/cartpole-0-v0`. bsuite's own wrapper decides which episodes are logged. The
+row of a logged episode is in the info of its last step, under `environments.gymnasium.LOG`.
 """
 
 from typing import Any
@@ -54,7 +54,7 @@ class Behaviour(gymnasium.Env):
         self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(self._raw.action_spec().num_values)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Keeps a row; bsuite's logging wrapper calls this, as of any logger."""
+        """Keeps a row. bsuite's logging wrapper calls this, for which the environment is the logger."""
         self._rows.append({name: float(value) for name, value in row.items()})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):

@@ -7,7 +7,7 @@ import numpy as np
 
 from environments.environment import Environment, EnvironmentFailure, describe
 
-MOST_BYTES = 2**29  # of an episode's pictures; beyond this only every second is kept, then every fourth, ...
+MOST_BYTES = 2**29  # of an episode's pictures; beyond it only every second one is kept, then every fourth, ...
 
 
 def load_opengl() -> bool:
@@ -26,7 +26,8 @@ def load_opengl() -> bool:
 class Filmed(Environment):
     """An environment that records the first episode of the first environment in its batch.
 
-    `pictures` has one for each observation, the first and the last too, so one more than the episode has steps.
+    `pictures` has one for each observation, the first and the last too: one more than the episode has steps. If these
+    take more than MOST_BYTES, evenly spaced ones are left out.
     """
 
     def __init__(self, environment: Environment, strict: bool = True):

@@ -40,8 +40,9 @@ FLOAT, BYTE = np.dtype(np.float32), np.dtype(np.uint8)
 
 
 def observations(space: gymnasium.Space) -> Observations:
-    """Returns how a space's observations are shown. Unsupported parts of a Dict or Tuple are left out,
-    about which one warning is logged.
+    """Returns how a space's observations are shown.
+
+    Unsupported parts of a Dict or Tuple are left out, about which one warning is logged.
 
     Raises:
       ValueError: the space is not supported, or none of its parts is.

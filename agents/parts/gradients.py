@@ -1,8 +1,8 @@
 """Gradients that travel: an agent whose samples are gradients, which workers computed from their own experience.
 
 Mnih et al. 2016, *Asynchronous Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1602.01783; Nair et al.
-2015, *Massively Parallel Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1507.04296. The agent's
-own `gradient` is what the papers' workers do, and its `apply` what their parameter server does. No algorithm knows
+2015, *Massively Parallel Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1507.04296. The agent's own
+`gradient` is what the papers' workers compute, and its `apply` is what their parameter server does. No algorithm knows
 whether its experience or its gradients travel.
 """
 

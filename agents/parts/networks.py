@@ -102,7 +102,7 @@ class ActorCritic(nn.Module):
     lstm_size: int = 0  # 0: no LSTM
     activation: str = "tanh"
     dtype: Any = jnp.float32
-    num_free: int = 0  # so many of the last of the P outputs are free parameters, which start at 0
+    num_free: int = 0  # the last `num_free` of the P outputs are free parameters, which start at 0
     separate_value: bool = False  # the value has a torso of its own, without an LSTM
     num_values: int = 1
 
@@ -151,9 +151,9 @@ class QNetwork(nn.Module):
 
     Dueling: Q = V + A - mean of A over actions (Wang et al. 2016, https://arxiv.org/abs/1511.06581, eq. 9). The two
     streams part at the output of the torso or LSTM. Each has a hidden dense layer of `head_size` before its last layer;
-    0 means no such layer. Without an LSTM, that layer replaces a convolutional torso's own dense layer: so the streams
-    part right after the convolutions, as in figure 1 of the paper, and a plain network with `head_size` has a hidden
-    layer of the same size.
+    0 means no such layer. Without an LSTM, that layer replaces a convolutional torso's own dense layer. So the streams
+    part right after the convolutions, as in figure 1 of the paper, and a plain network has as many layers with
+    `head_size` as without.
     """
 
     torso: str
@@ -237,7 +237,7 @@ class DeterministicPolicy(nn.Module):
 
     action_shape: Sequence[int]
     hidden_sizes: Sequence[int] = (256, 256)
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, observation: chex.Array) -> chex.Array:
@@ -253,7 +253,7 @@ class ActionCritic(nn.Module):
     num_outputs: int = 1
     hidden_sizes: Sequence[int] = (256, 256)
     action_layer: int = 1  # the hidden layer, counted from 1, that gets the action beside its other inputs
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, observation: chex.Array, action: chex.Array) -> chex.Array:
@@ -302,8 +302,8 @@ class MLP(nn.Module):
     num_outputs: int
     hidden_sizes: Sequence[int] = ()
     activation: str = "tanh"
-    num_free: int = 0  # so many of the last outputs are free parameters, which start at 0
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    num_free: int = 0  # the last `num_free` outputs are free parameters, which start at 0
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:

@@ -35,7 +35,7 @@ class Policy(NamedTuple):
     """
 
     num_outputs: int
-    num_free: int  # so many of the last outputs are free parameters, the same for every observation
+    num_free: int  # the last `num_free` outputs are free parameters, the same for every observation
     sample: Callable[[jax.Array, Any], chex.Array]  # (key, outputs) -> raw
     mode: Callable[[Any], chex.Array]  # outputs -> raw: the likeliest action; a Gaussian's mean
     to_environment: Callable[[Any], chex.Array]  # raw -> the environment's actions, [..., *shape]
@@ -83,8 +83,8 @@ def softmax(num_actions: int) -> Policy:
 def factored(sizes: Sequence[int]) -> Policy:
     """Makes a policy of independent softmaxes, one for each factor.
 
-    The probability of an action, int32 [..., F], is the product of its factors'. Outputs are the factors'
-    logits one after another, [..., sum(sizes)].
+    The probability of an action, int32 [..., F], is the product of its factors' probabilities. Outputs are the logits
+    of one factor after another, [..., sum(sizes)].
     """
     factors = [softmax(size) for size in sizes]
 
