@@ -1,4 +1,4 @@
-"""Batched environments behind one interface: EnvPool first, any Gymnasium environment second."""
+"""Batched environments behind one interface: EnvPool's, any of Gymnasium's, and environments that are JAX functions."""
 
 import dataclasses
 import functools
@@ -10,12 +10,12 @@ from environments.environment import Environment, EnvironmentFailure, Episodes
 
 __all__ = ["FUNCTIONAL", "Environment", "EnvironmentFailure", "Episodes", "make", "settled_clip", "suite"]
 
-FUNCTIONAL = ("gymnax:", "brax:")  # before the names of environments that are JAX functions
+FUNCTIONAL = ("gymnax:", "brax:")  # prefixes of the names of environments that are JAX functions
 
 
 @dataclasses.dataclass(frozen=True)
 class _Options:
-    """What holds of all the environments behind one name; `make` explains them."""
+    """The options that all the environments behind one name share; `make` explains them."""
 
     evaluation: bool
     num_threads: int
@@ -40,28 +40,29 @@ def make(
     reward_clip: str = "auto",
     drawn: bool = False,
 ) -> Environment:
-    """`num_envs` environments called `name`.
+    """Makes `num_envs` environments called `name`, which are stepped together.
 
     Args:
       name: an EnvPool task (`Pong-v5`), `gymnasium:ID` or `gymnasium:module:ID`, `gymnax:ID`, `brax:NAME`,
         `MaskedCartPole-v1`, `Counting-v0`, or `binned:N:NAME`, the environment NAME whose continuous actions are
-        choices among N values for each number.
-      num_envs: how many, stepped together.
-        `A,B,C` is several tasks at once: environment i has the task i mod 3.
+        choices among N values for each number. `A,B,C` is several tasks at once: environment i has the task i mod 3.
+      num_envs: the number of environments.
       seed: fixes every episode; give each actor its own.
-      evaluation: whether a whole game is one episode; in training, a lost life may end one of Atari's.
-      num_threads: EnvPool's threads; 0 is one a core.
-      max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
-      keywords: of `gymnasium.make`, or of EnvPool's task; of several tasks, of each.
-      vectorization: of Gymnasium's environments; sync: one after another, async: each in a process of its own.
+      evaluation: whether an episode is a whole game. In training, a lost life may end an episode of Atari.
+      num_threads: the number of EnvPool's threads; 0 means one for each core.
+      max_steps: the number of steps after which an episode is truncated, if it has not ended before; None for no limit
+        but the environment's own.
+      keywords: keyword arguments for `gymnasium.make`, settings of EnvPool's task, or what gymnax and Brax take. With
+        several tasks, each gets them.
+      vectorization: for Gymnasium's environments: "sync" steps one after another, "async" has each in its own process.
       atari_protocol: how Atari is played: one of environments.envpool.PROTOCOLS.
-      reward_clip: what agents see of rewards: one of environments.environment.REWARD_CLIPS, or "auto": "unit", to
-        [-1, 1], of Atari's, and else "none".
+      reward_clip: how rewards are clipped for agents: one of environments.environment.REWARD_CLIPS, or "auto", which is
+        "unit" (to [-1, 1]) for Atari and "none" for everything else.
       drawn: whether pictures will be asked for. Gymnasium's environments are then in this process.
 
     Raises:
-      ValueError: an unknown environment, an unsupported space, or an environment that raised something (an
-        EnvironmentFailure), in one line.
+      ValueError: in one line: the environment is unknown, one of its spaces is not supported, or it raised something
+        (an EnvironmentFailure).
     """
     options = _Options(evaluation, num_threads, max_steps, keywords or {}, vectorization, atari_protocol, drawn)
     environment = _make(name, num_envs, seed, options)
@@ -71,7 +72,8 @@ def make(
 
 
 def settled_clip(name: str, reward_clip: str) -> str:
-    """One of environments.environment.REWARD_CLIPS: what "auto" is for the environment called `name`, else itself."""
+    """Returns which of environments.environment.REWARD_CLIPS is meant for the environment called `name`: "auto" is
+    resolved, and every other `reward_clip` is returned as it is."""
     if reward_clip != "auto":
         return reward_clip
     return "unit" if suite(tasks.names(name)[0]) == "atari" else "none"
@@ -79,7 +81,7 @@ def settled_clip(name: str, reward_clip: str) -> str:
 
 def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment:
     make_inner = functools.partial(_make, options=options)
-    # Imported here: a run loads the one backend that it uses.
+    # Backends are imported here, so that a run loads only the one that it uses.
     if "," in name:
         return tasks.Tasks(tasks.names(name), num_envs, seed, make_inner)
     if name.startswith("binned:"):
@@ -146,7 +148,7 @@ def _make(name: str, num_envs: int, seed: int, options: _Options) -> Environment
 
 
 def suite(name: str) -> str:
-    """The suite of EnvPool's that an environment `name` is of, or that it is made of; "": none."""
+    """Returns EnvPool's suite of the environment `name`, or of the one that it is built on; "" if there is none."""
     if name.startswith("binned:"):
         from environments import binned
 

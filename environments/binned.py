@@ -1,6 +1,6 @@
-"""Continuous actions as choices: each number of an action takes one of N evenly spaced values.
+"""Makes continuous actions discrete choices: each number of an action takes one of N evenly spaced values.
 
-As in Tang and Agrawal 2020, https://arxiv.org/abs/1901.10500, section 4.
+It is the discretisation of Tang and Agrawal 2020, https://arxiv.org/abs/1901.10500, section 4.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ from environments.spaces import MOST_CHOICES
 
 
 def parse(name: str) -> tuple[int, str]:
-    """`binned:N:NAME` -> N and NAME.
+    """Splits `binned:N:NAME` into N and NAME.
 
     Raises:
-      ValueError: N is not odd, below 3 or too large, or there is no NAME.
+      ValueError: N is even, below 3 or too large, or there is no NAME.
     """
     number, _, inner = name.removeprefix("binned:").partition(":")
-    # Odd: else no value is the centre, where torques are 0.
+    # N must be odd: otherwise no value would be at the centre, where torques are 0.
     whole = number.isdecimal() and len(number) <= len(str(MOST_CHOICES))
     if not whole or not 3 <= int(number) <= MOST_CHOICES or int(number) % 2 == 0 or not inner:
         raise ValueError(
@@ -31,7 +31,7 @@ def parse(name: str) -> tuple[int, str]:
 
 
 def chooser(actions: BoundedActions, num_bins: int) -> Callable[[np.ndarray], np.ndarray]:
-    """How choices, [B, F], become the actions that they stand for, float32 [B, *shape]."""
+    """Returns the function from choices [B, F] to the actions that they stand for, float32 [B, *shape]."""
     # [N, F]
     values = np.linspace(actions.low.reshape(-1), actions.high.reshape(-1), num_bins, dtype=np.float32)
     factors = np.arange(values.shape[1])
@@ -39,16 +39,16 @@ def chooser(actions: BoundedActions, num_bins: int) -> Callable[[np.ndarray], np
 
 
 class Binned(Environment):
-    """An environment with bounded actions of F numbers, each now a factor of N values from its low to its high.
+    """An environment whose continuous actions of F numbers became F factors, of N values from low to high each.
 
-    `small` of its actions are 2 F + 1: every factor at its centre, and each alone at its low and at its high.
+    Its `small` actions are 2 F + 1: all factors at their centres, and each factor alone at its low and at its high.
     """
 
     def __init__(self, continuous: Environment, num_bins: int):
-        """Takes `continuous` over: closing this closes it.
+        """Takes over `continuous`, and closes it when it is closed itself.
 
         Raises:
-          ValueError: its actions are not continuous, or a bound is infinite.
+          ValueError: the actions of `continuous` are not continuous, or a bound is infinite.
         """
         self._continuous = continuous
         self.num_envs, self.steps_per_second = continuous.num_envs, continuous.steps_per_second

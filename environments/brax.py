@@ -15,16 +15,17 @@ EPISODE_LENGTH = 1000  # as in Brax's own training
 
 
 def make(name: str, keywords: Mapping[str, Any]) -> Functional:
-    """The environment that Brax registered as `name`.
+    """Makes the environment that Brax registered as `name`.
 
     Args:
-      keywords: of `brax.envs.get_environment`, as `backend`; and `episode_length`, after which one is truncated.
+      keywords: keyword arguments for `brax.envs.get_environment`, such as `backend`; and `episode_length`, the
+        number of steps after which an episode is truncated.
 
     Raises:
       ValueError: Brax is not installed, or has no such environment.
     """
     try:
-        # It says what else of MuJoCo's it looked for and did not find.
+        # Importing Brax prints which of MuJoCo's packages it did not find.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             from brax import envs
     except ModuleNotFoundError as error:
@@ -47,7 +48,7 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
         return state, observe(state)
 
     def step(key, state, action):
-        del key  # what is random in it is in its state
+        del key  # the state holds the keys for what is random
         state = environment.step(state, action)
         return state, observe(state), jnp.asarray(state.reward, jnp.float32), state.done > 0, jnp.bool_(False)
 

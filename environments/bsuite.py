@@ -1,8 +1,8 @@
-"""The Behaviour Suite (Osband et al. 2019, https://arxiv.org/abs/1908.03568) as Gymnasium's environments.
+"""The Behaviour Suite (Osband et al. 2019, https://arxiv.org/abs/1908.03568) as Gymnasium environments.
 
-Imported, as by `--env=gymnasium:environments.bsuite:bsuite/cartpole-0-v0`, it registers every bsuite_id: `cartpole/0`
-is `bsuite/cartpole-0-v0`. Episodes are logged by bsuite's own wrapper, at the episodes at which bsuite logs; a row is
-in the info of the step that ends such an episode, under `environments.gymnasium.LOG`.
+When it is imported, as by `--env=gymnasium:environments.bsuite:bsuite/cartpole-0-v0`, this module registers every
+bsuite_id: `cartpole/0` becomes `bsuite/cartpole-0-v0`. bsuite's own wrapper decides which episodes are logged. The
+row of a logged episode is in the info of its last step, under `environments.gymnasium.LOG`.
 """
 
 from typing import Any
@@ -23,19 +23,20 @@ except ModuleNotFoundError as error:
         " pip install bsuite==0.3.6"
     ) from error
 
-MNIST = "/tmp/mnist"  # where bsuite looks for the digits, and downloads them to
+MNIST = "/tmp/mnist"  # where bsuite looks for the digits, and where it downloads them
 
 
 class Behaviour(gymnasium.Env):
     """A level of an experiment, such as `cartpole/0`.
 
-    Where an episode ends its discount is 0, so it is terminated and never truncated, at bsuite's time limits too.
+    bsuite's discount is 0 wherever an episode ends, at its time limits too. So episodes terminate and are never
+    truncated.
     """
 
     metadata = {"render_modes": []}
 
     def __init__(self, bsuite_id: str, render_mode: str | None = None):
-        """Raises ValueError for an unknown level, and of `mnist`'s experiments where the digits are not to be had."""
+        """Makes the level. Raises ValueError if it is unknown, or if it needs MNIST's digits and they cannot be had."""
         if bsuite_id not in sweep.SETTINGS:
             raise ValueError(f"bsuite has no level {bsuite_id!r}; catch/0 is one")
         self.bsuite_id = bsuite_id
@@ -53,19 +54,22 @@ class Behaviour(gymnasium.Env):
         self.action_space: gymnasium.spaces.Discrete = gymnasium.spaces.Discrete(self._raw.action_spec().num_values)
 
     def write(self, row: dict[str, Any]) -> None:
-        """What bsuite's logging wrapper asks of a logger."""
+        """Keeps a row. bsuite's logging wrapper calls this, for which the environment is the logger."""
         self._rows.append({name: float(value) for name, value in row.items()})
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """`seed` decides what is random from now on: bsuite itself leaves most of its levels unseeded. What its own
-        `mapping_seed` decides is the level's."""
+        """Begins an episode. A `seed` decides what is random from then on.
+
+        bsuite itself leaves most of its levels unseeded. What its `mapping_seed` decides belongs to the level and stays
+        as it is.
+        """
         super().reset(seed=seed)
         if seed is not None:
             self._seed(seed)
         return np.asarray(self._logged.reset().observation, np.float32), {}
 
     def _seed(self, seed: int) -> None:
-        """Of the environment and of what bsuite wrapped around it."""
+        """Seeds the environment and bsuite's wrappers around it."""
         layer = self._raw
         for own in np.random.SeedSequence(seed).generate_state(4):
             if "_rng" in vars(layer):

@@ -10,17 +10,20 @@ from environments.environment import Environment
 
 
 def episode_length(environment: int, episode: int) -> int:
-    """The number of actions in an episode: 1 to 5."""
+    """Returns the number of actions in an episode: 1 to 5."""
     return 1 + (environment + 2 * episode) % 5
 
 
 def terminates(environment: int, episode: int) -> bool:
-    """Whether an episode terminates; the others are truncated."""
+    """Returns whether an episode terminates; the others are truncated."""
     return (environment + episode) % 2 == 0
 
 
 class CountingEnvironment(Environment):
-    """Observes float32 (environment, episode, step); the reward that arrives with step s of episode e is 10 e + s."""
+    """Environments that observe (environment, episode, step) as float32.
+
+    The reward that arrives with step s of episode e is 10 e + s.
+    """
 
     def __init__(self, num_envs: int, *, first_environment: int = 0):
         self.num_envs = num_envs

@@ -1,4 +1,4 @@
-"""The batched environment that actors and evaluators step, whatever is behind it."""
+"""The base class of all batched environments, which actors and evaluators step."""
 
 import abc
 import contextlib
@@ -12,16 +12,17 @@ import numpy as np
 
 from agents.agent import EnvironmentSpec, TimeStep
 
-MOST_LETTERS = 300  # of what an error says
+MOST_LETTERS = 300  # an error's text is cut to so many
 
 
 def _soft_asymmetric(reward: Any, xp: Any = np) -> Any:
-    """Losses count less than gains: DMLab's rewards in Espeholt et al. 2018, https://arxiv.org/abs/1802.01561."""
+    """Makes losses count less than gains: DMLab's rewards in Espeholt et al. 2018, https://arxiv.org/abs/1802.01561."""
     squeezed = xp.tanh(reward)
     return np.float32(0.3) * xp.minimum(squeezed, 0) + np.float32(5.0) * xp.maximum(squeezed, 0)
 
 
-# What becomes of the rewards that agents see, by name; float32 [B] -> float32 [B]. `xp`: jax.numpy inside a program.
+# How rewards are clipped for agents, by name: functions float32 [B] -> float32 [B], or None for no change. `xp` is the
+# array module: numpy, or jax.numpy inside a compiled program.
 REWARD_CLIPS: dict[str, Callable[..., Any] | None] = {
     "none": None,
     "unit": lambda reward, xp=np: xp.clip(reward, -1.0, 1.0),
@@ -30,20 +31,23 @@ REWARD_CLIPS: dict[str, Callable[..., Any] | None] = {
 
 
 class Episodes(NamedTuple):
-    """Episodes that ended, in the order in which they did: undiscounted, unclipped returns and lengths in actions.
-    Where a lost life ends an episode it is the whole game that counts."""
+    """Episodes that have ended, in the order in which they ended.
 
-    environments: list[int]
-    returns: list[float]
-    lengths: list[int]
+    Where a lost life ends an episode, an entry here is a whole game.
+    """
+
+    environments: list[int]  # the index of each one's environment
+    returns: list[float]  # undiscounted sums of unclipped rewards
+    lengths: list[int]  # in actions
 
 
 class EnvironmentFailure(ValueError):
-    """An environment raised something, or gave what nobody can learn from: one line for the person who mends it."""
+    """The error of an environment that raised something or returned unusable values: one line of text for the user."""
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line: its kind, its words, and the last place in code that is neither installed nor Shoal's."""
+    """Describes an error in one line: its type, its message, and the innermost line of code in its traceback that is
+    neither in an installed package nor in environments/."""
     if isinstance(error, EnvironmentFailure):
         return str(error)
     words = " ".join("".join(traceback.format_exception_only(error)).split())
@@ -58,8 +62,10 @@ def describe(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def making(name: str) -> Iterator[None]:
-    """Whatever is raised while the environment `name` is made becomes an EnvironmentFailure: a module may end the
-    interpreter, a constructor may raise anything."""
+    """Turns whatever is raised while the environment `name` is made into an EnvironmentFailure.
+
+    A user's module may end the interpreter, and a constructor may raise anything.
+    """
     try:
         yield
     except BaseException as error:
@@ -70,26 +76,26 @@ class Environment(abc.ABC):
     """`num_envs` environments stepped together.
 
     An episode's last observation is delivered (`last`), the action that answers it is thrown away, and the row
-    after it is the next episode's first, with reward 0. A subclass produces raw steps in `_reset` and `_step`; the
-    bookkeeping of first, last, discount and returns is here, once; and so is the door through which nothing comes that
-    is not finite or of another shape than the spec's.
+    after it is the next episode's first, with reward 0. A subclass produces raw steps in `_reset` and `_step`. This
+    class keeps track of first, last, discount and returns, and checks that observations and rewards are finite and have
+    the spec's shapes.
 
-    Agents see rewards as `reward_clip` makes them, in training and in evaluations alike: an LSTM may be fed them.
-    Returns are of the rewards as they are.
+    Agents see rewards clipped by `reward_clip`, in evaluations too, since an LSTM may be fed them. Returns are sums of
+    unclipped rewards.
     """
 
     spec: EnvironmentSpec
     num_envs: int
-    # `environments.make` sets these two.
+    # `environments.make` sets the next two.
     name = "without a name"
     reward_clip = "none"  # one of REWARD_CLIPS
-    steps_per_second = 30.0  # as people are to see it
+    steps_per_second = 30.0  # the speed at which videos show it
 
     def reset(self) -> TimeStep:
-        """Starts (only once, before the first step) and returns the episodes' first TimeStep.
+        """Starts the environments and returns the first TimeStep. It is called only once, before the first step.
 
         Raises:
-          EnvironmentFailure: as `step` does.
+          EnvironmentFailure: as for `step`.
         """
         batch = self.num_envs
         self._steps, self._shapes = 0, ((batch, *self.spec.observation_shape), (batch,))
@@ -97,7 +103,7 @@ class Environment(abc.ABC):
         self._lengths = np.zeros(batch, np.int64)
         self._episodes = Episodes([], [], [])
         self._last = np.zeros(batch, bool)
-        self._over = np.ones(batch, bool)  # whether the next episode that opens begins a score, too
+        self._over = np.ones(batch, bool)  # whether the next episode also begins a new game, whose return starts at 0
         self._clip = REWARD_CLIPS[self.reward_clip]
         reward = np.zeros(batch, np.float32)
         try:
@@ -111,10 +117,11 @@ class Environment(abc.ABC):
         """Steps every environment with `action` [B, ...] and returns the next TimeStep.
 
         Raises:
-          EnvironmentFailure: an environment raised anything at all, or what it gave is not finite or of another shape.
+          EnvironmentFailure: an environment raised anything at all, or returned values that are not finite or do not
+            have the spec's shape.
         """
         first = self._last
-        opening = np.count_nonzero(first)  # a quarter of the time of `any`
+        opening = np.count_nonzero(first)  # takes a quarter of the time of `any`
         self._steps += 1
         try:
             observation, reward, terminated, truncated, over = self._step(np.asarray(action), first)
@@ -130,7 +137,7 @@ class Environment(abc.ABC):
         self._returns += reward
         self._lengths += 1
         if opening:
-            self._lengths[first] -= 1  # nobody acted
+            self._lengths[first] -= 1  # this step was a reset, not an action
             self._returns[first & self._over] = 0.0
             self._lengths[first & self._over] = 0
         if np.count_nonzero(last):
@@ -145,13 +152,13 @@ class Environment(abc.ABC):
         return TimeStep(observation, reward, discount, first, last)
 
     def _check(self, observation: np.ndarray, reward: np.ndarray) -> None:
-        """Raises EnvironmentFailure unless these are finite and [B, ...]."""
+        """Raises EnvironmentFailure unless both are finite and have the right shapes."""
         if (observation.shape, reward.shape) != self._shapes:
             raise EnvironmentFailure(
                 f"observations and rewards have the shapes {observation.shape} and {reward.shape}, not "
                 f"{self._shapes[0]} and {self._shapes[1]}"
             )
-        # A sum of squares is finite only if all are, and takes half the time of looking at each.
+        # A sum of squares is finite only if all numbers are, and takes half the time of checking each.
         squares = float(reward.dot(reward))
         if observation.dtype.kind == "f":
             numbers = observation.ravel()
@@ -161,38 +168,44 @@ class Environment(abc.ABC):
             _check_finite("reward", reward)
 
     def finished(self) -> Episodes:
-        """The episodes that ended since the last call."""
+        """Returns the episodes that have ended since the last call."""
         episodes, self._episodes = self._episodes, Episodes([], [], [])
         return episodes
 
     def logged(self) -> list[dict[str, float]]:
-        """The rows that environments wanted to have kept since the last call, each with the number of its
-        `environment`; of those that ask for nothing there are none."""
+        """Returns the rows that environments have asked to log since the last call.
+
+        Each row has the index of its `environment`. Most environments log nothing.
+        """
         return []
 
     @abc.abstractmethod
     def _reset(self) -> np.ndarray:
-        """The first observations, [B, ...]."""
+        """Returns the first observations, [B, ...]."""
 
     @abc.abstractmethod
     def _step(self, action: np.ndarray, resets: np.ndarray) -> tuple[Any, Any, Any, Any, Any]:
-        """(observation, reward, terminated, truncated, over), each [B, ...]. `over`: the game is, whose return is kept:
-        for most it is where the episode ends; a lost life may end an episode and no game.
+        """Returns (observation, reward, terminated, truncated, over), each [B, ...].
 
-        Where `resets` is true the action is ignored, the observation opens a new episode and the rest is ignored.
+        `over` says where a game has ended, whose return is then recorded. Mostly that is where the episode ends, but a
+        lost life may end an episode without ending the game. Where `resets` is true the action is to be ignored and the
+        observation is the first of a new episode; the caller ignores the other results there.
         """
 
     def draw(self) -> np.ndarray:
-        """A picture of the first environment as it is now, uint8 [height, width, 3], of environments that were made to
-        be drawn. Whoever calls it has it raise anything, as `_step` may."""
+        """Returns a picture of the first environment as it is now, uint8 [height, width, 3].
+
+        The environments must have been made with `drawn`. It may raise anything, as `_step` may, and the caller must
+        handle it.
+        """
         raise EnvironmentFailure("it has no pictures")
 
     def close(self) -> None:
-        """Frees what the environments hold."""
+        """Frees the environments' resources."""
 
 
 def _check_finite(what: str, values: np.ndarray) -> None:
-    """Raises EnvironmentFailure unless all are finite."""
+    """Raises EnvironmentFailure, naming the environment, unless all values are finite."""
     for index in np.argwhere(~np.isfinite(values)):
         number = values[tuple(index)]
         raise EnvironmentFailure(

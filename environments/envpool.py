@@ -14,18 +14,19 @@ from agents.agent import EnvironmentSpec
 from environments import filmed, minigrid, spaces
 from environments.environment import Environment, making
 
-OPENGL = filmed.load_opengl()  # before EnvPool
+OPENGL = filmed.load_opengl()  # must come before EnvPool is imported
 
 import envpool  # noqa: E402
 import envpool.registration  # noqa: E402
 
-# At every make, about bounds that float32 rounds.
+# Gymnasium's spaces warn at every make that float32 rounds their bounds.
 warnings.filterwarnings("ignore", message=".*precision lowered by casting.*")
 
-# How Atari is played, by --atari_protocol, in EnvPool's words. Of both: 84x84 grey levels, of the last two of four
-# frames the brighter pixels, half an hour at most, and nobody presses fire for the agent, as EnvPool by itself would.
-# Frames come one by one: agents stack them, so that a stored step holds one.
-NATURE = {  # Mnih et al. 2015: up to 30 no-ops are what is random; in training a lost life is an end
+# How Atari is played, by --atari_protocol, as EnvPool's settings. Common to both protocols: frames are 84x84 grey
+# levels; an action lasts four frames, of whose last two each pixel is the brighter one; an episode lasts at most half
+# an hour; nobody presses fire for the agent, as EnvPool would by default. Frames come singly and agents stack them, so
+# that a stored step holds only one.
+NATURE = {  # Mnih et al. 2015: only up to 30 no-ops at the start are random; in training a lost life ends an episode
     "img_height": 84,
     "img_width": 84,
     "gray_scale": True,
@@ -39,12 +40,12 @@ NATURE = {  # Mnih et al. 2015: up to 30 no-ops are what is random; in training 
 }
 PROTOCOLS = {
     "nature": NATURE,
-    # Machado et al. 2018, https://arxiv.org/abs/1709.06009: sticky actions are what is random (EnvPool makes one no-op
-    # at least), all 18 actions, and only the game's end is one.
+    # Machado et al. 2018, https://arxiv.org/abs/1709.06009: only sticky actions are random (EnvPool makes at least one
+    # no-op), there are all 18 actions, and only the end of the game ends an episode.
     "machado": NATURE
     | {"noop_max": 1, "episodic_life": False, "full_action_space": True, "repeat_action_probability": 0.25},
 }
-# EnvPool's settings that are no person's to give: they follow from the run, or agents count on them.
+# EnvPool's settings that a user may not give: they follow from the run, or agents rely on them.
 OURS = {
     "gray_scale",
     "base_path",
@@ -61,7 +62,7 @@ OURS = {
     "task_name",
     "thread_affinity_offset",
 }
-UNLIMITED = 2**31 - 1  # EnvPool's max_episode_steps where it has none
+UNLIMITED = 2**31 - 1  # EnvPool's max_episode_steps for a task without a limit
 
 
 def is_atari(name: str) -> bool:
@@ -73,12 +74,12 @@ def is_vizdoom(name: str) -> bool:
 
 
 def suite(name: str) -> str:
-    """EnvPool's own name of the suite that a task is of, as "atari", "mujoco.dmc" or "classic_control"."""
+    """Returns EnvPool's name for the suite of a task, such as "atari", "mujoco.dmc" or "classic_control"."""
     return envpool.registration.registry.specs[name][0].removeprefix("envpool.")
 
 
 def default_config(name: str) -> dict[str, Any]:
-    """EnvPool's settings of a task.
+    """Returns EnvPool's default settings of a task.
 
     Raises:
       ValueError: there is no such task, or EnvPool cannot load it here.
@@ -92,10 +93,10 @@ def default_config(name: str) -> dict[str, Any]:
 
 
 class EnvPoolEnvironment(Environment):
-    """A synchronous pool: every environment steps, in the order of its index.
+    """EnvPool's environments as a synchronous pool: at each step all environments step, in the order of their index.
 
-    EnvPool resets on the next step by itself, which is the contract of Environment. Arrays go to the pool and come from
-    it without EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
+    EnvPool itself resets an environment at the step after its episode's end, as the contract of Environment asks.
+    Arrays bypass EnvPool's Python layer, whose dictionaries take a fifth of a step of 128 CartPoles.
     """
 
     def __init__(
@@ -112,13 +113,17 @@ class EnvPoolEnvironment(Environment):
         keywords: Mapping[str, Any] | None = None,
         drawn: bool = False,
     ):
-        """`options` are EnvPool's, of the task, or of Atari those of the `protocol`, with a person's `keywords` instead
-        of some; with a `stack_num` of 1 among them, observations are single frames. In an `evaluation` a lost life is
-        no end.
+        """Makes the pool.
+
+        Args:
+          evaluation: whether a lost life is not to end an episode of Atari.
+          protocol: one of PROTOCOLS, whose settings Atari gets in place of `options`.
+          options: EnvPool's settings of the task. With a `stack_num` of 1, observations are single frames.
+          keywords: the user's settings, which take precedence.
 
         Raises:
-          ValueError: a keyword that the task does not have, or that is decided here; or it is `drawn` by what is not
-            here.
+          ValueError: a keyword is not one of the task's settings, or is not the user's to give; or the task is to be
+            `drawn` and the library that draws it is missing.
         """
         if drawn and not OPENGL and suite(name).startswith("mujoco"):
             raise ValueError(f"{name} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
@@ -152,7 +157,7 @@ class EnvPoolEnvironment(Environment):
             shown.dtype,
             chosen.spec,
             longest if longest < UNLIMITED else None,
-            spaces=None if self._squeeze else (observation_space, action_space),  # a single frame is of neither
+            spaces=None if self._squeeze else (observation_space, action_space),  # a single frame is in neither
         )
         self._action_dtype = action_space.dtype
         self._indices = np.arange(num_envs, dtype=np.int32)
@@ -170,13 +175,13 @@ class EnvPoolEnvironment(Environment):
         return self._receive()[0]
 
     def _exchange(self, action: np.ndarray) -> tuple[Any, ...]:
-        """What `_step` returns, of the pool's own actions, and the pool's whole state."""
+        """Steps the pool with its own actions; returns the results of `_step`, and last the pool's whole state."""
         action = np.array(action, self._action_dtype, order="C")  # a copy: JAX's arrays are read-only
         self._pool._send([self._indices, self._indices, action])  # environment, its player, action
         observation, state = self._receive()
         over, truncated = state["done"], state["trunc"]
         terminated = over & ~truncated
-        if self._game_over:  # at the time limit too, which the other tasks do not tell; but not at a lost life
+        if self._game_over:  # also told where the time limit is reached, unlike other tasks; false at a lost life
             game_over = over & (state[self._game_over] != 0)
             terminated, over = terminated | game_over, truncated | game_over
         reward = state["reward"].astype(np.float32, copy=False)
@@ -190,11 +195,11 @@ class EnvPoolEnvironment(Environment):
         return picture
 
     def close(self) -> None:
-        self._pool = None  # its own close leaves threads, and ViZDoom's games, to its destructor
+        self._pool = None  # the pool's destructor ends its threads and ViZDoom's games; its `close` does not
 
 
 def _checked(name: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """`keywords`; raises ValueError if a task does not take one, or not of such a type."""
+    """Returns `keywords`; raises ValueError if the task does not take one of them, or not a value of its type."""
     defaults = default_config(name)
     for key, value in keywords.items():
         if key not in defaults or key in OURS:
@@ -207,7 +212,7 @@ def _checked(name: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parts(space: gymnasium.Space, state: dict[str, np.ndarray], name: str) -> Any:
-    """The pool's arrays as its space has them: "obs" alone, or of a Dict "obs:a", "obs:b.c"."""
+    """Arranges the pool's arrays as its space is: `name` alone ("obs"), or for a Dict "obs:a", "obs:b.c"."""
     if not isinstance(space, gymnasium.spaces.Dict):
         return state[name]
     separator = "." if ":" in name else ":"

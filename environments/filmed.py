@@ -1,4 +1,4 @@
-"""An environment that is drawn while it is played."""
+"""Records pictures of an environment while it is played."""
 
 import ctypes
 from typing import Any
@@ -7,13 +7,15 @@ import numpy as np
 
 from environments.environment import Environment, EnvironmentFailure, describe
 
-MOST_BYTES = 2**29  # that the pictures of an episode may take; of a longer one every second is kept, every fourth, ...
+MOST_BYTES = 2**29  # of an episode's pictures; beyond it only every second one is kept, then every fourth, ...
 
 
 def load_opengl() -> bool:
-    """Has EnvPool's MuJoCo tasks drawn by this machine's OpenGL; false where there is none. environments.envpool calls
-    it before it imports EnvPool: the one that EnvPool's wheel brings finds no driver, and then ends the process from
-    C++."""
+    """Loads this machine's OpenGL, by which EnvPool draws its MuJoCo tasks; returns False if there is none.
+
+    environments.envpool calls it before it imports EnvPool. The OpenGL in EnvPool's wheel finds no driver, and would
+    then end the process from C++.
+    """
     try:
         ctypes.CDLL("libEGL.so.1", mode=ctypes.RTLD_GLOBAL)
     except OSError:
@@ -22,15 +24,18 @@ def load_opengl() -> bool:
 
 
 class Filmed(Environment):
-    """An environment whose first episode is drawn: that of the first environment in its batch, from its first
-    observation to its last, so that there is a picture more than it has steps."""
+    """An environment that records the first episode of the first environment in its batch.
+
+    `pictures` has one for each observation, the first and the last too: one more than the episode has steps. If these
+    take more than MOST_BYTES, evenly spaced ones are left out.
+    """
 
     def __init__(self, environment: Environment, strict: bool = True):
-        """Takes `environment` over, which was made to be drawn; closing this closes it.
+        """Takes over `environment`, which must have been made with `drawn`, and closes it when it is closed itself.
 
         Args:
-          strict: whether it is a failure of the environment's if it cannot be drawn. Else `failure` says so, and the
-            episode is played on without pictures.
+          strict: whether to raise EnvironmentFailure if the environment cannot be drawn. If not, `failure` keeps the
+            error, and the episode goes on without pictures.
         """
         self._environment, self.num_envs, self.spec = environment, environment.num_envs, environment.spec
         self.name, self.reward_clip = environment.name, environment.reward_clip
@@ -41,7 +46,7 @@ class Filmed(Environment):
 
     @property
     def per_second(self) -> float:
-        """Pictures in a second of the video, for it to be as fast as the environment is meant to be."""
+        """The pictures per second at which a video has the environment's intended speed."""
         return self._environment.steps_per_second / self._every
 
     def _reset(self) -> np.ndarray:

@@ -1,8 +1,10 @@
-"""Environments that are JAX functions. `--placement=device` steps them inside the compiled program that learns; every
-other placement, and every evaluation, steps them as it does any environment, on the CPU.
+"""Environments that are JAX functions.
 
-Row t of environment i draws what is random in it from the seed, t and i alone: not from how many environments are
-stepped together, nor from where.
+`--placement=device` steps them inside the compiled program that learns. All other placements, and all evaluations, step
+them from Python on the CPU, like any environment.
+
+What is random in row t of environment i depends on the seed, t and i alone. It does not depend on how many environments
+are stepped together, or on which device.
 """
 
 import dataclasses
@@ -17,11 +19,11 @@ import numpy as np
 from agents.agent import EnvironmentSpec, TimeStep
 from environments.environment import REWARD_CLIPS, Environment, making
 
-ENVIRONMENTS = 0x5EED  # folded into the seed
+ENVIRONMENTS = 0x5EED  # is folded into the seed's key, to give environments keys of their own
 
 
 class Functional(NamedTuple):
-    """One environment as pure functions, which know nothing of what comes after an episode."""
+    """One environment as pure functions. They do not reset it after an episode's end; `step_or_reset` does."""
 
     spec: EnvironmentSpec
     reset: Callable[[Any], tuple[Any, Any]]  # key -> (state, observation)
@@ -30,41 +32,42 @@ class Functional(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Of B environments, since their episodes began: undiscounted, unclipped rewards and actions."""
+    """The returns and lengths so far of the episodes in B environments."""
 
-    returns: Any  # float32 [B]
-    lengths: Any  # int32 [B]
+    returns: Any  # float32 [B], sums of undiscounted, unclipped rewards
+    lengths: Any  # int32 [B], in actions
 
 
 class Running(NamedTuple):
-    """B environments on their way."""
+    """The state of B environments between two steps."""
 
-    states: Any  # of each array [B, ...]
+    states: Any  # the environments' states; each array is [B, ...]
     timestep: TimeStep  # [B, ...], the newest
     scores: Scores
-    count: Any  # uint32, steps made
+    count: Any  # uint32 scalar, the number of the next row
 
 
 class Ended(NamedTuple):
-    """Which of B episodes a step ended, and how they did."""
+    """Which of B episodes ended at a step, and their scores."""
 
     ended: Any  # bool [B]
     scores: Scores
 
 
 def make(name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any] | None = None) -> Functional:
-    """The environment called `name`: `gymnax:ID` or `brax:NAME`.
+    """Makes the environment called `name`: `gymnax:ID` or `brax:NAME`.
 
     Args:
-      max_steps: an episode is truncated after so many steps, if the environment has not ended it before.
-      keywords: what it is to be made of otherwise than it is by itself.
+      max_steps: the number of steps after which an episode is truncated, if it has not ended before; None for no limit
+        but the environment's own.
+      keywords: settings that are to differ from the environment's defaults.
 
     Raises:
-      EnvironmentFailure: there is none, or no such keyword.
+      EnvironmentFailure: there is no such environment or no such keyword.
     """
     with making(name):
         backend, _, inner = name.partition(":")
-        if backend == "brax":  # each brings much with it
+        if backend == "brax":  # only one is imported, since each imports much
             from environments import brax as maker
         else:
             from environments import gymnax as maker  # type: ignore[no-redef]
@@ -73,7 +76,7 @@ def make(name: str, *, max_steps: int | None = None, keywords: Mapping[str, Any]
 
 
 def cut(environment: Functional, max_steps: int) -> Functional:
-    """The same, its episodes truncated after `max_steps` steps."""
+    """Returns the same environment with its episodes truncated after `max_steps` steps."""
     own = environment.spec.max_episode_steps
     if own is not None and own <= max_steps:
         return environment
@@ -92,27 +95,30 @@ def cut(environment: Functional, max_steps: int) -> Functional:
 
 
 def clip_of(name: str) -> Callable[[Any], Any] | None:
-    """The function of environments.environment.REWARD_CLIPS by that name, of JAX's arrays."""
+    """Returns the function `name` of environments.environment.REWARD_CLIPS, for JAX's arrays; None for no clipping."""
     clip = REWARD_CLIPS[name]
     return clip and functools.partial(clip, xp=jnp)
 
 
 def keys(seed: int, count: Any, ids: Any) -> Any:
-    """Of row `count` of each of the environments `ids` [B]."""
-    # Not the keys that an actor of this seed acts with.
+    """Returns the keys of row `count`, one for each of the environments `ids` [B]."""
+    # The fold keeps them apart from the keys that an actor of the same seed acts with.
     row = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), ENVIRONMENTS), count)
     return jax.vmap(functools.partial(jax.random.fold_in, row))(ids)
 
 
 def step_or_reset(environment: Functional, keys: Any, states: Any, action: Any, resets: Any) -> tuple[Any, ...]:
-    """Steps B environments, each with its key; those where `resets` begin an episode, and what is said of them beside
-    the observation is to be ignored. As `Functional.step`, of batches."""
+    """Steps B environments, each with its key, and returns what `Functional.step` does, as batches.
+
+    Where `resets` is true the environment begins an episode instead. Its reward, terminated and truncated are to be
+    ignored.
+    """
 
     def one(key, state, action, reset):
         state, observation, *rest = environment.step(key, state, action)
 
         def choose(new: Any, old: Any) -> Any:
-            # Of the kind that a reset gives, always: a compiled loop takes nothing else.
+            # Always the dtype that a reset gives, since types must not change in a compiled loop.
             return jnp.where(reset, new, old).astype(jnp.result_type(new))
 
         return *jax.tree.map(choose, environment.reset(key), (state, observation)), *rest
@@ -121,16 +127,16 @@ def step_or_reset(environment: Functional, keys: Any, states: Any, action: Any, 
 
 
 def _reset_all(environment: Functional, seed: int, ids: Any) -> tuple[Any, Any]:
-    """The first states and observations of environments `ids` [B]."""
+    """Returns the first states and observations of the environments `ids` [B]."""
 
     def strong(x):
-        return jax.lax.convert_element_type(x, jnp.result_type(x))  # also what was a Python number
+        return jax.lax.convert_element_type(x, jnp.result_type(x))  # so that Python numbers get a fixed type too
 
     return jax.tree.map(strong, jax.vmap(environment.reset)(keys(seed, jnp.uint32(0), ids)))
 
 
 def start(environment: Functional, seed: int, ids: Any) -> Running:
-    """B environments at the beginning of their first episodes; as `Environment.reset`."""
+    """Starts B environments at the beginning of their first episodes, as `Environment.reset` does."""
     size = len(ids)
     states, observation = _reset_all(environment, seed, ids)
     zeros, no = jnp.zeros(size), jnp.zeros(size, bool)
@@ -145,8 +151,15 @@ def start(environment: Functional, seed: int, ids: Any) -> Running:
 def advance(
     environment: Functional, running: Running, action: Any, seed: int, ids: Any, clip: Callable[[Any], Any] | None
 ) -> tuple[Running, Ended]:
-    """As `Environment.step`, to the bit: what answers an episode's last observation is thrown away, and the next row
-    opens an episode. `clip`: of rewards, as agents see them."""
+    """Makes one step, with results equal to those of `Environment.step` to the bit.
+
+    An action that answers an episode's last observation is thrown away, and the next row begins an episode.
+
+    Args:
+      action: [B, ...].
+      ids: the numbers of the environments among all of the run's, [B].
+      clip: clips rewards for agents (`clip_of`).
+    """
     first = running.timestep.last
     states, observation, reward, terminated, truncated = step_or_reset(
         environment, keys(seed, running.count, ids), running.states, action, first
@@ -163,7 +176,7 @@ def advance(
 
 
 class FunctionalEnvironment(Environment):
-    """As other environments are stepped: from Python, on the CPU."""
+    """A functional environment that is stepped from Python on the CPU, like other environments."""
 
     def __init__(self, environment: Functional, num_envs: int, seed: int):
         self.num_envs, self.spec = num_envs, environment.spec

@@ -16,17 +16,17 @@ from agents.agent import EnvironmentSpec
 from environments import spaces
 from environments.environment import Environment, EnvironmentFailure, describe, making
 
-FAILURE = "shoal_failure"  # in an environment's info: what it raised
-LOG = "shoal_log"  # likewise: a row of numbers, by name, that it wants to have kept of itself
-OURS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # make_vec's own
+FAILURE = "shoal_failure"  # key in an environment's info: a description of what it raised
+LOG = "shoal_log"  # key in an environment's info: a row of numbers, by name, that it asks to log
+OURS = {"id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers"}  # arguments of make_vec that are set here
 _loading = threading.Lock()
 
 
 class GymnasiumEnvironment(Environment):
-    """`name` is Gymnasium's own: `ID`, or `module:ID` to import a module that registers it first.
+    """Any Gymnasium environment, vectorised by Gymnasium.
 
-    Vectorised by Gymnasium, with its next-step autoreset, which is the contract of Environment: one after another in
-    this process, or each in a process of its own.
+    The environments are stepped one after another in this process, or each in a process of its own. Gymnasium's
+    next-step autoreset is what the contract of Environment asks for.
     """
 
     def __init__(
@@ -40,10 +40,16 @@ class GymnasiumEnvironment(Environment):
         vectorization: str = "sync",
         drawn: bool = False,
     ):
-        """`keywords` are those of gymnasium.make; `vectorization` is "sync" or "async".
+        """Makes the environments.
+
+        Args:
+          name: Gymnasium's name: `ID`, or `module:ID` to first import a module that registers it.
+          keywords: keyword arguments for gymnasium.make.
+          vectorization: "sync" for this process, "async" for a process each.
+          drawn: whether pictures will be asked for; the environments are then in this process.
 
         Raises:
-          ValueError: a space that nothing can be made of, or a keyword that is decided here.
+          ValueError: a space is not supported, or a keyword is not the user's to give.
           EnvironmentFailure: the environment cannot be made.
         """
         self.num_envs = num_envs
@@ -52,7 +58,7 @@ class GymnasiumEnvironment(Environment):
             raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
         limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
         what = f"gymnasium:{name}"
-        if drawn:  # in this process, which is to have one of the pictures and not all
+        if drawn:  # in this process, where the first environment alone can be asked for its picture
             keywords, vectorization, what = keywords | {"render_mode": "rgb_array"}, "sync", f"{what}, to be drawn,"
         options: dict[str, Any] = {"autoreset_mode": gymnasium.vector.AutoresetMode.NEXT_STEP}
         with making(what), _contained(), contextlib.ExitStack() as starting:
@@ -69,7 +75,7 @@ class GymnasiumEnvironment(Environment):
                 wrappers=[*limit, Told],
                 **keywords,
             )
-        # At the latest when the interpreter ends.
+        # Closes the environments when the interpreter ends, if nobody has before.
         end: Any = workers.end if vectorization == "async" else gymnasium.vector.VectorEnv.close
         self._close = weakref.finalize(self, end, self._vector)
         self._seed = seed
@@ -77,7 +83,7 @@ class GymnasiumEnvironment(Environment):
         self._observations = spaces.observations(self._vector.single_observation_space)
         self._actions = spaces.actions(self._vector.single_action_space)
         own = keywords.get("max_episode_steps") or (self._vector.spec and self._vector.spec.max_episode_steps)
-        own = None if own == -1 else own  # gymnasium.make's word for no limit
+        own = None if own == -1 else own  # -1 tells gymnasium.make that there is no limit
         longest = min(filter(None, (own, max_steps)), default=None)
         self.steps_per_second = float(self._vector.metadata.get("render_fps", self.steps_per_second))
         self.spec = EnvironmentSpec(
@@ -122,8 +128,10 @@ class GymnasiumEnvironment(Environment):
 
 
 class Told(gymnasium.Wrapper):
-    """An environment that never raises: its info says what it raised, or has its `LOG`, and nothing else. So it is told
-    alike wherever the environment runs, a person's SystemExit too."""
+    """A wrapper that never raises. If its environment raises, the info has FAILURE; otherwise it has at most LOG.
+
+    So a failure is reported in the same way in whatever process the environment runs, even a SystemExit of a user's.
+    """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
@@ -136,7 +144,7 @@ class Told(gymnasium.Wrapper):
         try:
             observation, reward, terminated, truncated, info = self.env.step(action)
             reward = float(reward)
-            # As text: Gymnasium makes arrays of all else, of as many numbers as there are environments.
+            # The row is text, since Gymnasium's vector environments would turn numbers into an array over environments.
             told = {LOG: json.dumps(info[LOG])} if LOG in info else {}
         except BaseException as error:
             return self.observation_space.sample(), 0.0, False, False, {FAILURE: describe(error)}
@@ -145,7 +153,10 @@ class Told(gymnasium.Wrapper):
 
 @contextlib.contextmanager
 def _contained() -> Iterator[None]:
-    """What a person's module does to the filters of warnings and to NumPy's errors as it is loaded stays its own: else
-    a warning anywhere in Shoal would end a run. One at a time, for the filters are the process's."""
+    """Undoes what a user's module does in the block to the filters of warnings and to NumPy's error settings.
+
+    Otherwise a warning anywhere in Shoal could end a run. Only one thread is inside at a time, since the filters are
+    shared by the whole process.
+    """
     with _loading, warnings.catch_warnings(), np.errstate():
         yield

@@ -12,13 +12,13 @@ from environments.functional import Functional
 
 
 def make(name: str, keywords: Mapping[str, Any]) -> Functional:
-    """The environment that gymnax registered as `name`; `keywords`: fields of its parameters.
+    """Makes the environment that gymnax registered as `name`; `keywords` are fields of its parameters.
 
     Raises:
-      ValueError: gymnax is not installed or has no such environment, or its parameters no such field.
+      ValueError: gymnax is not installed, it has no such environment, or the parameters have no such field.
     """
     try:
-        with warnings.catch_warnings():  # it loads what it draws with
+        with warnings.catch_warnings():  # gymnax imports its drawing libraries, which may warn
             warnings.simplefilter("ignore")
             import gymnax
     except ModuleNotFoundError as error:
@@ -54,7 +54,7 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
 
 
 def _observations(space: Any) -> tuple[tuple[int, ...], Any]:
-    """Shape and type of what agents are shown: bytes stay bytes, all else is float32, a choice one of its number."""
+    """Returns the shape and type of what agents see: bytes stay bytes, all else is float32, a choice is one number."""
     from gymnax.environments import spaces
 
     if not isinstance(space, spaces.Box | spaces.Discrete):

@@ -1,5 +1,8 @@
-"""What of an environment can be used without it: its spec as JSON and back, and what becomes of its own observations
-and of agents' actions. A policy that is used elsewhere than where it was trained needs no more."""
+"""The parts of an environment that a trained policy needs where the environment itself is not there.
+
+They are its spec, which is written to JSON and read back, and the conversions between its own observations and actions
+and those of agents.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,7 +16,7 @@ from environments import binned, minigrid, spaces, tasks
 
 
 def to_json(spec: EnvironmentSpec) -> dict[str, Any]:
-    """The spec as JSON has it; infinite bounds are `Infinity`, as Python's json writes and reads it."""
+    """Returns the spec as a JSON object; infinite bounds are `Infinity`, as Python's json writes and reads it."""
     return {
         "observation": {"shape": list(spec.observation_shape), "dtype": str(np.dtype(spec.observation_dtype))},
         "actions": _actions_to_json(spec.actions),
@@ -24,10 +27,10 @@ def to_json(spec: EnvironmentSpec) -> dict[str, Any]:
 
 
 def from_json(values: Mapping[str, Any]) -> EnvironmentSpec:
-    """The spec of what `to_json` gave.
+    """Returns the spec from what `to_json` returned.
 
     Raises:
-      KeyError, TypeError or ValueError: it is none.
+      KeyError, TypeError or ValueError: `values` are not such a spec.
     """
     observation = values["observation"]
     return EnvironmentSpec(
@@ -57,7 +60,7 @@ def _actions_from_json(values: Mapping[str, Any]) -> DiscreteActions | BoundedAc
 
 
 def _space_to_json(space: gymnasium.Space) -> dict[str, Any]:
-    """A space, as keywords of its kind's constructor. Of a kind that no network is shown there is only the name."""
+    """Returns a space's kind and the arguments of its constructor; for an unsupported kind only its name."""
     said: dict[str, Any] = {"kind": type(space).__name__}
     match space:
         case kinds.Dict():
@@ -78,7 +81,7 @@ def _space_to_json(space: gymnasium.Space) -> dict[str, Any]:
 
 
 def _bound(values: np.ndarray) -> Any:
-    """One number where all are the same, as of a picture they are."""
+    """Returns bounds as a list, or as one number if all are the same, as for a picture."""
     return (values.flat[0] if values.size and (values == values.flat[0]).all() else values).tolist()
 
 
@@ -101,18 +104,19 @@ def _space_from_json(values: Mapping[str, Any]) -> gymnasium.Space:
 
 
 class Interface(NamedTuple):
-    """Between an environment and an agent; B is 1 of one observation alone."""
+    """The conversions between an environment's observations and actions and an agent's."""
 
-    show: Callable[[Any], tuple[np.ndarray, bool]]  # -> what agents see of it, [B, ...], and whether it was one alone
-    take: Callable[[np.ndarray], np.ndarray]  # an agent's actions, [B, ...] -> as the environment wants them
+    # An observation, or a batch of them -> what agents see, [B, ...], and whether it was a single one; then B is 1.
+    show: Callable[[Any], tuple[np.ndarray, bool]]
+    take: Callable[[np.ndarray], np.ndarray]  # an agent's actions, [B, ...] -> the environment's actions
 
 
 def interface(name: str, spec: EnvironmentSpec) -> Interface:
-    """That of the environment called `name`.
+    """Returns the interface of the environment called `name`.
 
-    Observations are as the environment gives them, and actions as it takes them. Where there are no `spec.spaces`, as
-    of Atari, whose frames EnvPool makes, both are as agents have them. `show` raises ValueError if what it is given is
-    no observation of the environment's.
+    Observations are as the environment returns them, and actions as it takes them. If there are no `spec.spaces`, as
+    for Atari, whose frames EnvPool makes, both are already as agents have them. `show` raises ValueError if it is given
+    something that is no observation of the environment.
     """
     first = tasks.names(name)[0]
     space, observations, actions = kinds.Box(-np.inf, np.inf, spec.observation_shape), _as_is(spec), _taken_as_is(spec)
@@ -142,7 +146,7 @@ def interface(name: str, spec: EnvironmentSpec) -> Interface:
 
 
 def _batched(observation: Any) -> Any:
-    """With the axis of a batch of one."""
+    """Adds the axis of a batch of one to every part of an observation."""
     if isinstance(observation, Mapping):
         return {key: _batched(part) for key, part in observation.items()}
     return tuple(map(_batched, observation)) if isinstance(observation, tuple) else np.asarray(observation)[None]

@@ -1,7 +1,7 @@
-"""MiniGrid's observations as bits, for networks of dense layers.
+"""Encodes MiniGrid's observations as bits, for networks of dense layers.
 
-What an agent sees is 7 x 7 cells of codes for object, colour and state (https://arxiv.org/abs/2306.13831). Codes are
-names, not amounts, so each becomes a one-hot vector.
+An observation is 7 x 7 cells, each with codes for its object, colour and state (https://arxiv.org/abs/2306.13831).
+Codes are names, not amounts, so each becomes a one-hot vector.
 """
 
 from typing import Any
@@ -13,18 +13,18 @@ from environments.spaces import Observations
 
 OBJECTS, COLOURS, STATES, DIRECTIONS = 11, 6, 3, 4
 CELL = OBJECTS + COLOURS + STATES
-VIEW = 7  # cells to a side
+VIEW = 7  # cells on each side of the view
 LETTERS = 27  # a to z; 0 is anything else
 INSTRUCTED = ("Fetch", "GoTo", "PutNear")  # tasks in which the mission says what to do; elsewhere it adds nothing
 
 
 def is_instructed(name: str) -> bool:
-    """Whether the task `MiniGrid-...` cannot be done without its mission."""
+    """Returns whether the task `MiniGrid-...` cannot be solved without reading its mission."""
     return name.removeprefix("MiniGrid-").startswith(INSTRUCTED)
 
 
 def observations(name: str, space: gymnasium.spaces.Dict) -> Observations:
-    """How the observations of a task `MiniGrid-...` are shown: by `encode`."""
+    """Returns how the observations of a task `MiniGrid-...` are shown to agents: by `encode`."""
     letters = space["mission"].shape[0] if is_instructed(name) else 0  # type: ignore[index]
 
     def show(batch: dict[str, np.ndarray]) -> np.ndarray:
@@ -34,15 +34,15 @@ def observations(name: str, space: gymnasium.spaces.Dict) -> Observations:
 
 
 def encode(image: np.ndarray, direction: np.ndarray, mission: np.ndarray | None = None) -> np.ndarray:
-    """One-hot vectors, one after another.
+    """Encodes observations as one-hot vectors, one after another.
 
     Args:
       image: uint8 [B, 7, 7, 3], the cells' objects, colours and states.
-      direction: int [B], where the agent looks.
+      direction: int [B], the direction in which the agent looks.
       mission: uint8 [B, M], ASCII; None to leave it out.
 
     Returns:
-      uint8 [B, n], zeros and ones: 20 a cell, 4 for the direction, 27 for each letter of the mission.
+      uint8 [B, n], zeros and ones: 20 for each cell, 4 for the direction, 27 for each letter of the mission.
     """
     batch, bits = len(image), _one_hot(image[..., 0], OBJECTS)
     cells = [bits, _one_hot(image[..., 1], COLOURS), _one_hot(image[..., 2], STATES)]

@@ -1,6 +1,6 @@
 """An environment that keeps its actor waiting, as a simulator or a robot does: `--env=gymnasium:environments.slow:ID`.
 
-What many actors are for shows where experience is slow to come by, and not the learner.
+It shows what many actors are for: they help where experience is slow to collect and the learner is not the bottleneck.
 """
 
 import time
@@ -11,7 +11,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 
 class SlowCartPole(gymnasium.Wrapper):
-    """CartPole, of which every step takes so many `seconds` in which nothing is computed; most 1."""
+    """CartPole whose every step waits for `seconds`, from 0 to 1, without computing anything."""
 
     def __init__(self, seconds: float = 0.005, **keywords: Any):
         if not 0.0 <= seconds <= 1.0:

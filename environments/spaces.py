@@ -1,8 +1,8 @@
-"""Gymnasium's spaces as agents know them: what becomes of any observation and of any action, decided here alone.
+"""Converts between Gymnasium's spaces and what agents see and do. All decisions about this are in this module.
 
-Networks want numbers about as large as one, or frames as bytes. So a choice among n is shown one-hot, as n numbers of
-which one is 1; whole numbers between bounds are brought to [-1, 1]; pictures are bytes, whatever they were; all other
-numbers are float32 as they are. A Dict or Tuple is one vector of all its parts.
+Networks want numbers of order 1, or frames as bytes. So a choice among n becomes a one-hot vector of n numbers; whole
+numbers between bounds are scaled to [-1, 1]; pictures become bytes, whatever their type; all other numbers become
+float32 and keep their values. A Dict or Tuple becomes one vector of all its parts.
 """
 
 import math
@@ -16,35 +16,36 @@ from gymnasium import spaces
 
 from agents.agent import BoundedActions, DiscreteActions, FactoredActions
 
-LEAST_SIDE = 16  # of a picture of floats, in pixels: what is smaller is a board, or a table
-MOST_CHOICES = 4096  # of one number
-WIDEST = 2**16  # between the bounds of whole numbers; those that are further apart bound nothing
+LEAST_SIDE = 16  # pixels: an array of floats with a smaller side is no picture, but a board or a table
+MOST_CHOICES = 4096  # the most choices that one number may have
+WIDEST = 2**16  # bounds of whole numbers that are further apart than this are taken for no bounds
 
 
 class Observations(NamedTuple):
-    """How observations of a space are shown."""
+    """How observations of a space are shown to agents."""
 
-    shape: tuple[int, ...]  # of one
+    shape: tuple[int, ...]  # of one observation
     dtype: np.dtype  # uint8 or float32
     show: Callable[[Any], np.ndarray]  # a batch as Gymnasium's vector environments give it -> [B, *shape]
 
 
 class Actions(NamedTuple):
-    """How actions of a space are chosen."""
+    """How agents choose actions of a space."""
 
     spec: DiscreteActions | BoundedActions | FactoredActions
-    take: Callable[[np.ndarray], np.ndarray]  # an agent's, [B, ...] -> as Gymnasium's vector environments want them
+    take: Callable[[np.ndarray], np.ndarray]  # an agent's actions, [B, ...] -> those of Gymnasium's vector environments
 
 
 FLOAT, BYTE = np.dtype(np.float32), np.dtype(np.uint8)
 
 
 def observations(space: gymnasium.Space) -> Observations:
-    """How a space's observations are shown. Parts of a Dict or Tuple that nothing can be made of are left out, which
-    the log says once.
+    """Returns how a space's observations are shown.
+
+    Unsupported parts of a Dict or Tuple are left out, about which one warning is logged.
 
     Raises:
-      ValueError: nothing can be made of the space.
+      ValueError: the space is not supported, or none of its parts is.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return _parts(space)
@@ -66,7 +67,7 @@ def observations(space: gymnasium.Space) -> Observations:
 
 
 def _box(space: gymnasium.Space, of: str, supported: str) -> spaces.Box:
-    """`space`, where no other kind is left; raises ValueError if it is another, or empty."""
+    """Returns `space` as a Box; raises ValueError if it is of another kind, or has no numbers in it."""
     if not isinstance(space, spaces.Box):
         raise ValueError(f"{of} space of kind {type(space).__name__} is not supported: {supported} are")
     if not math.prod(space.shape):
@@ -96,7 +97,11 @@ def _choices(sizes: np.ndarray, starts: np.ndarray) -> Observations:
 
 
 def _picture(space: spaces.Box) -> Observations | None:
-    """Of frames [H, W], [H, W, channels] or likewise, as bytes; None of all else. One channel is none."""
+    """Returns how pictures are shown, as bytes; None if the space is not one of pictures.
+
+    A picture has two axes or more and bounds from 0 to 255, or for floats also from 0 to 1. An axis of one channel is
+    dropped.
+    """
     low, high = float(space.low.min()), float(space.high.max())
     if len(space.shape) < 2 or low != 0:
         return None
@@ -110,7 +115,7 @@ def _picture(space: spaces.Box) -> Observations | None:
     def show(batch: Any) -> np.ndarray:
         frames = np.asarray(batch)
         if frames.dtype != np.uint8:
-            if not np.isfinite(frames).all():  # of bytes it could not be told any more
+            if not np.isfinite(frames).all():  # this must be checked here, since bytes cannot show it
                 raise ValueError("a frame holds numbers that are not finite")
             frames = np.clip(np.rint(frames * (255 / high)), 0, 255).astype(np.uint8)
         return frames.reshape(-1, *shape)
@@ -148,11 +153,11 @@ def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
 
 
 def count(space: gymnasium.Space, observation: Any) -> int | None:
-    """How many observations of a space a value holds, batched as Gymnasium's vector environments do; None: it is one
-    observation alone.
+    """Returns the size of a batch of observations, as Gymnasium's vector environments make them; None if it is a single
+    observation.
 
     Raises:
-      ValueError: it is neither.
+      ValueError: it is neither. The message is the end of a sentence that begins "An observation of NAME".
     """
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         shape, one = np.shape(observation), space.shape or ()
@@ -166,7 +171,7 @@ def count(space: gymnasium.Space, observation: Any) -> int | None:
     given = dict(observation.items() if isinstance(observation, Mapping) else enumerate(observation))
     counts: dict[Any, int | None] = {}
     for key, part in parts.items():
-        # A part without a shape is left out of what is shown; whether one is lacking is seen when it is shown.
+        # Parts without a shape are not shown to agents. A part that is missing is found when the observation is shown.
         if key in given and (part.shape is not None or isinstance(part, spaces.Dict | spaces.Tuple)):
             try:
                 counts[key] = count(part, given[key])
@@ -178,10 +183,10 @@ def count(space: gymnasium.Space, observation: Any) -> int | None:
 
 
 def actions(space: gymnasium.Space) -> Actions:
-    """How a space's actions are chosen: of several choices at once, and of whole numbers, each is a factor.
+    """Returns how a space's actions are chosen. In a space of several choices, or of whole numbers, each is a factor.
 
     Raises:
-      ValueError: there is no agent for such actions.
+      ValueError: no agent can choose such actions.
     """
     if isinstance(space, spaces.Discrete):
         return Actions(DiscreteActions(int(space.n)), lambda action: np.asarray(action, space.dtype) + space.start)

@@ -11,22 +11,23 @@ from environments.environment import Environment
 
 
 def names(name: str) -> list[str]:
-    """The tasks of an environment's name: `A,B,C` has three, any other has itself."""
+    """Splits an environment's name into its tasks: `A,B,C` has three, and a name without commas is its only task."""
     return name.split(",")
 
 
 class Tasks(Environment):
-    """N tasks' environments, interleaved: environment i has task i mod N. Their pools step one after another.
+    """The environments of N tasks, interleaved: environment i has task i mod N.
 
-    `spec.max_episode_steps` bounds the episodes of all tasks: it is the largest, or None if one task does not say.
+    Each task has a pool of environments, and the pools step one after another. `spec.max_episode_steps` bounds the
+    episodes of all tasks: it is the largest of theirs, or None if a task's is not known.
     """
 
     def __init__(self, tasks: list[str], num_envs: int, seed: int, make: Callable[[str, int, int], Environment]):
-        """`make` makes a task's environments of its name, how many there are, and a seed of its own.
+        """Makes the pools by calling `make` with each task's name, its number of environments, and a seed of its own.
 
         Raises:
-          ValueError: a task without a name or named twice, a `num_envs` that is no multiple of the tasks, or tasks
-            whose observations or actions differ.
+          ValueError: a task has no name or is named twice, `num_envs` is not a multiple of the number of tasks, or the
+            tasks' observations or actions differ.
         """
         if not all(tasks) or len(set(tasks)) < len(tasks):
             raise ValueError(f"{','.join(tasks)!r} must name each task once, as in A,B")
@@ -55,7 +56,7 @@ class Tasks(Environment):
         )
 
     def _interleaved(self, parts: list[Any]) -> np.ndarray:
-        """[B / N, ...] of each task -> [B, ...], the first of each, the second of each, and so on."""
+        """Interleaves the tasks' arrays [B / N, ...] to [B, ...]: the first of each, the second of each, and so on."""
         return np.stack(parts, axis=1).reshape(self.num_envs, *parts[0].shape[1:])
 
     def _reset(self) -> np.ndarray:

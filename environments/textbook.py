@@ -1,8 +1,8 @@
-"""Small environments of textbooks and papers, whose answers are known: `--env=gymnasium:environments.textbook:ID`.
+"""Small environments from textbooks and papers, whose solutions are known: `--env=gymnasium:environments.textbook:ID`.
 
-`ShortCorridor-v0` and `Baird-v0` are of Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html;
-`ContinuousBandit-v0` is of Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; `OpenLake-v0` is
-Gymnasium's FrozenLake as a question of exploration.
+`ShortCorridor-v0` and `Baird-v0` are from Sutton and Barto 2018, http://incompleteideas.net/book/the-book-2nd.html;
+`ContinuousBandit-v0` is from Silver et al. 2014, http://proceedings.mlr.press/v32/silver14.html; `OpenLake-v0` is
+Gymnasium's FrozenLake made a test of exploration.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 
 DASHED, SOLID = 0, 1  # the actions of Baird's counterexample
-BAIRD_FEATURES = np.zeros((7, 8), np.float32)  # of each state: 2 w_i + w_8 of the six upper ones, w_7 + 2 w_8
+BAIRD_FEATURES = np.zeros((7, 8), np.float32)  # values: 2 w_i + w_8 in the upper six, w_7 + 2 w_8 in the last
 BAIRD_FEATURES[range(6), range(6)] = 2
 BAIRD_FEATURES[:6, 7] = 1
 BAIRD_FEATURES[6, 6:] = 1, 2
@@ -20,8 +20,8 @@ BAIRD_FEATURES[6, 6:] = 1, 2
 class ShortCorridor(gymnasium.Env):
     """The short corridor with switched actions (example 13.1): three states that look alike, a goal to their right.
 
-    Action 0 goes left and action 1 right, but in the second state they are switched; left of the first is a wall. Each
-    step's reward is -1. The best policy goes right with probability 0.59 and returns -11.6 on average.
+    Action 0 goes left and action 1 right, but in the second state they are switched. Left of the first state is a wall.
+    Each step's reward is -1. The best policy goes right with probability 0.59 and returns -11.6 on average.
     """
 
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)  # one feature, the same everywhere
@@ -39,9 +39,9 @@ class ShortCorridor(gymnasium.Env):
 
 
 class Baird(gymnasium.Env):
-    """Baird's counterexample (section 11.2): seven states, seen as their features, [8]; all rewards are 0.
+    """Baird's counterexample (section 11.2): seven states, observed as their features, [8]; all rewards are 0.
 
-    The action `SOLID` goes to the seventh state, `DASHED` to any of the six others, all alike. No episode ends.
+    The action `SOLID` goes to the seventh state, `DASHED` to a uniformly random one of the six others. No episode ends.
     """
 
     observation_space = gymnasium.spaces.Box(0.0, 2.0, (8,), np.float32)
@@ -57,10 +57,10 @@ class Baird(gymnasium.Env):
 
 
 class ContinuousBandit(gymnasium.Env):
-    """Silver et al.'s bandit (section 5.1): one action [dimensions], whose cost is (a - a*)^T C (a - a*); then the end.
+    """Silver et al.'s bandit (section 5.1). An episode is one action [dimensions], whose cost is (a - a*)^T C (a - a*).
 
-    The reward is minus the cost; every number of a* is 4. Half of C's eigenvalues are 0.1 and the others 1, and its
-    axes are random, but always the same for a number of `dimensions`.
+    The reward is minus the cost; every number of a* is 4. Half of C's eigenvalues are 0.1 and the others 1. Its axes
+    are random, but always the same for a given number of `dimensions`.
     """
 
     observation_space = gymnasium.spaces.Box(0.0, 1.0, (1,), np.float32)  # there is one state
@@ -81,11 +81,13 @@ class ContinuousBandit(gymnasium.Env):
         return np.ones(1, np.float32), -float(off @ self.C @ off), True, False, {}
 
 
-# The corridor's limit is far beyond what its worst start takes, so that agents of whole episodes know one.
+# The corridor has a limit because agents that learn from whole episodes need one. It is far above the number of steps
+# that the worst initial policy takes.
 gymnasium.register("ShortCorridor-v0", "environments.textbook:ShortCorridor", max_episode_steps=1000)
 gymnasium.register("Baird-v0", "environments.textbook:Baird")
 gymnasium.register("ContinuousBandit-v0", "environments.textbook:ContinuousBandit", max_episode_steps=1)
-# 20 x 20 cells without holes. The one reward is 38 steps away, in a corner that a random walk of 100 hardly ever finds.
+# 20 x 20 cells without holes. The only reward is 38 steps away, in a corner that a random walk of 100 steps hardly ever
+# finds.
 gymnasium.register(
     "OpenLake-v0",
     "gymnasium.envs.toy_text.frozen_lake:FrozenLakeEnv",

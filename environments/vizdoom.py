@@ -1,13 +1,13 @@
-"""ViZDoom: first-person tasks in Doom (Kempka et al. 2016, https://arxiv.org/abs/1605.02097), as EnvPool has them.
+"""ViZDoom in EnvPool: first-person tasks in Doom (Kempka et al. 2016, https://arxiv.org/abs/1605.02097).
 
-An action is a choice for each factor: buttons that oppose one another are one factor (none, the one, the other), as
-are those that select weapons; any other button is a factor of two. All are held for the four tics of a step. What is
-seen is the screen in ViZDoom's own grey, 84x84.
+An action is a choice for each factor. Buttons that oppose one another are one factor (none, the one, the other), and so
+are the buttons that select weapons; any other button is a factor of two. Buttons are held for the four tics of a step.
+Observations are the screen in ViZDoom's own grey, 84x84.
 
-EnvPool leaves out the rewards of the tasks: it has a reward of its own, of changes in the game's variables. So the
-tasks' are put together here, from their settings (`living_reward`, `death_penalty`) and from what their scripts pay
-for, by what EnvPool's reward can express. EnvPool's state of a terminal step is that of the step before, so that how
-the episode ended must be told from that. Deathmatch's script pays for nothing: it has EnvPool's reward.
+EnvPool does not give the tasks' rewards, but a reward of its own, for changes in the game's variables. So this module
+computes the tasks' rewards again: from their settings (`living_reward`, `death_penalty`), and from what their scripts
+reward, as far as EnvPool's reward can express it. In a terminal step EnvPool's state is still that of the step before,
+so how the episode ended must be inferred from that. Deathmatch's script rewards nothing: it keeps EnvPool's reward.
 """
 
 import pathlib
@@ -33,8 +33,9 @@ SETS = (
     ("SELECT_NEXT_WEAPON", "SELECT_PREV_WEAPON"),
     tuple(f"SELECT_WEAPON{number}" for number in range(10)),
 )
-# The largest of the evenly spaced values of buttons that take any number, in each tic: degrees (a key turns by up to 7,
-# https://github.com/Farama-Foundation/ViZDoom/issues/182), and the speeds of Doom's keys when running.
+# Some buttons take any number, of which agents choose among NUM_DELTAS evenly spaced values. This is the largest value,
+# for each tic: degrees (a key turns by up to 7, https://github.com/Farama-Foundation/ViZDoom/issues/182), and for moves
+# the speeds of Doom's keys when running.
 DELTAS = {
     "LOOK_UP_DOWN_DELTA": 10.0,
     "TURN_LEFT_RIGHT_DELTA": 10.0,
@@ -45,21 +46,21 @@ NUM_DELTAS = 5
 
 
 class Factor(NamedTuple):
-    """A choice, and what each does to the task's buttons."""
+    """One factor of an action: its choices, and what each choice does to the task's buttons."""
 
-    buttons: np.ndarray  # float64 [size, buttons]
-    nothing: int  # the choice that presses none
+    buttons: np.ndarray  # float64 [choices, buttons]
+    nothing: int  # the choice that presses no button
     selects_weapon: bool
 
 
 def factors(buttons: list[str]) -> list[Factor]:
-    """The factors of a task's buttons, in the order of each one's first button."""
+    """Returns the factors of a task's buttons, in the order of each factor's first button."""
     made, column = [], {button: index for index, button in enumerate(buttons)}
     for button in buttons:
         together = next((s for s in SETS if button in s), (button,))
         pressed = [b for b in together if b in column]
         if buttons.index(button) > min(column[b] for b in pressed):
-            continue  # its set has been made
+            continue  # the factor of its set is there already
         if button.endswith("_DELTA"):
             values = np.linspace(-DELTAS[button], DELTAS[button], NUM_DELTAS)
             effect = np.zeros((NUM_DELTAS, len(buttons)))
@@ -73,7 +74,7 @@ def factors(buttons: list[str]) -> list[Factor]:
 
 
 def small(of: list[Factor]) -> tuple[tuple[int, ...], ...]:
-    """Nothing pressed, and each choice of each factor alone; but none that selects a weapon."""
+    """Returns the small actions: nothing pressed, and each choice of each factor alone, unless it selects a weapon."""
     nothing = tuple(factor.nothing for factor in of)
     alone = [
         (*nothing[:index], choice, *nothing[index + 1 :])
@@ -89,23 +90,25 @@ def _never(measure: np.ndarray) -> np.ndarray:
 
 
 class Scenario(NamedTuple):
-    """What a task's script pays for, apart from living and dying."""
+    """What a task's script rewards, apart from living and dying."""
 
     changes: (
         dict[str, tuple[float, float]] | None
-    ) = {}  # variable -> for each by which it rises, falls; None: EnvPool's
-    success: float = 0.0  # for ending an episode well
-    # What tells how a terminated episode ended, [B]: (what it was before, EnvPool's state, its reward) -> what it is.
+    ) = {}  # variable -> (reward per unit that it rises, per unit that it falls); None: EnvPool's own reward
+    success: float = 0.0  # the reward for ending an episode well
+    # A number that tells how an episode will have ended, [B]. It is updated at each step, and 0 before an episode:
+    # (its value before, EnvPool's state, EnvPool's reward) -> its new value.
     measure: Callable[[np.ndarray, dict[str, Any], np.ndarray], np.ndarray] = lambda before, state, reward: before
-    succeeded: Callable[[np.ndarray], np.ndarray] = _never  # measure -> bool [B]
-    variables: str = ""  # to be watched besides those that EnvPool does
+    succeeded: Callable[[np.ndarray], np.ndarray] = _never  # measure -> bool [B], if an end is a success
+    variables: str = ""  # game variables that EnvPool is to watch besides those of its own settings
 
 
 def _always(measure: np.ndarray) -> np.ndarray:
     return np.ones(len(measure), bool)
 
 
-# A shot costs 5; the last, whose cost the terminal step does not show, kills, for 106, and ends the episode.
+# A shot costs 5. The last shot kills, which is worth 106, and ends the episode; its own cost does not show in the
+# terminal step. So success is worth 101.
 BASIC = Scenario({"AMMO2": (0.0, -5.0)}, 101.0, succeeded=_always)
 SURVIVAL = Scenario()
 KILLS = Scenario({"KILLCOUNT": (1.0, 0.0)})
@@ -120,8 +123,8 @@ SCENARIOS = {
     "DefendTheCenter-v1": KILLS,
     "DefendTheLine-v1": KILLS,
     "MyWayHome-v1": Scenario({}, 1.0, succeeded=_always),
-    # Paid for the way along the corridor. The vest lies at 1312 and is taken from up to 36 before it; the last position
-    # seen is up to another 36 short of that, what four tics' walking covers.
+    # The reward is for the way along the corridor. The vest lies at 1312 and is taken from up to 36 before it. The last
+    # position that is seen may be another 36 short of that, the distance of four tics' walk.
     "DeadlyCorridor-v1": Scenario(
         {"POSITION_X": (1.0, -1.0)},
         1000.0,
@@ -129,7 +132,8 @@ SCENARIOS = {
         lambda way: way > 1312 - 36 - 36,
         "POSITION_X",
     ),
-    # One rocket: 45 tics after it the episode ends, unless it hits before. The measure is steps since it was fired.
+    # There is one rocket. The episode ends 45 tics after it is fired, unless it hits before. The measure is the number
+    # of steps since it was fired.
     "PredictPosition-v1": Scenario(
         {},
         1.0,
@@ -143,8 +147,8 @@ SCENARIOS = {
 class VizdoomEnvironment(EnvPoolEnvironment):
     """A ViZDoom task of EnvPool's.
 
-    Observes uint8 [84, 84]. Rewards are the task's own, of four tics; Deathmatch's are EnvPool's. Episodes are
-    truncated at the task's timeout, or after 525 steps where it has none.
+    Observations are uint8 [84, 84]. Rewards are the task's own, summed over four tics; Deathmatch's are EnvPool's.
+    Episodes are truncated at the task's timeout, or after 525 steps if it has none.
     """
 
     steps_per_second = TICS_PER_SECOND / FRAME_SKIP
@@ -182,12 +186,12 @@ class VizdoomEnvironment(EnvPoolEnvironment):
         timeout = number("episode_timeout", 0.0)
         if timeout:
             options["max_episode_steps"] = int(timeout) // FRAME_SKIP
-        # EnvPool's environments of one seed are alike from one to the next.
+        # Made from one seed, EnvPool's environments are alike from one to the next, so each gets a seed of its own.
         options["env_seed"] = (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).tolist()
         settings += "\nscreen_format = GRAY8\n"
         if self._scenario.variables:
             settings += f"available_game_variables = {{ {self._scenario.variables} }}\n"
-        with tempfile.TemporaryDirectory() as folder:  # read by the time that the pool is made
+        with tempfile.TemporaryDirectory() as folder:  # the file is needed only until the pool is made
             options["cfg_path"] = f"{folder}/task.cfg"
             pathlib.Path(options["cfg_path"]).write_text(settings)
             super().__init__(
@@ -202,7 +206,7 @@ class VizdoomEnvironment(EnvPoolEnvironment):
             )
 
     def _actions(self, space: Any) -> spaces.Actions:
-        del space  # numbers for the buttons, without bounds
+        del space  # EnvPool's space is unbounded numbers for the buttons
 
         def press(action: np.ndarray) -> np.ndarray:
             return np.sum([factor.buttons[action[:, i]] for i, factor in enumerate(self._factors)], axis=0)

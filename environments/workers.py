@@ -1,8 +1,8 @@
-"""The processes of Gymnasium's AsyncVectorEnv, as a run wants them: they hear no signal that is meant for the run, end
-with the process that started them however that ends, and say nothing then.
+"""Worker processes for Gymnasium's AsyncVectorEnv, made to suit a run.
 
-They are forked from a process that has imported little (the standard library's forkserver), never from this one, whose
-threads a fork would lose.
+They ignore signals that are meant for the run. They end with the process that started them, however it ends, and print
+nothing then. They are forked from the standard library's forkserver, a process that has imported little, and never from
+this process, whose threads a fork would lose.
 """
 
 import contextlib
@@ -17,12 +17,12 @@ from gymnasium.vector import async_vector_env
 
 from environments.environment import EnvironmentFailure, describe
 
-GRACE_SECONDS = 5.0  # for an environment to close; then its process is killed
+GRACE_SECONDS = 5.0  # the time for environments to close; then their processes are killed
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # a terminal, or a time-out, sends them to all of a run
 
 
 def work(index, make, pipe, parent_pipe, shared_memory, error_queue, autoreset_mode, semaphore) -> None:
-    """What Gymnasium's own worker does, of whose arguments these are."""
+    """Runs one environment in its process, as Gymnasium's own worker does, whose arguments these are."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which an environment's own processes would inherit
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -32,24 +32,25 @@ def work(index, make, pipe, parent_pipe, shared_memory, error_queue, autoreset_m
         said = describe(error)
         parent_pipe.close()
         with contextlib.suppress(EOFError, OSError):
-            pipe.recv()  # whatever is asked first
+            pipe.recv()  # the first request, whatever it is, is answered with the failure
             error_queue.put((index, EnvironmentFailure, said, said))
             pipe.send((None, False))
         return
     rest = (pipe, parent_pipe, shared_memory, error_queue, autoreset_mode, semaphore)
-    with contextlib.suppress(EOFError, OSError):  # whoever asked is gone
+    with contextlib.suppress(EOFError, OSError):  # the process that asks is gone
         async_vector_env._async_worker(index, lambda: environment, *rest)
 
 
-# Through pipes, not shared memory: a changed shape would be written into that as if nothing were.
+# Observations travel through pipes, not shared memory: an observation of a wrong shape would be written into shared
+# memory without an error.
 OPTIONS: dict[str, Any] = {"context": "forkserver", "shared_memory": False, "daemon": False, "worker": work}
 
 
 @contextlib.contextmanager
 def starting() -> Iterator[None]:
-    """While workers start they hear nothing either: they unblock signals once they have handlers."""
+    """Blocks signals in this thread while workers start. They inherit the block, and end it once they have handlers."""
     multiprocessing.set_forkserver_preload(["environments.gymnasium", "environments.workers"])
-    multiprocessing.resource_tracker.ensure_running()  # else it is started below, and unblocks signals
+    multiprocessing.resource_tracker.ensure_running()  # if it were started in the block below, it would unblock signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -58,8 +59,10 @@ def starting() -> Iterator[None]:
 
 
 def end(vector: async_vector_env.AsyncVectorEnv) -> None:
-    """Ends the workers: they close their environments when nobody can ask them any more. Gymnasium's own way waits for
-    each without an end."""
+    """Ends the workers by closing their pipes, upon which they close their environments.
+
+    Workers that are left after GRACE_SECONDS are killed; Gymnasium's own `close` would wait for them for ever.
+    """
     vector.closed = True
     for pipe in filter(None, vector.parent_pipes):
         pipe.close()

@@ -1,10 +1,10 @@
-"""Shoal from Python: a trained policy in three lines, and training from a notebook.
+"""Shoal as a Python package: loads a trained policy in three lines, and trains from a notebook.
 
     import shoal
     policy = shoal.load(LOGDIR)
     action = policy(observation)
 
-To import this takes no JAX, which comes with the first use of one of the names below. docs/policy.md says more.
+Importing this package does not import JAX; the first use of one of the names below does. docs/policy.md says more.
 """
 
 import importlib
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["Policy", "load", "make_agent", "train"]
 
 _HOMES = {"Policy": "policy", "load": "policy", "make_agent": "training", "train": "training"}
-_ROOMS = ("agents", "environments", "launchers", "replay", "runtime")  # packages of Shoal's, beside this one
+_ROOMS = ("agents", "environments", "launchers", "replay", "runtime")  # Shoal's packages beside this one
 
 
 def __getattr__(name: str) -> Any:
@@ -34,7 +34,7 @@ def __dir__() -> list[str]:
 
 
 def _check_rooms() -> None:
-    """Raises ImportError if one of the packages that Shoal is made of is another one, of the same name."""
+    """Raises ImportError if Python finds another package by the name of one of Shoal's packages."""
     root = pathlib.Path(__file__).resolve().parent.parent
     for room in _ROOMS:
         spec = importlib.util.find_spec(room)

@@ -1,4 +1,4 @@
-"""A policy as a function of arrays alone: which of them matter, and the function as StableHLO."""
+"""Makes a policy a function of arrays alone, finds which of these it needs, and exports it as StableHLO."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +11,15 @@ from jax.interpreters import partial_eval
 from agents.agent import Agent, EnvironmentSpec, Params, TimeStep
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-REWARD, MEMORY = 2, slice(4, None)  # places among what a Flat takes
+REWARD, MEMORY = 2, slice(4, None)  # places among the arguments of a Flat
 
 
 class Flat:
     """An agent's act as a function of arrays: (key, observation [B, ...], reward [B], first [B], *memory) -> (action,
-    *memory). The memory is arrays [B, ...]."""
+    *memory). The memory is any number of arrays [B, ...].
+
+    `needed` says of each argument whether actions depend on it.
+    """
 
     def __init__(self, agent: Agent, act: Callable[..., Any], params: Params, spec: EnvironmentSpec):
         self._act, self._params, self._spec = act, params, spec
@@ -31,14 +34,17 @@ class Flat:
         return action, *jax.tree.leaves(remembered)
 
     def structs(self, size: Any) -> list[Any]:
-        """The shapes and dtypes of what it takes of `size` observations."""
+        """Returns the shapes and dtypes of its arguments for `size` observations."""
         seen = (self._spec.observation_shape, self._spec.observation_dtype)
         arrays = (seen, ((), jnp.float32), ((), bool), *self._memory)
         key = jax.eval_shape(jax.random.key, 0)
         return [key, *(jax.ShapeDtypeStruct((size, *shape), dtype) for shape, dtype in arrays)]
 
     def _needed(self) -> list[bool]:
-        """Which of what it takes the actions depend on; those of later calls too, which get the memory of this one."""
+        """Returns, for each argument, whether actions depend on it.
+
+        The actions of later calls count too, since they get the memory that this call returns.
+        """
         jaxpr = jax.make_jaxpr(self)(*self.structs(1)).jaxpr
         needed = [False] * len(jaxpr.invars)
         while True:
@@ -49,22 +55,22 @@ class Flat:
 
 
 def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
-    """(observation [B, ...], reward [B], first [B], step, *memory) -> (action, *memory), as jax.export writes it. The
-    memory is only what actions depend on.
+    """Serialises the function (observation [B, ...], reward [B], first [B], step, *memory) -> (action, *memory) by
+    jax.export. Its memory has only the arrays that actions depend on.
 
     Args:
-      key: of what is random, with the step.
-      batch_size: B; None: any.
+      key: together with the step it seeds what is random in acting.
+      batch_size: B; None for any.
 
     Raises:
-      ValueError: it cannot be exported.
+      ValueError: the batch size is no whole number from 1, or the function cannot be exported.
     """
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size must be a whole number from 1, or None, not {batch_size!r}")
     kept = function.needed[MEMORY]
 
     def call_one(key, observation, reward, first, *memory):
-        """Of one row alone, a batch of one, so that agents know all sizes: B may be a symbol."""
+        """Acts on one row, as a batch of one: agents then see only concrete sizes, although B may be symbolic."""
         given = iter(memory)
         others = [jnp.zeros(x.shape, x.dtype) for x in function.structs(1)[MEMORY]]
         whole = [next(given)[None] if keep else other for keep, other in zip(kept, others, strict=True)]
@@ -82,7 +88,7 @@ def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
         memory = [x for keep, x in zip(kept, memory, strict=True) if keep]
         exported = jax_export.export(jax.jit(call), platforms=PLATFORMS)(observation, reward, first, step, *memory)
         return bytes(exported.serialize())
-    except Exception as error:  # of whatever cannot be lowered
+    except Exception as error:  # lowering may raise anything
         words = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         of = "batches of any size: try batch_size=1, or another" if batch_size is None else f"batch_size={batch_size}"
         raise ValueError(f"this policy cannot be exported for {of} ({words})") from error

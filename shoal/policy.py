@@ -1,4 +1,4 @@
-"""A trained policy without its run: from a LOGDIR to actions."""
+"""A trained policy for use outside its run: loads it from a LOGDIR, and maps observations to actions."""
 
 import dataclasses
 import os
@@ -21,22 +21,22 @@ from shoal import exporting
 
 
 class Policy:
-    """What a run has learnt: observations in, actions out, as NumPy has them.
+    """A trained policy: a function from observations to actions, both as NumPy arrays.
 
-    Call it with one observation, or with a batch of them as Gymnasium's vector environments give it; which of the two
-    it is, is told by its shape. An observation is what the environment itself gives, of its own observation space; what
-    agents are shown of it (docs/environments.md) is made of it here. Where EnvPool makes the frames, of Atari and
-    ViZDoom, an observation is one such frame, uint8 [84, 84]. An action is what the environment takes, of its own
-    action space; of ViZDoom, a choice for each factor.
+    Call it with one observation, or with a batch of them as Gymnasium's vector environments give it; it tells the two
+    apart by the shape. An observation is an element of the environment's own observation space; the policy itself
+    converts it to what agents see (docs/environments.md). For Atari and ViZDoom, whose frames EnvPool makes, an
+    observation is one such frame, uint8 [84, 84]. An action is an element of the environment's own action space; for
+    ViZDoom, a choice for each factor.
 
-    What the agent remembers (frames, an LSTM's state, its last action) is kept from one call to the next, for each
-    observation of a batch. `reset` says where an episode begins.
+    The agent's memory (frames, an LSTM's state, its last action) is kept from one call to the next, separately for each
+    observation of a batch. Call `reset` where an episode begins.
     """
 
     spec: EnvironmentSpec
     version: Version  # how far the run had come when it saved the parameters: learner_steps and env_steps
     needs_reward: bool  # whether the agent is fed the last reward
-    _first: Any  # bool [B]: whose next observation opens an episode; None: everybody's, whoever they are
+    _first: Any  # bool [B], whether each next observation is an episode's first; None: all are, for a batch of any size
     _memory: Any
 
     def __init__(
@@ -51,11 +51,11 @@ class Policy:
         seed: int,
         device: jax.Device,
     ):
-        """`load` makes one.
+        """Is called by `load`.
 
         Args:
           name: the environment's.
-          act: of the agent, as runtime.evaluator.policy gives it.
+          act: the agent's way of acting, as runtime.evaluator.policy returns it.
           reward_clip: one of environments.environment.REWARD_CLIPS.
         """
         self.spec, self.version = spec, version
@@ -69,16 +69,16 @@ class Policy:
         self.reset()
 
     def __call__(self, observation: Any, reward: Any = None) -> Any:
-        """The action, or of a batch one for each.
+        """Returns the action, or for a batch one action for each observation.
 
         Args:
-          reward: the environment's own, as it came with the observation: a number, or one for each of the batch. Agents
-            that are fed the last reward (`needs_reward`: R2D2, and others where config.lstm_previous is set) need it,
-            but not where an episode begins.
+          reward: the environment's own reward, which came with the observation: a number, or for a batch one number
+            each. Agents that are fed the last reward (`needs_reward`: R2D2, and others if config.lstm_previous is set)
+            need it, except where an episode begins.
 
         Raises:
-          ValueError: this is no observation of the environment's, a reward is lacking, or the batch is of another size
-            than the one before it, of which something is remembered.
+          ValueError: this is no observation of the environment, a reward is missing, or the agent has a memory and the
+            batch has another size than the one before it.
         """
         batch, alone = self._interface.show(observation)
         size, first, memory = len(batch), self._first, self._memory
@@ -96,7 +96,7 @@ class Policy:
         return taken[0] if alone else taken
 
     def _rewards(self, reward: Any, first: np.ndarray) -> np.ndarray:
-        """What the agent sees of the rewards, float32 [B]: clipped as in training, and 0 where an episode begins."""
+        """Returns rewards as the agent sees them, float32 [B]: clipped as in training, 0 where an episode begins."""
         if reward is None:
             if self.needs_reward and not first.all():
                 raise ValueError(
@@ -111,14 +111,14 @@ class Policy:
         return self._clip(rewards) if self._clip else rewards
 
     def reset(self, done: Any = None) -> None:
-        """Forgets what was remembered: call it before the first observation of an episode, but for the very first.
+        """Clears the memory. Call it before each episode's first observation, except before the very first episode.
 
         Args:
-          done: bool [B], which of a batch begin an episode with their next observation; None: all, and the next batch
-            may be of another size.
+          done: bool [B], which environments of a batch begin an episode with their next observation. None means all of
+            them; the next batch may then have another size.
 
         Raises:
-          ValueError: `done` is not of the batch's size.
+          ValueError: `done` does not have the batch's size.
         """
         if done is None:
             self._first = self._memory = None
@@ -129,13 +129,14 @@ class Policy:
             self._first = self._first | opens
 
     def export(self, path: str | os.PathLike[str], batch_size: int | None = None) -> None:
-        """Writes the policy as StableHLO, its parameters inside, which JAX alone can run; docs/policy.md says how.
+        """Writes the policy as StableHLO with its parameters inside. JAX alone can run it; docs/policy.md says how.
 
         Args:
-          batch_size: of the observations in a call; None: any.
+          path: the file to write.
+          batch_size: the number of observations in a call; None for any.
 
         Raises:
-          ValueError: what the agent does cannot be exported.
+          ValueError: the policy cannot be exported.
           OSError: the file cannot be written.
         """
         pathlib.Path(path).write_bytes(exporting.export(self._flat, self._key, batch_size))
@@ -150,23 +151,24 @@ def load(
     epsilon: float | None = None,
     seed: int = 0,
 ) -> Policy:
-    """The policy of a run's newest checkpoint, or of the parameters that did best in its own evaluations.
+    """Loads the policy of a run's newest checkpoint, or of the parameters that did best in the run's own evaluations.
 
-    It takes neither the environment nor Reverb or TensorFlow; a run of a version that wrote no LOGDIR/spec.json has its
-    environment made once, to be looked at.
+    It needs neither the environment nor Reverb or TensorFlow. Only if the run is of an old version, which wrote no
+    LOGDIR/spec.json, is its environment made once, to find its spec.
 
     Args:
       logdir: the run's folder, or its URL.
-      checkpoint: "newest" or "best". The best are those of LOGDIR/best.npz, as scripts/evaluate --checkpoint=best has
-        them; of a stacked population, those that did best on the average of all members.
-      member: of a population, whose policy; the first is 0.
-      sampled: whether actions are drawn, as in training, and not greedy; None: as the run's --eval_policy says.
-      epsilon: how likely it is that an action is any of the discrete ones instead; None: the run's --eval_epsilon.
-      seed: of what is random in acting.
+      checkpoint: "newest" or "best". "best" takes the parameters in LOGDIR/best.npz, as scripts/evaluate
+        --checkpoint=best does. In a stacked population these are the ones that did best on average over all members.
+      member: whose policy to load from a population; the first member is 0. None for any other run.
+      sampled: whether actions are sampled, as in training, instead of greedy; None: as the run's --eval_policy says.
+      epsilon: the probability of a uniformly random action instead, if actions are discrete or factored; None: the
+        run's --eval_epsilon.
+      seed: seeds what is random in acting.
 
     Raises:
-      UsageError: a ValueError, one line: there is no run, no checkpoint yet, no such member, or an epsilon that does
-        not fit; or the best parameters cannot be read.
+      UsageError: a ValueError of one line: there is no run, no checkpoint yet or no such member, the epsilon does not
+        fit, or the best parameters cannot be read.
       OSError: none of the checkpoints can be read.
     """
     if checkpoint not in ("newest", "best"):
@@ -206,8 +208,14 @@ def load(
 
 
 def _folder(logdir: str | os.PathLike[str], saves: Collection[str], *names: str) -> pathlib.Path:
-    """The run's folder on this machine, where its checkpoints are those of the URL if `saves` names them, and so are
-    files of these `names`."""
+    """Returns the run's folder on this machine.
+
+    If `logdir` is a URL, it first fetches config.json, spec.json, the files of these `names`, and checkpoints in the
+    folders that `saves` names.
+
+    Raises:
+      UsageError: the URL cannot be read, or has no run.
+    """
     text = os.fspath(logdir)
     try:
         place = mirror.place(text)

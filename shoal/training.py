@@ -1,4 +1,4 @@
-"""Training from Python, as scripts/train does it, in this process."""
+"""Trains from Python as scripts/train does, but in this process."""
 
 import json
 import signal
@@ -10,12 +10,12 @@ from launchers import flags as command_line
 from launchers import train as command
 from launchers.settings import Logdir, UsageError
 
-HERE = ("threads", "serial")  # placements that need no other process
+HERE = ("threads", "serial")  # the placements of one process that shoal.train takes
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _words(given: dict[str, Any]) -> list[str]:
-    """Keyword arguments as words of a command line."""
+    """Turns keyword arguments into the words of a command line."""
     config = given.pop("config", None) or {}
     named = {name: value for name, value in given.items() if value is not None}
     named |= {f"config.{name}": value for name, value in config.items()}
@@ -23,18 +23,19 @@ def _words(given: dict[str, Any]) -> list[str]:
 
 
 def train(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> Logdir:
-    """Trains in this process until the run is done, or is interrupted; the LOGDIR, for `shoal.load`. The same LOGDIR
-    resumes it.
+    """Trains in this process until the run is done or is interrupted, and returns its LOGDIR, for `shoal.load`.
 
         shoal.train(agent="dqn", env="CartPole-v1", max_env_steps=100_000, config={"n_step": 3})
 
+    A later call with the same LOGDIR resumes the run.
+
     Args:
-      flags: those of scripts/train, by name, and `config`, fields of the agent's Config. The carrier is the local one,
-        and the placement `threads` or `serial`.
+      flags: the flags of scripts/train, by name; and `config`, a dict of fields of the agent's Config. The carrier can
+        only be `local`, and the placement only `threads` (the default) or `serial`.
 
     Raises:
-      UsageError: a ValueError, one line: what scripts/train would refuse.
-      EnvironmentFailure, OSError or FloatingPointError: what ends scripts/train with one line.
+      UsageError: a ValueError of one line, where scripts/train would refuse its command line.
+      EnvironmentFailure, OSError or FloatingPointError: where scripts/train would end with one line.
     """
     given = {"carrier": "local", "placement": "threads"} | flags
     if given["carrier"] != "local" or given["placement"] not in HERE:
@@ -51,14 +52,16 @@ def train(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> L
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        if sys.modules.get("tensorflow", True) is None:  # left out of the run; whoever wants it now may have it
+        if sys.modules.get("tensorflow", True) is None:  # the run's ban on importing it; lift it
             del sys.modules["tensorflow"]
     return logdir
 
 
 def make_agent(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> Agent:
-    """The agent that scripts/train would train, a record of pure functions (agents/agent.py), for an environment that
-    is made once to be looked at; `flags` as of `train`."""
+    """Returns the agent that scripts/train would train, a record of pure functions (agents/agent.py).
+
+    The environment is made once, to find its spec. `flags` are as for `train`.
+    """
     words = _words({"agent": agent, "env": env, "carrier": "local"} | flags)
     command_line.parse(command.train, ["shoal.make_agent", *words])
     run = command_line.run_from_flags()

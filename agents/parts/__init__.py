@@ -1,1 +1,1 @@
-"""What algorithms are made of and share: networks, policies, exploration, advantages; no algorithm itself."""
+"""The building blocks that algorithms share: networks, policies, exploration, advantages. None is an algorithm."""

@@ -1,7 +1,8 @@
-"""What agents share that learn action values from a replay: epsilon-greedy acting, updates, priorities, targets.
+"""The code that agents share if they learn action values from a replay: epsilon-greedy acting, updates, priorities and
+target parameters.
 
-It is algorithm 1 of Mnih et al. 2015, https://doi.org/10.1038/nature14236. What a value is, and what is to fall of a
-transition, an agent says itself, by `Values`.
+It is algorithm 1 of Mnih et al. 2015, https://doi.org/10.1038/nature14236. An agent brings only its network and its
+loss, as a `Values`.
 
 Sizes: B environments or transitions, A actions, S stacked frames.
 """
@@ -36,13 +37,13 @@ from agents.parts.torsos import check_frames
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step; None where nothing is stacked."""
+    """The agent's memory from one step to the next: the last frames, if frames are stacked."""
 
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]; None where nothing is stacked
 
 
 class Hypers(NamedTuple):
-    """What a population may tune in a running learner; float32 scalars."""
+    """The hyperparameters that a population may tune in a running learner; float32 scalars."""
 
     learning_rate: Any
     epsilon_initial: Any
@@ -53,13 +54,13 @@ class State(NamedTuple):
     params: Any  # theta
     target_params: Any  # theta^-
     opt_state: optax.OptState
-    max_priority: chex.Array  # float32, the largest so far
+    max_priority: chex.Array  # float32 scalar, the largest priority so far
     hypers: Hypers
     step: chex.Array  # updates so far, int32
 
 
 class Policy(NamedTuple):
-    """What actors pull."""
+    """The parameters that actors pull."""
 
     params: Any
     epsilon: chex.Array  # float32, a scalar or [B]
@@ -67,18 +68,19 @@ class Policy(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Of each transition, float32 [B]."""
+    """The loss and what goes with it, for each transition of a batch; float32 [B]."""
 
-    losses: chex.Array  # whose mean, weighted by importance, falls
-    errors: chex.Array  # whose size is the priority; 0 or least where nothing is left to learn
+    losses: chex.Array  # the update descends on their mean, weighted by importance
+    errors: chex.Array  # their absolute values become priorities; smallest where nothing is left to learn
     values: chex.Array  # Q(s_t, a_t)
     metrics: dict[str, Any]  # more scalars for the learner's metrics
 
 
 class Values(NamedTuple):
-    """What an agent says itself, of observations as its network sees them: frames with channels, [B, H, W, S].
+    """The functions that an agent brings. They take observations as its network sees them: frames have channels,
+    [B, H, W, S].
 
-    Keys are for networks that draw numbers; `values` gets None in evaluations, and draws none then.
+    Keys are for networks that draw random numbers. In evaluations `values` gets None as its key, and draws none.
     """
 
     init: Any  # (key, observation) -> params
@@ -87,7 +89,7 @@ class Values(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """The same of single frames and of a replay's transitions."""
+    """The functions of a `Values`, but over observations as environments and replays give them."""
 
     init: Any  # key -> params
     memory: Any  # num_envs -> Memory
@@ -102,8 +104,11 @@ def check(
     not_negative: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
 ) -> None:
-    """Raises ValueError, naming the field, where one is out of range: of those that all these agents' Configs have, or
-    of the agent's own that are named, as `check_ranges` has them."""
+    """Raises ValueError, naming the field, if a field of `config` is out of range.
+
+    It checks the fields that the Configs of all these agents have, and the agent's own fields that the other arguments
+    name, which are as in `check_ranges`.
+    """
     check_ranges(
         config,
         counts=("frame_stack", "n_step", "batch_size", "replay_size", "min_replay_size", "target_period", *counts),
@@ -121,20 +126,20 @@ def check(
 
 
 class Network(NamedTuple):
-    """Of observations as it sees them."""
+    """A Q-network as two functions of observations as it sees them (`Values`)."""
 
     init: Any  # (key, observation) -> params
-    outputs: Any  # (params, key, observation) -> [B, A], or of several atoms an action [B, A, num_atoms]
+    outputs: Any  # (params, key, observation) -> [B, A]; with several atoms an action, [B, A, num_atoms]
 
 
 def make_network(config: Any, num_actions: int, num_atoms: int = 0, noisy: float = 0.0) -> Network:
-    """The QNetwork of a config that has torso, hidden_sizes, activation, dueling, head_size and dtype.
+    """Returns the QNetwork that a config describes.
 
     Args:
-      config: the agent's.
+      config: has the fields torso, hidden_sizes, activation, dueling, head_size and dtype.
       num_actions: A.
-      num_atoms: outputs for each action; 0: one, without an axis of its own.
-      noisy: sigma_0 of its noisy layers; 0: they are plain. With a key of None nothing is noisy.
+      num_atoms: the number of outputs for each action; 0 means one output, without an axis of its own.
+      noisy: sigma_0 of the noisy layers; 0 means plain layers. With a key of None there is no noise.
     """
     network = QNetwork(
         torso=config.torso,
@@ -160,25 +165,26 @@ def make_network(config: Any, num_actions: int, num_atoms: int = 0, noisy: float
 
 
 def at(outputs: chex.Array, action: chex.Array) -> chex.Array:
-    """Those of one action each: [B, A, ...] and int32 [B] -> [B, ...]."""
+    """Selects the outputs of one action in each row: [B, A, ...] and int32 [B] -> [B, ...]."""
     return jax.vmap(lambda row, a: row[a])(outputs, action)
 
 
 def functions(config: Any, spec: EnvironmentSpec, of: Values) -> Functions:
-    """What acting, learning and priorities are made of.
+    """Puts frame stacking around an agent's own functions `of`.
 
     Raises:
-      ValueError: a network that does not fit the observation.
+      ValueError: the network does not fit the observation.
     """
     shape, stack = spec.observation_shape, config.frame_stack
     check_frames(config.torso, stack, shape)
 
     def single(observation) -> chex.Array:
-        """What the network sees of observations that are not stacked."""
+        """Returns single observations as the network sees them."""
         return observation if config.torso == "mlp" else channels_last(observation, 1)
 
     def stacked(observation) -> chex.Array:
-        """What it sees of a Transition's, whose frames, if stacked, are [B, S, H, W] or [B, S, H, W, C]."""
+        """Returns a Transition's observations as the network sees them. Stacked frames come as [B, S, H, W] or
+        [B, S, H, W, C]."""
         return stack_channels(observation, 1) if stack > 1 else single(observation)
 
     def init(key: jax.Array) -> Any:
@@ -205,7 +211,10 @@ def functions(config: Any, spec: EnvironmentSpec, of: Values) -> Functions:
 
 
 def make_agent(config: Any, f: Functions) -> Agent:
-    """The agent of these functions, and of a config that has the fields of dqn.Config but its own few."""
+    """Makes the agent of these functions.
+
+    `config` has the fields of dqn.Config, except the few that are DQN's alone.
+    """
     optimizer = make_optimizer(
         config.optimizer, config.optimizer_epsilon, config.rmsprop_decay, config.max_gradient_norm, centred=True
     )
@@ -214,7 +223,7 @@ def make_agent(config: Any, f: Functions) -> Agent:
         params = f.init(key)
         return State(
             params=params,
-            target_params=jax.tree.map(jnp.copy, params),  # no shared buffers: an update may be given them to overwrite
+            target_params=jax.tree.map(jnp.copy, params),  # a copy: an update may overwrite its buffers
             opt_state=optimizer.init(params),
             max_priority=jnp.float32(1),
             hypers=initial_hypers(Hypers, config),
@@ -231,7 +240,7 @@ def make_agent(config: Any, f: Functions) -> Agent:
         return f.memory(num_envs)
 
     def act(params: Policy, key: jax.Array, timestep: TimeStep, memory: Memory):
-        network_key = jax.random.fold_in(key, 2)  # neither of the two that `epsilon_greedy` makes of it
+        network_key = jax.random.fold_in(key, 2)  # not one of the two that `epsilon_greedy` splits off
         values, memory = f.values(params.params, network_key, timestep, memory)
         return epsilon_greedy(key, values, params.epsilon), {}, memory
 

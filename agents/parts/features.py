@@ -1,5 +1,5 @@
-"""Fixed features of an observation: the Fourier basis and tile coding for agents that are linear in them, and plain
-vectors for those that need not be.
+"""Fixed features of an observation: the Fourier basis and tile coding, for agents that are linear in them, and plain
+vectors, for agents that need not be.
 
 B is any batch shape, d the observation's size, n the number of features.
 """
@@ -16,26 +16,29 @@ import numpy as np
 
 from agents.agent import EnvironmentSpec
 
-MAX_FEATURES = 20_000  # (order + 1)^d grows fast; beyond this a run would only be slow
+MAX_FEATURES = 20_000  # (order + 1)^d grows fast; with more features than this a run would only be slow
 
 
 class Features(NamedTuple):
-    """phi and the factor of the step size of each of its coefficients."""
+    """A feature map phi, and a factor for the step size of each coefficient."""
 
     size: int  # n
-    phi: Callable[[Any], chex.Array]  # x in [0, 1], [B, d] -> float32 [B, n]; of those below the bases, observations
-    step_sizes: np.ndarray  # float32 [n]
+    # [B, d] -> float32 [B, n]. The bases (`fourier`, `tiles`) take x in [0, 1], [B, d]; `of_observations` and `vector`
+    # give maps that take observations.
+    phi: Callable[[Any], chex.Array]
+    step_sizes: np.ndarray  # float32 [n], which multiply the step size
 
 
 def scale(observation: chex.Array, low: np.ndarray, high: np.ndarray) -> chex.Array:
-    """[B, d] -> float32 [B, d]: low is 0, high is 1, and what is outside is clipped."""
+    """Scales observations [B, d] so that low becomes 0 and high 1, float32 [B, d]; numbers outside are clipped."""
     return jnp.clip((jnp.asarray(observation, jnp.float32) - low) / (high - low), 0.0, 1.0)
 
 
 def fourier(size: int, order: int) -> Features:
-    """cos(pi c^T x) for every c in {0 .. order}^d (Konidaris et al. 2011, 10.1609/aaai.v25i1.7903).
+    """Makes the Fourier basis: cos(pi c^T x) for every c in {0 .. order}^d (Konidaris et al. 2011,
+    10.1609/aaai.v25i1.7903).
 
-    The step size of coefficient c is divided by ||c||, but for c = 0 (the paper's scaled step sizes).
+    The step size of coefficient c is divided by ||c||, except for c = 0 (the paper's scaled step sizes).
     """
     _check_number(f"a Fourier basis of order {order} over {size} observations", (order + 1) ** size)
     c = np.array(list(itertools.product(range(order + 1), repeat=size)), np.float32)  # [n, d]
@@ -48,13 +51,14 @@ def fourier(size: int, order: int) -> Features:
 
 
 def tiles(size: int, tilings: int, width: int) -> Features:
-    """Tile coding: each tiling cuts every dimension into `width` tiles, and one more at the edge for its offset.
+    """Makes tile coding: each tiling cuts every dimension into `width` tiles, and one more at the edge, since tilings
+    are offset.
 
-    Tiling k is moved by k (1, 3, 5, ..) / tilings of a tile (Sutton and Barto 2018, section 9.5.4). One feature in each
-    tiling is 1 and the others are 0; the step size is divided by the number of tilings.
+    Tiling k is offset by k (1, 3, 5, ..) / tilings of a tile (Sutton and Barto 2018, section 9.5.4), modulo one tile.
+    One feature in each tiling is 1 and the others are 0; the step size is divided by the number of tilings.
     """
     _check_number(f"{tilings} tilings of {width} tiles over {size} observations", tilings * (width + 1) ** size)
-    offsets = np.arange(tilings)[:, None] * (2 * np.arange(size) + 1) % tilings / tilings  # [tilings, d], of a tile
+    offsets = np.arange(tilings)[:, None] * (2 * np.arange(size) + 1) % tilings / tilings  # [tilings, d], in tiles
     places = (width + 1) ** np.arange(size)  # a tile's number is its coordinates in base width + 1
     cells = (width + 1) ** size
 
@@ -67,7 +71,8 @@ def tiles(size: int, tilings: int, width: int) -> Features:
 
 
 def check_bounds(config: Any) -> None:
-    """Raises ValueError unless `config.observation_low` and `config.observation_high` fit one another."""
+    """Raises ValueError unless `config.observation_low` and `config.observation_high` have the same length and each low
+    is finite and below its high, which is finite too."""
     if len(config.observation_low) != len(config.observation_high) or not all(
         low < high and np.isfinite(high - low) for low, high in zip(config.observation_low, config.observation_high)
     ):
@@ -78,12 +83,12 @@ def check_bounds(config: Any) -> None:
 
 
 def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
-    """What a config asks for by `features`, with `order`, or `tilings` and `tiles`, within its bounds.
+    """Makes the features that `config.features` names: 'fourier' of `order`, else `tilings` tilings of width `tiles`.
 
-    `phi` takes observations [B, d]: `config.observation_low` is 0, `config.observation_high` is 1.
+    `phi` takes observations [B, d] and scales them: `config.observation_low` becomes 0, `config.observation_high` 1.
 
     Raises:
-      ValueError: the bounds are not one for each of the observation's numbers, or there would be too many features.
+      ValueError: there is not one bound for each number of the observation, or there would be too many features.
     """
     low, high = (np.asarray(x, np.float32) for x in (config.observation_low, config.observation_high))
     if spec.observation_shape != low.shape:
@@ -100,17 +105,18 @@ def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
 
 
 def refuse_frames(agent: str, spec: EnvironmentSpec) -> None:
-    """Raises ValueError, which names the `agent`, if observations are frames."""
+    """Raises ValueError, naming the `agent`, if observations are frames."""
     if spec.frame_sides:
         raise ValueError(f"{agent} has no convolutions and this environment's observations are frames; use impala")
 
 
 def vector(agent: str, spec: EnvironmentSpec) -> Features:
-    """The observation itself, [B, *shape] flattened; the number of a state comes one-hot from the environment, so that
-    what is linear in it is a table.
+    """Makes features that are the observation itself, [B, *shape] flattened.
+
+    Where a state is a number, the environment shows it one-hot: a linear function of these features is then a table.
 
     Raises:
-      ValueError: frames, as `refuse_frames` does.
+      ValueError: observations are frames (`refuse_frames`).
     """
     refuse_frames(agent, spec)
     shape = spec.observation_shape

@@ -1,8 +1,9 @@
-"""Gradients that travel: an agent whose samples are not experience but gradients, which workers computed of theirs.
+"""Gradients that travel: an agent whose samples are gradients, which workers computed from their own experience.
 
 Mnih et al. 2016, *Asynchronous Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1602.01783; Nair et al.
-2015, *Massively Parallel Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1507.04296. What the paper's
-workers and parameter server do is the agent's own `gradient` and `apply`; no algorithm knows how it travels.
+2015, *Massively Parallel Methods for Deep Reinforcement Learning*, https://arxiv.org/abs/1507.04296. The agent's own
+`gradient` is what the papers' workers compute, and its `apply` is what their parameter server does. No algorithm knows
+whether its experience or its gradients travel.
 """
 
 from typing import Any
@@ -13,12 +14,13 @@ from agents.agent import Agent, Feedback, Gradient, Gradients, State, TableSpec,
 
 
 def by_gradients(agent: Agent) -> Agent:
-    """The same agent, learning from Gradients [n, ...], as many for each device.
+    """Returns the same agent, but one that learns from Gradients [n, ...]: the mean of n on each device.
 
-    What is pulled is the state without its optimiser's part: workers act by it and compute gradients at it.
+    Workers pull the state without the optimiser's state. They act by it and compute gradients at it.
 
     Raises:
-      ValueError: its update has no halves, or wants priorities back, which would have to travel to the workers.
+      ValueError: the agent has no `gradient` and `apply`, its updates must come in order, or its replay is prioritised:
+        priorities would have to travel back to the workers.
     """
     table = agent.table
     if agent.gradient is None or agent.apply is None or agent.in_order:
@@ -46,7 +48,7 @@ def by_gradients(agent: Agent) -> Agent:
         act=act,
         act_greedily=act_greedily,
         update=update,
-        # Room for one: what waits grows old.
+        # Room for one gradient only: while a gradient waits, it goes stale.
         table=TableSpec("gradients", Gradients(table, agent.batch_size), "queue", max_size=1),
         batch_size=1,
         priority=None,

@@ -1,7 +1,7 @@
-"""Networks: a recurrent core and heads on a torso, deterministic policies and their critics.
+"""Networks: torsos with an optional LSTM and heads on top, and deterministic policies with their critics.
 
 Sizes in the shapes below: T rows of time, B environments, N = T * B, S stacked frames, A actions. Parameters are
-always float32; `dtype` is what the arithmetic is done in.
+always float32; `dtype` is the type of the arithmetic.
 """
 
 import math
@@ -19,14 +19,14 @@ from agents.parts.torsos import MLPTorso, make_torso
 
 
 class LSTMState(NamedTuple):
-    """Both float32 [B, size]."""
+    """An LSTM's state; both fields are float32 [B, size]."""
 
     hidden: chex.Array
     cell: chex.Array
 
 
 class LSTM(nn.Module):
-    """Long short-term memory, reset where an episode opens (Hochreiter & Schmidhuber 1997, 10.1162/neco.1997.9.8.1735).
+    """An LSTM whose state is reset where an episode begins (Hochreiter & Schmidhuber 1997, 10.1162/neco.1997.9.8.1735).
 
     The forget gate's bias starts at 1 (Jozefowicz et al. 2015, proceedings.mlr.press/v37/jozefowicz15.html).
     """
@@ -35,12 +35,15 @@ class LSTM(nn.Module):
     dtype: Any = jnp.float32
 
     def initial_state(self, batch: int) -> LSTMState:
-        """Zeros, [batch, size]."""
+        """Returns a state of zeros, [batch, size]."""
         return LSTMState(jnp.zeros((batch, self.size)), jnp.zeros((batch, self.size)))
 
     @nn.compact
     def __call__(self, state: LSTMState, x: chex.Array, first: chex.Array) -> tuple[LSTMState, chex.Array]:
-        """Unrolls x [T, B, F], zeroing the state before each row that is `first` [T, B]: -> state, [T, B, size]."""
+        """Unrolls x [T, B, F] and returns the last state and the outputs [T, B, size].
+
+        The state is set to zero before each row where `first` [T, B] is true.
+        """
 
         def init_bias(key, shape, dtype):
             return jnp.zeros(shape, dtype).at[self.size : 2 * self.size].set(1.0)
@@ -66,13 +69,14 @@ class LSTM(nn.Module):
 
 
 def last_inputs(actions: Any, first: Any, action: Any, reward: Any) -> chex.Array:
-    """What an LSTM takes of the last action and reward, float32 [T, B, F]; zeros where an episode opens.
+    """Returns the last action and reward as features for an LSTM, float32 [T, B, F]; zeros where an episode begins.
 
     Args:
-      actions: the environment's; choices become one-hot, and bounds are at -1 and 1.
-      first: bool [T, B], the row opens an episode.
-      action: the last one before each row, [T, B, *shape].
-      reward: that came with each row, [T, B].
+      actions: the environment's action spec. Discrete choices become one-hot; continuous actions are scaled so that
+        their bounds are -1 and 1.
+      first: bool [T, B], whether the row is an episode's first.
+      action: the action before each row, [T, B, *shape].
+      reward: the reward that came with each row's observation, [T, B].
     """
     if isinstance(actions, DiscreteActions):
         features = [jax.nn.one_hot(action, actions.num_actions)]
@@ -85,7 +89,7 @@ def last_inputs(actions: Any, first: Any, action: Any, reward: Any) -> chex.Arra
 
 
 def append(outputs: chex.Array, free: chex.Array) -> chex.Array:
-    """[..., P] and [F] -> [..., P + F], of which the last are the same everywhere."""
+    """Appends the same `free` numbers [F] to all outputs [..., P]: -> [..., P + F]."""
     return jnp.concatenate([outputs, jnp.broadcast_to(free, (*outputs.shape[:-1], free.size))], axis=-1)
 
 
@@ -93,12 +97,12 @@ class ActorCritic(nn.Module):
     """Policy and value heads on a shared torso ('mlp', 'shallow', 'nature' or 'residual') and an optional LSTM."""
 
     torso: str
-    num_outputs: int  # P, of the policy
+    num_outputs: int  # P, the policy's outputs
     hidden_sizes: Sequence[int] = (64, 64)
-    lstm_size: int = 0
+    lstm_size: int = 0  # 0: no LSTM
     activation: str = "tanh"
     dtype: Any = jnp.float32
-    num_free: int = 0  # the last of the policy's outputs are parameters of their own, which start at 0
+    num_free: int = 0  # the last `num_free` of the P outputs are free parameters, which start at 0
     separate_value: bool = False  # the value has a torso of its own, without an LSTM
     num_values: int = 1
 
@@ -110,8 +114,16 @@ class ActorCritic(nn.Module):
     def __call__(
         self, observation: chex.Array, first: chex.Array, lstm_state: Any, inputs: Any = ()
     ) -> tuple[chex.Array, chex.Array, Any]:
-        """[T, B, ...], bool [T, B], state, more features [T, B, F] for the LSTM or () -> float32 outputs [T, B, P] and
-        value [T, B], or of several values [T, B, num_values], the new state."""
+        """Returns the policy's outputs, float32 [T, B, P], the value, and the new LSTM state.
+
+        The value is float32 [T, B], or with several values [T, B, num_values].
+
+        Args:
+          observation: [T, B, ...].
+          first: bool [T, B], whether the row is an episode's first.
+          lstm_state: the LSTM's state before row 0; () without an LSTM.
+          inputs: more features [T, B, F] beside the torso's (the last action and reward); () for none.
+        """
         # Time is folded into the batch: XLA's CPU backend differentiates a convolution inside a scan 40 times slower.
         rows, batch = observation.shape[:2]
 
@@ -138,9 +150,10 @@ class QNetwork(nn.Module):
     """Action values on a torso (as `make_torso` names it) and an optional LSTM; plain or dueling.
 
     Dueling: Q = V + A - mean of A over actions (Wang et al. 2016, https://arxiv.org/abs/1511.06581, eq. 9). The two
-    streams part at the torso's or LSTM's output, each with a dense layer of `head_size` before its last (0: without).
-    That layer takes the place of a convolutional torso's own, unless an LSTM is between: so the streams part at the
-    convolutions, as in figure 1 there, and a plain network with `head_size` is one of the same size.
+    streams part at the output of the torso or LSTM. Each has a hidden dense layer of `head_size` before its last layer;
+    0 means no such layer. Without an LSTM, that layer replaces a convolutional torso's own dense layer. So the streams
+    part right after the convolutions, as in figure 1 of the paper, and a plain network has as many layers with
+    `head_size` as without.
     """
 
     torso: str
@@ -150,8 +163,8 @@ class QNetwork(nn.Module):
     lstm_size: int = 0
     dueling: bool = False
     head_size: int = 0
-    num_atoms: int = 0  # outputs for each action; 0: one, its value
-    noisy: float = 0.0  # sigma_0 of the heads' layers; 0: they are plain
+    num_atoms: int = 0  # outputs for each action; 0: one output, its value, without an axis of its own
+    noisy: float = 0.0  # sigma_0 of the heads' noisy layers; 0: plain layers
     normalized: bool = False  # layer normalisation in every layer of the torso
     dtype: Any = jnp.float32
 
@@ -163,16 +176,16 @@ class QNetwork(nn.Module):
     def __call__(
         self, observation: chex.Array, first: chex.Array, state: Any, inputs: Any = ()
     ) -> tuple[chex.Array, Any]:
-        """Values of all actions.
+        """Returns the values of all actions, and the new LSTM state.
 
         Args:
           observation: [T, B, ...].
-          first: bool [T, B]; the LSTM forgets what was before such a row. Of no use without one.
-          state: the LSTM's before row 0, [B, size] each; () without one.
+          first: bool [T, B]; the LSTM's state is reset before such a row. Not used without an LSTM.
+          state: the LSTM's state before row 0, [B, size] each; () without an LSTM.
           inputs: more features [T, B, F] beside the torso's, for the LSTM (the last action and reward); () for none.
 
         Returns:
-          float32 [T, B, A], or with atoms [T, B, A, num_atoms], the new state.
+          The values, float32 [T, B, A], or with atoms [T, B, A, num_atoms]; and the new state.
         """
         rows, batch = observation.shape[:2]
         convolutions_only = bool(self.head_size) and not self.lstm_size
@@ -203,13 +216,13 @@ class QNetwork(nn.Module):
 
 
 def init_small(key: jax.Array, shape: Any, dtype: Any = jnp.float32) -> chex.Array:
-    """Uniform in [-0.003, 0.003]: first actions and values near 0 (Lillicrap et al. 2016, arxiv.org/abs/1509.02971)."""
+    """Draws parameters uniformly from [-0.003, 0.003]: actions and values start near 0 (Lillicrap et al. 2016,
+    arxiv.org/abs/1509.02971)."""
     return jax.random.uniform(key, shape, dtype, -3e-3, 3e-3)
 
 
 def check_action_layer(config: Any) -> None:
-    """Raises ValueError unless the critic of `config.hidden_sizes` has a hidden layer `config.action_layer`, which are
-    counted from 1."""
+    """Raises ValueError unless `config.action_layer` is one of the critic's hidden layers, counted from 1."""
     layers = max(1, len(config.hidden_sizes))
     if not 1 <= config.action_layer <= layers:
         raise ValueError(
@@ -219,11 +232,12 @@ def check_action_layer(config: Any) -> None:
 
 
 class DeterministicPolicy(nn.Module):
-    """Dense layers, ReLU, and tanh: [B, ...] -> float32 [B, *action_shape] in [-1, 1]."""
+    """A deterministic policy of dense layers with ReLU and a last tanh: [B, ...] -> float32 [B, *action_shape] in
+    [-1, 1]."""
 
     action_shape: Sequence[int]
     hidden_sizes: Sequence[int] = (256, 256)
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, observation: chex.Array) -> chex.Array:
@@ -233,12 +247,13 @@ class DeterministicPolicy(nn.Module):
 
 
 class ActionCritic(nn.Module):
-    """Dense layers, ReLU: observation [B, ...], action [B, *shape] in [-1, 1] -> float32 [B, num_outputs]."""
+    """A critic of dense layers with ReLU: observation [B, ...], action [B, *shape] in [-1, 1] -> float32
+    [B, num_outputs]."""
 
     num_outputs: int = 1
     hidden_sizes: Sequence[int] = (256, 256)
-    action_layer: int = 1  # the hidden layer that the action enters, beside what it has from the one before
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    action_layer: int = 1  # the hidden layer, counted from 1, that gets the action beside its other inputs
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, observation: chex.Array, action: chex.Array) -> chex.Array:
@@ -252,41 +267,43 @@ class ActionCritic(nn.Module):
 
 
 class Ensemble(NamedTuple):
-    """`size` networks that are alike but for their parameters, as one: parameters and outputs have an axis for them in
-    front. Their matrix products are computed as one batch."""
+    """`size` networks of one architecture as a single one: parameters and outputs get a leading axis [size, ...].
+
+    The networks' matrix products are computed as one batch.
+    """
 
     network: nn.Module
     size: int
 
     def init(self, key: jax.Array, *inputs: Any) -> Any:
-        """Each network starts from its own key."""
+        """Initialises each network from its own key."""
         return jax.vmap(lambda key: self.network.init(key, *inputs))(jax.random.split(key, self.size))
 
     def apply(self, params: Any, *inputs: Any) -> chex.Array:
-        """The outputs of all for the same inputs: [size, B, ...]."""
+        """Returns the outputs of all networks for the same inputs, [size, B, ...]."""
         outputs: Any = jax.vmap(lambda params: self.network.apply(params, *inputs))(params)
         return outputs
 
 
 class PolicyAndCritic(NamedTuple):
-    """One of each: parameters, gradients, or what an optimiser keeps for them."""
+    """A pair for policy and critic: of parameters, of gradients, or of optimiser states."""
 
     policy: Any
     critic: Any
 
 
 class MLP(nn.Module):
-    """Dense layers and a linear one: [..., d] -> float32 [..., num_outputs], near 0 at first.
+    """Hidden dense layers and a linear one: [..., d] -> float32 [..., num_outputs]. Outputs start near 0.
 
-    Without hidden layers it is linear, 0 at first and without a bias, which all states would share: of one-hot inputs a
-    table.
+    Without hidden layers it is a linear function without a bias, which all states would share, and it starts at 0. With
+    one-hot inputs it is then a table.
     """
 
     num_outputs: int
     hidden_sizes: Sequence[int] = ()
     activation: str = "tanh"
-    num_free: int = 0  # the last of the outputs are parameters of their own, which start at 0
-    layer_norm: bool = False  # of the first layer, as MLPTorso has it
+    num_free: int = 0  # the last `num_free` outputs are free parameters, which start at 0
+    layer_norm: bool = False  # layer normalisation in the first layer (MLPTorso)
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:

@@ -1,4 +1,4 @@
-"""Observations brought to mean 0 and variance 1, by running statistics over all that was sampled for learning."""
+"""Normalises observations to mean 0 and variance 1, by running statistics of all that were sampled for learning."""
 
 from typing import Any, NamedTuple
 
@@ -7,35 +7,35 @@ import jax.numpy as jnp
 
 from agents.agent import Transition, pmean, psum
 
-LIMIT = 10.0  # of a normalised number: what has hardly ever moved may one day move far
+LIMIT = 10.0  # bounds normalised numbers: one that has hardly ever moved may one day move far
 
 
 class Normalizer(NamedTuple):
-    """Statistics of each number of an observation; float32 [*observation_shape]."""
+    """Running statistics of each number of an observation; float32 [*observation_shape]."""
 
     mean: chex.Array
     variance: chex.Array
-    count: chex.Array  # float32 scalar: the observations behind them, of all devices; 0 at first, the identity
+    count: chex.Array  # float32 scalar: how many observations there were, on all devices; 0 at first
 
 
 def init(shape: tuple[int, ...]) -> Normalizer:
-    """Before any observation of `shape`: normalising does nothing."""
+    """Returns the statistics before any observation of `shape`; normalising by them does nothing."""
     return Normalizer(jnp.zeros(shape), jnp.ones(shape), jnp.float32(0))
 
 
 def of(observations: Any) -> Normalizer:
-    """The statistics of observations [B, ...] alone, of those of every device."""
+    """Returns the statistics of observations [B, ...] alone, over all devices."""
     x = jnp.asarray(observations, jnp.float32)
     mean = pmean(x.mean(axis=0))
     variance = pmean(jnp.square(x - mean).mean(axis=0))
-    # Of all devices, so that a run may go on with another number of them.
+    # The count is over all devices, so that a run may be resumed on another number of devices.
     return Normalizer(mean, variance, jnp.float32(psum(x.shape[0])))
 
 
 def join(normalizer: Any, other: Any) -> Any:
-    """The statistics of what is behind either; () with () stays ().
+    """Merges the statistics of two sets of observations. () and () give ().
 
-    As in Chan et al. 1979 (eq. 2.1), which does not lose small variances to rounding.
+    It computes eq. 2.1 of Chan et al. 1979, which does not lose small variances to rounding.
     """
     if not isinstance(normalizer, Normalizer):
         return normalizer
@@ -50,21 +50,21 @@ def join(normalizer: Any, other: Any) -> Any:
 
 
 def update(normalizer: Any, observations: Any) -> Any:
-    """Adds observations [B, ...] to a Normalizer's statistics, those of every device alike; () stays ()."""
+    """Adds the observations [B, ...] of every device to a Normalizer's statistics; () stays ()."""
     return join(normalizer, of(observations)) if isinstance(normalizer, Normalizer) else normalizer
 
 
 def apply(normalizer: Normalizer | tuple[()], observation: Any, limit: float = LIMIT) -> chex.Array:
-    """[B, ...] -> float32 [B, ...], within [-limit, limit]; with an empty normaliser nothing but the type changes."""
+    """Normalises observations [B, ...] and clips them to [-limit, limit], float32. With () only the type changes."""
     x = jnp.asarray(observation, jnp.float32)
     if not isinstance(normalizer, Normalizer):
         return x
-    # The small number keeps what never moved at 0.
+    # The 1e-8 keeps a number that never moved at 0.
     return jnp.clip((x - normalizer.mean) / jnp.sqrt(normalizer.variance + 1e-8), -limit, limit)
 
 
 def transition(normalizer: Normalizer | tuple[()], transition: Transition) -> Transition:
-    """A transition with both of its observations normalised, as `apply` does it."""
+    """Normalises both observations of a transition, as `apply` does."""
     return transition._replace(
         observation=apply(normalizer, transition.observation),
         next_observation=apply(normalizer, transition.next_observation),

@@ -1,4 +1,4 @@
-"""From a gradient to new parameters: optimisers, learning rates, steps, and the hyperparameters that they read."""
+"""Optimisation: optimisers, learning rates, gradient steps, and the hyperparameters that they read."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -12,9 +12,9 @@ from agents.agent import pmean
 
 
 def initial_hypers(Hypers: Any, config: Any) -> Any:
-    """An agent's `Hypers`, which is a NamedTuple, as training begins: each field is the config's of the same name.
+    """Makes an agent's initial `Hypers`, a NamedTuple: each field is the config's field of the same name.
 
-    They are float32 arrays, so that a population can change them in a running learner without compiling again.
+    The fields are float32 arrays, so that a population can change them in a running learner without compiling again.
     """
     return Hypers(*(jnp.asarray(getattr(config, name), jnp.float32) for name in Hypers._fields))
 
@@ -29,20 +29,21 @@ def make_optimizer(
     initial: float = 0.0,
     weight_decay: float = 0.0,
 ) -> optax.GradientTransformation:
-    """What turns a gradient into the direction that `descend` goes in. The learning rate is no part of it.
+    """Makes the optimiser that turns a gradient into a direction for `descend`. The learning rate is no part of it.
 
     Args:
       kind: 'sgd' leaves the gradient as it is; 'rmsprop' divides each of its numbers by the root of a running mean of
         that number's square; 'adam' is Kingma and Ba's (2015, https://arxiv.org/abs/1412.6980); 'radam' is Adam whose
         first steps, while little is known of the squares, are small (Liu et al. 2020,
         https://arxiv.org/abs/1908.03265).
-      epsilon: keeps a divisor from 0: inside RMSProp's root, outside Adam's and RAdam's.
-      decay: how much of RMSProp's running means is left after an update.
-      max_gradient_norm: a gradient longer than this is first brought to this length; 0: none is.
-      centred: RMSProp divides by a running standard deviation instead.
-      momentum: of RMSProp's directions: how much of their sum so far is left when the next is added.
-      initial: of RMSProp's running means of squares.
-      weight_decay: c in the loss's c / 2 |W|^2 of all weights, not of biases; its gradient is clipped with the loss's.
+      epsilon: keeps divisors from being 0. It is added inside RMSProp's root, and outside Adam's and RAdam's.
+      decay: the decay rate of RMSProp's running means.
+      max_gradient_norm: clips the gradient's global norm to this; 0 means no clipping.
+      centred: whether RMSProp divides by a running standard deviation instead.
+      momentum: RMSProp's momentum: the decay rate of the sum of its directions; 0 means none.
+      initial: the initial value of RMSProp's running means of squares.
+      weight_decay: c, where the loss gets a term c / 2 |W|^2 over all weights but not biases. The term's gradient is
+        added before clipping.
     """
     prepare = optax.clip_by_global_norm(max_gradient_norm) if max_gradient_norm else optax.identity()
     if weight_decay:
@@ -59,17 +60,18 @@ def make_optimizer(
 
 
 def of_weights(params: Any) -> Any:
-    """True for each array of `params` that is a layer's weights, False for biases and scales, which have one axis."""
+    """Returns True for each array of `params` that holds weights, False for biases and scales, which have one axis."""
     return jax.tree.map(lambda x: x.ndim > 1, params)
 
 
-# From 1 to 0 and from 0 to 1, over 1: of shares of a time, which float32 holds however many environment steps it has.
+# These schedules take the share of a period that is over, 0 to 1, and not environment steps: float32 holds the share
+# well however long the period is.
 DECAYS = {"linear": optax.linear_schedule(1.0, 0.0, 1), "cosine": optax.cosine_decay_schedule(1.0, 1)}
 WARMUP = optax.linear_schedule(0.0, 1.0, 1)
 
 
 def check_decay(config: Any) -> None:
-    """Raises ValueError where a learning rate would have fallen to 0 before it has risen."""
+    """Raises ValueError if the learning rate would fall to 0 before its warm-up is over."""
     if 0 < config.decay_env_steps <= config.warmup_env_steps:
         raise ValueError(
             f"config.warmup_env_steps={config.warmup_env_steps} must be below "
@@ -79,8 +81,11 @@ def check_decay(config: Any) -> None:
 
 
 def remaining(config: Any, state: Any) -> chex.Array | float:
-    """The share that is left after `state.env_steps` of what falls to 0 from `config.warmup_env_steps` to
-    `config.decay_env_steps`, as `config.decay` says; 1 where the latter are 0."""
+    """Returns the decay factor at `state.env_steps`.
+
+    It falls from 1 at `config.warmup_env_steps` to 0 at `config.decay_env_steps`, by the schedule `config.decay`. It is
+    always 1 if `config.decay_env_steps` is 0.
+    """
     if not config.decay_env_steps:
         return 1.0
     start, end = float(config.warmup_env_steps), float(config.decay_env_steps)
@@ -88,7 +93,7 @@ def remaining(config: Any, state: Any) -> chex.Array | float:
 
 
 def learning_rate_of(config: Any, state: Any) -> chex.Array:
-    """`state.hypers.learning_rate`, or as much of it as warm-up and decay let be after `state.env_steps`."""
+    """Returns the learning rate at `state.env_steps`: `state.hypers.learning_rate` after warm-up and decay."""
     rate = state.hypers.learning_rate * remaining(config, state)
     return rate * WARMUP(state.env_steps / float(config.warmup_env_steps)) if config.warmup_env_steps else rate
 
@@ -96,15 +101,15 @@ def learning_rate_of(config: Any, state: Any) -> chex.Array:
 def descend(
     optimizer: optax.GradientTransformation, gradient: Any, opt_state: Any, params: Any, learning_rate: Any
 ) -> tuple[Any, Any]:
-    """One step down the gradient: the parameters after it, and the optimiser's state after it.
+    """Takes one step down the gradient; returns the new parameters and the new optimiser state.
 
     Args:
-      optimizer: turns the gradient into the direction of the step, as `make_optimizer`'s do.
-      gradient: of the loss at `params`, averaged over devices.
+      optimizer: turns the gradient into the direction of the step, as those of `make_optimizer` do.
+      gradient: the loss's gradient at `params`, averaged over devices.
       opt_state: the optimiser's state before the step.
       params: the parameters before the step.
-      learning_rate: a scalar for all parameters, or where `params` is a NamedTuple, another one with a scalar for each
-        of its parts.
+      learning_rate: a scalar for all parameters. If `params` is a NamedTuple, it may be the same NamedTuple with a
+        scalar for each field.
     """
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     steps = jax.tree.map(lambda rate, part: jax.tree.map(lambda u: -rate * u, part), learning_rate, updates)
@@ -112,12 +117,12 @@ def descend(
 
 
 class Descent(NamedTuple):
-    """What `minimize` comes to."""
+    """The result of `minimize`."""
 
     params: Any  # after the step
     opt_state: Any
     loss: chex.Array  # before the step, float32 scalar
-    aux: Any
+    aux: Any  # what else the loss function returned
     gradient_norm: chex.Array  # before clipping
 
 
@@ -129,10 +134,10 @@ def minimize(
     opt_state: Any,
     learning_rate: Any,
 ) -> Descent:
-    """One step down the gradient of `loss(params, *args)` with respect to `params`, averaged over devices.
+    """Takes one step down the gradient of `loss(params, *args)` with respect to `params`, averaged over devices.
 
     Args:
-      loss: gives the loss, and what else is wanted of its computation.
+      loss: returns the loss, and any other results that the caller wants.
       optimizer, params, opt_state, learning_rate: as `descend` takes them.
     """
     (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(params, *args)
@@ -142,19 +147,19 @@ def minimize(
 
 
 def due_every(period: int, step: chex.Array, due: Callable[..., Any], rest: Callable[..., Any], *args: Any) -> Any:
-    """`due(*args)` at every `period`-th update and `rest(*args)` at the others, which is all that they compute.
+    """Computes `due(*args)` at every `period`-th update, and only `rest(*args)` at the others.
 
     Args:
-      step: updates so far, this one among them; int32 scalar.
+      step: the number of updates so far, including this one; int32 scalar.
     """
     return due(*args) if period == 1 else jax.lax.cond(step % period == 0, due, rest, *args)
 
 
 def new_every(period: int, step: chex.Array, new: Any, old: Any) -> Any:
-    """`new` after every `period`-th update, else `old`, for target parameters: pytrees that are alike.
+    """Returns `new` after every `period`-th update, else `old`: target parameters, pytrees of one structure.
 
     Args:
-      step: updates so far, this one among them; int32 scalar.
+      step: the number of updates so far, including this one; int32 scalar.
     """
     due = step % period == 0
     return jax.tree.map(lambda new, old: jnp.where(due, new, old), new, old)

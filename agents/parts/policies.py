@@ -1,11 +1,11 @@
-"""Families of stochastic policies: the softmax over discrete actions, one for each factor of factored actions, the
-diagonal Gaussian over continuous ones.
+"""Families of stochastic policies: a softmax over discrete actions, one for each factor of factored actions, and a
+diagonal Gaussian over continuous actions.
 
 A network computes a policy's outputs; a `Policy` says what distribution they stand for. The Gaussian is Williams's
-(1992, https://doi.org/10.1007/BF00992696, section 6). It lives where an action's bounds are -1 and 1. What it samples
-is not clipped: the environment gets the clipped action, and the update the raw one, whose density is exact.
-Squashed, the action is tanh of the Gaussian's, and its density has the change of variables (Haarnoja et al. 2018,
-https://arxiv.org/abs/1801.01290, appendix C).
+(1992, https://doi.org/10.1007/BF00992696, section 6). Its actions are scaled so that their bounds are -1 and 1. Its
+samples are not clipped: the environment gets the clipped action, and the update gets the raw one, whose density is
+exact. If the Gaussian is squashed, the action is tanh of its sample, and the density includes the change of variables
+(Haarnoja et al. 2018, https://arxiv.org/abs/1801.01290, appendix C).
 """
 
 import math
@@ -20,36 +20,38 @@ import numpy as np
 from agents.agent import DiscreteActions, EnvironmentSpec, Extras, FactoredActions, Step
 from agents.parts.exploration import bounded_actions, greedy, to_bounds
 
-SIGMA_MIN, SIGMA_MAX = 1e-3, 10.0  # where an action's bounds are -1 and 1; beyond them sigma has no gradient
-# Squashed entropies are means over the Gaussian, by Gauss and Hermite's rule: sum_i weight_i f(mu + sigma node_i).
+SIGMA_MIN, SIGMA_MAX = 1e-3, 10.0  # in actions scaled to [-1, 1]; sigma has no gradient beyond these
+# Gauss-Hermite quadrature, for the entropy of squashed Gaussians: E[f(x)] is about sum_i weight_i f(mu + sigma node_i).
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(32)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 class Policy(NamedTuple):
-    """A family of distributions over actions. Outputs are float32 [..., num_outputs], one distribution each.
+    """A family of distributions over actions. A network's outputs, float32 [..., num_outputs], give one distribution
+    each.
 
-    Raw actions are what is sampled and what has a probability: of the softmax, int32 [...], and of factors, int32
-    [..., F], the action itself; of Gaussians, float32 [..., n] with n the numbers of one action.
+    Raw actions are what is sampled and what has a probability. For a softmax they are the action itself, int32 [...],
+    and for factors too, int32 [..., F]. For Gaussians they are float32 [..., n] with n the numbers of one action.
     """
 
     num_outputs: int
-    num_free: int  # the last of them are parameters of their own, which no observation moves
+    num_free: int  # the last `num_free` outputs are free parameters, the same for every observation
     sample: Callable[[jax.Array, Any], chex.Array]  # (key, outputs) -> raw
-    mode: Callable[[Any], chex.Array]  # outputs -> raw: the likeliest; the Gaussian's mean
-    to_environment: Callable[[Any], chex.Array]  # raw -> what the environment is given, [..., *shape]
-    log_prob: Callable[[Any, Any], chex.Array]  # (outputs, raw) -> [...], of a density where actions are continuous
-    entropy: Callable[[Any], chex.Array]  # outputs -> [...] in nats; of a density it may be negative
+    mode: Callable[[Any], chex.Array]  # outputs -> raw: the likeliest action; a Gaussian's mean
+    to_environment: Callable[[Any], chex.Array]  # raw -> the environment's actions, [..., *shape]
+    log_prob: Callable[[Any, Any], chex.Array]  # (outputs, raw) -> [...]; log-densities where actions are continuous
+    entropy: Callable[[Any], chex.Array]  # outputs -> [...] in nats; a density's may be negative
     kl: Callable[[Any, Any], chex.Array]  # (p's outputs, q's outputs) -> KL(p || q), [...] in nats
-    # (new outputs, old outputs) -> outputs each of which moves one kind of parameter from the old to the new: of
-    # Gaussians (mu new, sigma old) and (mu old, sigma new), of the softmax the new ones alone.
+    # (new outputs, old outputs) -> several outputs, in each of which one kind of parameter is new and the rest is old:
+    # for Gaussians (mu new, sigma old) and (mu old, sigma new), for a softmax only the new outputs.
     decoupled: Callable[[Any, Any], tuple[chex.Array, ...]]
-    keep: Callable[[Any], Extras]  # raw -> what a Step's extras must hold of it
-    kept: Callable[[Step], Any]  # a Step, with such extras -> raw
+    keep: Callable[[Any], Extras]  # raw -> the extras that a Step must hold for `kept`
+    kept: Callable[[Step], Any]  # a Step with these extras -> raw
 
 
 def softmax(num_actions: int) -> Policy:
-    """Probabilities exp(outputs_a) / sum_b exp(outputs_b) of actions 0 .. num_actions - 1."""
+    """Makes the softmax policy, which takes action a of 0 .. num_actions - 1 with probability exp(outputs_a) / sum_b
+    exp(outputs_b)."""
 
     def sample(key: jax.Array, outputs: Any) -> chex.Array:
         return jax.random.categorical(key, outputs).astype(jnp.int32)
@@ -73,15 +75,16 @@ def softmax(num_actions: int) -> Policy:
         entropy=entropy,
         kl=kl,
         decoupled=lambda new, old: (new,),
-        keep=lambda raw: {},  # a Step has it already
+        keep=lambda raw: {},  # a Step holds the action anyway
         kept=lambda step: step.action,
     )
 
 
 def factored(sizes: Sequence[int]) -> Policy:
-    """A softmax of each factor's, all independent: the probability of an action, int32 [..., F], is their product.
+    """Makes a policy of independent softmaxes, one for each factor.
 
-    Outputs are the factors' logits one after another, [..., sum(sizes)].
+    The probability of an action, int32 [..., F], is the product of its factors' probabilities. Outputs are the logits
+    of one factor after another, [..., sum(sizes)].
     """
     factors = [softmax(size) for size in sizes]
 
@@ -115,24 +118,31 @@ def factored(sizes: Sequence[int]) -> Policy:
 
 
 def mean_and_log_sigma(outputs: Any, sigma_initial: float) -> tuple[chex.Array, chex.Array]:
-    """mu and log sigma of a Gaussian's outputs, [..., n] each; sigma is `sigma_initial` where its outputs are 0."""
+    """Splits a Gaussian's outputs into mu and log sigma, [..., n] each. Outputs of 0 stand for `sigma_initial`."""
     mu, log_sigma = jnp.split(outputs, 2, axis=-1)
     return mu, jnp.clip(log_sigma + math.log(sigma_initial), math.log(SIGMA_MIN), math.log(SIGMA_MAX))
 
 
 def log_tanh_derivative(x: Any) -> chex.Array:
-    """log(1 - tanh(x)^2), also where that is nothing but rounding."""
+    """Returns log(1 - tanh(x)^2), accurately even where 1 - tanh(x)^2 rounds to 0."""
     return 2.0 * (math.log(2.0) - x - jax.nn.softplus(-2.0 * x))
 
 
 def gaussian(num_free: int, spec: EnvironmentSpec, sigma_initial: float, squash: bool, agent: str) -> Policy:
-    """Independent Gaussians of each number of an action; outputs are the means, then the logarithms of sigmas.
+    """Makes the Gaussian policy, independent for each number of an action; outputs are the means, then the log sigmas.
 
-    Of the squashed, `log_prob` is that of tanh(raw), `entropy` its too, by quadrature: to about 1e-3 nats for each
-    number while sigma is 1 or less. `kl` is the Gaussians' own, which squashing leaves as it is.
+    If `squash` is true, `log_prob` and `entropy` are those of tanh(raw). The entropy is by quadrature, to within about
+    1e-3 nats for each number while sigma is 1 or less. `kl` is that of the Gaussians, which squashing does not change.
+
+    Args:
+      num_free: 1 if log sigmas are free parameters, 0 if they are outputs of the network.
+      spec: the environment's.
+      sigma_initial: sigma where its outputs are 0, in actions scaled to [-1, 1].
+      squash: whether tanh takes samples into the bounds.
+      agent: the agent's name, for error messages.
 
     Raises:
-      ValueError: an action's bound is infinite.
+      ValueError: an action's bound is infinite, or low is not below high.
     """
     bounds = bounded_actions(agent, spec)
     size = math.prod(bounds.shape)
@@ -189,18 +199,18 @@ def make_policy(
     sigma_initial: float = 1.0,
     squash: bool = False,
 ) -> Policy:
-    """The family for a spec's actions: the softmax of discrete and of factored ones, the Gaussian of continuous ones.
+    """Makes the policy for a spec's actions: softmaxes for discrete and factored ones, a Gaussian for continuous ones.
 
     Args:
-      agent: whose name an error gives.
+      agent: the agent's name, for error messages.
       spec: the environment's.
-      sigma: the Gaussian's standard deviation is 'free', a parameter of its own, or of the 'state', an output as the
-        mean is.
-      sigma_initial: what it is where its outputs are 0; an action's bounds are -1 and 1.
-      squash: tanh takes the Gaussian's samples into the bounds, which else clip them.
+      sigma: 'free' if the Gaussian's log standard deviations are free parameters, 'state' if they are outputs of the
+        network, as the means are.
+      sigma_initial: the standard deviation where its outputs are 0, in actions scaled to [-1, 1].
+      squash: whether tanh takes the Gaussian's samples into the bounds. Otherwise samples are clipped to the bounds.
 
     Raises:
-      ValueError: an action's bound is infinite.
+      ValueError: an action's bound is infinite, or low is not below high.
     """
     if isinstance(spec.actions, DiscreteActions):
         return softmax(spec.actions.num_actions)

@@ -1,4 +1,4 @@
-"""A policy and a value from one network, and the memory that acting and learning share, for agents of blocks of rows.
+"""A network for policy and value, and its memory, for actor-critics that learn from blocks of rows.
 
 Sizes: T rows of time, B environments, P outputs of the policy.
 """
@@ -17,52 +17,54 @@ from agents.parts.torsos import check_frames
 
 
 class Memory(NamedTuple):
-    """What acting carries from step to step; empty where the config has no use for it."""
+    """The agent's memory from one step to the next. A field that the config does not need is () or None."""
 
-    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W]
+    frames: chex.Array | None  # uint8 [B, frame_stack - 1, H, W], the last frames; None where none are stacked
     lstm: LSTMState | tuple[()]
-    discounted_return: Any = ()  # float32 [B], of the episode so far, by which rewards are brought to scale
-    previous_action: Any = ()  # [B, ...], the last one, for the LSTM
+    discounted_return: Any = ()  # float32 [B], the episode's discounted return so far, for `reward_scale`
+    previous_action: Any = ()  # [B, ...], the last action, for the LSTM
 
 
 class Seen(NamedTuple):
-    """What a network sees of rows, [T, B, ...]."""
+    """The network's inputs from rows of experience, [T, B, ...]."""
 
     observation: Any
-    previous: Any  # float32 [T, B, F], the last action and reward, for the LSTM; or ()
+    previous: Any  # float32 [T, B, F], the last action and reward, for the LSTM; () without them
 
 
 class Functions(NamedTuple):
-    """What acting and learning are made of."""
+    """The functions that an agent's acting and learning are made of."""
 
     policy: Policy
     init: Any  # key -> params
     memory: Any  # (num_envs, ranks) -> Memory
     unroll: Any  # (params, Step [T, B, ...], Memory) -> outputs [T, B, P], values [T, B]
-    # `unroll` in two: (Step, Memory) -> Seen; and (params, Seen, first [T, B], LSTM's state) -> outputs, values
-    see: Any
-    heads: Any
-    outputs: Any  # (params, TimeStep, Memory) -> the policy's outputs [B, P], the next Memory but for the action
-    play: Any  # (raw actions, TimeStep, the next Memory) -> actions, Extras that learning needs, the next Memory
-    acted: Any  # `Agent.acted`
+    # The two halves of `unroll`:
+    see: Any  # (Step, Memory) -> Seen
+    heads: Any  # (params, Seen, first [T, B], LSTM's state) -> outputs, values
+    # The two halves of acting: from the policy's outputs [B, P] the agent chooses raw actions in between.
+    outputs: Any  # (params, TimeStep, Memory) -> outputs, the next Memory but for its previous_action
+    play: Any  # (raw actions, TimeStep, that Memory) -> the environment's actions, Extras for learning, the next Memory
+    acted: Any  # as `Agent.acted`; None where the memory holds no action
 
 
 def functions(
     agent: str, config: Any, spec: EnvironmentSpec, separate_value: bool = False, num_values: int = 1
 ) -> Functions:
-    """Those of the `agent` by that name.
+    """Makes the network and the functions around it.
 
     Args:
-      agent: whose name an error gives.
+      agent: the agent's name, for error messages.
       config: has the fields torso, frame_stack, hidden_sizes, activation, lstm_size, lstm_previous and dtype of the
         network, sigma, sigma_initial and squash of the policy, and normalize_rewards and discount of `reward_scale`.
       spec: the environment's.
-      separate_value: the value has a torso of its own.
-      num_values: of several, values are [T, B, num_values] where they are else [T, B].
+      separate_value: whether the value has a torso of its own.
+      num_values: the number of values for each observation. If it is above 1, values are [T, B, num_values] instead of
+        [T, B].
 
     Raises:
-      ValueError: a network that does not fit the observation, an action without bounds, an LSTM where the value has a
-        torso of its own, or something for an LSTM where there is none.
+      ValueError: the network does not fit the observation, an action has no finite bounds, the value has a torso of its
+        own although there is an LSTM, or `lstm_previous` is set without an LSTM.
     """
     shape, stack = spec.observation_shape, config.frame_stack
     check_frames(config.torso, stack, shape)
@@ -96,7 +98,10 @@ def functions(
         return Memory(frames, network.initial_state(num_envs), discounted_return, previous_action)
 
     def look(observation, first, action, reward, frames) -> tuple[Seen, Any]:
-        """Rows [T, B, ...], of which `action` and `reward` are the last ones before them; and the frames after them."""
+        """Returns what the network sees of rows [T, B, ...], and the frames to keep for the next call.
+
+        `action` and `reward` are, for each row, the action before it and the reward that came with its observation.
+        """
         observation, frames = stacking.see(config.torso, observation, first, frames)
         if not config.lstm_previous:
             return Seen(observation, ()), frames

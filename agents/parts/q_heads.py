@@ -1,7 +1,7 @@
-"""A Q-network's last layers: plain or dueling, for one value of an action or for several atoms, with noise or without.
+"""A Q-network's last layers: plain or dueling, with one output or several atoms for each action, noisy or not.
 
 Dueling: Wang et al. 2016, https://arxiv.org/abs/1511.06581. Noisy networks: Fortunato et al. 2018,
-https://arxiv.org/abs/1706.10295. All of it at once: Hessel et al. 2018, https://arxiv.org/abs/1710.02298.
+https://arxiv.org/abs/1706.10295. All of them together: Hessel et al. 2018, https://arxiv.org/abs/1710.02298.
 """
 
 import math
@@ -16,20 +16,20 @@ from agents.parts.torsos import ORTHOGONAL
 
 
 def scaled(noise: chex.Array) -> chex.Array:
-    """f(x) = sgn(x) sqrt(|x|), of each number, by which factorised noise is made."""
+    """Returns f(x) = sgn(x) sqrt(|x|) of each number; factorised noise is made of such numbers."""
     return jnp.sign(noise) * jnp.sqrt(jnp.abs(noise))
 
 
 class NoisyDense(nn.Module):
-    """y = (mu^w + sigma^w * eps^w) x + mu^b + sigma^b * eps^b: [..., p] -> [..., q].
+    """A noisy dense layer: y = (mu^w + sigma^w * eps^w) x + mu^b + sigma^b * eps^b, [..., p] -> [..., q].
 
-    sigma, the size of the noise, is learnt. The noise is factorised (section 3, b) and of the stream `noise`, the same
-    for all rows of x; where no such stream is given there is none.
+    sigma, the size of the noise, is learnt. The noise is factorised (section 3, b) and the same for all rows of x. Flax
+    draws it from the random stream `noise`; if that stream is not given, there is no noise.
     """
 
     features: int  # q
-    sigma_0: float = 0.5
-    dtype: Any = None  # of the arithmetic; None: of x and the parameters
+    sigma_0: float = 0.5  # sigma starts at sigma_0 / sqrt(p)
+    dtype: Any = None  # the type of the arithmetic; None: that of x and the parameters
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
@@ -61,9 +61,10 @@ def q_heads(
     noisy: float = 0.0,
     dtype: Any = jnp.float32,
 ) -> chex.Array:
-    """A Q-network's last layers, for a module's own use: features [..., F] -> float32 [..., A], or [..., A, num_atoms].
+    """Adds a Q-network's last layers to the module that calls it: features [..., F] -> float32 [..., A], or with atoms
+    [..., A, num_atoms].
 
-    The arguments are QNetwork's fields.
+    The other arguments are as the fields of QNetwork.
     """
 
     def dense(size: int, name: str, layer_dtype: Any, kernel_init: Any) -> Any:
@@ -75,13 +76,13 @@ def q_heads(
         y = x.astype(dtype)
         if head_size:
             y = nn.relu(dense(head_size, f"{name}_hidden", dtype, ORTHOGONAL)(y))
-        # Values start near 0.
+        # The small weights let values start near 0.
         return dense(size, name, None, nn.initializers.orthogonal(0.01))(y.astype(jnp.float32))
 
     shape = (num_actions, num_atoms) if num_atoms else (num_actions,)
     advantages = stream(math.prod(shape), "advantage").reshape(*x.shape[:-1], *shape)
     if not dueling:
         return advantages
-    axis = x.ndim - 1  # the actions'
+    axis = x.ndim - 1  # the axis of actions
     value = jnp.expand_dims(stream(num_atoms, "value"), axis) if num_atoms else stream(1, "value")
     return value + advantages - advantages.mean(axis=axis, keepdims=True)

@@ -1,7 +1,7 @@
-"""Torsos: the first layers of a network, which see observations, and the least frames that each can see.
+"""Torsos: the first layers of a network, which take observations, and the smallest frames that each can take.
 
 Sizes in the shapes below: T rows of time, B environments, N = T * B, S stacked frames. Parameters are always float32;
-`dtype` is what the arithmetic is done in.
+`dtype` is the type of the arithmetic.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ NATURE = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
 
 def least_side(convolutions: Sequence[tuple[int, int, int]]) -> int:
-    """Pixels of the smallest frame of which anything is left, for nothing is padded."""
+    """Returns the side, in pixels, of the smallest frame of which unpadded `convolutions` leave anything."""
     side = 1
     for _, size, stride in reversed(convolutions):
         side = (side - 1) * stride + size
@@ -31,8 +31,11 @@ LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "re
 
 
 def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
-    """Raises ValueError if a convolutional torso, or a stack of frames, is asked for of observations that are none, or
-    if they are too small for it."""
+    """Raises ValueError if observations of this `shape` do not fit.
+
+    A convolutional torso, and a stack of frames, need observations that are frames. A convolutional torso needs frames
+    that are large enough for it.
+    """
     frames = len(shape) in (2, 3)
     wanted = "frames [height, width] or [height, width, channels]"
     if torso != "mlp" and not frames:
@@ -50,14 +53,14 @@ def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
 class Conv(nn.Module):
     """A convolution without padding: [N, H, W, C] -> [N, (H - size) // stride + 1, (W - size) // stride + 1, features].
 
-    `nn.Conv(..., padding='VALID')` to the letter, its parameters too, but computed as space-to-depth and a convolution
-    of stride 1, for XLA's CPU backend takes 4 to 6 times as long over the input gradient of a strided one. With it a
+    It has the parameters and the result of `nn.Conv(..., padding='VALID')`, but is computed as space-to-depth and a
+    convolution of stride 1: XLA's CPU backend takes 4 to 6 times as long for the input gradient of a strided one. So a
     training step of `NatureTorso` takes 0.8 to 0.9 of the time on two cores; inference takes the same.
     """
 
     features: int
     size: int
-    stride: int = 1  # a divisor of size
+    stride: int = 1  # must divide size
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -69,7 +72,7 @@ class Conv(nn.Module):
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
         if s > 1:
             chex.assert_is_divisible(self.size, s)
-            h, w = h // s, w // s  # a remainder is less than a stride: no window reaches into it
+            h, w = h // s, w // s  # the remainder is smaller than a stride, so no window reaches into it
             x = x[:, : h * s, : w * s].reshape(n, h, s, w, s, c).swapaxes(2, 3).reshape(n, h, w, s * s * c)
             kernel = kernel.reshape(k, s, k, s, c, -1).swapaxes(1, 2).reshape(k, k, s * s * c, -1)
         dimensions = ("NHWC", "HWIO", "NHWC")
@@ -77,10 +80,10 @@ class Conv(nn.Module):
 
 
 def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
-    """Bytes as numbers in [-1/2, 1/2]; numbers that are none, as a board's, stay as they are.
+    """Scales bytes to [-1/2, 1/2]; inputs that are not bytes, such as a board's, keep their values.
 
-    Not in [0, 1]: a background brighter than 0 would move every unit alike, far more than what moves on it does, and on
-    Pong it kills a third of the units within 500 updates.
+    The range is not [0, 1], for then a background brighter than 0 would shift all units together, far more than the
+    objects in front of it do. On Pong that kills a third of the units within 500 updates.
     """
     return x.astype(dtype) / 255 - 0.5 if x.dtype == jnp.uint8 else x.astype(dtype)
 
@@ -88,12 +91,12 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
 class MLPTorso(nn.Module):
     """Dense layers: [N, ...], flattened -> [N, hidden_sizes[-1]].
 
-    With `layer_norm` the first layer's outputs are normalised (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and go
-    through tanh, whatever the activation of the others. With `normalized` the outputs of every layer are, before its
+    With `layer_norm` the first layer has layer normalisation (Ba et al. 2016, https://arxiv.org/abs/1607.06450) and
+    then tanh, whatever the activation of the others. With `normalized` every layer has layer normalisation before its
     activation.
 
-    Pixels of frames, [N, H, W, ...] in bytes, are brought to [0, 1], else tanh would see nothing but its ends. A
-    vector's bytes are zeros and ones, and stay so.
+    Pixels of frames, [N, H, W, ...] in bytes, are scaled to [0, 1]; otherwise tanh would saturate. A vector's bytes are
+    zeros and ones, and stay so.
     """
 
     hidden_sizes: Sequence[int] = (64, 64)
@@ -118,12 +121,12 @@ class MLPTorso(nn.Module):
 class ConvTorso(nn.Module):
     """Strided convolutions and a dense layer: uint8 [N, H, W, S] -> [N, hidden_size].
 
-    With `normalized` the outputs of every layer are normalised before its activation (Ba et al. 2016,
-    https://arxiv.org/abs/1607.06450), a convolution's over its features, of each place apart.
+    With `normalized` every layer has layer normalisation before its activation (Ba et al. 2016,
+    https://arxiv.org/abs/1607.06450); a convolution's is over its features, separately at each place.
     """
 
     convolutions: Sequence[tuple[int, int, int]]  # (features, size, stride) of each
-    hidden_size: int  # 0: without the dense layer
+    hidden_size: int  # units of the dense layer; 0: without that layer
     dtype: Any = jnp.float32
     normalized: bool = False
 
@@ -152,17 +155,17 @@ def NatureTorso(dtype: Any = jnp.float32, hidden_size: int = 512, normalized: bo
 
 
 class ResidualTorso(nn.Module):
-    """IMPALA's deep residual network (Espeholt et al. 2018, fig. 3, arxiv.org/abs/1802.01561), less its LSTM.
+    """IMPALA's deep residual network (Espeholt et al. 2018, fig. 3, arxiv.org/abs/1802.01561), without its LSTM.
 
-    uint8 [N, H, W, S] -> [N, 256]. Weights start as the paper's code has them, at variance 1 / fan-in.
+    uint8 [N, H, W, S] -> [N, 256]. Weights start with variance 1 / fan-in, as in the paper's code.
     """
 
     dtype: Any = jnp.float32
-    hidden_size: int = 256  # 0: without the dense layer
+    hidden_size: int = 256  # units of the dense layer; 0: without that layer
 
     @nn.compact
     def __call__(self, x: chex.Array) -> chex.Array:
-        def conv(features, x):  # padded; plain, as nothing tried was faster by a tenth
+        def conv(features, x):  # padded; a plain nn.Conv, since nothing that was tried was a tenth faster
             return nn.Conv(features, (3, 3), dtype=self.dtype)(x)
 
         x = centre_pixels(x, self.dtype)
@@ -185,8 +188,13 @@ def make_torso(
     convolutions_only: bool = False,
     normalized: bool = False,
 ) -> nn.Module:
-    """The torso 'mlp' (whose sizes and activation the others do not ask for), 'shallow', 'nature' or 'residual'; these
-    perhaps without their dense layer. `normalized`, which 'residual' cannot be: every layer has layer normalisation."""
+    """Makes the torso called `name`: 'mlp', 'shallow', 'nature' or 'residual'.
+
+    Args:
+      hidden_sizes, activation: for 'mlp' alone; the others have their own.
+      convolutions_only: whether the others leave out their dense layer.
+      normalized: whether every layer has layer normalisation; 'residual' cannot have it.
+    """
     fields: dict[str, Any] = {"normalized": True} if normalized else {}
     if name == "mlp":
         return MLPTorso(hidden_sizes, activation, dtype, **fields)

@@ -1,7 +1,7 @@
-"""A population of one agent's members as one agent: their states stacked, their updates one vmapped update.
+"""Makes one agent of a whole population: the members' states are stacked, and their updates are one vmapped update.
 
-Environment i of a batch belongs to member i // num_tasks mod N, so that blocks side by side, and even parts of a block,
-hold the same number of each member's.
+Environment i of a batch belongs to member i // num_tasks mod N, as `agents.pbt.member_of` has it. So several blocks
+side by side, and also equal parts of a block, hold the same number of environments of each member.
 """
 
 import dataclasses
@@ -15,11 +15,13 @@ from agents.agent import Agent, Blocks, Feedback, Sample, Step, TimeStep
 
 
 def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
-    """`members` of the agent, N below: State, and the params that actors pull, are [N, ...]; batches are N times as
-    large. Metrics are the members' means, of those that are finite.
+    """Returns an agent that is `members` copies of `agent`, N below.
+
+    Its State, and the params that actors pull, are [N, ...]. Its batches are N times as large. Its metrics are means
+    over the members whose metric is finite.
 
     Raises:
-      ValueError: the agent does not learn from blocks of rows, in which each member has its place.
+      ValueError: the agent does not learn from blocks of rows. In these each member has fixed environments.
     """
     table = agent.table
     if not isinstance(table.items, Blocks):
@@ -29,13 +31,13 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
         )
 
     def part(x: Any, axis: int = 0) -> jax.Array:
-        """[..., N B, ...] -> [N, ..., B, ...], as member `member_of(i)` has it."""
+        """Splits the axis of environments by member: [..., N B, ...] -> [N, ..., B, ...]."""
         x = x.reshape(*x.shape[:axis], -1, members, num_tasks, *x.shape[axis + 1 :])
         x = jnp.moveaxis(x, axis + 1, 0)
         return x.reshape(members, *x.shape[1 : axis + 1], -1, *x.shape[axis + 3 :])
 
     def join(x: Any) -> jax.Array:
-        """[N, B, ...] -> [N B, ...]."""
+        """Puts the members' environments back in order: [N, B, ...] -> [N B, ...]."""
         x = x.reshape(members, -1, num_tasks, *x.shape[2:])
         return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[3:])
 
@@ -79,5 +81,5 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
 
 
 def _finite_mean(x: Any) -> jax.Array:
-    """NaN if no member's is finite."""
+    """Returns the mean over the members whose `x` [N, ...] is finite; NaN if there is none."""
     return jnp.nanmean(jnp.where(jnp.isfinite(x), x, jnp.nan))
