@@ -18,16 +18,29 @@ if TYPE_CHECKING:
 @dataclasses.dataclass
 class Evaluation:
     logdir: Logdir = setting(None, "the run's folder, or its URL")
-    episodes: int = setting(100, "episodes to play, of each member of a stacked population")
+    episodes: int = setting(100, "number of episodes to play; with a population of stacked members, of each member")
     checkpoint: str = setting(
         "newest",
-        "which one to play: the newest, or the parameters that did best in the run's own evaluations",
+        "which parameters to play: those of the newest checkpoint, or those that did best in the run's own evaluations",
         choices=("newest", "best"),
     )
-    eval_policy: str = setting(None, "greedy or sampled", choices=("greedy", "sampled"), default_words="the run's")
-    eval_epsilon: float = setting(None, "how likely a random action is", least=0, most=1, default_words="the run's")
+    eval_policy: str = setting(
+        None,
+        "how actions are chosen: greedily, or sampled from the policy as in training",
+        choices=("greedy", "sampled"),
+        default_words="the run's",
+    )
+    eval_epsilon: float = setting(
+        None,
+        "the probability with which an action is replaced by a uniformly random one, where actions are discrete",
+        least=0,
+        most=1,
+        default_words="the run's",
+    )
 
-    video: pathlib.Path = setting(None, "a video of the first episode to write, whose ending is its type: .gif or .mp4")
+    video: pathlib.Path = setting(
+        None, "a file to which a video of the first episode is written; its ending, .gif or .mp4, is the type"
+    )
 
 
 @flags.command(Evaluation)

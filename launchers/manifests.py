@@ -33,35 +33,47 @@ INDEX = "$(JOB_COMPLETION_INDEX)"  # Kubernetes replaces it by the pod's number 
 MEMBER = "$(MEMBER)"  # likewise by the number of the population's member whose role the pod plays
 JOB_INDEX = "metadata.labels['jobset.sigs.k8s.io/job-index']"  # the field of a pod that has the member's number
 
-RESOURCES = "what Kubernetes reserves for"
+RESOURCES = "the resources that Kubernetes reserves for"
+EXAMPLE = "such as cpu=2,memory=8Gi; empty: none"
 
 
 @dataclasses.dataclass
 class Manifest:
     """The flags that describe a run's manifest for Kubernetes."""
 
-    image: str = setting(None, "the image of its containers, which requirements/Dockerfile makes")
-    claim: str = setting(None, "the PersistentVolumeClaim with the logdir, which all of the run's machines may write")
-    logdir: pathlib.Path = setting(
-        None, "the run's folder in the containers; the claim is mounted at the one above it", default_words="/runs/NAME"
+    image: str = setting(None, "the container image to run, which requirements/Dockerfile makes")
+    claim: str = setting(
+        None, "the PersistentVolumeClaim that holds the logdir, which all of the run's machines must be able to write"
     )
-    name: str = setting(None, "what the JobSet is called", default_words="AGENT-ENV")
-    namespace: str = setting(None, "where it is made", default_words="kubectl's own")
-    num_hosts: int = setting(None, "with --placement=pod: how many hosts; a TPU slice has one for 4 chips", most=MANY)
-    gpus: int = setting(0, "NVIDIA GPUs of a learner, or of each host of a pod", least=0, most=64)
-    tpu: str = setting("", "TYPE:TOPOLOGY of a TPU slice on GKE, as tpu-v6e-slice:4x4")
-    replay_resources: str = setting("", f"{RESOURCES} a replay server, as cpu=2,memory=8Gi")
-    learner_resources: str = setting("", f"{RESOURCES} a learner, likewise")
-    evaluator_resources: str = setting("", f"{RESOURCES} an evaluator, likewise")
-    actor_resources: str = setting("", f"{RESOURCES} --actors_per_process actors, likewise")
-    host_resources: str = setting("", f"{RESOURCES} a host of a pod, likewise")
-    max_restarts: int = setting(10, "how often a role, or all hosts of a pod, start again", least=0, most=1000)
+    logdir: pathlib.Path = setting(
+        None,
+        "the run's folder in the containers; the claim is mounted at the folder above it",
+        default_words="/runs/NAME",
+    )
+    name: str = setting(None, "the JobSet's name", default_words="AGENT-ENV")
+    namespace: str = setting(None, "the Kubernetes namespace of the JobSet", default_words="the one that kubectl uses")
+    num_hosts: int = setting(
+        None, "with --placement=pod: number of hosts; by default a TPU slice has one for every 4 chips", most=MANY
+    )
+    gpus: int = setting(0, "number of NVIDIA GPUs of a learner, or of each host with --placement=pod", least=0, most=64)
+    tpu: str = setting("", "the TPU slice on GKE, TYPE:TOPOLOGY, such as tpu-v6e-slice:4x4; empty: none")
+    replay_resources: str = setting("", f"{RESOURCES} a replay server, {EXAMPLE}")
+    learner_resources: str = setting("", f"{RESOURCES} a learner, {EXAMPLE}")
+    evaluator_resources: str = setting("", f"{RESOURCES} an evaluator, {EXAMPLE}")
+    actor_resources: str = setting("", f"{RESOURCES} a process of --actors_per_process actors, {EXAMPLE}")
+    host_resources: str = setting("", f"{RESOURCES} a host of --placement=pod, {EXAMPLE}")
+    max_restarts: int = setting(
+        10, "how often a role, or with --placement=pod all hosts together, may be started again", least=0, most=1000
+    )
     connect_seconds: float = setting(
         1800.0,
-        "how long roles wait for the replay servers, and hosts for each other: machines take time",
+        "seconds that roles wait for the replay servers, and hosts for each other; it is long because machines may "
+        "have to be started",
         least=0,
     )
-    output: pathlib.Path = setting(None, "a file for the manifest", default_words="the standard output")
+    output: pathlib.Path = setting(
+        None, "the file to which the manifest is written", default_words="the standard output"
+    )
 
 
 class Slice(NamedTuple):

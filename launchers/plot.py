@@ -10,12 +10,24 @@ from launchers.settings import UsageError, setting
 
 @dataclasses.dataclass
 class Picture:
-    out: pathlib.Path = setting(pathlib.Path("curves.png"), "the picture to write, whose ending is its type")
-    x: str = setting("env_steps", "the x axis", choices=("env_steps", "learner_steps", "wall_seconds"))
-    label: str = setting("", "the curves' names, with commas between", default_words="what tells the runs apart")
-    log: str = setting("", "logarithmic axes", choices=("x", "y", "xy"), default_words="none")
-    smooth: int = setting(1, "each point is the mean of so many evaluations", least=1)
-    lineages: bool = setting(False, "of one population: its members' scores and hyperparameters instead")
+    out: pathlib.Path = setting(
+        pathlib.Path("curves.png"), "the picture to write; its ending, such as .png or .pdf, is the type"
+    )
+    x: str = setting(
+        "env_steps",
+        "what the x axis shows: environment steps, the learner's updates, or seconds",
+        choices=("env_steps", "learner_steps", "wall_seconds"),
+    )
+    label: str = setting(
+        "", "the curves' names, with commas between", default_words="agent, environment and the settings that differ"
+    )
+    log: str = setting("", "which axes are logarithmic", choices=("x", "y", "xy"), default_words="none")
+    smooth: int = setting(
+        1, "number of evaluations of which each point is the mean: its own and those before it", least=1
+    )
+    lineages: bool = setting(
+        False, "draw the scores and hyperparameters of one population's members instead of learning curves"
+    )
 
 
 @flags.command(Picture, arguments="the folders of runs or of recorded baselines, or their URLs")

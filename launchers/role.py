@@ -32,13 +32,21 @@ SLACK_STEPS = 1_000_000  # environment steps by which a run's last batch may go 
 class Place:
     """The flags that say which role of a run this process plays, and where it finds the others."""
 
-    role: str = setting(None, "what this process does", choices=KINDS)
-    task: int = setting(0, "which of the role's processes this is, from 0", least=0)
-    member: int = setting(None, "of a population of separate learners: whose role this is, from 0", least=0)
-    replay: str = setting(None, "the replay servers: host:port, or several with commas between")
-    connect_seconds: float = setting(120.0, "how long to wait for the replay server", least=0)
-    coordinator: str = setting(None, "several learner hosts: host:port of the first (jax.distributed)")
-    num_learners: int = setting(1, "several learner hosts: how many; --task tells them apart", most=MANY)
+    role: str = setting(None, "the role that this process plays", choices=KINDS)
+    task: int = setting(0, "which of the processes with this role this is, from 0", least=0)
+    member: int = setting(
+        None, "in a population with separate learners: the member that this role belongs to, from 0", least=0
+    )
+    replay: str = setting(
+        None,
+        "the address of the replay server, host:port; of several servers all, in the order of their tasks, with "
+        "commas between",
+    )
+    connect_seconds: float = setting(120.0, "seconds to wait for the replay servers", least=0)
+    coordinator: str = setting(None, "with several learner hosts: host:port of the first one, for jax.distributed")
+    num_learners: int = setting(
+        1, "number of hosts over which the learner is spread; --task tells them apart", most=MANY
+    )
 
 
 @flags.command(Settings, Sitting, Place)

@@ -121,36 +121,42 @@ def declarations(of: type) -> dict[str, Setting]:
 class Settings:
     """The settings of a run, without its agent's Config. Each is a flag of the same name."""
 
-    agent: str = setting("impala", "the algorithm: one of agents/")
+    agent: str = setting("impala", "the algorithm, by its name in the README's table of agents")
     env: str = setting(
         "CartPole-v1",
-        "an EnvPool task, gymnasium:ID, gymnasium:module:ID, gymnax:ID, brax:NAME, MaskedCartPole-v1, binned:N:NAME, "
-        "or A,B,C",
+        "the environment: an EnvPool task, gymnasium:ID, gymnasium:module:ID, gymnax:ID, brax:NAME, "
+        "MaskedCartPole-v1, binned:N:NAME, or several tasks A,B,C",
         see="environments.md",
     )
     preset: str = setting(
         "tuned",
-        "what sets all that is not given: Shoal's own settings, or those of the agent's paper, on its environments",
+        "where the settings that are not given come from: Shoal's own tuned ones, or those of the agent's paper, for "
+        "the paper's environments",
         choices=BOOKS,
         learnt=False,
         see="#the-papers-settings",
     )
-    env_kwargs: str = setting("", 'keywords of the environment, as JSON: {"k": 1}', see="environments.md#keywords")
+    env_kwargs: str = setting(
+        "",
+        'keyword arguments with which the environment is made, as a JSON object: {"k": 1}',
+        see="environments.md#keywords",
+    )
     atari_protocol: str = setting(
         "nature",
-        "how Atari is played: as by Mnih et al. 2015, or as by Machado et al. 2018",
+        "how Atari is played: as in Mnih et al. 2015 (nature), or as in Machado et al. 2018 (machado)",
         choices=("nature", "machado"),
         see="environments.md#atari",
     )
     reward_clip: str = setting(
         "auto",
-        "what agents see of rewards; auto: unit, [-1, 1], on Atari, and else all",
+        "how the rewards that agents see are clipped; none: not at all; unit: to [-1, 1]; soft_asymmetric: as in "
+        "IMPALA's paper on DMLab; auto: unit on Atari, else none",
         choices=("auto", "none", "unit", "soft_asymmetric"),
         see="environments.md#rewards",
     )
     gymnasium_vectorization: str = setting(
         "sync",
-        "Gymnasium's environments step one after another, or (async) each in a process of its own",
+        "how Gymnasium's environments step: one after another (sync), or each in a process of its own (async)",
         choices=("sync", "async"),
         free=True,
         learnt=False,
@@ -158,19 +164,24 @@ class Settings:
         see="environments.md#processes",
     )
     seed: int = setting(
-        0, "fixes the initial parameters, the environments and the actions", least=0, most=2**63 - 1, learnt=False
+        0,
+        "the random seed of the initial parameters, the environments and the actions",
+        least=0,
+        most=2**63 - 1,
+        learnt=False,
     )
     max_env_steps: int = setting(
         PRESET,
-        "environment steps (actions, not frames) to learn from; with a replay, to write",
+        "the length of the run in environment steps (actions, not frames): steps learned from, or with a replay, "
+        "steps written to it",
         most=STEPS,
         free=True,
         learnt=False,
     )
     stop_at_return: float = setting(
         None,
-        "the run is done before max_env_steps once an evaluation's return_mean is so high; roles on several machines "
-        "need one --logdir for that, a folder that they share",
+        "end the run before --max_env_steps once an evaluation's return_mean is at least this high; for that, roles "
+        "on several machines need one --logdir, a folder that they share",
         least=-STEPS,
         most=STEPS,
         free=True,
@@ -178,35 +189,46 @@ class Settings:
         only=ALONE,
         see="running.md#stopping-at-a-return",
     )
-    num_actors: int = setting(PRESET, "actors, each with --envs_per_actor environments", most=MANY)
-    envs_per_actor: int = setting(PRESET, "environments that an actor steps together", most=MANY)
+    num_actors: int = setting(PRESET, "number of actors, each with --envs_per_actor environments", most=MANY)
+    envs_per_actor: int = setting(PRESET, "number of environments that an actor steps together", most=MANY)
     placement: str = setting(
         "threads",
-        "where the roles run; pod: on several hosts, each of which gives this command; ray: on the nodes of a Ray "
-        "cluster; serial: with a replay or for whole episodes with --carrier=local; device: environments that are JAX "
-        "functions, inside the compiled program that learns",
+        "where the roles (actors, learner, evaluator, replay servers) run; threads: in threads of one process; "
+        "processes: in processes of this machine; serial: by turns in one thread, where agents with a replay or that "
+        "learn from whole episodes need --carrier=local; pod: on several hosts, each of which is given this command; "
+        "ray: on the nodes of a Ray cluster; device: inside the compiled program that learns, for environments that "
+        "are JAX functions",
         choices=("threads", "processes", "serial", "pod", "ray", "device"),
         free=True,
         learnt=False,
         see="running.md#placements",
     )
     actors_per_process: int = setting(
-        2, "with processes or ray: actors that share a process", most=MANY, free=True, learnt=False, only=PROCESSES
+        2,
+        "number of actors that share a process, with --placement=processes or ray",
+        most=MANY,
+        free=True,
+        learnt=False,
+        only=PROCESSES,
     )
     actor_backend: str = setting(
-        "cpu", "what actors and the evaluator compute on", choices=("cpu", "accelerator"), free=True, learnt=False
+        "cpu",
+        "the device on which actors and the evaluator compute",
+        choices=("cpu", "accelerator"),
+        free=True,
+        learnt=False,
     )
-    eval_episodes: int = setting(PRESET, "episodes of one evaluation", free=True, learnt=False)
+    eval_episodes: int = setting(PRESET, "number of episodes in each evaluation", free=True, learnt=False)
     eval_max_steps: int = setting(
         27_000,
-        "steps after which an evaluation's episode is cut, if the environment has not ended it",
+        "number of steps after which an episode of an evaluation is cut, if the environment has not ended it",
         free=True,
         learnt=False,
         see="evaluating.md#episodes-that-are-cut",
     )
     eval_policy: str = setting(
         "greedy",
-        "how evaluations act: greedily, or sampled, as in training",
+        "how evaluations choose actions: greedily, or sampled from the policy as in training",
         choices=("greedy", "sampled"),
         free=True,
         learnt=False,
@@ -214,7 +236,8 @@ class Settings:
     )
     eval_epsilon: float = setting(
         0.0,
-        "with what probability an evaluation's action is any of the discrete ones instead",
+        "the probability with which an action of an evaluation is replaced by a uniformly random one, where actions "
+        "are discrete",
         least=0,
         most=1,
         free=True,
@@ -230,7 +253,8 @@ class Settings:
     )
     video_period: int = setting(
         0,
-        "evaluations from one whose first episode is written to LOGDIR/videos, as a GIF, to the next; 0: none is",
+        "number of evaluations from one that is filmed to the next; its first episode is written to LOGDIR/videos as "
+        "a GIF; 0: none is filmed",
         least=0,
         free=True,
         learnt=False,
@@ -241,14 +265,16 @@ class Settings:
     )
     preemption_notice: str = setting(
         "",
-        "a file that appears, or a URL that answers, before this machine is taken away: the run ends in order",
+        "a file that appears, or a URL that answers, when this machine is about to be taken away; the run then saves "
+        "and ends in order; empty: no notice is looked for",
         free=True,
         learnt=False,
         see="running.md#preemption",
     )
     carrier: str = setting(
         "reverb" if importlib.util.find_spec("reverb") else "local",
-        "what experience and parameters travel by; local: in one process, with replays on the learner's devices",
+        "what carries experience and parameters between the roles: Reverb's servers, or (local) the memory of one "
+        "process, with replays on the learner's devices",
         choices=("reverb", "local"),
         learnt=False,
         see="replay.md#the-local-carrier",
@@ -256,83 +282,106 @@ class Settings:
     )
     mapper: str = setting(
         "shard_map",
-        "what runs an update on all of the learner's devices",
+        "the JAX transformation by which an update runs on all of the learner's devices",
         choices=("shard_map", "pmap"),
         free=True,
         learnt=False,
     )
-    publish_period: int = setting(1, "updates from one publication of the parameters to the next")
+    publish_period: int = setting(
+        1, "number of updates after which the learner publishes its parameters again, for the other roles"
+    )
     synchronous: bool = setting(
         False,
-        "actors wait for the update on what they wrote: every batch is by the newest parameters",
+        "actors wait until the learner has learned from what they wrote, so that every batch is collected with the "
+        "newest parameters",
         see="ppo.md#in-step",
     )
     num_replay_servers: int = setting(
-        1, "servers that share the replay", most=MANY, only=REVERB, see="replay.md#several-servers"
+        1,
+        "number of Reverb servers over which a replay is divided",
+        most=MANY,
+        only=REVERB,
+        see="replay.md#several-servers",
     )
     updates_per_dispatch: int = setting(
         1,
-        "updates from a replay that run without Python in between",
+        "number of updates from a replay that run in one call of the compiled program, without Python in between",
         learnt=False,
         see="replay.md#several-updates-at-once",
     )
     travels: str = setting(
         "experience",
-        "from those who act to the learner; of gradients the actors are workers",
+        "what actors send to the learner: experience, or gradients that they compute from their own experience, as "
+        "the workers of A3C and Gorila do",
         choices=("experience", "gradients"),
         see="gradients.md",
     )
     max_staleness: int = setting(
         0,
-        "updates since a gradient's parameters, beyond which it is dropped; 0: none is",
+        "drop a gradient if the learner has made more than this number of updates since the parameters at which it "
+        "was computed; 0: drop none for that",
         least=0,
         only=GRADIENTS,
         see="gradients.md",
     )
     max_loss_deviations: float = setting(
         0.0,
-        "standard deviations of a gradient's loss above the mean, likewise",
+        "drop a gradient if its loss is more than this number of standard deviations above the running mean of all "
+        "gradients' losses; 0: drop none for that",
         least=0,
         only=GRADIENTS,
         see="gradients.md",
     )
     population: int = setting(
         0,
-        "members that learn side by side and from each other; 0: an ordinary run",
+        "number of members, which learn side by side and copy each other's parameters and hyperparameters; 0: an "
+        "ordinary run, without a population",
         least=0,
         most=4096,
         see="pbt.md#usage",
     )
     tune: str = setting(
-        "", "what a population tunes: learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1, ...", only=POPULATION
+        "",
+        "the hyperparameters that a population tunes, NAME:SCALE:LOW:HIGH with commas between: "
+        "learning_rate:log:1e-5:1e-2,alpha:step=0.05:0:1",
+        only=POPULATION,
     )
     population_mode: str = setting(
         "separate",
-        "of the members' learners; vmap: they are stacked in one",
+        "whether each member has a learner of its own (separate), or all are stacked in one learner by jax.vmap (vmap)",
         choices=("separate", "vmap"),
         learnt=False,
         only=POPULATION,
     )
     exploit: str = setting(
-        "truncation", "who copies whom", choices=("truncation", "tournament", "t_test", "none"), only=POPULATION
+        "truncation",
+        "the rule by which a member decides whose state and hyperparameters it copies; none: it copies nobody's",
+        choices=("truncation", "tournament", "t_test", "none"),
+        only=POPULATION,
     )
     explore: str = setting(
-        "perturb", "how what was copied is varied", choices=("perturb", "resample", "none"), only=POPULATION
+        "perturb",
+        "how hyperparameters are varied after they were copied: each moved a little (perturb), some drawn anew "
+        "(resample), or not at all (none)",
+        choices=("perturb", "resample", "none"),
+        only=POPULATION,
     )
     fitness: str = setting(
         "training",
-        "whose episodes a member is judged by: its actors' in training, or its evaluations'",
+        "the episodes by whose returns a member is scored: its actors' in training, or its evaluations'",
         choices=("training", "evaluation"),
         only=POPULATION,
     )
     ready_env_steps: int = setting(
         Share("max_env_steps", 20),
-        "a member's environment steps from one look at its peers to the next",
+        "environment steps of a member from one comparison with the other members to the next",
         most=STEPS,
         free=True,
         only=POPULATION,
     )
-    score_episodes: int = setting(20, "a member is judged by so many of its last episodes", only=POPULATION)
+    score_episodes: int = setting(
+        20, "number of a member's last episodes whose mean return is its score", only=POPULATION
+    )
 
     @property
     def tasks(self) -> list[str]:
@@ -346,13 +395,18 @@ class Sitting:
 
     logdir: Logdir = setting(
         None,
-        "where the run lives, a path or a URL; an existing one is resumed",
+        "the run's folder, as a path or a URL; a run that is there already is resumed",
         free=True,
         see="running.md#a-logdir-that-is-a-url",
         default_words="runs/AGENT-ENV-TIME",
     )
     port: int = setting(
-        0, "the replay server's port, of several the first's; 0 picks a free one", least=0, most=LAST_PORT, free=True
+        0,
+        "the port of the replay server; of several that this command starts, the first one's, with the next ports for "
+        "the others; 0: any free port",
+        least=0,
+        most=LAST_PORT,
+        free=True,
     )
 
 
@@ -362,7 +416,7 @@ class Tracking:
 
     track: str = setting(
         "none",
-        "a service that is sent the run's numbers and settings: Weights & Biases or MLflow",
+        "the service to which the run's numbers and settings are sent: Weights & Biases or MLflow",
         choices=("none", "wandb", "mlflow"),
         free=True,
         see="running.md#weights--biases-and-mlflow",
@@ -375,15 +429,30 @@ class Pod:
     Those that the cluster provides itself need not be given."""
 
     coordinator: str = setting(
-        None, "of a pod: host:port of the first host; the port after it is used too", free=True, see="machines.md#a-pod"
+        None,
+        "with --placement=pod: host:port of the first host, which uses the port after it too; left out where JAX finds "
+        "the hosts itself (TPU pods, SLURM, Open MPI)",
+        free=True,
+        see="machines.md#a-pod",
     )
-    num_hosts: int = setting(None, "of a pod: how many hosts", most=MANY, free=True, see="machines.md#a-pod")
+    num_hosts: int = setting(
+        None,
+        "with --placement=pod: number of hosts; left out where JAX finds them itself",
+        most=MANY,
+        free=True,
+        see="machines.md#a-pod",
+    )
     host: int = setting(
-        None, "of a pod: which of the hosts this is, from 0", least=0, free=True, see="machines.md#a-pod"
+        None,
+        "with --placement=pod: which of the hosts this is, from 0; left out where JAX finds them itself",
+        least=0,
+        free=True,
+        see="machines.md#a-pod",
     )
     connect_seconds: float = setting(
         120.0,
-        "of a pod, or with ray: how long to wait for all hosts",
+        "with --placement=pod or ray: seconds to wait until all hosts have met, or until the cluster has room for the "
+        "run",
         least=0,
         free=True,
         see="machines.md#a-pod",
@@ -397,19 +466,22 @@ class RayCluster:
 
     ray_address: str = setting(
         None,
-        "with ray: the cluster, host:port or auto; else one of this machine is started",
+        "with --placement=ray: the address of the cluster, host:port, or auto on one of its nodes; without it and the "
+        "variable RAY_ADDRESS, a cluster of this machine alone is started",
         free=True,
         see="machines.md#a-ray-cluster",
     )
     ray_resources: str = setting(
         None,
-        'with ray: what a process of each kind of role needs of a node, as JSON: {"learner": {"CPU": 4, "GPU": 1}}',
+        "with --placement=ray: the resources of a node that a process of each kind of role needs, as JSON: "
+        '{"learner": {"CPU": 4, "GPU": 1}}',
         free=True,
         see="machines.md#a-ray-cluster",
+        default_words="a core each; for a learner also all GPUs or TPU chips of a node, for a replay server its memory",
     )
     num_learners: int = setting(
         1,
-        "with ray: hosts of the learner, which has a queue then",
+        "with --placement=ray: number of hosts over which the learner is spread, for agents with a queue (no replay)",
         most=MANY,
         free=True,
         see="machines.md#a-ray-cluster",
@@ -422,12 +494,12 @@ class Ending:
 
     unfinished_code: int = setting(
         None,
-        "the exit code of a run that ends before --max_env_steps with nothing to mend: by a signal, a notice or the "
-        "loss of a pod's host",
+        "the exit code if the run ends before it is done although nothing needs fixing: after a signal, a preemption "
+        "notice or the loss of a pod's host",
         most=255,
         free=True,
         see="running.md#programs-that-start-runs-again",
-        default_words="0, 0 and 2",
+        default_words="0 after a signal or a notice, 2 after the loss of a host",
     )
 
 

@@ -27,18 +27,25 @@ if TYPE_CHECKING:
 @dataclasses.dataclass
 class Sweep:
     tune: str = setting(
-        "", "what is tuned, of the agent's Config: learning_rate:log:1e-5:1e-2,unroll_length:step=5:5:40, ..."
+        "",
+        "the fields of the agent's Config that are tuned, NAME:SCALE:LOW:HIGH with commas between: "
+        "learning_rate:log:1e-5:1e-2,unroll_length:step=5:5:40",
     )
-    trials: int = setting(None, "how many there are to be, with those that the sweep has already")
+    trials: int = setting(None, "number of trials in all, those that the sweep has already included")
     sampler: str = setting(
-        "tpe", "how values are chosen: by what is known of earlier trials, or at random", choices=("tpe", "random")
+        "tpe",
+        "how values are chosen: by Optuna's TPE from the results of earlier trials, or at random",
+        choices=("tpe", "random"),
     )
     pruner: str = setting(
-        "median", "median ends trials that do worse than most did by then; none ends none", choices=("median", "none")
+        "median",
+        "which trials are ended early: those whose best so far is below the median of finished trials at the same "
+        "point (median), or none",
+        choices=("median", "none"),
     )
-    jobs: int = setting(1, "trials at a time, each of which has its share of the cores", most=1024)
+    jobs: int = setting(1, "number of trials that run at a time, each on its share of the cores", most=1024)
     logdir: pathlib.Path = setting(
-        None, "the sweep's folder; that of an earlier one goes on", default_words="runs/AGENT-ENV-TIME"
+        None, "the sweep's folder; a sweep that is there already is continued", default_words="runs/AGENT-ENV-TIME"
     )
 
 

@@ -49,20 +49,30 @@ FRESH = 1000  # the seed of --check, which no record has
 @dataclasses.dataclass
 class Asked:
     seeds: int = setting(
-        None, "how many seeds, from 0, are to be recorded", least=1, default_words="the baseline's own"
+        None,
+        "number of seeds that each baseline is to have on record, numbered from 0",
+        least=1,
+        default_words="the baseline's own",
     )
-    jobs: int = setting(1, "how many runs at a time", least=1)
-    again: bool = setting(False, "make the seeds anew that are recorded already")
-    check: bool = setting(False, "make a fresh seed, and say whether it comes to what was recorded")
-    list: bool = setting(False, "say what baselines there are, and what was recorded of them")
-    pages: bool = setting(False, "write the pages that say what was recorded")
-    all: bool = setting(False, "every baseline, instead of names")
-    minutes: float = setting(None, "leave out baselines whose runs take longer", least=0, default_words="no limit")
-    episodes: int = setting(100, "episodes that the last checkpoint plays", least=1)
+    jobs: int = setting(1, "number of runs at a time, each on its share of the cores", least=1)
+    again: bool = setting(False, "also make anew the seeds that are recorded already")
+    check: bool = setting(
+        False, "make one run with a seed that no record has, and say whether its return is as good as what was recorded"
+    )
+    list: bool = setting(False, "list the baselines, what was recorded of them, and how long a run takes")
+    pages: bool = setting(False, "write the pages of the documentation that show what was recorded")
+    all: bool = setting(False, "take every baseline, instead of those that are named")
+    minutes: float = setting(
+        None,
+        "leave out baselines of which one run takes longer than this number of minutes",
+        least=0,
+        default_words="no limit",
+    )
+    episodes: int = setting(100, "number of episodes for which the last checkpoint is evaluated", least=1)
     logdir: pathlib.Path = setting(
-        ROOT / "runs" / "baselines", "where the runs are kept", default_words="runs/baselines"
+        ROOT / "runs" / "baselines", "the folder in which the runs are kept", default_words="runs/baselines"
     )
-    out: pathlib.Path = setting(RESULTS, "where the records are", default_words="docs/results")
+    out: pathlib.Path = setting(RESULTS, "the folder in which the records are kept", default_words="docs/results")
 
 
 class Played(NamedTuple):

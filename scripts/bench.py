@@ -54,9 +54,11 @@ from runtime import devices, leave_out_tensorflow
 @dataclasses.dataclass
 class Timing:
     seconds: float = setting(
-        5.0, "how long each stage runs in each round; the whole runs four times as long", least=0.1
+        5.0,
+        "seconds for which each stage is timed in each round; the whole run is timed for four times as long",
+        least=0.1,
     )
-    repeats: int = setting(3, "rounds")
+    repeats: int = setting(3, "number of rounds, whose median is reported")
 
 
 LONGEST = 256  # rows; no item is longer

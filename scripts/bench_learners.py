@@ -35,7 +35,7 @@ from scripts.bench import Bench, Timing
 
 @dataclasses.dataclass
 class Choice:
-    only: str = setting("", "the rows whose name has this in it; none given, all")
+    only: str = setting("", "time only the rows whose name contains this text; empty: all rows")
 
 
 ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: agent, environment, settings, config

@@ -40,15 +40,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass
 class Chaos:
-    kills: int = setting(20, "how many faults, of all runs together", least=0)
-    seed: int = setting(0, "what the faults and the runs come from", least=0)
-    placement: str = setting("processes", "where the roles run", choices=("processes", "pod", "ray"))
-    runs: str = setting("queue,replay", "which of the runs, with commas between")
-    stop_seconds: float = setting(60.0, "how long a process is stopped (SIGSTOP)", least=0)
-    patience: float = setting(30.0, "seconds in which a run must have recovered", least=0)
-    finish: bool = setting(False, "after the faults, go on to the run's end and say what score it reached")
+    kills: int = setting(20, "number of faults, over all runs together", least=0)
+    seed: int = setting(0, "the random seed of the faults and of the runs", least=0)
+    placement: str = setting("processes", "the --placement of the runs", choices=("processes", "pod", "ray"))
+    runs: str = setting(
+        "queue,replay",
+        "which runs, with commas between: queue (IMPALA on CartPole-v1), replay (DDPG on Pendulum-v1, two replay "
+        "servers)",
+    )
+    stop_seconds: float = setting(60.0, "seconds for which a process that is stopped (SIGSTOP) stands still", least=0)
+    patience: float = setting(30.0, "seconds within which a run must have recovered from a fault", least=0)
+    finish: bool = setting(
+        False, "let the runs go on to their end after the faults, and print the score that each reached"
+    )
     logdir: pathlib.Path = setting(
-        None, "where the runs are kept", default_words="a temporary folder, removed if all went well"
+        None, "the folder in which the runs are kept", default_words="a temporary folder, removed if all went well"
     )
 
 

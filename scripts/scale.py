@@ -42,15 +42,22 @@ END_SECONDS = 120.0  # for its end
 @dataclasses.dataclass
 class Scale:
     seconds: float = setting(
-        3.0, "how long each stage is measured; with --check each run lasts seven times as long", least=0.1
+        3.0,
+        "seconds for which each stage is measured; with --check each real run is watched for seven times as long",
+        least=0.1,
     )
-    actors: str = setting("1,8,64,512", "numbers of actors")
-    hosts: str = setting("1,8,64", "numbers of a pod's hosts, with --num_actors each")
-    cores: int = setting(os.cpu_count() or 1, "processor cores of a machine", most=4096)
-    network_gigabits: float = setting(10.0, "what a machine sends and what it receives in a second", least=1e-3)
-    latency_microseconds: float = setting(50.0, "from one machine to another", least=0)
-    check: bool = setting(False, "compare with real runs on this machine")
-    json: bool = setting(False, "print what was measured and what follows from it as JSON")
+    actors: str = setting("1,8,64,512", "the numbers of actors for which the speed is predicted, with commas between")
+    hosts: str = setting(
+        "1,8,64",
+        "the numbers of a pod's hosts for which the speed is predicted, with commas between; each has --num_actors",
+    )
+    cores: int = setting(os.cpu_count() or 1, "number of processor cores of a machine", most=4096)
+    network_gigabits: float = setting(10.0, "gigabits a second that a machine can send, and also receive", least=1e-3)
+    latency_microseconds: float = setting(
+        50.0, "microseconds that a message takes from one machine to another", least=0
+    )
+    check: bool = setting(False, "also compare with real runs on this machine")
+    json: bool = setting(False, "print the measurements, and the limits that follow from them, as JSON")
 
 
 class Costs(NamedTuple):

@@ -29,8 +29,12 @@ TAGS = ("basic", "noise", "scale", "exploration", "credit_assignment", "memory",
 
 @dataclasses.dataclass
 class Asked:
-    random: bool = setting(False, "play bsuite's random agent, and record it")
-    out: pathlib.Path = setting(RANDOM, "where that is recorded", default_words="docs/results/random-bsuite")
+    random: bool = setting(
+        False, "play bsuite's random agent on the first level of every experiment, and record its episodes"
+    )
+    out: pathlib.Path = setting(
+        RANDOM, "the folder in which --random records", default_words="docs/results/random-bsuite"
+    )
 
 
 def level_of(env: str) -> str:

@@ -29,10 +29,14 @@ COLUMNS = ("minutes", "process", "mb", "threads", "descriptors")
 
 @dataclasses.dataclass
 class Soak:
-    minutes: float = setting(60.0, "how long the runs go", least=1)
-    runs: str = setting("queue,replay", "which of the runs, with commas between")
-    seed: int = setting(0, "of the runs", least=0)
-    logdir: pathlib.Path = setting(None, "where the runs are kept", default_words="a temporary folder")
+    minutes: float = setting(60.0, "minutes for which the runs go on", least=1)
+    runs: str = setting(
+        "queue,replay",
+        "which runs, with commas between: queue (IMPALA on CartPole-v1), replay (DDPG on Pendulum-v1, two replay "
+        "servers)",
+    )
+    seed: int = setting(0, "the random seed of the runs", least=0)
+    logdir: pathlib.Path = setting(None, "the folder in which the runs are kept", default_words="a temporary folder")
 
 
 def holds(process: int) -> tuple[float, int, int]:

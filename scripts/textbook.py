@@ -30,14 +30,21 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 @dataclasses.dataclass
 class Textbook:
-    seeds: int = setting(10, "runs of each line", least=2)
+    seeds: int = setting(10, "number of seeds over which each line of a figure is the mean", least=2)
     budget: float = setting(
-        1.0, "the share of each run's steps that is made: a small one shows that all works", least=0
+        1.0,
+        "the fraction of each figure's steps (blind_cliffwalk: of its sizes) that is computed; a small one shows "
+        "quickly whether all works",
+        least=0,
     )
     out: pathlib.Path = setting(
-        ROOT / "docs" / "results" / "textbook", "the folder of figures", default_words="docs/results/textbook"
+        ROOT / "docs" / "results" / "textbook",
+        "the folder to which the figures are written",
+        default_words="docs/results/textbook",
     )
-    logdir: pathlib.Path = setting(None, "where the runs are kept", default_words="a temporary folder")
+    logdir: pathlib.Path = setting(
+        None, "the folder in which the runs are kept", default_words="a temporary folder, removed at the end"
+    )
 
 
 class Line(NamedTuple):
