@@ -88,11 +88,11 @@ def _define(name: str, kind: Any, default: Any) -> None:
 
 
 def _help(declared: Setting) -> str:
-    default = declared.default_words or declared.default
+    default = declared.default_words or ("the preset's" if declared.default == settings.PRESET else declared.default)
     sentences = [
         declared.help[:1].upper() + declared.help[1:],
         f"One of {', '.join(declared.choices)}" if declared.choices else "",
-        "" if default in (None, "", False) else f"Default {default}",
+        "" if default is None or default is False or default == "" else f"Default: {default}",
     ]
     return ". ".join(filter(None, sentences)) + "."
 
