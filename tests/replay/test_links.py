@@ -74,7 +74,7 @@ class Connection:
 def link() -> Iterator[tuple[Link, server.reverb.Client]]:
     """A link to a server with a queue for one item, and a client of it on this side."""
     table = server.build_table(
-        TableSpec("queue", "queue", WholeEpisodes(1), max_size=1), Structure([np.zeros(2, np.float32)])
+        TableSpec("queue", WholeEpisodes(1), "queue", max_size=1), Structure([np.zeros(2, np.float32)])
     )
     serving = server.serve([table], None, None)
     link = Link(serving.port)
