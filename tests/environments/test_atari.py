@@ -201,7 +201,7 @@ def test_stacked_single_frames_equal_envpools_own_stack():
     stack = jax.jit(stack_frames)
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
     timestep, expected = single.reset(), stacked.reset()[0]
-    previous = rng.integers(0, 256, (num_envs, 3, 84, 84), dtype=np.uint8)  # of no episode: must not show
+    previous = rng.integers(0, 256, (num_envs, 3, 84, 84), dtype=np.uint8)  # not of an episode: must not show
     for _ in range(30):  # at most 30 chunks: random play loses in some 800 steps
         frames, firsts, stacks = [], [], []
         for _ in range(chunk):

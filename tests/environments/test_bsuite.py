@@ -149,7 +149,7 @@ def test_the_best_player_scores_1_and_a_random_one_0(level, best, random):
 
 
 def test_a_stochastic_sea_is_solved_by_the_best_player_alone():
-    """Its score needs at least a hundred episodes, and wind pushes the player off its way."""
+    """The score needs at least a hundred episodes, and wind pushes the player off its way."""
 
     def best(environment, observation) -> int:
         layer = environment._raw

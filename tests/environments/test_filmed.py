@@ -95,7 +95,7 @@ ALL = (
     "LunarLander-v3", "Pong-v5", "MiniGrid-MemoryS7-v0", f"CartPole-v1,{MODULE}Sound-v0", f"{MODULE}Sound-v0",
     pytest.param("Basic-v1", marks=pytest.mark.vizdoom),
 )  # fmt: skip
-ALL_ALONE = [name for name in ALL if not (isinstance(name, str) and "," in name)]  # of one task each
+ALL_ALONE = [name for name in ALL if not (isinstance(name, str) and "," in name)]  # names of one task each
 
 
 @pytest.mark.parametrize("name", ALL_ALONE)

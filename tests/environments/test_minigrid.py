@@ -70,7 +70,7 @@ def test_a_mission_is_shown_where_it_says_what_to_do():
 
 @pytest.mark.parametrize("name", sorted(n for n in envpool.list_all_envs() if n.startswith("MiniGrid-Memory")))
 def test_the_memory_tasks_mission_never_changes(name):
-    """So nothing is lost although it is not shown."""
+    """Agents are not shown this mission; since it never changes, they lose nothing."""
     assert not minigrid.is_instructed(name)
     pool = envpool.make(name, env_type="gymnasium", num_envs=32, seed=0)
     mission = pool.reset()[0]["mission"]
