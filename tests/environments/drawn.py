@@ -1,7 +1,7 @@
 """Environments that are drawn, each in its own way: `gymnasium:tests.environments.drawn:WAY-v0`.
 
-An episode of the environment with seed s has 3 + s mod 4 steps. What is observed is the time, and the picture is as
-grey as that.
+An episode of the environment with seed s has 3 + s mod 4 steps. The observation is the number of steps so far, and the
+picture's grey level is ten times that number.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ def refuse(time: int) -> None:
     raise RuntimeError("no paint is left")
 
 
-# What is drawn at a time.
+# Way -> a function that returns the picture after a number of steps.
 WAYS = {
     "Sound": grey,
     "None": lambda time: None,
@@ -59,7 +59,7 @@ class Drawn(gymnasium.Env):
 
 
 class Undrawn(Drawn):
-    """Takes no render_mode."""
+    """An environment whose constructor takes no render_mode."""
 
     def __init__(self):
         super().__init__("Sound")

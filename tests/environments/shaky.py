@@ -1,6 +1,6 @@
 """Environments that break, each in its own way at its own place: `gymnasium:tests.environments.shaky:PLACE-WAY-v0`.
 
-Sound again where the variable SHOAL_TEST_SOUND is set.
+They do not break where the environment variable SHOAL_TEST_SOUND is set.
 """
 
 import functools
@@ -13,14 +13,14 @@ import numpy as np
 
 
 class Odd(BaseException):
-    """What `except Exception` does not catch, and what cannot even be printed."""
+    """An exception that `except Exception` does not catch and that cannot even be printed."""
 
     def __str__(self):
         raise RuntimeError("nothing to print")
 
 
 class Several(Exception):
-    """Cannot be pickled, and says several lines."""
+    """An exception that cannot be pickled and whose message has several lines."""
 
     def __init__(self, one, two):
         super().__init__(f"{one}\n\n{two}")
@@ -48,7 +48,7 @@ ERRORS = {
 OBSERVATIONS = {
     "nan": np.array([0.0, np.nan]),
     "infinity": np.array([-np.inf, 0.0]),
-    "overflow": np.array([0.0, 1e300]),  # of float32
+    "overflow": np.array([0.0, 1e300]),  # beyond float32
     "nothing": None,
     "shape": np.zeros(3),
     "words": "up and left",
@@ -61,12 +61,12 @@ REWARDS = {
     "wordyReward": "much",
 }
 RESULTS = {"noResult": None, "fourResults": (np.zeros(2), 0.0, False, {})}
-PLACES = {"constructor": 0, "reset": 0, "step1": 1, "step8": 8, "secondReset": 11}  # and at which step that is
-LENGTH = 10  # of an episode
+PLACES = {"constructor": 0, "reset": 0, "step1": 1, "step8": 8, "secondReset": 11}  # place -> the step that reaches it
+LENGTH = 10  # steps in an episode
 
 
 def ways(place: str) -> list[str]:
-    """How an environment can break there."""
+    """Returns the ways in which an environment can break at a place."""
     values = (
         [] if "constructor" in place else [*OBSERVATIONS] if "eset" in place else [*OBSERVATIONS, *REWARDS, *RESULTS]
     )
@@ -84,7 +84,7 @@ class Shaky(gymnasium.Env):
             self._broken("constructorElsewhere")
 
     def _broken(self, place):
-        """Whether it breaks here by a value; else raises, where it does."""
+        """Returns whether the environment is to return a broken value here; raises if its way to break is an error."""
         if place != self._place or os.environ.get("SHOAL_TEST_SOUND"):
             return False
         if self._way == "warning":
@@ -110,6 +110,6 @@ class Shaky(gymnasium.Env):
         return tuple(result)
 
 
-for _place in ("constructorElsewhere", *PLACES):  # that of another process, which a run need not have
+for _place in ("constructorElsewhere", *PLACES):  # the first breaks in worker processes alone
     for _way in ways(_place):
         gymnasium.register(f"{_place}-{_way}-v0", functools.partial(Shaky, _place, _way))

@@ -1,4 +1,4 @@
-"""Atari through EnvPool: one frame a step, which agents stack as EnvPool would; rewards clipped in training only."""
+"""Atari through EnvPool: each step shows one frame, agents stack frames as EnvPool would, rewards are clipped."""
 
 import envpool
 import jax
@@ -9,9 +9,9 @@ import environments
 from agents.agent import DiscreteActions
 from agents.parts.stacking import stack_frames
 
-# Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action for 4 of the game's
-# frames, up to 30 no-ops first; a lost life is an end in training; no action is sticky; the longest game is half an
-# hour, 27,000 actions.
+# Mnih et al. 2015 (10.1038/nature14236), extended data table 1: 84 x 84 grey levels, each action is repeated for 4
+# frames of the game, after up to 30 no-ops; a lost life ends an episode in training; no action is sticky; the longest
+# game is half an hour, 27,000 actions.
 NATURE = {
     "img_height": 84,
     "img_width": 84,
@@ -25,7 +25,7 @@ NATURE = {
     "repeat_action_probability": 0.0,
     "max_episode_steps": 27_000,
 }
-# Machado et al. 2018 (10.1613/jair.5699), section 4: actions that stick, all of them, and no end but the game's.
+# Machado et al. 2018 (10.1613/jair.5699), section 4: sticky actions, the full action set, and no end but the game's.
 MACHADO = NATURE | {
     "noop_max": 1,
     "episodic_life": False,
@@ -48,7 +48,7 @@ def test_the_protocols_are_the_published_ones(protocol, published, evaluation):
 
 
 def frames(steps: int, **options) -> np.ndarray:
-    """Of Pong, where the paddle is told up and down by turns of ten, [steps, 84, 84]."""
+    """Returns frames of Pong, [steps, 84, 84], while the paddle is told to go up and down in turns of ten steps."""
     environment = environments.make("Pong-v5", 1, seed=4, **options)
     environment.reset()
     actions = [2 if step // 10 % 2 else 3 for step in range(steps)]
@@ -62,7 +62,7 @@ def test_sticky_actions_are_late_sometimes_and_differ_by_the_seed_alone():
     np.testing.assert_array_equal(sticky[0], sticky[1])
     np.testing.assert_array_equal(sure, frames(120, keywords={"repeat_action_probability": 0.0}))
     assert (sure != frames(120, keywords={"repeat_action_probability": 0.25})).any()
-    always = frames(120, keywords={"repeat_action_probability": 1.0})  # the first action, nothing, for ever
+    always = frames(120, keywords={"repeat_action_probability": 1.0})  # the no-op at the start, for ever
     environment = environments.make("Pong-v5", 1, seed=4)
     environment.reset()
     nothing = np.concatenate([environment.step(np.zeros(1, np.int32)).observation for _ in range(120)])
@@ -72,7 +72,7 @@ def test_sticky_actions_are_late_sometimes_and_differ_by_the_seed_alone():
 
 @pytest.mark.parametrize("most", [1, 30])
 def test_no_ops_are_counted(most):
-    """Each is a frame of the emulator's, whose memory is another after each."""
+    """Each no-op is a frame of the emulator, whose memory differs after each frame."""
     memories = set()
     for seed in range(6):
         environment = environments.make("Pong-v5", 1, seed=seed, keywords={"noop_max": most})
@@ -100,7 +100,7 @@ def test_pong_shows_single_frames_of_bytes(evaluation):
 
 
 def test_agents_see_rewards_as_they_are_to_and_returns_are_raw():
-    """Ms. Pac-Man, whose points come by the ten and whose lives are short. Alike in training and evaluation."""
+    """The game is Ms. Pac-Man, whose points are multiples of ten and whose lives are short. Evaluations clip, too."""
     made = {
         (clip, evaluation): environments.make("MsPacman-v5", 2, seed=1, evaluation=evaluation, reward_clip=clip)
         for clip, evaluation in (
@@ -122,7 +122,7 @@ def test_agents_see_rewards_as_they_are_to_and_returns_are_raw():
             rewards[which].append(timestep.reward)
         raw = timesteps["none", True]
         returns = np.where(raw.first, 0, returns + raw.reward)
-        # In training the first lost life is an end, which is no game's.
+        # In training the first lost life ends an episode, but not the game.
         if timesteps["none", False].last.any():
             assert (timesteps["none", False].discount[timesteps["none", False].last] == 0).all()
             break
@@ -146,7 +146,7 @@ def test_agents_see_rewards_as_they_are_to_and_returns_are_raw():
 
 
 def test_a_lost_life_ends_an_episode_in_training_and_the_games_score_goes_on():
-    """Breakout, five lives, against EnvPool's own count of them and of the game's points."""
+    """The game is Breakout, with five lives, compared with EnvPool's own counts of lives and of the game's points."""
     ours = environments.make("Breakout-v5", 1, seed=0)
     theirs = envpool.make("Breakout-v5", env_type="gymnasium", num_envs=1, seed=0, **NATURE, stack_num=1)
     ours.reset()
@@ -154,7 +154,7 @@ def test_a_lost_life_ends_an_episode_in_training_and_the_games_score_goes_on():
     rng, lives, points, actions, ends, games = np.random.default_rng(0), 5, 0.0, 0, 0, []
     first = False
     for step in range(2000):
-        action = np.array([1 if step % 8 == 0 else rng.integers(4)], np.int32)  # fire: the ball comes back
+        action = np.array([1 if step % 8 == 0 else rng.integers(4)], np.int32)  # 1, fire, brings the ball back
         timestep, (_, reward, _, _, info) = ours.step(action), theirs.step(action)
         assert timestep.first[0] == first
         points, actions = points + reward[0], actions + (not first)
@@ -174,7 +174,7 @@ def test_a_lost_life_ends_an_episode_in_training_and_the_games_score_goes_on():
 
 
 def test_a_game_that_is_over_at_the_time_limit_is_over():
-    """Both terminated and truncated: there is nothing to bootstrap from. One step sooner it is a truncation alone."""
+    """Terminated and truncated at once, it is not bootstrapped from. A limit one step shorter only truncates."""
 
     def end(**keywords):
         environment = environments.make("Pong-v5", 1, seed=3, keywords=keywords)
@@ -193,7 +193,7 @@ def test_a_game_that_is_over_at_the_time_limit_is_over():
 
 
 def test_stacked_single_frames_equal_envpools_own_stack():
-    """At the initial reset, within episodes and across the starts of episodes, on Pong, in chunks as a learner has."""
+    """On Pong: at the first reset, within episodes and across their starts, in chunks of rows like a learner's."""
     num_envs, chunk = 2, 50
     single = environments.make("Pong-v5", num_envs, seed=5)
     options = NATURE | {"stack_num": 4, "reward_clip": True}
@@ -201,8 +201,8 @@ def test_stacked_single_frames_equal_envpools_own_stack():
     stack = jax.jit(stack_frames)
     rng, opened = np.random.default_rng(0), np.zeros(num_envs, int)
     timestep, expected = single.reset(), stacked.reset()[0]
-    previous = rng.integers(0, 256, (num_envs, 3, 84, 84), dtype=np.uint8)  # no episode's: must not be seen
-    for _ in range(30):  # chunks: random play loses in some 800 steps
+    previous = rng.integers(0, 256, (num_envs, 3, 84, 84), dtype=np.uint8)  # not of an episode: must not show
+    for _ in range(30):  # at most 30 chunks: random play loses in some 800 steps
         frames, firsts, stacks = [], [], []
         for _ in range(chunk):
             frames.append(timestep.observation)

@@ -1,11 +1,11 @@
-"""The Behaviour Suite behind the door of Gymnasium, its log, and its scores."""
+"""The Behaviour Suite as environments of Gymnasium, its log, and its scores."""
 
 import sys
 
 import numpy as np
 import pytest
 
-pytest.importorskip("bsuite")  # of an environment that was made from an older lock
+pytest.importorskip("bsuite")  # a virtual environment made from an older lock lacks it
 from bsuite import sweep
 from bsuite.utils import datasets
 
@@ -25,7 +25,7 @@ EXPERIMENTS = sorted({bsuite_id.split("/")[0] for bsuite_id in sweep.SWEEP})
 
 @pytest.fixture(autouse=True)
 def digits(monkeypatch):
-    """A few digits of noise in the place of MNIST, which is not everywhere to be had."""
+    """Puts a few digits of noise in the place of MNIST, which cannot be downloaded everywhere."""
     rng = np.random.default_rng(0)
     images, labels = rng.integers(-128, 128, (30, 28, 28)).astype(np.int8), np.arange(30, dtype=np.uint8) % 10
     monkeypatch.setattr(datasets, "load_mnist", lambda: ((images, labels), (images, labels)))
@@ -36,7 +36,7 @@ def make(level: str, num_envs: int = 1, seed: int = 0):
 
 
 def walk(environment, steps: int, seed: int = 0) -> tuple[list, list[dict]]:
-    """TimeSteps of random actions, the first among them, and what was logged."""
+    """Returns the TimeSteps of random actions, after that of the reset, and what was logged."""
     rng, count = np.random.default_rng(seed), environment.spec.actions.num_actions
     walked = [environment.reset()]
     for _ in range(steps):
@@ -47,7 +47,7 @@ def walk(environment, steps: int, seed: int = 0) -> tuple[list, list[dict]]:
 
 
 def play(level: str, choose, episodes: int, seed: int = 0) -> list[dict[str, float]]:
-    """What is logged of `episodes` of a player: `choose` takes the environment and what it shows."""
+    """Plays episodes and returns the logged rows; `choose` maps the environment and its observation to an action."""
     environment, rows = Behaviour(level), []
     observation, _ = environment.reset(seed=seed)
     for _ in range(episodes):
@@ -67,7 +67,7 @@ def test_the_registry_has_the_first_level_of_every_experiment_and_its_episodes()
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_is_played_and_what_is_logged_is_what_was_played(experiment):
-    """Of all experiments an episode ends within 1,001 steps. Returns and lengths are against Shoal's own count."""
+    """In all experiments an episode ends within 1,001 steps. Shoal's own returns and lengths are compared."""
     environment = make(f"{experiment}/0", seed=3)
     rng, episodes, logged = np.random.default_rng(3), [], []
     space, actions = environment.spec.spaces
@@ -79,7 +79,7 @@ def test_every_experiment_is_played_and_what_is_logged_is_what_was_played(experi
         episodes += list(zip(finished.returns, finished.lengths, strict=True))
         assert step.observation.dtype == np.float32 and np.isfinite(step.observation).all()
         assert space.contains(step.observation[0])
-        assert step.discount[0] == (0.0 if step.last[0] else 1.0)  # bsuite's time limits are ends, too
+        assert step.discount[0] == (0.0 if step.last[0] else 1.0)  # bsuite's time limits terminate, too
     environment.close()
     assert episodes and logged
     lengths = {length for _, length in episodes}
@@ -107,7 +107,7 @@ def test_each_of_several_environments_logs_its_own():
 
 
 def test_each_of_several_tasks_logs_its_own():
-    """Tasks that are alike to an agent, of two environments each: environment i has task i mod 2."""
+    """The two tasks have the same spaces, and two environments each: environment i has task i mod 2."""
     tasks = ",".join(f"{DOOR}/{name}-v0" for name in ("deep_sea-0", "deep_sea_stochastic-0"))
     _, logged = walk(environments.make(tasks, 4, 0), 11)
     assert sorted(row["environment"] for row in logged) == [0, 1, 2, 3]
@@ -149,7 +149,7 @@ def test_the_best_player_scores_1_and_a_random_one_0(level, best, random):
 
 
 def test_a_stochastic_sea_is_solved_by_the_best_player_alone():
-    """Whose score wants a hundred episodes at least, and which wind pushes off its way."""
+    """The score needs at least a hundred episodes, and wind pushes the player off its way."""
 
     def best(environment, observation) -> int:
         layer = environment._raw
@@ -191,7 +191,7 @@ def test_what_bsuite_cannot_score_is_refused(rows, words, tmp_path):
 
 
 def test_a_run_logs_its_training_and_not_its_evaluations(tmp_path):
-    """Evaluations play 8 episodes each; the log has those of the actor, in their order."""
+    """Evaluations play 8 episodes each; the log has only those of the actor, in order."""
     arguments = ["--agent=a2c", f"--env={DOOR}/catch-0-v0", "--max_env_steps=600", "--eval_period=200"]
     arguments += ["--placement=serial", "--carrier=local"]
     code, output = command_line.end(

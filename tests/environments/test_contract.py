@@ -33,7 +33,7 @@ def balance(observation: np.ndarray) -> np.ndarray:
 
 
 def play(environment, policy: Policy, rows: int) -> tuple[TimeStep, list[tuple[int, float, int]]]:
-    """`rows` TimeSteps stacked to [rows, B, ...], and the (environment, return, length) that `finished` told."""
+    """Returns TimeSteps stacked to [rows, B, ...], and the (environment, return, length) that `finished` returned."""
     timesteps, episodes = [environment.reset()], []
     for _ in range(rows - 1):
         timesteps.append(environment.step(policy(timesteps[-1].observation)))
@@ -50,7 +50,7 @@ def make_and_play(name: str, rows: int, num_envs: int = 3, seed: int = 1, policy
 
 
 def naive_episodes(reward: np.ndarray, first: np.ndarray, last: np.ndarray) -> list[tuple[int, float, int]]:
-    """(environment, return, length) of each complete episode of [rows, B], in the order of their ends."""
+    """Returns (environment, return, length) of each complete episode of [rows, B], in the order of their ends."""
     episodes = []
     for row, environment in itertools.product(range(len(last)), range(last.shape[1])):
         if last[row, environment]:
@@ -77,7 +77,7 @@ def check_contract(spec: EnvironmentSpec, timesteps: TimeStep, episodes, rows: i
     np.testing.assert_allclose([e[1] for e in episodes], [e[1] for e in expected], rtol=1e-4)
 
 
-# name, rows, and what the ends of its episodes look like: their discounts
+# Name, rows to play, and the discounts with which episodes end in that time.
 CASES = [
     ("CartPole-v1", 200, {0.0}),
     ("MaskedCartPole-v1", 200, {0.0}),
@@ -129,7 +129,7 @@ def test_cartpole_balanced_is_truncated_after_500_steps(name):
     ],
 )
 def test_an_episode_that_goes_on_is_truncated_after_max_steps(name, own):
-    """If the environment has not ended it: at 6 nothing here has, and a limit beyond its own changes nothing."""
+    """None of these environments ends an episode within 6 steps; a limit beyond its own changes nothing."""
 
     def still(observation):
         actions = spec.actions

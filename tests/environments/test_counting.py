@@ -24,7 +24,7 @@ def test_every_row_says_exactly_what_the_naive_rows_say(timesteps, field):
 
 
 def test_the_naive_rows_hold_every_kind_of_end():
-    """Else the test above would check less than it seems to."""
+    """Without every kind of end, the test above would check less than it seems to."""
     rows = [row for i in range(NUM_ENVS) for row in first_rows(i, ROWS)]
     assert {row.discount for row in rows if row.last} == {0.0, 1.0}
     assert {episode_length(i, episode) for i in range(NUM_ENVS) for episode in range(5)} == {1, 2, 3, 4, 5}

@@ -1,4 +1,4 @@
-"""Whatever breaks in an environment, and whatever it gives that nobody can learn from, is one line."""
+"""Whatever breaks in an environment, or cannot be learnt from in what it returns, is reported in one line."""
 
 import sys
 import textwrap
@@ -14,7 +14,8 @@ from tests.environments import shaky
 
 
 def expect_failure(name: str, where: str, steps: int = 0, num_envs: int = 3, **options) -> str:
-    """The line with which making, resetting and `steps` steps of the environment end; those before are sound."""
+    """Makes and resets an environment and takes `steps` steps; returns the line of the failure that ends this, which
+    must say `where` it was."""
     with pytest.raises(environments.EnvironmentFailure) as failure:
         environment = environments.make(name, num_envs, seed=0, **options)
         timesteps = [environment.reset()]
@@ -28,8 +29,8 @@ def expect_failure(name: str, where: str, steps: int = 0, num_envs: int = 3, **o
 BREAKS = [(place, way) for place in shaky.PLACES for way in shaky.ways(place)]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # of Gymnasium, about what it sees in an environment's first step
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy: 1e300 is no float32
+@pytest.mark.filterwarnings("ignore::UserWarning")  # from Gymnasium, about an environment's first step
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # from NumPy: 1e300 is no float32
 @pytest.mark.parametrize(("place", "way"), BREAKS, ids=["-".join(each) for each in BREAKS])
 def test_an_environment_that_breaks_is_one_line(place, way):
     steps = shaky.PLACES[place]
@@ -49,7 +50,7 @@ def test_an_environment_that_breaks_is_one_line(place, way):
 @pytest.mark.parametrize("name", ["CartPole-v1", "MaskedCartPole-v1", "CartPole-v1,gymnasium:CartPole-v1"])
 @pytest.mark.parametrize(("part", "what", "value"), [(0, "observation", np.nan), (1, "reward", np.inf)])
 def test_the_door_looks_at_whatever_stands_behind_it(name, part, what, value):
-    """Not at Gymnasium's environments alone: of EnvPool's it is C++ that gives a NaN."""
+    """Not only Gymnasium's environments are checked: EnvPool's C++ can also return a NaN."""
     environment = environments.make(name, 4, seed=0)
     raw = environment._step
 
@@ -68,7 +69,7 @@ def test_the_door_looks_at_whatever_stands_behind_it(name, part, what, value):
 
 
 def test_the_largest_numbers_are_finite():
-    """Though their squares are not."""
+    """They are accepted although their squares are infinite."""
     environment = environments.make("CartPole-v1", 2, seed=0)
     raw = environment._step
     environment._step = lambda action, resets: (np.full((2, 4), 3e38, np.float32), *raw(action, resets)[1:])
@@ -78,7 +79,7 @@ def test_the_largest_numbers_are_finite():
 
 
 def test_a_reward_for_the_action_that_is_thrown_away_is_nobodys():
-    """EnvPool's after an episode's end: it is ignored, whatever it is."""
+    """EnvPool returns one for the step after an episode's end; whatever it is, it is ignored."""
     environment = environments.make("Catch-v0", 1, seed=0)
     raw = environment._step
 
@@ -104,7 +105,7 @@ def test_a_reward_for_the_action_that_is_thrown_away_is_nobodys():
     ],
 )
 def test_what_no_number_would_show_any_more_is_refused_before(space, batch):
-    """A NaN among bytes, and a choice that there is not, which would be all zeros."""
+    """A NaN would vanish among bytes, and a choice that does not exist would become all zeros."""
     with pytest.raises(ValueError):
         spaces.observations(space).show(batch)
 

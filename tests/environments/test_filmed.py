@@ -1,4 +1,5 @@
-"""What is drawn of an episode: every step of the first environment's first. It changes nothing of how it is played."""
+"""Pictures of the first environment's first episode: of all its steps, or in a long one at even distances. Drawing does
+not change how the environment is played."""
 
 import itertools
 import subprocess
@@ -20,7 +21,7 @@ MODULE = "gymnasium:tests.environments.drawn:"
 
 
 class Counted(CountingEnvironment):
-    """A picture of a counting environment is as bright as steps were made."""
+    """A counting environment whose pictures are as bright as the number of steps made."""
 
     steps = 0
     steps_per_second = 8.0
@@ -38,7 +39,7 @@ def zeros(environment) -> np.ndarray:
 
 
 def film(environment, rows: int) -> list[int]:
-    """What each picture's first number is, after so many rows; all of a picture are alike."""
+    """Takes `rows` steps and returns the number that each picture is filled with."""
     environment.reset()
     for _ in range(rows):
         environment.step(zeros(environment))
@@ -54,7 +55,7 @@ def test_the_first_episode_is_drawn_from_its_first_observation_to_its_last(num_e
 
 
 class Long(Counted):
-    """Episodes of so many steps."""
+    """A counting environment whose episodes have `length` steps."""
 
     length = 1
 
@@ -94,7 +95,7 @@ ALL = (
     "LunarLander-v3", "Pong-v5", "MiniGrid-MemoryS7-v0", f"CartPole-v1,{MODULE}Sound-v0", f"{MODULE}Sound-v0",
     pytest.param("Basic-v1", marks=pytest.mark.vizdoom),
 )  # fmt: skip
-ALL_ALONE = [name for name in ALL if not (isinstance(name, str) and "," in name)]  # whose tasks are alike
+ALL_ALONE = [name for name in ALL if not (isinstance(name, str) and "," in name)]  # names of one task each
 
 
 @pytest.mark.parametrize("name", ALL_ALONE)

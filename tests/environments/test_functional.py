@@ -22,7 +22,7 @@ def reset(key):
 
 
 def step(key, state, action):
-    """A random walk: off the right end it terminates, after seven steps it is truncated; sometimes both."""
+    """Steps a random walk. It terminates off the right end and is truncated after seven steps; sometimes it is both."""
     at = state["at"] + 0.2 * (action - 1) + 0.1 * jax.random.normal(key)
     steps = state["steps"] + 1
     return {"at": at, "steps": steps}, jnp.stack([at, steps]), at * 2.0, at > 1.3, steps >= 7
@@ -82,7 +82,7 @@ def test_an_episode_is_cut_and_no_terminal_is_made_of_it(limit):
 
 # gymnax ---------------------------------------------------------------------------------------------------------------
 
-OFFLINE = "MNISTBandit-bsuite"  # which downloads its pictures
+OFFLINE = "MNISTBandit-bsuite"  # it would download its pictures
 
 
 def registered():

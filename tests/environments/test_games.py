@@ -29,9 +29,9 @@ def test_those_that_start_vizdooms_games_pass():
             output, _ = child.communicate(timeout=SECONDS)
         except subprocess.TimeoutExpired:  # a game did not start
             output = f"waited {SECONDS} s in vain for ViZDoom's tests to end"
-        if child.returncode is None or child.returncode < 0:  # or EnvPool crashed as it started them, in its own code
+        if child.returncode is None or child.returncode < 0:  # or EnvPool's own code crashed as it started them
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, signal.SIGKILL)  # and the games that did start
+                os.killpg(child.pid, signal.SIGKILL)  # also ends the games that did start
             child.wait()
             continue
         assert child.returncode == 0, output

@@ -1,5 +1,5 @@
-"""What a run records of its environment stands for the environment: its spec comes back as it was, and observations and
-actions become what the environment itself makes of them."""
+"""What a run records of its environment can stand in for the environment: its spec comes back as it was, and
+observations and actions are converted as the environment itself converts them."""
 
 import dataclasses
 import json
@@ -121,7 +121,8 @@ AS_SHOWN = ["Pong-v5", "MaskedCartPole-v1", "Counting-v0"]
 
 @pytest.mark.parametrize("name", WITH_SPACES + AS_SHOWN)
 def test_of_real_environments_it_is_what_they_do_themselves(name):
-    """For two steps: what the environment shows agents, made of what it gives; as it is where there is no more."""
+    """Over two steps, the interface must make the observations that agents are shown and the actions that are taken
+    like the environment itself. Where the spec has no spaces, both stay as they are."""
     environment = environments.make(name, 2, 0)
     spec, raws, takens = again(environment.spec), [], []
     same(spec, environment.spec)

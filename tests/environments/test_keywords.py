@@ -1,4 +1,4 @@
-"""A person's keywords of an environment, and the module that the documents show."""
+"""Keywords that a person gives to an environment, and the example module in docs/environments.md."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ def my_module(tmp_path, monkeypatch):
 
 
 def walk(name: str, steps: int, **keywords) -> list[float]:
-    """The observations of a walk to the right, until it ends."""
+    """Returns the observations of a walk to the right, at most `steps` steps long."""
     environment = environments.make(name, 1, seed=0, keywords=keywords)
     timestep = environment.reset()
     places = [timestep.observation[0, 0].item()]

@@ -9,7 +9,7 @@ from environments import minigrid
 
 
 def decode(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The image [B, 7, 7, 3] and the direction [B] that `bits` [B, 984] say; exactly one bit for each."""
+    """Returns the image [B, 7, 7, 3] and the direction [B] in `bits` [B, 984]; asserts that each has just one bit."""
     cells, direction = bits[:, :980].reshape(-1, 7, 7, 20), bits[:, 980:984]
     parts = np.split(cells, [11, 17], axis=-1)
     for part in (*parts, direction):
@@ -70,7 +70,7 @@ def test_a_mission_is_shown_where_it_says_what_to_do():
 
 @pytest.mark.parametrize("name", sorted(n for n in envpool.list_all_envs() if n.startswith("MiniGrid-Memory")))
 def test_the_memory_tasks_mission_never_changes(name):
-    """So that nothing is lost with it."""
+    """Agents are not shown this mission; since it never changes, they lose nothing."""
     assert not minigrid.is_instructed(name)
     pool = envpool.make(name, env_type="gymnasium", num_envs=32, seed=0)
     mission = pool.reset()[0]["mission"]

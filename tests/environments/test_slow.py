@@ -1,4 +1,4 @@
-"""The environment that keeps its actor waiting is CartPole but for that."""
+"""The environment that keeps its actor waiting is CartPole in all else."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from environments.slow import SlowCartPole
 @pytest.mark.parametrize("seconds", [0.0, 0.003, 0.5])
 def test_every_step_waits_as_long_and_is_cartpoles(seconds, monkeypatch):
     waited: list[float] = []
-    me = threading.get_ident()  # others may sleep, too
+    me = threading.get_ident()  # other threads may sleep, too
     monkeypatch.setattr(time, "sleep", lambda each: waited.append(each) if threading.get_ident() == me else None)
     slow, plain = SlowCartPole(seconds), gymnasium.make("CartPole-v1").unwrapped
     np.testing.assert_array_equal(slow.reset(seed=3)[0], plain.reset(seed=3)[0])

@@ -1,4 +1,4 @@
-"""What becomes of observations and actions of any space: of spaces made at random, and where the numbers come from."""
+"""How observations and actions of any space are converted: tested on random spaces and on environments."""
 
 import gymnasium
 import jax
@@ -14,7 +14,7 @@ from environments import spaces
 
 
 def random_observations(rng: np.random.Generator, depth: int = 0) -> gymnasium.Space:
-    """Any space that can be shown."""
+    """Returns a random space whose observations can be shown to agents."""
     kind = rng.integers(7 if depth < 2 else 5)
     sizes = [int(x) for x in rng.integers(1, 6, rng.integers(1, 4))]
     if kind == 0:
@@ -34,7 +34,7 @@ def random_observations(rng: np.random.Generator, depth: int = 0) -> gymnasium.S
 
 
 def batch_of(space: gymnasium.Space, samples: list) -> object:
-    """As a vector environment hands them on."""
+    """Batches samples as a vector environment does."""
     return gymnasium.vector.utils.concatenate(space, samples, create_empty_array(space, len(samples)))
 
 

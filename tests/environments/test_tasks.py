@@ -1,4 +1,4 @@
-"""Several tasks in one batch: who has which, and what cannot be put together."""
+"""Several tasks in one batch: which environment has which task, and which tasks cannot be put together."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,8 @@ from runtime.metrics import return_means
 
 
 def counting(limits: dict[str, int | None] | None = None):
-    """A maker of CountingEnvironments whose first numbers say which task they are of."""
+    """Returns a maker of CountingEnvironments. Task t's environments observe the numbers 100 t, 100 t + 1, ...;
+    `limits` maps a task to its max_episode_steps, which is 5 by default."""
 
     def make(task: str, count: int, seed: int) -> CountingEnvironment:
         environment = CountingEnvironment(count, first_environment=100 * int(task))
@@ -23,7 +24,7 @@ def counting(limits: dict[str, int | None] | None = None):
 
 
 def test_environment_i_has_task_i_mod_n():
-    """Each environment's stream is the one that it has in its task's own batch."""
+    """Each environment gives the same stream as in a batch of its task alone."""
     together = Tasks(["1", "2", "3"], 6, 0, counting())
     apart = [CountingEnvironment(2, first_environment=100 * task) for task in (1, 2, 3)]
     assert together.spec.num_tasks == 3
@@ -43,7 +44,7 @@ def test_environment_i_has_task_i_mod_n():
 
 
 def test_actions_go_to_their_task():
-    """Environment 0 is pushed left and environment 1 right, whatever their tasks."""
+    """Environments 0 and 3 are pushed left and 1 and 2 right, whatever their tasks."""
     environment = environments.make("CartPole-v1,gymnasium:CartPole-v1", 4, seed=0)
     before = environment.reset().observation
     after = environment.step(np.array([0, 1, 1, 0])).observation

@@ -10,7 +10,7 @@ MODULE = "gymnasium:environments.textbook"
 
 
 def test_the_corridors_second_state_is_switched():
-    """Example 13.1: right, left, right leads to the goal, and nothing shows where one is."""
+    """Example 13.1: right, left, right leads to the goal, and the observation does not show the state."""
     corridor = ShortCorridor()
     moves = {(0, 0): 0, (0, 1): 1, (1, 0): 2, (1, 1): 0, (2, 0): 1, (2, 1): 3}
     for (state, action), then in moves.items():
@@ -23,7 +23,7 @@ def test_the_corridors_second_state_is_switched():
 
 @pytest.mark.parametrize(("right", "value"), [(0.05, -82.1), (0.59, -11.66), (0.95, -44.2)])
 def test_the_corridors_returns_are_the_books(right, value):
-    """About -82 and -44 of the two epsilon-greedy policies, and -11.6 of the best one."""
+    """The book has about -82 and -44 for the two epsilon-greedy policies, and -11.6 for the best policy."""
     rng, environment = np.random.default_rng(0), environments.make(f"{MODULE}:ShortCorridor-v0", 50, seed=0)
     environment.reset()
     returns: list[float] = []
@@ -31,7 +31,7 @@ def test_the_corridors_returns_are_the_books(right, value):
         environment.step((rng.random(50) < right).astype(np.int32))
         returns += environment.finished().returns
     environment.close()
-    # The first that end are the short ones: of 50 environments that is less than the tolerance.
+    # The first episodes to end are short ones. With 50 environments this bias is less than the tolerance.
     assert np.mean(returns) == pytest.approx(value, rel=0.1)
 
 
@@ -65,7 +65,7 @@ def test_bairds_actions_lead_to_the_seventh_state_and_to_the_six():
 
 @pytest.mark.parametrize("dimensions", [10, 25])
 def test_the_bandits_cost_is_the_papers(dimensions):
-    """Section 5.1: a quadratic whose eigenvalues are 0.1 and 1, its least at (4, .., 4); the same each time."""
+    """Section 5.1: a quadratic with eigenvalues 0.1 and 1 and its minimum at (4, .., 4); it is always the same one."""
     bandit = ContinuousBandit(dimensions)
     np.testing.assert_array_equal(bandit.C, ContinuousBandit(dimensions).C)
     np.testing.assert_allclose(bandit.C, bandit.C.T, atol=1e-12)

@@ -57,7 +57,7 @@ def test_spec(name, sizes, steps):
 
 
 def views(name: str, action: tuple[int, ...], steps: int) -> np.ndarray:
-    """What is seen, int32 [steps, 84, 84], while one action is repeated from the same start."""
+    """Returns the frames, int32 [steps, 84, 84], that are seen while one action is repeated from the same start."""
     environment = environments.make(name, 1, seed=0)
     environment.reset()
     seen = [environment.step(np.array([action])).observation[0].astype(np.int32) for _ in range(steps)]
@@ -67,7 +67,7 @@ def views(name: str, action: tuple[int, ...], steps: int) -> np.ndarray:
 
 @pytest.mark.vizdoom
 def test_factors_act_and_act_at_once():
-    """Turning, walking, and both: four views, each unlike the others."""
+    """Standing, turning either way, walking, and turning while walking: five views, each unlike the others."""
     ends = [views("MyWayHome-v1", action, 10)[-1] for action in ((0, 0, 0), (1, 0, 0), (2, 0, 0), (0, 1, 0), (1, 1, 0))]
     for i, one in enumerate(ends):
         for other in ends[:i]:
@@ -77,12 +77,12 @@ def test_factors_act_and_act_at_once():
 
 @pytest.mark.vizdoom
 def test_basic_pays_for_time_shots_and_the_kill():
-    """-1 a tic, -5 for a shot, and 106 for the kill, which ends the episode; else it is truncated."""
+    """A tic pays -1, a shot -5, and the kill 106. The kill ends the episode, which is otherwise truncated."""
     environment = environments.make("Basic-v1", 4, seed=0)
     environment.reset()
     rng, lasts = np.random.default_rng(0), {0.0: 0, 1.0: 0}
     for row in range(150):
-        # Two that shoot and move, one that only shoots, one that does nothing.
+        # Environments 0 and 1 shoot and move, 2 only shoots, 3 does nothing.
         action = rng.integers((3, 2), size=(4, 2)) * np.array([[1, 1], [1, 1], [0, 1], [0, 0]])
         timestep = environment.step(action)
         killed = timestep.last & (timestep.discount == 0)
@@ -100,7 +100,7 @@ def test_basic_pays_for_time_shots_and_the_kill():
 
 @pytest.mark.vizdoom
 def test_health_gathering_pays_for_life_and_takes_for_death():
-    """The floor is acid: who stands still is dead within 525 steps."""
+    """The floor is acid: a player that stands still dies within 525 steps."""
     environment = environments.make("HealthGathering-v1", 1, seed=0)
     timestep = environment.reset()
     while not timestep.last[0]:
@@ -140,7 +140,7 @@ def test_a_task_whose_rewards_are_not_known_is_refused():
 
 
 def games() -> int:
-    """How many of ViZDoom's games are this process's children."""
+    """Counts the children of this process that are games of ViZDoom."""
     count = 0
     for thread in pathlib.Path("/proc/self/task").iterdir():
         with contextlib.suppress(OSError):  # the thread, or the game, has just ended

@@ -69,7 +69,7 @@ def test_a_process_that_was_killed_is_a_failure():
 
 
 def marked(mark: str) -> list[int]:
-    """The living processes in whose environment the mark is."""
+    """Returns the ids of the living processes whose environment variables contain the mark."""
     found = []
     for entry in pathlib.Path("/proc").iterdir():
         try:

@@ -1,5 +1,5 @@
-"""Real Reverb servers, in this process and in one of their own, ended when their test ends. Where there is no Reverb,
-tests/conftest.py skips what asks for them."""
+"""Fixtures that start real Reverb servers, in this process or in one of their own, and stop them when their test ends.
+Where there is no Reverb, tests/conftest.py skips the tests that ask for them."""
 
 import json
 import subprocess
@@ -61,7 +61,8 @@ running.stop()
 
 @pytest.fixture
 def serve_apart():
-    """As serve_here, but the server is a process of its own, reached by gRPC: within one, Reverb takes a short cut."""
+    """Like serve_here, but the server has a process of its own and is reached by gRPC; within one, Reverb takes a short
+    cut."""
     from replay import client
 
     processes = []

@@ -1,6 +1,7 @@
-"""What an item of an agent takes in the memory of a Reverb server's process, as JSON: [measured, estimated] bytes.
+"""Prints how much memory an item of an agent takes in a Reverb server's process, as JSON: [measured, estimated] bytes.
 
-A program of its own for each: in the tests' process memory grows for many reasons, and what was freed is used again.
+Each agent is measured by a run of this program of its own: in the tests' process memory grows for many reasons, and
+freed memory is used again.
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ HALF_CHEETAH = EnvironmentSpec(
     (17,), np.dtype(np.float32), BoundedActions(-np.ones(6, np.float32), np.ones(6, np.float32))
 )
 FRAMES = EnvironmentSpec((84, 84), np.dtype(np.uint8), DiscreteActions(6))
-CASES = {  # by agent: the environment, the config, rows of the environments written before and while it is measured
+CASES = {  # agent -> (environment, config, rows written before measuring, rows written while measuring)
     "ddpg": (HALF_CHEETAH, ddpg.Config(), 250, 1_500),
     "dqn": (FRAMES, dqn.Config(), 50, 400),
     "r2d2": (FRAMES, r2d2.Config(), 120, 960),
@@ -30,7 +31,7 @@ CASES = {  # by agent: the environment, the config, rows of the environments wri
 
 
 def resident() -> int:
-    """Bytes of this process that are in memory."""
+    """Returns how many bytes of this process are in memory."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
@@ -73,4 +74,4 @@ def measure(module, spec: EnvironmentSpec, config, before: int, rows: int) -> tu
 if __name__ == "__main__":
     module = {"ddpg": ddpg, "dqn": dqn, "r2d2": r2d2}[sys.argv[1]]
     print(json.dumps(measure(module, *CASES[sys.argv[1]])), flush=True)
-    os._exit(0)  # writers would wait for their servers
+    os._exit(0)  # at a normal exit the writers would wait for their servers

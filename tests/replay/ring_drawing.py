@@ -1,5 +1,5 @@
-"""What each of this process's devices draws from rings, and how likely it says that was; as a program, it prints what
-it found as JSON."""
+"""Records what each of this process's devices draws from rings, and the likelihood that it reports for each item. Run
+as a program, it prints what it found as JSON."""
 
 import json
 from typing import Any
@@ -21,11 +21,11 @@ STRUCTURE = Structure(
 
 
 def priority_of(row: Any, environment: Any) -> Any:
-    """Unlike anywhere, and of another mean in each environment."""
+    """Returns a priority that varies with the row and has a different mean in each environment."""
     return 1.0 + 3.0 * environment + row % 5
 
 
-# Of each kind of draw what its table has.
+# For each kind of draw, the fields of its TableSpec.
 KINDS: dict[str, dict[str, Any]] = {
     "uniform": {"kind": "uniform"},
     "prioritized": {"kind": "prioritized"},
@@ -46,7 +46,7 @@ def make_channel(mesh: devices.Mesh, kind: str, exponent: float = 0.6, saved: An
 
 
 def write(channel: RingChannel, rows: int = ROWS) -> None:
-    """One endless episode of each environment; item i of environment e starts at the observation (e, i)."""
+    """Writes one endless episode of each environment; item i of environment e starts at the observation (e, i)."""
     writer = channel.writer(0, None, never)
     environment, one = np.arange(ENVIRONMENTS, dtype=np.float32), np.ones(ENVIRONMENTS, np.float32)
     for row in range(rows):
@@ -57,7 +57,7 @@ def write(channel: RingChannel, rows: int = ROWS) -> None:
 
 
 def compile_draw(mesh: devices.Mesh, channel: RingChannel) -> Any:
-    """(rows, masses, key data) -> (each device's sample, anchors)."""
+    """Returns a compiled function: (rows, masses, key data) -> (each device's sample, anchors)."""
 
     def draw(rows, masses, key):
         key = jax.random.fold_in(jax.random.wrap_key_data(key), jax.lax.axis_index(AXIS))

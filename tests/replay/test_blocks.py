@@ -1,4 +1,4 @@
-"""Blocks, from the environment through the actor, the writer and a real Reverb server to the learner's batch."""
+"""Tests blocks from the environment through the actor, the writer and a real Reverb server to the learner's batch."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,8 @@ class RowMemory(NamedTuple):
 
 
 def counting_agent(window: Blocks, max_size: int) -> Agent:
-    """Its action is the row (modulo 5), its extras the row and the version that acted, its memory the rows before."""
+    """Returns an agent whose action is the row (modulo 5), whose extras are the row and the version that acted, and
+    whose memory counts the rows before."""
 
     def act(params, key, timestep, memory):
         version = jnp.broadcast_to(params["version"], memory.rows.shape)
@@ -53,7 +54,7 @@ def counting_agent(window: Blocks, max_size: int) -> Agent:
 
 
 class Path:
-    """Real parts from end to end: `num_actors` actors of `num_envs` environments each, which take turns.
+    """A path of real parts from end to end: `num_actors` actors of `num_envs` environments each, which take turns.
 
     `serve` is the fixture serve_here or serve_apart.
     """
@@ -81,11 +82,11 @@ class Path:
         self.variables.push(Version(version, 100 * version), {"version": np.int32(version)})
 
     def write(self, index: int = 0) -> None:
-        """One more block of an actor."""
+        """Lets an actor write one more block."""
         within(WAIT, "the actor to write a block", next, self.actors[index])
 
     def batches(self, count: int, batch_size: int | None = None) -> list[Batch]:
-        """The next batches, of one block each unless said otherwise."""
+        """Returns the next batches, of one block each unless `batch_size` says otherwise."""
         batches = self.sampled(batch_size or self.num_envs)
         return [within(WAIT, f"batch {i}", next, batches) for i in range(count)]
 
@@ -94,17 +95,17 @@ class Path:
 
 
 def version_of(row: int, window: Blocks) -> int:
-    """The version that acts in a row, where one is pushed after each block: pulls come once a block is sent."""
+    """Returns the version that acts in a row if one is pushed after each block: actors pull once a block is sent."""
     return max(0, row - window.next_action) // window.length
 
 
 def check_rows(steps, column: int, environment: int, rows: range, window: Blocks) -> None:
-    """Column `column` of a batch holds exactly `rows` of `environment`; of the last, what is known before it is acted
-    on, unless that belongs to the block."""
+    """Asserts that column `column` of a batch holds exactly `rows` of `environment`. The last row holds only what is
+    known before its action, unless that action belongs to the block."""
     told = first_rows(environment, rows.stop + 1)
     expected = {
         "action": [row % 5 for row in rows],
-        # What belongs to a_t arrives with o_{t+1}.
+        # The reward and the discount of a_t arrive with o_{t+1}.
         "reward": [told[row + 1].reward for row in rows],
         "discount": [told[row + 1].discount for row in rows],
         "row": list(rows),
@@ -120,7 +121,7 @@ def check_rows(steps, column: int, environment: int, rows: range, window: Blocks
 
 
 def transitions(environments: range, rows: range) -> int:
-    """Rows but the block's last whose action was answered: the next row is no first."""
+    """Counts the rows, without the block's last, whose action was executed: the next row does not open an episode."""
     return sum(not first_rows(e, rows.stop)[row + 1].first for e in environments for row in rows[:-1])
 
 
@@ -144,7 +145,7 @@ def test_every_row_of_every_block_is_where_it_belongs(serve_here, length, next_a
 
 @pytest.mark.parametrize("place", ["serve_here", "serve_apart"])
 def test_blocks_stand_side_by_side_in_a_batch_the_oldest_first(request, place):
-    """Two actors take turns: a batch of three blocks holds one's, the other's, and the first's next."""
+    """Two actors take turns: a batch of three blocks holds one of each actor and then the first actor's next."""
     num_envs, window = 2, Blocks(5)
     path = Path(request.getfixturevalue(place), window, num_envs, num_actors=2)
     order = [(block, index) for block in range(3) for index in range(2)]
@@ -190,7 +191,7 @@ def test_a_block_of_many_environments_is_split_into_batches(serve_here):
 
 
 class Given:
-    """A queue of these blocks."""
+    """A queue that holds the given blocks."""
 
     def __init__(self, items: list[list[np.ndarray]]):
         self.items = items
@@ -201,7 +202,7 @@ class Given:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_batch_of_one_version_leaves_out_what_is_left_of_others(seed):
-    """Actors are restarted, and the learner goes back to its checkpoint: versions repeat, fall and rise."""
+    """Versions repeat, fall and rise because actors are restarted and the learner goes back to its checkpoint."""
     rng = np.random.default_rng(seed)
     blocks_each = int(rng.integers(1, 4))
     agent = counting_agent(Blocks(1, one_version=True), max_size=100)
@@ -226,7 +227,7 @@ def test_a_batch_of_one_version_leaves_out_what_is_left_of_others(seed):
 
 @pytest.mark.parametrize("batch_size", [2, 6, 12])
 def test_each_environment_brings_its_own_memory(batch_size):
-    """Counting memories are alike in all environments of a row: here each is another."""
+    """The counting agent's memories are the same in all environments of a row; here they all differ."""
     num_envs = 6
     agent = counting_agent(Blocks(2), max_size=100)
     structure = blocks.structure(agent, CountingEnvironment(num_envs).spec, num_envs)
@@ -245,7 +246,7 @@ def test_each_environment_brings_its_own_memory(batch_size):
 
 
 class FullQueue:
-    """A queue that holds `max_blocks` blocks, and a thread that appends to it until it was told to stop."""
+    """A queue that holds `max_blocks` blocks, and a thread that appends to it until it is told to stop."""
 
     def __init__(self, serve, max_blocks: int):
         self.path = Path(serve, Blocks(1), num_envs=1, max_blocks=max_blocks)
@@ -270,7 +271,7 @@ class FullQueue:
         return self.stop.is_set()
 
     def waits_with(self, block: int) -> bool:
-        """`append` asks `stopped` again after each time-out of the flush that waits for the table."""
+        """Returns whether `append` waits with a block: it asks `stopped` again after each time-out of its flush."""
         return self.asked_while_sending.get(block, 0) > 1
 
 

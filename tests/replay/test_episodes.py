@@ -1,4 +1,5 @@
-"""A queue of whole episodes: each is one item, in the table as soon as it is known to be over, and taken once."""
+"""A queue of whole episodes: each is one item, which is in the table as soon as the episode is known to be over, and
+is taken once."""
 
 from collections.abc import Callable, Iterator
 
@@ -24,22 +25,22 @@ from tests.replay.told_transitions import stream
 from tests.waiting import until, within
 
 WAIT = 60.0
-EPISODES = WholeEpisodes(5)  # Counting-v0's have 5 actions at most
+EPISODES = WholeEpisodes(5)  # episodes of Counting-v0 have at most 5 actions
 LENGTH = EPISODES.max_steps + 1
 
 
 def as_sequences(window: WholeEpisodes) -> Sequences:
-    """Those that are whole episodes."""
+    """Returns the window of sequences that are whole episodes."""
     return Sequences(burn_in=0, length=window.max_steps + 1, period=window.max_steps)
 
 
 def completed(num_envs: int, rows: int) -> list[tuple[int, int, Item]]:
-    """(the row that completes it, environment, rows and padding) of each episode, in the order in which they end."""
+    """Returns (the row that completes it, environment, rows and padding) of each episode, in the order of the ends."""
     told = []
     for environment in range(num_envs):
         for episode, over in episodes(environment, rows):
             full = len(episode) == LENGTH
-            if full or over:  # of a shorter one only the next episode's first row tells that it is over
+            if full or over:  # the end of a shorter one shows only in the next episode's first row
                 padding = (None,) * (LENGTH - len(episode))
                 told.append((episode[-1] + (not full), environment, (*episode, *padding)))
     return sorted(told, key=lambda each: each[:2])
@@ -62,7 +63,7 @@ class Written:
         assert isinstance(self.writer, EpisodeWriter)
 
     def write(self, num_envs: int, rows: int) -> list[tuple[bool, int]]:
-        """After each row, what the writer returned and how many items there are."""
+        """Writes rows; returns for each what the writer returned and how many items there were then."""
         told = []
         for row, step in enumerate(stream(num_envs, rows)):
             mine = Step(*step[:5], {"number": np.full(num_envs, row + 1, np.int32)})
@@ -79,7 +80,7 @@ class Written:
 
 
 def test_an_episode_is_one_sequence():
-    """By the plain definition of sequences that tests/replay/test_sequences.py has."""
+    """Compares with the plain definition of sequences that tests/replay/test_sequences.py checks."""
     for environment in range(7):
         mine = [item for _, e, item in completed(7, 45) if e == environment]
         assert mine == sequences(environment, 45, as_sequences(EPISODES))
@@ -108,7 +109,7 @@ def test_each_episode_is_taken_once_in_order_and_to_the_last_number(serve, num_e
             check(batch.sample, column, environment, item)
             taken.append((environment, item))
     assert len(taken) >= 8
-    # Episodes that end with the same row are in the table in any order.
+    # Episodes that end in the same row may be in the table in any order.
     by_row = [{each[1:] for each in expected if each[0] == row} for row in range(rows)]
     for done in by_row:
         now, taken = set(taken[: len(done)]), taken[len(done) :]
@@ -131,7 +132,7 @@ def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
 
     def stopped() -> bool:
         asked.append(written.size())
-        return asked.count(3) > 2  # full: then it asks each second
+        return asked.count(3) > 2  # once the table is full, the writer asks every second
 
     written = Written(serve, max_size=3, stopped=stopped)
     written.write(1, 20)

@@ -18,7 +18,7 @@ from tests.replay.told_transitions import GAMMA, stream
 
 
 def steps_of(kind, num_envs, rows):
-    """Rows of experience and the memories before them."""
+    """Returns rows of experience, each with the memory before it."""
     if isinstance(kind, Stacks):
         return [(step, ()) for step in told_stacks.framed(num_envs, rows)]
     if isinstance(kind, Transitions):
@@ -36,7 +36,7 @@ def structure_of(kind):
 
 
 def priority(params, items):
-    """By the parameters and by something of an item that no other has."""
+    """Returns priorities that depend on the parameters and on the items' rewards."""
     steps = items.steps if hasattr(items, "steps") else items
     reward = steps.reward if steps.reward.ndim == 1 else steps.reward[-1]
     return params * (1.0 + jnp.abs(reward) % 7)

@@ -34,7 +34,7 @@ def counting_gradient(number: int) -> Gradient:
 
 @pytest.fixture
 def path(serve):
-    """(writer, client, table, structure) of a queue with room for two."""
+    """Returns (writer, client, table, structure) of a queue with room for two gradients."""
     structure = Structure(counting_gradient(0))
     agent = q_learning.make(q_learning.Config(), SPEC)
     table = by_gradients(agent).table
@@ -74,7 +74,7 @@ def test_a_worker_waits_for_room_until_it_is_stopped(path):
 
 
 def test_the_structure_is_that_of_what_a_worker_computes():
-    """Of blocks and of transitions, with batch axes."""
+    """Checks an agent that learns from blocks and one that learns from transitions, each from batches."""
     for agent, envs in (
         (q_learning.make(q_learning.Config(unroll_length=3, batch_size=2), SPEC), 2),
         (dqn.make(dqn.Config(torso="mlp", frame_stack=1, batch_size=5), SPEC), 2),
@@ -126,7 +126,7 @@ def test_a_local_replay_is_sampled_as_often_as_asked_and_after_its_minimum():
         seen |= {int(action) for sample in samples for action in sample.steps.action}
         counts.append(len(samples))
         written = replay.written()
-        # A half of the minimum is this worker's; what was there when it was first reached is not owed any samples.
+        # Half of the minimum is this worker's share. No samples are owed for the items written until it is reached.
         if first is None and written >= 50:
             first = written
         assert sum(counts) == (0 if first is None else (written - first) * 4 // 8)

@@ -1,4 +1,4 @@
-"""Links between machines that are cut: a server gives a connection up, and its client hears nothing of that."""
+"""Links between machines that are cut: the server gives a connection up, and its client is not told."""
 
 import contextlib
 import socket
@@ -18,7 +18,7 @@ from tests.launchers.command_line import wait_for
 
 
 class Link:
-    """A way to a server's port, through a port of its own, that can be cut without a word to the clients."""
+    """A proxy for a server's port, on a port of its own, that can be cut without telling the clients."""
 
     def __init__(self, port: int):
         self._to, self._live = port, True
@@ -43,8 +43,8 @@ class Link:
 
 
 class Connection:
-    """One of a client through a link. Cut, it is as TCP is where the server's end has timed out: the client's end looks
-    sound until it sends something, which is answered by a reset."""
+    """A client's connection through a link. After a cut it behaves like TCP after a time-out at the server's end: the
+    client's end looks sound until it sends something, which is answered by a reset."""
 
     def __init__(self, client: socket.socket, server: socket.socket):
         self._client, self._server, self._cut = client, server, False
@@ -72,7 +72,7 @@ class Connection:
 
 @pytest.fixture
 def link() -> Iterator[tuple[Link, server.reverb.Client]]:
-    """A link to a server with a queue for one item, and a client of it on this side."""
+    """Yields a link to a server with a table for one item, and a client that does not go through the link."""
     table = server.build_table(
         TableSpec("queue", WholeEpisodes(1), "queue", max_size=1), Structure([np.zeros(2, np.float32)])
     )
@@ -84,7 +84,7 @@ def link() -> Iterator[tuple[Link, server.reverb.Client]]:
 
 
 def writing(client: server.reverb.Client, written: list[int]) -> Callable[[], None]:
-    """What puts items into the queue for ever, each once there is room."""
+    """Returns a function that puts items into the queue for ever, each as soon as there is room."""
     queue = ReverbQueue(client, "queue")
 
     def write():
@@ -97,7 +97,7 @@ def writing(client: server.reverb.Client, written: list[int]) -> Callable[[], No
 
 @pytest.mark.parametrize("cuts", [1, 3])
 def test_a_writer_that_waits_goes_on_after_the_link_was_cut(link, cuts):
-    """It waits for room, and has nothing to send, when its connection goes."""
+    """The writer waits for room, and has nothing to send, when its connection is cut."""
     link, local = link
     written: list[int] = []
     client = connect(f"localhost:{link.port}", heartbeat=0.5)

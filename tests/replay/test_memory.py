@@ -1,4 +1,4 @@
-"""The estimates by which a run is refused that would not fit into memory, against a server's real memory."""
+"""Compares the estimates by which a run that would not fit into memory is refused with a server's real memory."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from tests.launchers.command_line import ENVIRONMENT, ROOT
 
 @pytest.mark.parametrize("agent", ["ddpg", "dqn", "r2d2"])
 def test_an_item_takes_what_is_estimated(agent):
-    """Within a quarter: malloc and the streams' ends are in the measured growth."""
+    """They agree within a quarter: the measured growth includes what malloc and the streams' ends take."""
     command = [sys.executable, "-m", "tests.replay.memory", agent]
     done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

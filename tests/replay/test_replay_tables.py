@@ -1,4 +1,4 @@
-"""Replay tables: what is sampled how often, whose priorities change, what is kept, who waits, what restarts keep.
+"""Replay tables: how often items are sampled, whose priorities change, what is kept, who waits, what restarts keep.
 
 Item i of server s is a transition whose observation is (s, i).
 """
@@ -40,7 +40,7 @@ STRUCTURE = Structure(
 )
 PACKING = Packing(STRUCTURE)
 SPEC = TableSpec("replay", Transitions(1, 0.99), "prioritized", max_size=1000, priority_exponent=0.6)
-IMPLAUSIBLE = 1e-7  # a correct table fails a chi-square test so often
+IMPLAUSIBLE = 1e-7  # the probability that a correct table fails a chi-square test
 
 
 def table_of(spec: TableSpec, num_servers: int = 1):
@@ -48,7 +48,7 @@ def table_of(spec: TableSpec, num_servers: int = 1):
 
 
 def write(client, priorities: Sequence[float], server_index: int = 0, first: int = 0) -> None:
-    """Items first, first + 1, ... with these priorities."""
+    """Writes items `first`, `first` + 1, ... with these priorities."""
     writer = client.trajectory_writer(1)
     for index, priority in enumerate(priorities, first):
         name = np.array([[server_index, index]], np.float32)
@@ -65,7 +65,7 @@ class Item(NamedTuple):
 
 
 def contents(client, count: int) -> dict[tuple[int, int], Item]:
-    """(server, index) -> what the table says of the item, of `count` items."""
+    """Samples until it has seen `count` items; returns (server, index) -> the item's key and priority."""
     found: dict[tuple[int, int], Item] = {}
     for _ in range(300):
         for sample in within(WAIT, "samples", list, client.sample("replay", 100, emit_timesteps=False)):
@@ -98,7 +98,7 @@ def draw(clients, spec: TableSpec, batch_size: int, batches: int) -> Drawn:
 
 
 def chi_square(counts: np.ndarray, probability: np.ndarray) -> float:
-    """How likely a deviation at least as large as that of `counts` is."""
+    """Returns the probability of a deviation that is at least as large as that of `counts`."""
     return scipy.stats.chisquare(counts, probability * counts.sum()).pvalue
 
 
@@ -167,7 +167,7 @@ def test_three_servers_are_sampled_by_turns_and_their_likelihood_is_that_of_the_
     probability = [powers(priorities, 0.6) for priorities in THREE]
     expected = [total * probability[s][i] / 3 for s, i in drawn.names.tolist()]
     np.testing.assert_allclose(drawn.likelihood, expected, rtol=1e-5)
-    # What a likelihood is for: weighted by its inverse, each item of all servers counts the same.
+    # This is what the likelihood is for: weighted by its inverse, the items of all servers count the same.
     assert np.mean(1 / drawn.likelihood) == pytest.approx(1.0, abs=0.1)
     for index, p in enumerate(probability):
         counts = np.bincount(drawn.names[drawn.names[:, 0] == index, 1], minlength=len(p))
@@ -210,7 +210,8 @@ def test_each_servers_items_get_their_own_priorities_and_no_others(serve):
 
 
 def named_agent(batch_size: int) -> Agent:
-    """The new priority of an item is 10 times its server + its index + 1; that of its K-th update adds 100 K."""
+    """Returns an agent that gives an item the new priority 10 times its server + its index + 1 + 100 times the number
+    of the update, counted from 0."""
 
     def update(state, key, sample):
         observation = sample.steps.observation
@@ -222,7 +223,7 @@ def named_agent(batch_size: int) -> Agent:
 
 @pytest.mark.parametrize("updates_per_dispatch", [1, 2])
 def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updates_per_dispatch):
-    """Sampler, prefetch, learner and updater together, on three servers."""
+    """Tests the sampler, the prefetching, the learner and the updater together, on three servers."""
     clients = three_servers(serve)
     before = [contents(client, len(priorities)) for client, priorities in zip(clients, THREE, strict=True)]
     expected = [{name: item.priority for name, item in each.items()} for each in before]
@@ -262,7 +263,7 @@ def test_a_learners_priorities_go_to_the_items_that_it_learned_from(serve, updat
     assert seen == keys and len(seen) == batches, "each update's keys are its own batch's"
     assert learning.version.learner_steps == learning.host_state() == batches * updates_per_dispatch
     after = [contents(client, len(each)) for client, each in zip(clients, before, strict=True)]
-    # Of items that are in a batch twice, the later update's counts.
+    # If an item is in several updates, the last update's priority counts.
     for s in range(3):
         assert {name: item.priority for name, item in after[s].items()} == pytest.approx(expected[s])
 
@@ -293,12 +294,12 @@ def test_a_full_table_may_forget_by_priority(serve, exponent):
     client = serve(table_of(spec))
     steps = [0.001, 0.1, 10.0]
     write(client, np.repeat(steps, 300))
-    write(client, [1e9] * 100, first=900)  # which are forgotten themselves about never
+    write(client, [1e9] * 100, first=900)  # these are themselves almost never removed
     left = {name[1] for name in contents(client, 900)}
     gone = np.array([sum(index not in left for index in range(start, start + 300)) for start in (0, 300, 600)])
     assert len(left) == 900 and gone.sum() == 100
     expected, there = np.zeros(3), np.full(3, 300.0)
-    for _ in range(100):  # each from what the ones before left
+    for _ in range(100):  # each is removed from the items that are left
         chance = (there - expected) * powers(steps, exponent)
         expected += chance / chance.sum()
     assert chi_square(gone, expected / expected.sum()) > IMPLAUSIBLE
@@ -306,7 +307,7 @@ def test_a_full_table_may_forget_by_priority(serve, exponent):
 
 
 def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_are_not(serve, caplog):
-    """NaN is what a diverged update gives: the learner is to find out by itself, not to hang."""
+    """A diverged update gives NaN. The learner must find that out by itself, and must not hang."""
     client = serve(table_of(SPEC))
     write(client, [1.0, 2.0, 3.0])
     items = contents(client, 3)
@@ -324,7 +325,7 @@ def test_priorities_that_cannot_be_set_are_lost_with_a_warning_and_the_others_ar
 
 LIMITED = dataclasses.replace(SPEC, kind="uniform", min_size=10, samples_per_insert=4.0)
 BUFFER = error_buffer(LIMITED)
-MOST_INSERTS = 10 + int(BUFFER) // 4  # before the first sample
+MOST_INSERTS = 10 + int(BUFFER) // 4  # what can be inserted before the first sample
 
 
 def test_the_error_buffer_is_a_tenth_of_the_minimum_size_but_never_small():
@@ -336,7 +337,7 @@ def test_the_error_buffer_is_a_tenth_of_the_minimum_size_but_never_small():
 
 @pytest.mark.parametrize("num_servers", [1, 3])
 def test_each_of_several_servers_limits_its_share(num_servers):
-    """Of 30,000 items and a tenth of them to either side of the ratio, four samples each."""
+    """The shares are of 30,000 items, four samples each, and of a buffer of a tenth to either side of that ratio."""
     spec = dataclasses.replace(LIMITED, min_size=30_000, max_size=90_000)
     info = table_of(spec, num_servers).info
     limiter, share = info.rate_limiter_info, 30_000 // num_servers
@@ -346,7 +347,7 @@ def test_each_of_several_servers_limits_its_share(num_servers):
 
 
 def counts(client) -> tuple[int, int]:
-    """(inserts, samples) that the table has let through."""
+    """Returns how many (inserts, samples) the table has let through."""
     limiter = client.server_info()["replay"].rate_limiter_info
     return limiter.insert_stats.completed, limiter.sample_stats.completed
 
@@ -370,7 +371,7 @@ class Actor:
             row += 1
 
     def _stopped(self) -> bool:
-        self.asked += 1  # again after each time-out of the flush that waits for the table
+        self.asked += 1  # asked again after each time-out of the flush that waits for the table
         return self.stop.is_set()
 
     def waits(self) -> bool:
@@ -408,7 +409,7 @@ def within_buffer(client) -> bool:
 def test_an_actor_alone_stops_at_the_error_buffer_and_goes_on_once_its_items_are_sampled(serve):
     client = serve(table_of(LIMITED))
     actor = Actor(client)
-    # On a busy machine it waits a while for its first items, too.
+    # On a busy machine the actor may also wait a while for its first items.
     until(lambda: actor.waits() and counts(client) == (MOST_INSERTS, 0), WAIT, "the actor waits at the error buffer")
     taker = Taker(client)
     until(lambda: counts(client)[0] > 3 * MOST_INSERTS, WAIT, "the actor goes on")
@@ -461,7 +462,7 @@ def test_an_actor_that_is_killed_while_it_waits_holds_nobody_up(serve):
     command = [sys.executable, "-c", DYING_ACTOR, client.server_address]
     with subprocess.Popen(command, cwd=ROOT) as process:
         try:
-            # Its next items are at the server, which has not let them in.
+            # The actor's next items are at the server, which has not let them in.
             until(lambda: counts(client)[0] == MOST_INSERTS, WAIT, "an actor of another process fills the table")
         finally:
             process.send_signal(signal.SIGKILL)
@@ -491,14 +492,14 @@ def test_an_actor_whose_writer_is_dropped_holds_nobody_up(serve):
 
 
 class Restarts:
-    """Called, it serves a table that is saved in `path` and gives a client; again after a stop."""
+    """Serves a table that is saved in `path`: each call stops the server before, starts another, returns a client."""
 
     def __init__(self, path: pathlib.Path):
         self._path, self._server = path, None
 
     def __call__(self, spec: TableSpec = SPEC, structure: Structure = PACKING.structure):
         self.stop()
-        # On a port of its own: a process's connections to the one before would be taken over.
+        # On a new port: on the old one, this process would reuse its connections to the server before.
         self._server = server.serve([server.build_table(spec, structure)], None, self._path)
         return connect(f"localhost:{self._server.port}", timeout=30)
 
@@ -582,9 +583,9 @@ OTHER_STRUCTURES = {
     ids=[*OTHERS, *OTHER_STRUCTURES],
 )
 def test_the_checkpoint_of_other_tables_is_refused(restart, tmp_path, spec, structure, reason):
-    """Reverb would restore the old table, in silence, whatever was asked for."""
+    """Reverb itself would silently restore the old table, whatever was asked for."""
     client = restart()
-    for index in range(3):  # Reverb keeps the newest, and nothing else of its own
+    for index in range(3):  # Reverb keeps its newest checkpoint alone
         write(client, [1.0], first=index)
         server.save_tables(client)
     with pytest.raises(ValueError, match=reason) as error:
@@ -652,7 +653,7 @@ def test_a_server_that_is_killed_holds_up_no_more_than_samples_and_all_goes_on_w
     within(WAIT, "the updater to give up", updater.close, 0.2)
     assert "the last priorities were lost" in caplog.text
     killed.start()
-    # 16 waited, after one that was under way.
+    # 16 priorities waited, behind one that was already on its way.
     until(lambda: contents(client, 2)[0, 1].priority >= 18, WAIT, "the priorities that waited arrive")
     taken = taker.taken
     until(lambda: taker.taken > taken + 100, WAIT, "the learner samples again")

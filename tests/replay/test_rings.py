@@ -1,5 +1,5 @@
-"""Replays on the learner's devices: every item of every environment, from rows to what an update sees; what the wrap of
-a ring takes away; how often what is drawn; who waits; what a checkpoint brings back."""
+"""Replays on the learner's devices: every item of every environment, from rows to what an update sees; which items are
+lost where a ring wraps around; how often each is drawn; who waits; what a checkpoint brings back."""
 
 import threading
 from typing import Any
@@ -23,7 +23,7 @@ from tests.runtime import several_devices
 from tests.waiting import until, within
 
 WAIT = 60.0
-IMPLAUSIBLE = 1e-7  # a correct replay fails a chi-square test so often
+IMPLAUSIBLE = 1e-7  # the probability that a correct replay fails a chi-square test
 NUMBER = np.zeros((), np.float32)
 VECTORS = Structure(
     Transition(np.zeros(3, np.float32), np.zeros((), np.int32), NUMBER, NUMBER, np.zeros(3, np.float32))
@@ -44,7 +44,7 @@ def make_channel(
 
 
 def written_rows(channel: RingChannel, rows: int) -> int:
-    """So many of `rows` rows were handed over."""
+    """Returns how many of `rows` rows the writer has handed over: whole chunks."""
     return rows // channel.ring.chunk * channel.ring.chunk
 
 
@@ -53,7 +53,7 @@ def append(writer: RingWriter, step: Step, memory: Any = (), params: Any = None)
 
 
 def all_items(channel: RingChannel) -> tuple[Sample, np.ndarray, np.ndarray]:
-    """Every item that there is, its mass and its anchor."""
+    """Returns every item in the rings, its mass and its anchor."""
     masses = np.asarray(channel.masses.of_rows).reshape(-1)
     anchors = np.flatnonzero(masses).astype(np.int32)
     assert int(channel.masses.count[0]) == len(anchors), "they are counted rightly"
@@ -109,7 +109,8 @@ def numbered(sample: Sample, column: int, environments: np.ndarray) -> tuple[int
 
 
 def check_sequence(sample: Sample, column: int, environment: int, item: Item) -> None:
-    """As of Reverb's, but for the memory of a sequence that opens with its episode, which the agent sets back."""
+    """Checks a sequence as those from Reverb are checked, except for the memory of one that opens with its episode. The
+    rings give zeros for that memory, which the agent resets anyway."""
     opening = next(t for t, row in enumerate(item) if row is not None)
     if sample.steps.first[opening, column]:
         memory = jax.tree.map(lambda x: x[column : column + 1], sample.memory)
@@ -249,7 +250,7 @@ def drawn(request):
 @pytest.mark.parametrize("mapper", ["shard_map", "pmap"])
 @pytest.mark.parametrize("kind", ring_drawing.KINDS)
 def test_items_are_drawn_by_their_priorities_and_say_how_likely_that_was(drawn, mapper, kind):
-    """Each device draws of its own environments; the likelihood is that of the mixture."""
+    """Each device draws from its own environments; the likelihood is that of the mixture of all devices."""
     found = drawn[f"{mapper} {kind}"]
     shards, rows = found["devices"], ring_drawing.ROWS // 4 * 4 - 1  # the newest row has no successor yet
     share = ring_drawing.ENVIRONMENTS // shards
@@ -264,7 +265,7 @@ def test_items_are_drawn_by_their_priorities_and_say_how_likely_that_was(drawn, 
         for first in range(0, len(e), share):  # each device ranks its own
             order = sorted(
                 (-weight[i, t], -t, -i) for i in range(first, first + share) for t in range(rows)
-            )  # the heaviest first, and of those the last in the rings
+            )  # the heaviest first, and of equal ones the last in the rings first
             for rank, (_, t, i) in enumerate(order, 1):
                 ranks[-i, -t] = rank
         weight = ranks**-0.6
@@ -298,7 +299,7 @@ def test_new_priorities_decide_what_is_drawn(exponent):
         channel.reprioritize, (channel.specs[1], mesh.ROWS, mesh.ROWS), channel.specs[1], donate_argnums=(0,)
     )
     channel.masses = reprioritize(channel.masses, mesh.put(anchors, mesh.ROWS), mesh.put(priorities, mesh.ROWS))
-    masses = all_items(channel)[1].astype(np.float64)  # scipy is strict about sums
+    masses = all_items(channel)[1].astype(np.float64)  # SciPy insists on equal sums
     np.testing.assert_allclose(masses[3:], priorities[3:] ** exponent, rtol=1e-5)
     np.testing.assert_array_equal(masses[:2], before[:2], "one that is not finite leaves the old one")
     _, drawn = jax.jit(
@@ -311,7 +312,7 @@ def test_new_priorities_decide_what_is_drawn(exponent):
 
 
 def test_ranks_are_among_priorities_as_they_were_until_all_are_ranked_anew():
-    """And a checkpoint has priorities, from which ranks come back."""
+    """A checkpoint holds priorities, from which the ranks are computed again."""
     mesh, alpha, rng = devices.make_mesh(), 0.7, np.random.default_rng(0)
     channel = ring_drawing.make_channel(mesh, "ranked and mixed", alpha)
     ring_drawing.write(channel)
@@ -330,8 +331,8 @@ def test_ranks_are_among_priorities_as_they_were_until_all_are_ranked_anew():
     after = rng.permutation(number).astype(np.float32)
     after[:2] = np.nan, np.inf
     set_all(after)
-    after[:2] = before[:2]  # one that is not finite leaves the old one
-    after = np.maximum(after, np.float32(1e-30))  # an item of priority 0 is an item
+    after[:2] = before[:2]  # a priority that is not finite leaves the old one
+    after = np.maximum(after, np.float32(1e-30))  # an item of priority 0 remains an item
     greater = (before > after[:, None]).sum(axis=1)
     np.testing.assert_allclose(all_items(channel)[1], (1.0 + greater) ** -alpha, rtol=1e-5)
     next(batches)
@@ -341,7 +342,7 @@ def test_ranks_are_among_priorities_as_they_were_until_all_are_ranked_anew():
     again = ring_drawing.make_channel(mesh, "ranked and mixed", alpha, jax.tree.map(np.array, channel.state()))
     for _ in range(places // ring_drawing.SHARE + 1):
         next(batches)
-    order = np.lexsort((np.arange(number), after))[::-1]  # of equals the last in the rings first
+    order = np.lexsort((np.arange(number), after))[::-1]  # of equal ones the last in the rings first
     masses = np.zeros(number)
     masses[order] = np.arange(1.0, number + 1) ** -alpha
     for each in (channel, again):
@@ -361,7 +362,7 @@ def test_a_table_without_ranks_and_mixture_keeps_nothing_for_them():
 
 @pytest.mark.parametrize("size", [16, 48, 4096, 100_000])
 def test_a_tree_of_sums_never_draws_nothing(size):
-    """Of a few masses among zeros, far apart in size; and sums stay what they are sums of."""
+    """The masses are few among zeros, and far apart in size. After updates the sums must still be right."""
     rng = np.random.default_rng(size)
     masses = np.zeros(size, np.float32)
     there = rng.choice(size, max(2, size // 50), replace=False)
@@ -370,7 +371,7 @@ def test_a_tree_of_sums_never_draws_nothing(size):
     drawn = np.asarray(jax.jit(lambda m, s, k: sums.sample(m, s, k, 20_000))(masses, levels, jax.random.key(0)))
     assert np.all(masses[drawn] > 0)
     changed = rng.choice(size, 12).astype(np.int32)
-    changed[0] = size  # passed over
+    changed[0] = size  # beyond the end: passed over
     masses[changed[1:]] = rng.uniform(0, 5, 11)
     updated = jax.jit(sums.update)(masses, levels, changed)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), updated, jax.jit(sums.build)(masses))
@@ -457,7 +458,7 @@ def test_what_was_saved_comes_back_and_goes_on(rows):
     one, other = all_items(channel), all_items(again)
     jax.tree.map(np.testing.assert_array_equal, one, other)
     assert channel.drain() == again.drain() and again._limiter.sampled == channel._limiter.sampled
-    # A new sitting's environments start anew: the rows before are an episode cut short, which is over.
+    # A new sitting's environments start anew, so the last episode before it was cut short and is over.
     write_sequences(again.writer(0, None, never), num_envs, 64)
     again.drain()
     sample, _, anchors = all_items(again)

@@ -1,4 +1,4 @@
-"""The same rows, written to a replay of either carrier: the same items, and from the same items the same update."""
+"""The same rows, written to a replay of either carrier, give the same items, and these give the same update."""
 
 from importlib.util import find_spec
 from typing import Any
@@ -26,7 +26,7 @@ CASES: dict[str, tuple[str, str, int, dict[str, Any]]] = {  # agent, environment
 
 
 def rows_of(parts: roles.Parts, count: int) -> list[Row]:
-    """What an actor with the first parameters experiences."""
+    """Returns the rows that an actor with the initial parameters experiences."""
     environment = parts.run.make_environment(parts.run.seed_of("actor"), parts.num_envs)
     timestep, memory = environment.reset(), parts.agent.memory(parts.num_envs, None)
     params = jax.device_put(parts.agent.policy(parts.init()), parts.device)
@@ -43,7 +43,8 @@ def rows_of(parts: roles.Parts, count: int) -> list[Row]:
 
 
 def key_of(sample: Sample, index: int) -> bytes:
-    """What of an item no carrier computes, which it has alone: how it starts and ends, or a whole sequence."""
+    """Returns bytes that identify an item, from fields that no carrier computes: a transition's action and its first
+    and last observations, or all rows of a sequence."""
     steps = sample.steps
     if isinstance(steps, Step):
         parts = [x[:, index] for x in jax.tree.leaves((steps.observation, steps.action, steps.reward, steps.first))]
@@ -53,7 +54,7 @@ def key_of(sample: Sample, index: int) -> bytes:
 
 
 def column(sample: Sample, index: int) -> Sample:
-    """One item of a batch, with its batch axis."""
+    """Returns one item of a batch, with a batch axis."""
     at = slice(index, index + 1)
     axis = (slice(None), at) if isinstance(sample.steps, Step) else at
     steps = jax.tree.map(lambda x: np.asarray(x)[axis], sample.steps)
@@ -61,7 +62,7 @@ def column(sample: Sample, index: int) -> Sample:
 
 
 def of_reverb(parts: roles.Parts, carrier: Any, channel: Any) -> dict[bytes, Sample]:
-    """All items, each found by sampling until none is missing."""
+    """Returns all items, found by sampling until none is missing."""
     (client,) = carrier._clients
     items: dict[bytes, Sample] = {}
     keys: set[int] = set()
@@ -103,7 +104,7 @@ def test_the_same_rows_are_the_same_items_and_give_the_same_update(name, tmp_pat
                 channel.drain()
         writer.close()
         items[carrier_name] = of_rings(channel) if carrier_name == "local" else of_reverb(parts, carrier, channel)
-    # Either may keep the newest rows back for a while.
+    # Either carrier may keep the newest rows back for a while.
     both = sorted(set(items["reverb"]) & set(items["local"]))
     assert len(both) >= 0.75 * max(len(each) for each in items.values()) > 12
     state, update = parts.init(), jax.jit(parts.agent.update)
@@ -121,7 +122,7 @@ def test_the_same_rows_are_the_same_items_and_give_the_same_update(name, tmp_pat
 
 
 def test_items_are_told_apart():
-    """The comparison above sees a row that is another."""
+    """The test above would notice a difference: rows that differ have different keys."""
     step = Step(*(np.arange(8.0).reshape(2, 4) for _ in range(5)), {})
     sample = Sample(step, (), None)
     assert len({key_of(sample, index) for index in range(4)}) == 4

@@ -32,7 +32,7 @@ WAIT = 60.0
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("environment", range(5))
 def test_the_plain_definition_leaves_nothing_out_and_nothing_twice(window, environment):
-    """Of what the others are compared with."""
+    """Checks the plain definition of sequences, with which the other tests compare."""
     rows = 60
     items, over = sequences(environment, rows, window), max(e[0] for e, done in episodes(environment, rows) if not done)
     trained = [item[window.burn_in :] for item in items]
@@ -61,7 +61,7 @@ def test_sequences_told_by_hand():
 
 
 class Written:
-    """A table, its writer and the rows in it; a queue, so that each item can be read once, in order."""
+    """A table, its writer and the rows in it; by default a queue, so that each item can be read once, in order."""
 
     def __init__(self, serve, window: Sequences, priority=None, kind="queue"):
         self.window = window
@@ -93,7 +93,7 @@ class Written:
         return self.client.server_info()[steps_table_name("replay")].rate_limiter_info.insert_stats.completed
 
     def read(self) -> tuple[Sample, list[float]]:
-        """All items, and their priorities."""
+        """Reads all items and their priorities."""
         samples = within(WAIT, "items", list, self.client.sample("replay", self.size(), emit_timesteps=False))
         columns = [np.stack(c) for c in zip(*(sample.data for sample in samples), strict=True)]
         return self.packing.sample(columns), [sample.info.priority for sample in samples]

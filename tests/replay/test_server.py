@@ -31,7 +31,7 @@ def test_connect_names_the_address_that_does_not_answer():
 @pytest.mark.parametrize("file", ["tables", "chunks", "items", "DONE"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5])
 def test_a_replay_that_was_damaged_is_begun_anew_and_kept_aside(file, left, tmp_path):
-    """Or it is whole; it is never the end of the run, nor anything else than what was saved."""
+    """It may also come back whole. Damage never ends the run, and no item differs from what was saved."""
     path, values = tmp_path / "replay_0", np.arange(40, dtype=np.float32)
 
     def start():
@@ -52,7 +52,7 @@ def test_a_replay_that_was_damaged_is_begun_anew_and_kept_aside(file, left, tmp_
     damaged.unlink()
     if left is not None:
         damaged.write_bytes(content[: int(left * len(content))])
-    for _ in range(2):  # again, after that
+    for _ in range(2):  # the second time, the server before has dealt with the damage
         running, client = start()
         size = client.server_info(timeout=30)["replay"].current_size
         got = [float(sample.data[0]) for sample in client.sample("replay", size, emit_timesteps=False)] if size else []

@@ -23,7 +23,7 @@ WAIT = 60.0
 
 
 class Written:
-    """A table, its writer and rows in it; a queue, so that each item can be read once, in order."""
+    """A table, its writer and the rows in it; by default a queue, so that each item can be read once, in order."""
 
     def __init__(self, serve, window: Stacks, shape=(2, 3), priority=None, kind="queue"):
         self.table = TableSpec("replay", window, kind, 10_000)
@@ -47,7 +47,7 @@ class Written:
         return self.client.server_info()["replay"].current_size
 
     def read(self, count: int) -> tuple[Transition, list[float]]:
-        """The oldest items and their priorities."""
+        """Reads the `count` oldest items and their priorities."""
         samples = within(WAIT, "items", list, self.client.sample("replay", count, emit_timesteps=False))
         columns = [np.stack(c) for c in zip(*(sample.data for sample in samples), strict=True)]
         return self.packing.sample(columns).steps, [sample.info.priority for sample in samples]
@@ -55,7 +55,7 @@ class Written:
 
 @pytest.mark.parametrize(("n", "stack", "num_envs"), [(1, 2, 3), (1, 4, 1), (3, 4, 6), (5, 2, 4)])
 def test_every_item_has_the_stacks_of_its_two_ends(serve, n, stack, num_envs):
-    """Episodes of 1 to 5 steps, terminated and truncated: shorter than n or the stack, and longer."""
+    """Episodes have 1 to 5 steps, terminated or truncated: some are shorter than n or the stack, others longer."""
     rows = 45
     written = Written(serve, Stacks(n, GAMMA, stack))
     written.write(framed(num_envs, rows))
@@ -72,7 +72,7 @@ def test_every_item_has_the_stacks_of_its_two_ends(serve, n, stack, num_envs):
 
 
 def test_items_of_several_servers_are_sampled_as_they_were_written(serve):
-    """Each of two servers has environments of its own; batches take turns, and the likelihood is the mixture's."""
+    """Each of two servers has its own environments. They take turns in a batch; the likelihood is the mixture's."""
     n, stack, rows = 3, 4, 40
     servers = [Written(serve, Stacks(n, GAMMA, stack), kind="uniform") for _ in range(2)]
     batches = iter(Replay([w.client for w in servers], servers[0].table, servers[0].structure, 16))
@@ -99,7 +99,7 @@ def test_items_of_several_servers_are_sampled_as_they_were_written(serve):
 
 
 def test_an_actors_priorities_are_of_the_stacked_items(serve):
-    """They are computed from what the item will be when it is sampled, with the parameters of the time."""
+    """Priorities are computed from the item as it will be when it is sampled, with the parameters at that time."""
     given = []
 
     def priority(params, transition):
@@ -129,8 +129,9 @@ def test_actors_pull_after_so_many_items(serve):
 
 
 def test_stacks_of_atari_equal_envpools_own(serve):
-    """From the first reset, within episodes and across the start of others, through the table. Breakout, for its random
-    games are short; a lost life, after which EnvPool's stack would go on and ours begins anew, is no end here."""
+    """Compares stacks that went through the table, from the first reset, within episodes and across their starts. The
+    game is Breakout because its random games are short. A lost life does not end an episode here: after it EnvPool's
+    stack would go on, and ours would begin anew."""
     num_envs, stack = 2, 4
     ours = environments.make("Breakout-v5", num_envs, seed=5, evaluation=True)
     options = NATURE | {"stack_num": stack, "reward_clip": True, "episodic_life": False}
@@ -144,7 +145,7 @@ def test_stacks_of_atari_equal_envpools_own(serve):
             action = rng.integers(4, size=num_envs).astype(np.int32)
             after = ours.step(action)
             stacks.append(theirs.step(action)[0])
-            name = num_envs * len(steps) + np.arange(num_envs, dtype=np.int32)  # says where an item comes from
+            name = num_envs * len(steps) + np.arange(num_envs, dtype=np.int32)  # tells where an item comes from
             steps.append(Step(timestep.observation, name, after.reward, after.discount, timestep.first, {}))
             opened += timestep.first
             timestep = after
@@ -201,7 +202,7 @@ def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
     asked = []
 
     def stopped() -> bool:
-        asked[-1] += 1  # again after each time-out of the flush that waits for the table
+        asked[-1] += 1  # asked again after each time-out of the flush that waits for the table
         return asked[-1] > 1
 
     writer = way(table).writer(client, table, written.structure, None, stopped)

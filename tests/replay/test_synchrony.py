@@ -16,7 +16,7 @@ WAIT = 60.0
 
 
 def of_carrier(carrier, request):
-    """(the learner's container, an actor's)."""
+    """Returns (the learner's variable container, an actor's)."""
     if carrier == "local":
         both = LocalVariables(lambda params: params)
         return both, both
@@ -37,7 +37,7 @@ def containers(request):
 
 
 class Actor:
-    """Pulls in a thread of its own, each time that it is let."""
+    """Pulls in a thread of its own, once for each call of `pull`."""
 
     def __init__(self, variables):
         self.stop, self.pulled, self._let = threading.Event(), [], threading.Semaphore(0)
@@ -67,10 +67,10 @@ def test_each_pull_is_of_another_version_whatever_is_pushed_again(containers):
     actor.has(1)
     for _ in range(12):
         actor.pull()
-        for _ in range(rng.integers(3)):  # as a publisher does: a restarted server would have none
+        for _ in range(rng.integers(3)):  # as a publisher does, lest a restarted server have none
             learner.push(Version(version, 0), np.float32(version))
             assert len(actor.pulled) == len(told)
-        version = int(rng.choice([v for v in range(5) if v != version]))  # back, too: to a checkpoint
+        version = int(rng.choice([v for v in range(5) if v != version]))  # back, too, as to a checkpoint
         learner.push(Version(version, 0), np.float32(version))
         told.append(version)
         assert actor.has(len(told)) == [(v, float(v)) for v in told]

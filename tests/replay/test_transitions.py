@@ -1,5 +1,5 @@
 """n-step transitions, from the environment through the actor, the writer and a real Reverb server to the learner's
-batch, compared with a loop over one environment at a time in plain notation."""
+batch, are compared with a loop over one environment at a time in plain notation."""
 
 import itertools
 
@@ -46,7 +46,7 @@ def test_the_windows_of_an_environment_told_by_hand():
 @pytest.mark.parametrize("num_envs", [1, 2, 7])
 def test_every_window_of_every_environment_as_soon_as_it_is_complete(n, num_envs):
     rows, n_step = 45, NStep(Transitions(n, GAMMA))
-    completed = [n_step.append(step) for step in stream(num_envs, rows)]  # told apart only now: none may change later
+    completed = [n_step.append(step) for step in stream(num_envs, rows)]  # compared below: none may change later
     for environment in range(num_envs):
         got = [
             (row, told)
@@ -68,7 +68,7 @@ def test_every_window_of_every_environment_as_soon_as_it_is_complete(n, num_envs
 
 
 def test_episodes_that_all_end_at_once():
-    """Two copies of an environment: windows of all are closed by the same row, and none is lost after."""
+    """Two copies of an environment have all their windows closed by the same row, and none is lost."""
 
     def twice(x):
         return np.concatenate([x, x])
@@ -115,7 +115,7 @@ def test_transitions_keep_shapes_and_dtypes_and_round_as_float32_does():
 class Counted(CountingEnvironment):
     """Counting-v0 that knows how many rows it has shown."""
 
-    rows = 1  # reset's
+    rows = 1  # the reset's
 
     def _step(self, action, resets):
         self.rows += 1
@@ -123,7 +123,8 @@ class Counted(CountingEnvironment):
 
 
 def row_agent(window: Transitions, kind: str = "uniform") -> Agent:
-    """Its action says the environment and the row; a new item's priority is the parameter times 1 + the action."""
+    """Returns an agent whose action tells the environment and the row. A new item's priority is the parameter times 1 +
+    the action."""
 
     def act(params, key, timestep, memory):
         environment = timestep.observation[:, 0].astype(jnp.int32)
@@ -146,7 +147,7 @@ def row_agent(window: Transitions, kind: str = "uniform") -> Agent:
 
 
 class Path:
-    """Real parts from the environment to the sampler."""
+    """A path of real parts from the environment to the sampler."""
 
     def __init__(self, serve, n: int, num_envs: int, kind: str = "uniform"):
         self.n, self.num_envs = n, num_envs
@@ -181,15 +182,15 @@ class Path:
         return self.client.server_info()[self.table.name].current_size
 
     def write(self) -> None:
-        """Acts until the actor would pull again."""
+        """Lets the actor act until it would pull again."""
         within(WAIT, "the actor to write items", next, self.actor)
 
     def expected(self) -> list[Told]:
-        """All that belongs into the table: the actor's last row is not written before the next action is, and the
+        """Returns all that belongs into the table. The actor's last row is written only with its next action, and the
         newest transitions wait until there are LOCAL_ITEMS of them."""
 
         def place(window: tuple[int, Told]) -> tuple:
-            """In the writer's order: by rows, first what an episode's end has cut short, the oldest first."""
+            """Returns a sort key for the writer's order: by row, windows cut short by an end first, oldest first."""
             row, told = window
             whole = told.next_observation[2] - told.observation[2] == self.n
             return row, whole, told.action - action_in(told.observation[0], 0), told.observation[0]
@@ -215,7 +216,7 @@ def test_what_is_sampled_is_what_happened(serve, n, num_envs):
     assert {told.discount for told in expected} == {0.0, *(GAMMA**k for k in range(1, n + 1))}, "all kinds occur"
     batches = iter(Sampler([path.client], path.table, path.structure, 16))
     told_of_key: dict[int, Told] = {}
-    for _ in range(1000):  # each leaves any one item out with probability 0.86 or so
+    for _ in range(1000):  # each batch leaves out any one item with a probability of about 0.86
         batch = within(WAIT, "a batch", next, batches)
         assert batch.sample.steps.observation.shape == (16, 3) and batch.sample.steps.action.dtype == np.int32
         for key, told in zip(batch.keys[0].tolist(), tell(batch.sample.steps), strict=True):
@@ -240,7 +241,7 @@ def test_the_actor_pulls_after_so_many_items_and_new_items_have_the_priorities_o
         for sample in samples:
             (told,) = tell(Packing(path.structure).unpack([np.asarray(column)[None] for column in sample.data]))
             by_action[told.action] = sample.info.priority
-        # Those of the second turn hide the first's, of a thousandth of their weight.
+        # The items of the second turn hide those of the first, which have a thousandth of their weight.
         if sum(priority >= 1000 for priority in by_action.values()) == path.size() - first:
             break
     scales = {action: priority / (1 + action) for action, priority in by_action.items()}

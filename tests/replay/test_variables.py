@@ -17,7 +17,7 @@ WAIT = 60.0
 
 
 def numbered(version: int):
-    """Parameters all of whose numbers are the version's. Large enough for a torn read to show."""
+    """Returns parameters whose numbers all equal the version. They are large enough for a torn read to show."""
     return {"w": np.full((256, 64), version, np.float32), "b": {"inner": np.full(3, version, np.int32)}, "empty": ()}
 
 

@@ -1,4 +1,4 @@
-"""Sequences of Counting-v0, told row by row."""
+"""The sequences that Counting-v0 should give, computed row by row in plain Python for tests to compare with."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ Item = tuple[int | None, ...]  # the rows of a sequence; None: padding
 
 
 class Memory(NamedTuple):
-    rows: np.ndarray  # int32 [B], rows before
+    rows: np.ndarray  # int32 [B], the number of rows before
     state: np.ndarray  # float32 [B, 2]
     nothing: tuple = ()
 
@@ -27,7 +27,7 @@ def memory_before(row: int, environments) -> Memory:
 
 
 def episodes(environment: int, rows: int) -> list[tuple[list[int], bool]]:
-    """The rows of each episode of an environment that was seen for `rows` rows, and whether it is known to be over."""
+    """Returns the rows of each episode in an environment's first `rows` rows, and whether each is known to be over."""
     told, found = first_rows(environment, rows), []
     for row in range(rows):
         if told[row].first:
@@ -37,10 +37,10 @@ def episodes(environment: int, rows: int) -> list[tuple[list[int], bool]]:
 
 
 def sequences(environment: int, rows: int, window: Sequences) -> list[Item]:
-    """The items of an environment that was seen for `rows` rows, the oldest first."""
+    """Returns the items that an environment's first `rows` rows give, the oldest first."""
     items: list[Item] = []
     for episode, over in episodes(environment, rows):
-        start = covered = 0  # rows beyond which no item has learnt
+        start = covered = 0  # where the next item starts; how many rows the items so far cover
         while start + window.length <= len(episode) or (over and covered < len(episode)):
             places = range(start - window.burn_in, start + window.length)
             items.append(tuple(episode[p] if 0 <= p < len(episode) else None for p in places))
@@ -49,7 +49,7 @@ def sequences(environment: int, rows: int, window: Sequences) -> list[Item]:
 
 
 def transitions(environment: int, rows: int) -> set[int]:
-    """The rows whose action was executed, as far as is known."""
+    """Returns the rows whose action is known to have been executed: the next row does not open an episode."""
     told = first_rows(environment, rows)
     return {row for row in range(rows - 1) if not told[row + 1].first}
 
@@ -70,13 +70,13 @@ def structure_of(window: Sequences) -> Structure:
 
 
 def item_of(sample: Sample, column: int) -> tuple[int, Item]:
-    """The environment and the rows of a sequence, by what it says itself."""
+    """Returns the environment and the rows of a sequence, as its own memory and extras tell them."""
     numbers = sample.steps.extras["number"][:, column].tolist()
     return int(sample.memory.state[column, 0]), tuple(number - 1 if number else None for number in numbers)
 
 
 def check(sample: Sample, column: int, environment: int, item: Item) -> None:
-    """Column `column` of a batch is this item, to the last number."""
+    """Asserts that column `column` of a batch is this item, to the last number."""
     told = first_rows(environment, max(r for r in item if r is not None) + 2)
     steps = jax.tree.map(lambda x: x[:, column], sample.steps)
     for t, row in enumerate(item):

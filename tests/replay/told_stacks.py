@@ -1,4 +1,4 @@
-"""Stacked transitions of Counting-v0, whose observations are made frames, told frame by frame."""
+"""The stacked transitions that Counting-v0 should give if its observations were frames, for tests to compare with."""
 
 import numpy as np
 
@@ -15,19 +15,19 @@ def structure_of(stack: int, shape: tuple[int, ...]) -> Structure:
 
 
 def frame(observation) -> np.ndarray:
-    """uint8 [2, 3] of (environment, episode, step)."""
+    """Returns the frame, uint8 [2, 3], of an observation (environment, episode, step)."""
     return np.stack([np.asarray(observation), 100 + np.asarray(observation)[::-1]]).astype(np.uint8)
 
 
 def framed(num_envs: int, rows: int, first_environment: int = 0):
-    """The Steps of `rows` rows of environments that show frames."""
+    """Yields the Steps of `rows` rows of environments that show frames."""
     for step in stream(first_environment + num_envs, rows):
         mine = Step(*(x[first_environment:] for x in step[:5]), {})
         yield mine._replace(observation=np.stack([frame(o) for o in mine.observation]))
 
 
 def stacked(told: tuple[int, int, int], stack: int) -> np.ndarray:
-    """The frames of a stack: those of the episode's newest steps, its first where there are not so many."""
+    """Returns the frames of the episode's newest steps; where there are too few, its first frame is repeated."""
     environment, episode, step = told
     return np.stack([frame((environment, episode, max(0, step - lag))) for lag in reversed(range(stack))])
 

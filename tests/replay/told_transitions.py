@@ -1,4 +1,5 @@
-"""n-step transitions of Counting-v0, told by a loop over one environment at a time in plain notation."""
+"""The n-step transitions that Counting-v0 should give, for tests to compare with: computed by a loop over one
+environment at a time in plain notation."""
 
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from agents.agent import Step, Transition
 from environments.counting import CountingEnvironment
 from tests.counting_rows import first_rows
 
-GAMMA = 0.5  # all sums are exact
+GAMMA = 0.5  # a power of two, so that all sums are exact
 
 
 class Told(NamedTuple):
@@ -26,7 +27,7 @@ def action_in(environment: int, row: int) -> int:
 
 
 def windows(environment: int, rows: int, n: int, gamma: float = GAMMA) -> list[tuple[int, Told]]:
-    """(the row that completes it, the window), the oldest first, of an environment that was seen for `rows` rows."""
+    """Returns (the row that completes it, the transition) of each window in the first `rows` rows, the oldest first."""
     told, done = first_rows(environment, rows), []
     for start in range(rows - 1):
         if told[start].last:
@@ -38,7 +39,7 @@ def windows(environment: int, rows: int, n: int, gamma: float = GAMMA) -> list[t
             discount *= gamma * told[end].discount
         short = end < start + n
         if short and not told[end].last:
-            continue  # still open
+            continue  # the window is still open
         completed = end + short  # that an episode has ended is known from the first row of the next
         if completed < rows:
             action = action_in(environment, start)
@@ -47,7 +48,7 @@ def windows(environment: int, rows: int, n: int, gamma: float = GAMMA) -> list[t
 
 
 def stream(num_envs: int, rows: int):
-    """The Steps of `rows` rows."""
+    """Yields the Steps of `rows` rows."""
     environment = CountingEnvironment(num_envs)
     timestep = environment.reset()
     for row in range(rows):
@@ -58,7 +59,7 @@ def stream(num_envs: int, rows: int):
 
 
 def tell(transition: Transition) -> list[Told]:
-    """Each row of a batch of transitions."""
+    """Returns each transition of a batch in plain numbers."""
     return [
         Told(tuple(o.astype(int).tolist()), int(a), float(r), float(d), tuple(n.astype(int).tolist()))
         for o, a, r, d, n in zip(*map(np.asarray, transition), strict=True)

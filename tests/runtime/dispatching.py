@@ -1,5 +1,5 @@
-"""K updates in one dispatch against K dispatches of one, on the devices that this process has, by each mapper; as a
-program, it prints what it found as JSON."""
+"""Compares K updates in one dispatch with K dispatches of one update, on this process's devices, with each mapper. Run
+as a program, it prints what it found as JSON."""
 
 import json
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from agents import ddpg
 from agents.agent import Agent, BoundedActions, EnvironmentSpec, Feedback, Sample, Transition, pmean
 from runtime import devices
 
-K, BATCH = 3, 8  # updates, transitions in each
+K, BATCH = 3, 8  # updates in a dispatch, transitions in an update
 
 
 class State(NamedTuple):
@@ -21,7 +21,8 @@ class State(NamedTuple):
 
 
 def ordered_agent() -> Agent:
-    """Its state depends on the order of the updates and on their keys; a priority is the reward's and the update's."""
+    """Returns an agent whose state depends on the order of the updates and on their keys. A transition's priority is
+    its reward + 1000 times the number of the update."""
 
     def update(state, key, sample):
         random = jax.random.uniform(key)
@@ -55,7 +56,7 @@ def transitions(rng: np.random.Generator, size: int) -> Sample:
 
 
 def compare(mesh: devices.Mesh, agent: Agent, dispatches: int = 2) -> dict[str, Any]:
-    """Both ways from the same state on the same data."""
+    """Runs both ways from the same state on the same data, and reports the largest differences."""
     num_devices = mesh.size
     rng = np.random.default_rng(0)
     state = jax.jit(agent.init)(jax.random.key(0))
@@ -66,7 +67,7 @@ def compare(mesh: devices.Mesh, agent: Agent, dispatches: int = 2) -> dict[str, 
     for _ in range(dispatches):
         sample = transitions(rng, K * BATCH)
         *runs[0], feedback = at_once(*runs[0], devices.send(mesh, sample))
-        # Of each device's part the first of K pieces are the first minibatch, and so on.
+        # The first of K pieces of each device's part make up the first minibatch, and so on.
         rows = np.arange(K * BATCH).reshape(num_devices, K, -1)
         priorities = np.full(K * BATCH, np.nan)
         for k in range(K):

@@ -1,5 +1,5 @@
-"""Meshes of the devices that this process has, by each mapper, and plain updates beside them; as a program, it prints
-what it found as JSON."""
+"""Compares updates on meshes of this process's devices, with each mapper, with plain updates without a mesh. Run as a
+program, it prints what it found as JSON."""
 
 import json
 from typing import Any, NamedTuple
@@ -34,14 +34,14 @@ ON_POLICY = {"unroll_length": T, "batch_size": B}
 
 
 def on_policy() -> dict[str, Agent]:
-    """Each with the extras of its steps below."""
+    """Returns agents that learn from blocks; `blocks` below makes the steps that each of them needs."""
     frames = EnvironmentSpec((2, 3), np.dtype(np.uint8), DiscreteActions(3))
     small = {"torso": "mlp", "hidden_sizes": (4,), **ON_POLICY}
     return {
         "impala": impala.make(impala.Config(frame_stack=2, max_gradient_norm=0.5, learning_rate=0.1, **small), frames),
-        # Its better half is of all devices' rows.
+        # V-MPO learns from the better half of all devices' rows together.
         "vmpo": vmpo.make(vmpo.Config(frame_stack=2, learning_rate=1e-3, lambda_=0.9, **small), frames),
-        # Its state has traces, of each device's own environments.
+        # The state has eligibility traces, each device those of its own environments.
         "actor_critic": actor_critic.make(
             actor_critic.Config(alpha_theta=0.1, alpha_w=0.1, lambda_theta=0.7, lambda_w=0.9, **ON_POLICY), VECTORS
         ),
@@ -59,7 +59,7 @@ def replayed() -> Agent:
 def blocks(name: str, agent: Agent, seed: int) -> Sample:
     rng, rows = np.random.default_rng(seed), (T + 1, B)
     first = rng.random(rows) < 0.2
-    if seed == 2:  # where a run is resumed, all its environments are new
+    if seed == 2:  # `updates` resumes after sample 1, and a resumed run's environments are new
         first[0] = True
     frames = rng.integers(0, 3, (*rows, 2, 3), np.uint8)
     steps = Step(
@@ -85,13 +85,13 @@ def transitions(seed: int) -> Sample:
 
 
 def difference(a: Any, b: Any) -> float:
-    """The largest of two trees' numbers."""
+    """Returns the largest absolute difference between two trees' numbers."""
     both = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return max(float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()) for x, y in both)
 
 
 class Plain:
-    """An agent's updates on the samples one after another, without a mesh."""
+    """An agent's updates without a mesh, on one sample after another."""
 
     def __init__(self, agent: Agent, samples: list[Sample]):
         self.agent, self.samples = agent, samples
@@ -99,7 +99,7 @@ class Plain:
         self.results = self.go_on(self.fresh, samples)
 
     def go_on(self, state: Any, samples: list[Sample]) -> list[tuple[Any, Feedback]]:
-        """The state and the feedback after each."""
+        """Returns the state and the feedback after each sample."""
         results = []
         for sample in samples:
             state, feedback = self._update(state, jax.random.key(0), sample)
@@ -108,12 +108,12 @@ class Plain:
 
 
 def shown(state: Any) -> Any:
-    """What is of all devices alike: traces are of each device's own environments."""
+    """Returns the state without its traces, which differ between devices: each has those of its own environments."""
     return state._replace(traces=()) if hasattr(state, "traces") else state
 
 
 def updates(mesh: devices.Mesh, plain: Plain) -> dict[str, Any]:
-    """On the mesh; and half of them there and half plain, as of a run that is resumed."""
+    """Reports all updates made on the mesh; and half on it, half plain, as in a run that is resumed elsewhere."""
     agent, traces = plain.agent, []
 
     def counted(state, key, sample):
@@ -141,7 +141,7 @@ def updates(mesh: devices.Mesh, plain: Plain) -> dict[str, Any]:
     report["resumed"] = difference(shown(resumed), shown(expected))
     report["moved"] = difference(shown(expected).params, shown(plain.fresh).params)
     report["leaves"] = [np.asarray(x).tolist() for x in jax.tree.leaves(shown(states[-1]))]
-    # What the host has read is not donated: its memory is the host's too. So without reading.
+    # The host shares the memory of a state that it has read, so that is not donated. These states are not read.
     donated = []
     state = mesh.put(plain.fresh)
     for sample in plain.samples[:2]:
@@ -157,7 +157,7 @@ class Weights(NamedTuple):
 
 
 def gradients(mesh: devices.Mesh) -> float:
-    """One step by a gradient for each device, against the step by their mean."""
+    """Returns the difference between one step with a gradient on each device and a step with their mean."""
 
     def apply(state, gradient):
         return state._replace(params=jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient))
@@ -176,7 +176,8 @@ def gradients(mesh: devices.Mesh) -> float:
 
 
 def keys(mesh: devices.Mesh) -> dict[str, Any]:
-    """Of each device, after different numbers of updates and with different seeds; found, and as they should be."""
+    """Reports the random numbers that each device draws after different numbers of updates and with different seeds,
+    and those that it should draw."""
 
     def random(state, key, sample):
         del sample
@@ -198,7 +199,7 @@ def keys(mesh: devices.Mesh) -> dict[str, Any]:
 
 
 def round_trips(mesh: devices.Mesh) -> dict[str, Any]:
-    """What is put comes back, small and large; and each device sees its part."""
+    """Reports whether small and large arrays that are put on the devices come back, and which part each device sees."""
     report: dict[str, Any] = {}
     for size, width in {"small": 3, "large": 4000}.items():
         rng = np.random.default_rng(width)
@@ -226,7 +227,7 @@ def round_trips(mesh: devices.Mesh) -> dict[str, Any]:
     report["parts"] = shapes[0]
     report["numbers"] = [mesh.host(mesh.put(value)).item() for value in (np.uint32(7), 2, 0.5, True)]
 
-    # Donation takes the devices' copy alone.
+    # Donation must take only the devices' copy.
     for size in (B, 1 << 20):
         host = np.zeros(size, np.float32)
         device = jnp.zeros(size)
@@ -246,7 +247,7 @@ def round_trips(mesh: devices.Mesh) -> dict[str, Any]:
 
 
 def minibatches(mesh: devices.Mesh) -> dict[str, Any]:
-    """Sequences from a replay, two updates in a dispatch: which each update sees, and whose priorities are whose."""
+    """Learns from sequences of a replay, two updates in a dispatch; reports which each sees, and their priorities."""
 
     def noted(state, key, sample):
         steps, memory, likelihood = sample

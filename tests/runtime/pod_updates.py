@@ -1,5 +1,5 @@
-"""A few updates of a pod, as a program on each of its hosts, or on one host with as many devices; prints as JSON what
-they came to: `python -m tests.runtime.pod_updates HOSTS HOST PORT DEVICES`."""
+"""Makes a few updates of a pod, as a program that runs on each of its hosts, or on one host with as many devices, and
+prints the results as JSON: `python -m tests.runtime.pod_updates HOSTS HOST PORT`."""
 
 import dataclasses
 import json
@@ -20,18 +20,18 @@ from runtime import devices, hosts
 from runtime.hosts import Agreement, Hosts, Meeting
 from runtime.learner import Learner
 
-UPDATES, LENGTH, ENVIRONMENTS = 6, 4, 8  # in all
+UPDATES, LENGTH, ENVIRONMENTS = 6, 4, 8  # on all hosts together
 VECTORS = EnvironmentSpec((3,), np.dtype(np.float32), DiscreteActions(3))
 SMALL: dict[str, Any] = {"torso": "mlp", "hidden_sizes": (8,), "frame_stack": 1}
 
 
 def mine(x: Any, axis: int, of: Hosts) -> Any:
-    """This host's share."""
+    """Returns this host's share of an array along an axis."""
     return np.split(x, of.count, axis)[of.index]
 
 
 def sums(state: Any, policy: Any) -> list[float]:
-    """Of the parameters' arrays, weighed unalike."""
+    """Returns the sum of each array of the parameters, with different weights for its elements."""
     return [float(np.sum(x * np.linspace(0.5, 1.5, x.size).reshape(x.shape))) for x in jax.tree.leaves(policy(state))]
 
 
@@ -61,7 +61,7 @@ def learnt_from_blocks(mesh: devices.Mesh, of: Hosts) -> list[float]:
 
 
 def learnt_from_rings(mesh: devices.Mesh, of: Hosts) -> tuple[list[float], float]:
-    """Of prioritised double DQN; with the mean of what its batches said of likelihoods."""
+    """Learns by prioritised DQN; returns the sums of its parameters and the sum of all hosts' masses in the rings."""
     config = dqn.Config(
         replay="prioritized", batch_size=ENVIRONMENTS, replay_size=10_000, min_replay_size=8, learning_rate=0.1,
         samples_per_insert=1_000.0, **SMALL,
@@ -70,13 +70,13 @@ def learnt_from_rings(mesh: devices.Mesh, of: Hosts) -> tuple[list[float], float
     num_envs, share = ENVIRONMENTS // of.count, ENVIRONMENTS // of.count
     structure = channels.item_structure(agent, VECTORS, num_envs)
     carrier = LocalCarrier(mesh, jax.local_devices(backend="cpu")[0])
-    # Rings as long as one host's: else sums are rounded otherwise, and a draw may fall on the other side of a border.
+    # Rings must be as long as one host's: else sums are rounded differently, and a draw may fall beyond a border.
     table = dataclasses.replace(agent.table, max_size=10_000 // of.count, min_size=8 // of.count)
     channel = carrier.channel(agent, table, structure, share, 1, num_envs, 10_000 // of.count)
     writer, rng = channel.writer(0, None, lambda: True), np.random.default_rng(1)
     state = jax.jit(agent.init)(jax.random.key(0))
     params = agent.policy(state)
-    # A multiple of what an actor keeps until it hands it over, of however many environments: all is in the rings.
+    # The rows are a multiple of those that an actor keeps before it hands them over, so all of them are in the rings.
     for _ in range(2 * CHUNK_ITEMS):
         step = Step(
             rng.normal(size=(ENVIRONMENTS, 3)).astype(np.float32),

@@ -1,4 +1,5 @@
-"""Programs on so many CPU devices, of which JAX is told before it starts: processes apart, that print JSON."""
+"""Runs programs that print JSON on several CPU devices. JAX must be told their number before it starts, so each program
+has a process of its own."""
 
 import json
 import os
@@ -13,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def run(module: str, devices: int) -> Any:
-    """What the module prints last, run as a program on `devices` devices."""
+    """Runs a module as a program on `devices` devices and returns the JSON value that it prints last."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{compiling.UNOPTIMISED} --xla_force_host_platform_device_count={devices}",

@@ -95,7 +95,7 @@ def test_metrics_count_transitions_and_the_episodes_that_ended_are_told():
     """Counting-v0's environment 0 has episodes of 1, 3 and 5 actions: rows 0-1, 2-5, 6-11."""
     loop = Recorded(item_every=6).run()
     (first, first_episodes), (second, second_episodes) = next(loop), next(loop)
-    # 6 and 12 steps; those answering rows 1, 5 and 11 were thrown away, the last of them only in the next row.
+    # After 6 and 12 steps. The actions in rows 1, 5 and 11, the last of their episodes, were thrown away.
     assert (first["actor_steps"], second["actor_steps"]) == (4, 9)
     assert first_episodes == ([0, 0], [1.0, 11.0 + 12 + 13], [1, 3])
     assert second_episodes == ([0], [21.0 + 22 + 23 + 24 + 25], [5])
@@ -118,7 +118,7 @@ def recurrent_agent():
 
 
 class Frames(CountingEnvironment):
-    """Counting-v0 in small frames of bytes; notes how much had been compiled before each step."""
+    """Counting-v0 shown as small frames of bytes; notes before each step how many compilations there were so far."""
 
     def __init__(self, num_envs: int, compiled: list | None = None):
         super().__init__(num_envs)
@@ -181,7 +181,7 @@ def test_acting_is_traced_once_for_all_actors_and_compiled_once(recurrent):
             compiled.append(kwargs)
 
     act = actor.compile_act(counted, jax.devices()[0])
-    jax.monitoring.register_event_duration_secs_listener(note)  # for good: JAX offers no way to unregister it
+    jax.monitoring.register_event_duration_secs_listener(note)  # for ever: JAX cannot unregister it
     for _ in range(2):
         environment = Frames(2, compiled)
         run_actor(agent, act, params, environment)
@@ -219,7 +219,7 @@ def test_priorities_are_traced_once_however_many_transitions_there_are():
 
 
 def test_priorities_of_sequences_are_filled_up_along_their_batch():
-    """Steps are [T, b, ...], the memory [b, ...]."""
+    """The batch axis is the second of steps, [T, b, ...], and the first of the memory, [b, ...]."""
     traces = []
 
     def priority(params, sample):

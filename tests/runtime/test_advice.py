@@ -1,4 +1,4 @@
-"""Warnings of what metrics say: when they are due, and once each."""
+"""Warnings about metrics: when each is due, and that it comes only once."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from runtime.advice import LEAST_ROWS, Advice
 
 
 def told(explained, max_env_steps: int = 900, **more: float) -> list[tuple[int, str]]:
-    """The row and the line of each warning, of as many rows as there are explained variances, over the whole run."""
+    """Returns the (row, line) of each warning in a run that has one row for each explained variance in `explained`."""
     advice, lines = Advice(max_env_steps), []
     for i, value in enumerate(explained):
         row = {"env_steps": max_env_steps * i // len(explained), "explained_variance": value} | more
@@ -23,9 +23,9 @@ def test_a_value_that_learns_nothing_is_told_of_after_a_third_of_the_run_and_onc
 @pytest.mark.parametrize(
     "explained",
     [
-        [0.0] * 20 + [0.8] * 70,  # it learnt, in time
+        [0.0] * 20 + [0.8] * 70,  # it learnt in time
         [0.9] * 90,
-        [0.4, -0.2] * 45,  # noisy, but above nothing on average
+        [0.4, -0.2] * 45,  # noisy, but above 0 on average
         [0.0] * (LEAST_ROWS - 1),  # too short a run to say
     ],
 )

@@ -1,5 +1,5 @@
-"""The best parameters: whatever was seen, and whatever ended the process, what is in the file is the best or the one
-before it."""
+"""The best parameters: whatever was seen, and whatever ended the process, the file holds the best ones or those that
+were the best before."""
 
 import os
 import pathlib
@@ -46,7 +46,7 @@ def holds(logdir: pathlib.Path, version: int, return_mean: float) -> None:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_best_of_all_sittings_is_there(seed, tmp_path):
-    """After a kill a learner goes on from an older version: so versions may go back."""
+    """Versions may go back: after a kill a learner goes on from an older one."""
     draw = np.random.default_rng(seed)
     seen: list[tuple[float, int]] = []
     for _ in range(4):
@@ -107,7 +107,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("written", range(0, 1600, 97))
 def test_a_save_that_ends_anywhere_leaves_the_best_before(written, tmp_path, monkeypatch):
-    """After so many bytes; or once all are written, and the file has not its name yet."""
+    """The save ends after `written` bytes; or once all are written, but before the file has its final name."""
     best.Keeper(tmp_path, SMALL).show(Version(1, 10), params(1), 5.0)
     whole = (tmp_path / best.FILE).read_bytes()
 
@@ -185,7 +185,7 @@ def test_damage_is_seen_or_does_none(seed, tmp_path, caplog):
 
 
 def test_damage_is_often_done(tmp_path):
-    """Else the test before tests nothing."""
+    """Otherwise the test above would test nothing."""
     best.Keeper(tmp_path, SMALL).show(Version(1, 10), params(1), 5.0)
     content, seen = (tmp_path / best.FILE).read_bytes(), 0
     for at in range(0, len(content), 7):

@@ -27,7 +27,7 @@ def agent():
 
 @pytest.fixture(scope="module")
 def fresh(agent):
-    """init, compiled once: key -> state on the host."""
+    """Returns a function, compiled once: seed -> initial state on the host."""
     init = jax.jit(agent.init)
     return lambda seed: jax.tree.map(np.asarray, init(jax.random.key(seed)))
 
@@ -87,12 +87,12 @@ def test_a_restart_goes_on_bit_for_bit(agent, fresh, tmp_path):
     assert restarted.version == learner.version == Version(4, 32)
     assert_same_bits(restarted.host_state(), learner.host_state())
     with pytest.raises(AssertionError):
-        assert_same_bits(restarted.host_state(), saved)  # the control
+        assert_same_bits(restarted.host_state(), saved)  # the comparison can fail
 
 
 def test_the_newest_is_restored_and_the_newest_few_are_kept(agent, fresh, tmp_path):
     states = {steps: fresh(steps) for steps in (1, 2, 10, 9)}
-    for steps, state in states.items():  # each saved by a process of its own
+    for steps, state in states.items():  # each is saved as by a process of its own
         saving = Checkpointer(tmp_path, agent, keep=3)
         saving.save(state, Version(steps, 100 * steps))
         saving.close()
@@ -101,7 +101,7 @@ def test_the_newest_is_restored_and_the_newest_few_are_kept(agent, fresh, tmp_pa
     restoring.close()
     assert version == Version(10, 1000)
     assert_same_bits(state, states[10])
-    # 9 came after 10, and is none to go on from.
+    # 9 was saved after 10 and is not kept: no run is to go on from it.
     assert {path.name for path in tmp_path.iterdir()} == {f"learner_steps_{steps}" for steps in (1, 2, 10)}
 
 
@@ -119,7 +119,7 @@ def test_what_is_saved_already_is_left_as_it_is(agent, fresh, tmp_path):
 
 
 def test_a_half_written_checkpoint_is_not_found(agent, fresh, tmp_path):
-    """A process that is killed while it saves leaves a directory that has not got its name yet."""
+    """A process that is killed while it saves leaves a directory that does not have its final name yet."""
     saving = Checkpointer(tmp_path, agent)
     saving.save(fresh(0), Version(1, 10))
     saving.close()
@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_is_kept(agent, fresh, tmp
 
 
 def damages(content: bytes):
-    """(name, what is left of a file) for each way in which it can be damaged; None: it is gone."""
+    """Yields (name, what is left of a file) for each way in which it can be damaged; None means that it is gone."""
     flipped = bytearray(content)
     for place in (0, len(content) // 2):
         if content:
@@ -175,7 +175,7 @@ def damages(content: bytes):
 
 @pytest.fixture(scope="module")
 def two_saved(agent, fresh, tmp_path_factory):
-    """A directory of two checkpoints, at 10 and 20 updates, and their states."""
+    """Returns a directory of two checkpoints, at 10 and 20 updates, and their states."""
     directory, states = tmp_path_factory.mktemp("saved"), {10: fresh(1), 20: fresh(2)}
     saving = Checkpointer(directory, agent, owner=True)
     for steps, state in states.items():
@@ -203,7 +203,7 @@ def test_whichever_file_is_damaged_a_whole_checkpoint_is_restored(two_saved, age
                 state, version = restoring.restore()
                 assert_same_bits(state, states[version.learner_steps])
                 assert restoring.counts.get("replay", 100 * version.learner_steps) == 100 * version.learner_steps
-                # Whatever was restored, what comes after it can be saved, by who owns the directory.
+                # Whatever was restored, the directory's owner can save what comes after it.
                 if owner:
                     came_back.append(version.learner_steps)
                     restoring.save(states[10], Version(version.learner_steps + 5, 0))

@@ -1,4 +1,4 @@
-"""What is compiled is kept for the next start, and nothing depends on it."""
+"""Compiled programs are kept for the next start, and nothing depends on their being there."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ def start(**variables: str) -> subprocess.Popen:
 
 
 def outcome(process: subprocess.Popen) -> tuple[str, str]:
-    """(the cache's folder, the result) of a process that ends well."""
+    """Returns (the cache's folder, the result) of a process, and asserts that it ends well."""
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0
     folder, result = output.split()
@@ -38,7 +38,7 @@ def test_processes_share_it_and_a_broken_entry_is_compiled_anew(tmp_path):
     entries = list(folder.glob("*-cache"))
     assert entries
     for entry in entries:
-        entry.write_bytes(entry.read_bytes()[:20])  # of a process that was killed while it wrote
+        entry.write_bytes(entry.read_bytes()[:20])  # as if its writer had been killed
     assert {outcome(start(XDG_CACHE_HOME=str(tmp_path)))} == first
 
 

@@ -1,4 +1,5 @@
-"""The mesh by both mappers, on one device and on eight: the numbers of a plain update, and what travels comes back."""
+"""The mesh with both mappers, on one device and on eight: updates give the numbers of plain ones, and what is put on
+the devices comes back."""
 
 import jax
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 
 from tests.runtime import several_devices
 
-pytestmark = pytest.mark.timeout(900)  # the first waits for the program
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the program
 
 AGENTS = ("impala", "vmpo", "actor_critic", "ddpg")
-B = 16  # of the program's batches
+B = 16  # the batch size of tests/runtime/meshes.py
 PMAP_IS_SHARD_MAP = jax.__version_info__ >= (0, 8)
 
 
@@ -34,9 +35,9 @@ def test_an_update_is_the_plain_one_on_any_number_of_devices(report, agent):
     assert len(found["priorities"]) == (4 if agent == "ddpg" else 0)
     assert max(found["priorities"], default=0.0) < 1e-6
     for name, mine, expected in found["metrics"]:
-        if name == "trace_norm":  # of a device's own environments
+        if name == "trace_norm":  # it is of a device's own environments
             continue
-        # Means over live rows: a device's own, of which there may be more than on another.
+        # These are means over live rows: each device's own, of which it may have more than another.
         tolerance = 0.05 if name in ("entropy", "rho") else 1e-4
         assert mine == pytest.approx(expected, rel=tolerance, abs=1e-5), name
 
@@ -50,7 +51,7 @@ def test_both_mappers_give_the_same_state(reports, agent):
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_state_goes_on_elsewhere_as_if_it_had_been_there_all_the_time(report, agent):
-    """DDPG's has the statistics of its normaliser, and how much they weigh."""
+    """DDPG's state includes the statistics of its normaliser, and their weight."""
     assert report["updates"][agent]["resumed"] < 1e-6
 
 
@@ -65,7 +66,7 @@ def test_the_update_is_traced_once_and_counts(report, agent):
     found = report["updates"][agent]
     assert found["step"] == 6
     if report["mapper"] == "pmap" and PMAP_IS_SHARD_MAP:
-        # JAX's own wrapper traces again while where its arguments live settles: the first calls, not every one.
+        # JAX's own wrapper traces again until the placement of its arguments settles: the first calls, not every one.
         assert found["traces"] <= 3
     else:
         assert found["traces"] == 1
@@ -104,7 +105,7 @@ def test_what_does_not_divide_is_refused(report):
 
 
 def test_sequences_from_a_replay_are_split_into_minibatches(report):
-    """Sixteen sequences, a share on each device, half of it to each of two updates, with its memory and likelihood."""
+    """Each device has a share of 16 sequences. Half of it goes to each of two updates, with memory and likelihood."""
     found, share = report["minibatches"], B // report["size"]
     update = lambda i: i % share // (share // 2)
     assert found["priorities"] == [1000.0 * update(i) + i + i / B for i in range(B)], "in the order of the sample"

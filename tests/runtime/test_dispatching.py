@@ -4,7 +4,7 @@ import pytest
 
 from tests.runtime import dispatching, several_devices
 
-pytestmark = pytest.mark.timeout(900)  # the first waits for the program
+pytestmark = pytest.mark.timeout(900)  # the first test waits for the program
 
 
 @pytest.fixture(scope="module", params=[1, 8])

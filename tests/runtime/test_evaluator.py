@@ -15,7 +15,7 @@ from tests.waiting import within
 
 
 def finish(playing) -> Episodes:
-    """What evaluator.play returns, once it has told how far it is."""
+    """Runs evaluator.play to its end, ignoring the progress that it yields, and returns what it returns."""
     while True:
         try:
             next(playing)
@@ -28,7 +28,7 @@ def play_agent() -> Agent:
 
 
 class Act:
-    """Notes its counts and memories."""
+    """A compiled policy's stand-in that notes its keys, counts and memories."""
 
     def __init__(self):
         self.calls, self.keys = [], []
@@ -46,7 +46,7 @@ def return_of(environment: int, episode: int) -> float:
 
 @pytest.mark.parametrize(("num_envs", "each"), [(1, 4), (5, 1), (5, 3)])
 def test_play_counts_each_environments_first_episodes_only(num_envs, each):
-    """Some environments finish several more while they wait for the slowest: those would favour short episodes."""
+    """Fast environments finish more episodes while the slowest still plays; counting them would favour short ones."""
     played = finish(
         evaluator.play(
             play_agent(), Act(), CountingEnvironment(num_envs), "params", jax.random.key(0), episodes=num_envs * each
@@ -61,7 +61,7 @@ def test_play_carries_the_memory_and_counts_steps_from_0():
     playing = evaluator.play(play_agent(), act, CountingEnvironment(2), "params", jax.random.key(0), episodes=4)
     progress = list(playing)
     assert [each.steps for each in progress] == list(range(1, len(progress) + 1))
-    # Environment 0 ends its two at steps 1 and 5, environment 1 at 2 and 7; what 0 ends besides does not count.
+    # Environment 0 ends its two episodes at steps 1 and 5, environment 1 at 2 and 7; further episodes do not count.
     assert [each.episodes for each in progress] == [1, 2, 2, 2, 3, 3, 4]
     assert act.calls == [("params", t, [t, t]) for t in range(len(act.calls))]
     # Environment 0's first two episodes take 1 and 3 actions, environment 1's 2 and 4; one is thrown away between.
@@ -79,7 +79,7 @@ def test_play_stops_when_told():
 
 
 class Learner:
-    """A variable container whose learner is further at every pull."""
+    """A variable container whose learner has gone on at every pull."""
 
     def __init__(self, env_steps: list[int]):
         self._env_steps, self.pulls = iter(env_steps), 0
@@ -92,10 +92,10 @@ class Learner:
 @pytest.mark.parametrize(
     ("env_steps", "start", "expected"),
     [
-        ([0, 4, 9, 10, 13, 21, 22, 29, 30, 40], 0, [0, 10, 21, 30, 40]),  # once in each period, as soon as it is known
+        ([0, 4, 9, 10, 13, 21, 22, 29, 30, 40], 0, [0, 10, 21, 30, 40]),  # once a period, at the first version in it
         ([0, 5, 10, 40], 10, [10, 40]),
         ([0, 41], 0, [0, 41]),
-        ([43], 50, [43]),  # resumed at its end: the last evaluation at least
+        ([43], 50, [43]),  # resumed at its end: only the last evaluation
     ],
 )
 def test_it_evaluates_once_a_period_and_at_the_end(env_steps, start, expected):
@@ -143,7 +143,7 @@ class Exploring(NamedTuple):
 
 
 def exploring_agent(shape: tuple[int, ...]) -> Agent:
-    """Its greedy action is 0 and its sampled one 1; it remembers what it did."""
+    """Returns an agent whose greedy action is 0 and whose sampled action is 1; its memory holds its last action."""
 
     def acting(value):
         def act(params, key, timestep, memory):
@@ -174,7 +174,7 @@ def test_evaluations_are_greedy_or_sampled_and_err_as_often_as_asked(actions, ep
         often = np.bincount(chosen, minlength=size) / count
         expected = np.full(size, epsilon / size) + (1 - epsilon) * (np.arange(size) == usual)
         np.testing.assert_allclose(often, expected, atol=0.01)
-    if shape:  # all of an action is random, or nothing of it
+    if shape:  # all factors of an action are random, or none
         erred = (np.asarray(action) != usual).mean(axis=0)
         both = (np.asarray(action) != usual).all(axis=1).mean()
         np.testing.assert_allclose(both, epsilon * 5 / 6 / 2, atol=0.01)

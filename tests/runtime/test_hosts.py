@@ -24,7 +24,7 @@ WAIT = 60.0
 
 
 def free_port() -> int:
-    """The first of two that are free."""
+    """Returns a port that is free, as is the next one."""
     while True:
         with socket.socket() as first, socket.socket() as second:
             first.bind(("", 0))
@@ -37,7 +37,7 @@ def free_port() -> int:
 
 
 def meet(*calls: Callable[[], Meeting]) -> list[Any]:
-    """What becomes of hosts that meet at once: a Meeting, or an exception."""
+    """Lets hosts meet at the same time; returns for each its Meeting, or the exception that it raised."""
     results: list[Any] = [None] * len(calls)
 
     def call(index: int) -> None:
@@ -68,10 +68,10 @@ def test_hosts_that_are_alike_meet_and_part(count):
         meeting.check()
     for meeting in reversed(met):
         meeting.close(WAIT)
-        for connection in list(meeting._left.values()):  # as the end of its process does
+        for connection in list(meeting._left.values()):  # as when its process ends
             connection.shutdown(socket.SHUT_RDWR)
     for meeting in met:
-        meeting.check()  # who ended in its time is not lost
+        meeting.check()  # a host that ended after its close is not lost
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -124,7 +124,7 @@ def _heard(port: int, words: bytes) -> bool:
 
 
 def _late(come: Callable[[], Meeting]) -> Meeting:
-    threading.Event().wait(1.0)  # strangers first, most likely; after them or before, it must come to the same
+    threading.Event().wait(1.0)  # most likely after the strangers; the result must not depend on the order
     return come()
 
 
@@ -132,12 +132,12 @@ def _late(come: Callable[[], Meeting]) -> Meeting:
 def test_who_ends_before_its_time_is_missed_by_all(lost):
     port = free_port()
     met = meet(*(host(index, 3, port, {}) for index in range(3)))
-    for connection in list(met[lost]._left.values()):  # as the end of its process does
+    for connection in list(met[lost]._left.values()):  # as when its process ends
         connection.shutdown(socket.SHUT_RDWR)
         connection.close()
     for index, meeting in enumerate(met):
         if index != lost:
-            # The first one's threads go on here, and tell what they hear.
+            # If host 0 is lost, its threads still go on in this process and may report another host as ended.
             with pytest.raises(HostLost, match=f"host {lost} of 3 ended" if lost else "of 3 ended"):
                 meeting.check(WAIT)
 
@@ -170,7 +170,7 @@ def test_who_is_silent_is_missed(monkeypatch):
 
 
 def updates(count: int, devices: int) -> list[dict[str, Any]]:
-    """What each of so many hosts, with so many devices, prints."""
+    """Returns what each of `count` hosts prints, each with `devices` devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"{compiling.UNOPTIMISED} --xla_force_host_platform_device_count={devices}",
@@ -205,7 +205,7 @@ def test_a_pod_learns_what_one_host_with_its_devices_does(count, devices):
         np.testing.assert_allclose(each["blocks"], alone["blocks"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(each["rings"][0], alone["rings"][0], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(each["rings"][1], alone["rings"][1], rtol=1e-5)
-        # Two updates late, and alike: all hosts' steps, that one of them is to end, and that the run is done.
+        # Two updates late, all hosts hear the same: the sum of their steps, that one is to end, that the run is done.
         steps = sum(10 + index for index in range(count))
         late = [[steps, False, False]] * 2 + [[steps, True, False], [steps, False, True]]
         assert each["agreed"] == [[0, False, False]] * 2 + late

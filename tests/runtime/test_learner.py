@@ -19,11 +19,12 @@ MESH = devices.make_mesh()
 
 class State(NamedTuple):
     updates: jax.Array
-    rewards: jax.Array  # the sum of what was learned from
+    rewards: jax.Array  # the sum of the rewards that were learned from
 
 
 def counting_agent() -> Agent:
-    """Its parameters are the number of updates; an update's metrics are a random number and the sample's reward."""
+    """Returns an agent whose parameters are the number of updates and whose metrics are a random number and the
+    sample's reward."""
 
     def update(state, key, sample):
         reward = sample.steps.reward.sum()
@@ -57,14 +58,14 @@ class Calls(list):
             yield each
 
     def learner(self, start: int = 0, seed: int = 0, **options) -> learner.Learner:
-        """One that has made `start` updates on 10 environment steps each."""
+        """Returns a learner that has made `start` updates on 10 environment steps each."""
         state, version = State(jnp.int32(start), jnp.float32(0)), Version(start, 10 * start)
         return learner.Learner(counting_agent(), state, version, seed, self.publish, **options)
 
 
 @pytest.mark.parametrize("members", [(), (3,)])
 def test_a_state_that_has_environment_steps_is_told_them_before_each_update(members):
-    """Those of the run's version, of each member of a population: a resumed run goes on where it was."""
+    """They are those of the run's version, for each member of a population, so a resumed run goes on where it was."""
 
     class Counting(NamedTuple):
         env_steps: jax.Array
@@ -109,7 +110,7 @@ def test_publish_period_counts_updates():
 
 
 def transitions(count: int) -> Batch:
-    """A batch of transitions whose rewards are 1, 2, ..."""
+    """Returns a batch of transitions whose rewards are 1, 2, ..."""
     rewards = 1 + np.arange(count, dtype=np.float32)
     sample = Sample(Transition(*[rewards] * 5), (), np.ones(count, np.float32))
     return Batch(send(sample), None, 10)
@@ -260,7 +261,7 @@ def test_publisher_pushes_from_another_thread_the_newest_only():
     publisher = learner.Publisher(variables, MESH.host)
     publisher(Version(0, 0), on_devices(0.5))
     assert variables.entered.acquire(timeout=WAIT), "waited in vain for the first push"
-    for version in (1, 2, 3):  # while it is under way: 1 and 2 are out of date before anyone can push them
+    for version in (1, 2, 3):  # during that push: 1 and 2 are out of date before they can be pushed
         within(WAIT, "the learner to hand over parameters", publisher, Version(version, 0), on_devices(version + 0.5))
     variables.slow = False
     variables.go_on.release()
@@ -295,7 +296,7 @@ def gradients(losses: float, learner_steps: int, env_steps: int = 10) -> Batch:
 
 @pytest.mark.parametrize("bound", [1, 3])
 def test_gradients_are_dropped_one_beyond_the_bound_and_their_experience_counts(bound):
-    """The learner stands at 7, 8, ...; each gradient's age is what it is when it would be applied."""
+    """The learner stands at update 7, 8, ...; a gradient's age counts at the time when it would be applied."""
     calls = Calls()
     admission = learner.Admission(bound, 0.0)
     run = calls.learner(start=7, admission=admission)

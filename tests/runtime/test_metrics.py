@@ -1,4 +1,4 @@
-"""CSVs of roles: appended by resumed runs, read while they are written."""
+"""The roles' CSV files, to which resumed runs append and which are read while they are written."""
 
 import numpy as np
 import pytest
@@ -8,14 +8,14 @@ from runtime import metrics
 
 def test_latest_is_the_last_whole_row_wherever_the_file_is_cut(tmp_path):
     recorder = metrics.Recorder(tmp_path, "learner")
-    for step in range(400):  # far more than the end that is read
+    for step in range(400):  # far more than the end of the file that `latest` reads
         recorder.write({"env_steps": step * 1000003, "learner_steps": step, "loss": step / 7})
         assert metrics.latest(tmp_path, "learner")["learner_steps"] == step
     recorder.close()
     whole = (tmp_path / "learner.csv").read_text()
     rows = metrics.read(tmp_path / "learner.csv")
     assert [row["learner_steps"] for row in rows] == list(range(400))
-    for cut in range(1, 200):  # a writer that is half-way through its row
+    for cut in range(1, 200):  # as if a writer were half-way through its row
         (tmp_path / "learner.csv").write_text(whole[:-cut])
         assert metrics.latest(tmp_path, "learner")["learner_steps"] in range(390, 400)
 
@@ -59,7 +59,7 @@ def test_recorder_refuses_nothing_but_ignores_unknown_columns(tmp_path):
 
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_stands_in_a_file_its_whole_rows_are_read_and_more_can_be_written(tmp_path, seed):
-    """Half lines of killed processes, a second header of another run's, bytes that are none of ours."""
+    """The files have half lines of killed processes, headers of other runs, and bytes that Shoal never wrote."""
     rng = np.random.default_rng(seed)
     path = tmp_path / "learner.csv"
     rubbish = [b"env_steps,learner_steps\n", b"\n", b"a,b,c,d\n", b"1,2\n", rng.bytes(40).replace(b"\n", b"") + b"\n"]

@@ -13,7 +13,7 @@ from tests.pictures import has_curve
 
 
 def write(logdir, rows, **settings) -> None:
-    """A run's evaluations, (env_steps, return_mean, return_std) each."""
+    """Writes a run's evaluations, each of them (env_steps, return_mean, return_std)."""
     logdir.mkdir()
     (logdir / "config.json").write_text(json.dumps({"agent": "a2c", "env": "CartPole-v1"} | settings))
     recorder = metrics.Recorder(logdir, "evaluator")
@@ -26,7 +26,8 @@ def write(logdir, rows, **settings) -> None:
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-    """drawn(folders, ...) -> of each curve its label, x, y, and the band's low and high sides; without a band, None."""
+    """drawn(folders, ...) -> (label, x, y, low side of the band, high side of the band) of each curve; without a band
+    the sides are None."""
     figures = []
     monkeypatch.setattr(plot.pyplot, "close", figures.append)
 
@@ -59,7 +60,7 @@ def test_seeds_make_one_curve_as_far_as_the_shortest(drawn, tmp_path):
     assert label == "a2c on CartPole-v1 (2 seeds)"
     assert x == [100, 200, 300], "none is known of b beyond"
     np.testing.assert_allclose(y, [1.5, 3.5, 6.0])  # a at 300 is between 3 and 9, b at 200 between 2 and 6
-    np.testing.assert_allclose(low, [1.0, 3.0, 6.0])  # of two numbers the bootstrap's means reach from one to the other
+    np.testing.assert_allclose(low, [1.0, 3.0, 6.0])  # two numbers' bootstrap interval reaches from one to the other
     np.testing.assert_allclose(high, [2.0, 4.0, 6.0])
     assert drawn.figures[-1].legends[0].get_title().get_text() == plot.INTERVALS
 
@@ -91,7 +92,7 @@ def test_members_of_a_population_are_no_seeds(drawn, tmp_path):
 
 
 def write_record(folder, curves) -> None:
-    """A record of a baseline: seed -> its evaluations, (env_steps, return_mean, return_std) each."""
+    """Writes a baseline's record; `curves` maps a seed to its evaluations (env_steps, return_mean, return_std)."""
     folder.mkdir()
     for seed, rows in curves.items():
         write(folder / "made", rows)
@@ -152,6 +153,6 @@ def test_a_radar_is_drawn_as_png_and_the_same_svg_each_time(tmp_path):
     outs = [tmp_path / name for name in ("radar.png", "radar.svg", "again.svg")]
     plot.draw_radar(both, *outs)
     assert has_curve(outs[0]) and outs[1].read_bytes() == outs[2].read_bytes()
-    assert "credit assignment" in outs[1].read_text()  # in a comment beside its outlines
+    assert "credit assignment" in outs[1].read_text()  # the words are in a comment beside their outlines
     plot.draw_radar({}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()

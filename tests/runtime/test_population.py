@@ -43,7 +43,7 @@ def state_of(number: int) -> State:
 
 
 class Learner:
-    """What an exchange may do with a learner."""
+    """A stand-in for a learner that has what an exchange uses of it."""
 
     def __init__(self, state: State, env_steps: int = 0):
         self.state, self.version, self.replaced = state, Version(env_steps // 10, env_steps), 0
@@ -65,7 +65,8 @@ def population(size, member, logdir, **changes) -> Population:
 
 @pytest.fixture
 def members(tmp_path):
-    """members(size) -> (learners, exchanges, returns) of separate members that share a server."""
+    """members(size) -> (learners, exchanges, returns, a function that makes member m's exchange anew) of separate
+    members that share a server."""
     servers = []
 
     def make(size: int, **changes):
@@ -93,7 +94,7 @@ def members(tmp_path):
 
 
 def report(returns: Returns, *values: float, env_steps: int = 0) -> None:
-    """Episodes that ended by parameters of `env_steps`."""
+    """Reports episodes that ended while parameters of `env_steps` acted."""
     returns.add(Version(0, env_steps), Episodes([0] * len(values), list(values), [1] * len(values)))
 
 
@@ -209,7 +210,7 @@ def test_only_the_last_episodes_count(members):
 
 
 def test_what_was_returned_before_a_copy_does_not_count(members, tmp_path):
-    """Neither for the member itself nor for its peers, until an episode of its new state ends."""
+    """The member has no score, for itself or for its peers, until an episode of its new state ends."""
     learners, exchanges, reports, _ = members(3)
     for learner, each in zip(learners, exchanges, strict=True):
         each.start(learner)
@@ -218,7 +219,7 @@ def test_what_was_returned_before_a_copy_does_not_count(members, tmp_path):
     learners[0].advance(100)
     exchanges[0](learners[0])
     assert learners[0].replaced == 1
-    report(reports[0], 0.0, env_steps=100)  # begun and ended before the copied parameters were there
+    report(reports[0], 0.0, env_steps=100)  # this episode was over before the copied parameters came
     for env_steps in (200, 300):
         learners[0].advance(env_steps)
         exchanges[0](learners[0])
@@ -254,7 +255,7 @@ def test_stacked_members_forget_what_was_before_their_copy(tmp_path):
 
 
 class Container:
-    """A container of what was pushed."""
+    """A variable container in memory."""
 
     def push(self, version, value):
         self.newest = version, value
@@ -268,7 +269,7 @@ class Container:
 
 @pytest.mark.parametrize("where", ["params", "opt_state"])
 def test_a_stacked_member_that_has_diverged_is_replaced(tmp_path, where):
-    """Though its episodes, which it made before, were the best."""
+    """It is replaced although its episodes, which it played before it diverged, were the best."""
     each, container = population(4, None, tmp_path), Container()
     Returns(each, container).add(Version(0, 0), Episodes(list(range(4)), [5.0, 6.0, 9.0, 5.0], [1] * 4))
     states = [state_of(m) for m in range(4)]

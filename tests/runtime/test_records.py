@@ -1,4 +1,4 @@
-"""What is kept of a baseline's runs, and the figures that are made of it."""
+"""Records of a baseline's runs, and the figures that are computed from them."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path):
     records.write(tmp_path, record)
     assert records.read(tmp_path) == record
     assert record.is_earlier and not dataclasses.replace(record, results={3: FULL}).is_earlier
-    np.testing.assert_array_equal(record.returns, [1.0, 498.5])  # by seed
+    np.testing.assert_array_equal(record.returns, [1.0, 498.5])  # in the order of the seeds
     assert list(json.loads((tmp_path / records.FILE).read_text())["seeds"]) == ["0", "3"]
 
 
@@ -37,9 +37,9 @@ def test_a_file_that_is_no_record_is_said_to_be_none(tmp_path, text):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A record of two seeds and their evaluations."""
+    """Returns a folder with the evaluations of two seeds."""
     (tmp_path / "seed0.csv").write_text(
-        "env_steps,return_mean\n" + "".join(f"{100 * k},{k}.0\n" for k in range(1, 9))  # the last five: 4 to 8
+        "env_steps,return_mean\n" + "".join(f"{100 * k},{k}.0\n" for k in range(1, 9))  # the last five are 4 to 8
     )
     (tmp_path / "seed1.csv").write_text("env_steps,return_mean\n100,10.0\n300,30.0\n")
     return tmp_path
@@ -70,7 +70,7 @@ def test_a_mean_is_spoken_with_its_interval():
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_a_further_seed_is_in_the_predicted_interval_as_often_as_it_says(seeds):
-    """Of normal returns: seeds and a further one drawn 4,000 times."""
+    """Draws normal returns, those of the seeds and of a further one, 4,000 times."""
     draws = np.random.default_rng(seeds).normal(70.0, 5.0, (4000, seeds + 1))
     inside = 0
     for draw in draws:
@@ -85,7 +85,7 @@ def test_of_one_seed_nothing_is_predicted_and_of_equal_ones_the_same():
 
 
 def test_intervals_hold_the_mean_and_are_those_of_means():
-    """Of normal numbers the bootstrap's interval of the mean is about that of the standard error."""
+    """For normal numbers the bootstrap's interval of the mean is about that of the standard error."""
     runs = np.random.default_rng(0).normal(3.0, 1.0, (200, 5))
     low, high = statistics.interval(runs)
     assert ((low < runs.mean(axis=0)) & (runs.mean(axis=0) < high)).all()
@@ -97,7 +97,7 @@ def test_intervals_hold_the_mean_and_are_those_of_means():
 def test_the_interquartile_mean_is_of_the_middle_half():
     values = np.random.default_rng(0).permutation(np.arange(8.0))
     assert statistics.interquartile_mean(values) == np.mean([2, 3, 4, 5])
-    values[values == 7.0] = 1e9  # a single run sways it not
+    values[values == 7.0] = 1e9  # a single outlier does not change it
     assert statistics.interquartile_mean(values) == np.mean([2, 3, 4, 5])
 
 

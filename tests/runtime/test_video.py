@@ -1,4 +1,4 @@
-"""Videos: what is read back is what was written, as fast and as large; and what cannot be written is one line."""
+"""Videos are read back as they were written, at the same speed and size; a failure to write is reported in one line."""
 
 import os
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 
 from runtime import video
 
-# What stands for ffmpeg: it writes what it was told and given.
+# A stand-in for ffmpeg: it writes its arguments and its input to the file.
 FFMPEG = f"""#!{sys.executable}
 import json, sys
 if {{fails}}:
@@ -22,7 +22,7 @@ with open(sys.argv[-1], "wb") as file:
 
 @pytest.fixture
 def ffmpeg(tmp_path, monkeypatch):
-    """Puts an ffmpeg on the PATH, or has none there."""
+    """Returns a function that puts a stand-in for ffmpeg on the PATH, or leaves no ffmpeg there that can be run."""
 
     def put(fails: bool = False, there: bool = True) -> None:
         folder = tmp_path / "bin"
@@ -35,7 +35,7 @@ def ffmpeg(tmp_path, monkeypatch):
 
 
 def pictures(draw: np.random.Generator, count: int, colours: int) -> list[np.ndarray]:
-    """Of so many colours each, and of a size that need not be even."""
+    """Returns pictures of at most `colours` colours each, all of one size, which may be odd."""
     shape = draw.integers(1, 40, 2)
     made = []
     for _ in range(count):
@@ -49,7 +49,7 @@ def test_a_gif_shows_each_picture_for_its_time(seed, tmp_path):
     draw = np.random.default_rng(seed)
     given = pictures(draw, int(draw.integers(1, 12)), int(draw.integers(1, 200)))
     per_second = float(draw.choice([5.0, 10.0, 25.0, 50.0]))
-    for repeated in draw.integers(0, len(given), 3):  # stands still
+    for repeated in draw.integers(0, len(given), 3):  # the video stands still
         given.insert(repeated, given[repeated])
     path = tmp_path / "video.GIF"
     video.check(path)
@@ -102,7 +102,7 @@ def test_what_cannot_be_written_is_one_line(name, tmp_path, ffmpeg):
         video.check(tmp_path / "nowhere" / name)
     folder = tmp_path / name
     if name.endswith(".gif"):
-        folder.mkdir()  # in its place
+        folder.mkdir()  # a folder stands in the file's place
     with pytest.raises(OSError, match="cannot be written") as error:
         video.write(folder, pictures(np.random.default_rng(0), 3, 5), 10.0)
     assert "\n" not in str(error.value) and (name.endswith(".gif") or "no such codec" in str(error.value))

@@ -1,4 +1,4 @@
-"""The worker's order: what is pulled, what gradients are at, what is sent with them."""
+"""The worker's loop: the order of its calls, at which parameters it takes gradients, and what it sends with them."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ class Versions:
 
 
 class Rows:
-    """Experience of three rows, learnt from `times` times."""
+    """Experience in pieces of three rows, each learnt from `times` times."""
 
     def __init__(self, calls, on_policy, times):
         self.calls, self.on_policy, self.times, self.rows = calls, on_policy, times, []
@@ -49,7 +49,7 @@ class Sent:
 
 
 def played(on_policy: bool, times: int, turns: int):
-    """What a worker did, and what it sent."""
+    """Lets a worker take some turns; returns its calls and the gradients that it sent."""
     calls: list[str] = []
 
     def act(params, key, timestep, memory):
@@ -89,7 +89,7 @@ def played(on_policy: bool, times: int, turns: int):
 
 
 def transitions(rows: range) -> int:
-    """Of both environments: rows whose action was answered, for the next is no first."""
+    """Counts both environments' rows whose action was executed: the next row does not open an episode."""
     return sum(not first_rows(e, rows.stop + 1)[row + 1].first for e in range(2) for row in rows)
 
 
