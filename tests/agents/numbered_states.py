@@ -1,4 +1,4 @@
-"""An agent that is shown the numbers of states, as tests tell them, and not one-hot vectors, as environments do."""
+"""An adapter by which tests may give an agent the numbers of states, where environments give it one-hot vectors."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from agents.agent import Agent
 
 
 def numbered(agent: Agent, states: int) -> Agent:
-    """`agent`, of observations [states], as one of observations [] that are the numbers of states."""
+    """Returns an agent that behaves as `agent`, but takes the numbers of states, [], where `agent` takes one-hot
+    vectors, [states]."""
 
     def shown(tree: Any) -> Any:
         return tree._replace(observation=jax.nn.one_hot(jnp.asarray(tree.observation, jnp.int32), states))

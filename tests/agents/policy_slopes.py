@@ -1,5 +1,5 @@
-"""Policies of more than one softmax, in plain NumPy: ln pi of an action and its slope in the outputs that a network, or
-features, give it (Williams 1992, section 6, for the Gaussian)."""
+"""Policies other than a single softmax, in plain NumPy: ln pi of an action, and its gradient with respect to the
+outputs that a network or features give the policy (Williams 1992, section 6, for the Gaussian)."""
 
 from typing import Any
 
@@ -21,7 +21,7 @@ def spec(family: str, observation: int, max_episode_steps: int | None = None) ->
 
 
 def with_actions(family: str, steps: Any, seed: int = 3) -> Any:
-    """A Step of discrete actions as one of the family's, any of them."""
+    """Returns a Step of discrete actions with random actions of the family in their place."""
     rng, shape = np.random.default_rng(seed), steps.reward.shape
     if family == "factored":
         return steps._replace(action=rng.integers(SIZES, size=(*shape, 2)).astype(np.int32))
@@ -30,7 +30,7 @@ def with_actions(family: str, steps: Any, seed: int = 3) -> Any:
 
 
 def ln_pi_and_slope(family: str, outputs: np.ndarray, steps: Any, t: int, b: int) -> tuple[float, np.ndarray]:
-    """Of the action of one row of one environment; outputs [P] -> the slope [P]."""
+    """Returns ln pi of the action of row t of environment b, and its gradient [P] with respect to the outputs [P]."""
     if family == "factored":
         choice, ln_pi, slopes = steps.action[t, b], 0.0, []
         for number, logits in zip(choice, np.split(outputs, [SIZES[0]]), strict=True):

@@ -19,7 +19,8 @@ SPECS = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete",
 
 
 def random_rows(seed: int, T: int = 12, B: int = 5) -> dict[str, np.ndarray]:
-    """GAE's inputs: an episode ends with s_{t+1}, by termination or by truncation, and then row t+1 is dead."""
+    """Returns random inputs of GAE. Where an episode ends with s_{t+1}, by termination or by truncation, row t+1 is
+    dead."""
     rng = np.random.default_rng(seed)
     live = np.ones((T, B))
     live[0] = rng.random(B) < 0.8
@@ -67,7 +68,8 @@ def test_random_rows_hold_every_case():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_lambda_of_1_gives_n_step_returns(seed):
-    """R of algorithm S3: from the block's end or the final observation backwards, 0 where an episode terminated."""
+    """The returns are algorithm S3's R: they sum backwards from the value of the block's end or of an episode's final
+    observation, and from 0 where the episode terminated."""
     rows = random_rows(seed)
     V, T = rows["values"], len(rows["rewards"])
     R = V.copy()
@@ -84,7 +86,7 @@ def test_normalised_advantages_have_mean_0_and_variance_1_over_live_rows():
     np.testing.assert_allclose(got[live], expected, rtol=1e-3, atol=1e-4)
     assert (got[~live] == 0).all()
     halves = [np.stack([x[:, :2], x[:, 2:4]]) for x in (advantages * live, rows["live"])]
-    shards = jax.vmap(normalize, axis_name=AXIS)(*halves)  # whose live rows are not as many
+    shards = jax.vmap(normalize, axis_name=AXIS)(*halves)  # with different numbers of live rows
     whole = normalize((advantages * live)[:, :4], rows["live"][:, :4])
     np.testing.assert_allclose(np.concatenate(shards, axis=1), whole, rtol=1e-3, atol=1e-4)
 
@@ -102,12 +104,13 @@ def test_normalised_advantages_change_the_policys_gradient_alone():
 
 
 def linear_config(**fields) -> a2c.Config:
-    """A network without hidden layers."""
+    """Returns a Config whose network has no hidden layers."""
     return a2c.Config(**({"torso": "mlp", "hidden_sizes": (), "frame_stack": 1} | fields))
 
 
 def random_sample(seed: int, T: int, B: int, spec: EnvironmentSpec, memory=(), first=None) -> Sample:
-    """[T+1, B] rows; a row before a first closed its episode, half by termination, and its action was thrown away."""
+    """Returns random rows [T+1, B]. A row before a `first` row closes its episode, half of them by termination, and its
+    action is thrown away."""
     rng = np.random.default_rng(seed)
     shape = (T + 1, B)
     first = rng.random(shape) < 0.25 if first is None else first
@@ -130,7 +133,8 @@ def randomised(state: a2c.State, seed: int = 0) -> a2c.State:
 
 
 def terms(params, sample: Sample, hypers: dict[str, float], targets=None):
-    """Sums over the live rows: policy, baseline, entropy; in float64. And the targets, unless they are given."""
+    """Returns the policy, baseline and entropy terms, each summed over the live rows in float64, and the targets, which
+    are computed unless they are given."""
     heads = jax.tree.map(lambda p: np.asarray(p, np.float64), params["params"])
     steps = sample.steps
     V = (steps.observation @ heads["value"]["kernel"] + heads["value"]["bias"])[..., 0]
@@ -165,12 +169,12 @@ HYPERS = {"discount": 0.9, "lambda_": 0.8, "baseline_cost": 0.3, "entropy_cost":
 
 @SPECS
 def test_gradient_is_the_papers_by_finite_differences(spec):
-    """Summed over time and averaged over environments; the returns and advantages are constants."""
+    """The gradient sums over time and averages over environments. Returns and advantages are constants in it."""
     T, B = 4, 3
     agent = a2c.make(linear_config(unroll_length=T, batch_size=B, reward_scale=0.5), spec)
     state = randomised(agent.init(jax.random.key(0)))
     hypers = {name: jnp.float32(HYPERS[name]) for name in a2c.Hypers._fields if name in HYPERS}
-    state = state._replace(hypers=state.hypers._replace(**hypers))  # the state's, not the config's
+    state = state._replace(hypers=state.hypers._replace(**hypers))  # the update must use these, not the config's
     sample = random_sample(1, T, B, spec, agent.memory(B, None))
     assert 0 < sample.steps.first[1:].sum() < T * B
     gradient, feedback = jax.jit(agent.gradient)(state, jax.random.key(0), sample)
@@ -226,7 +230,7 @@ def test_two_shards_are_one_batch():
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=1e-4, atol=1e-5), shards.params, whole.params
         )
-        for name in set(feedback.metrics) - {"entropy"}:  # a mean over each shard's transitions
+        for name in set(feedback.metrics) - {"entropy"}:  # entropy is a mean over each shard's transitions
             got = shard_feedback.metrics[name][i]
             np.testing.assert_allclose(got, feedback.metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
 
@@ -247,7 +251,7 @@ def test_a_batch_of_dead_rows_alone_teaches_nothing():
 @pytest.mark.parametrize("lstm_size", [0, 5])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_blocks_gradient_is_the_sum_of_its_episodes(lstm_size, terminal):
-    """The second episode is learnt from as if it stood alone, after nothing; the LSTM starts anew there."""
+    """The second episode teaches what it would teach alone, with nothing before it. The LSTM starts anew there."""
     T, B, opening = 7, 2, 3
     config = linear_config(unroll_length=T, batch_size=B, lstm_size=lstm_size)
     agent = a2c.make(config, DISCRETE)
@@ -274,14 +278,15 @@ def test_a_blocks_gradient_is_the_sum_of_its_episodes(lstm_size, terminal):
     total = jax.tree.map(np.add, first_part, second_part)
     got = of(whole)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), got, total)
-    # The control: were row `opening` no first, it would be another gradient.
+    # The control: the gradient differs if row `opening` does not begin an episode.
     joined = of(whole._replace(steps=whole.steps._replace(first=np.zeros((T + 1, B), bool))))
     difference = jax.tree.map(lambda a, b: np.abs(a - b).max(), joined, total)
     assert max(jax.tree.leaves(difference)) > 0.01
 
 
 def test_what_closes_an_episode_teaches_nothing_but_its_value():
-    """Its action and what came of it are thrown away; V of its observation is the bootstrap of a truncation."""
+    """The action and the outcome of the row that closes an episode are thrown away. V of its observation is the
+    bootstrap value of a truncation."""
     T, B = 4, 1
     agent = a2c.make(linear_config(unroll_length=T, batch_size=B), DISCRETE)
     state = randomised(agent.init(jax.random.key(0)))
@@ -324,7 +329,7 @@ def test_rmsprop_is_not_centred_and_has_its_epsilon_inside_the_root():
 
 
 def test_gradients_norm_is_clipped():
-    fields = {"rmsprop_decay": 1.0, "epsilon": 1.0, "learning_rate": 1.0, "max_gradient_norm": 0.125}  # descent
+    fields = {"rmsprop_decay": 1.0, "epsilon": 1.0, "learning_rate": 1.0, "max_gradient_norm": 0.125}  # plain descent
     agent = a2c.make(linear_config(**fields), DISCRETE)
     state = agent.init(jax.random.key(0))
     after = agent.apply(state, a2c.Gradient(jax.tree.map(jnp.ones_like, state.params), ()))

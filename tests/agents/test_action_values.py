@@ -1,5 +1,5 @@
-"""What agents of action values share (agents/parts/action_values.py): devices, acting, frames, settings; DQN's own are
-in test_dqn.py, and each agent's losses in its test."""
+"""Tests of what the agents that learn action values share (agents/parts/action_values.py): devices, acting, frames and
+settings. DQN's own tests are in test_dqn.py, and those of each agent's losses in its own file."""
 
 import dataclasses
 
@@ -32,13 +32,13 @@ FEW = {"num_atoms": 5, "num_quantiles": 4, "num_fractions": 4, "num_target_fract
 
 
 def few(module) -> dict:
-    """Small sizes of the fields that a module's Config has."""
+    """Returns small sizes for those fields of FEW that the module's Config has."""
     names = {field.name for field in dataclasses.fields(module.Config)}
     return {name: size for name, size in FEW.items() if name in names}
 
 
 def devices(agent, state, sample, count: int):
-    """The states and the feedback of `count` devices that share the sample's items."""
+    """Returns the states and the feedback of `count` devices that share the sample's items, and their shares."""
     shares = jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), sample)
     update = jax.jit(jax.vmap(agent.update, in_axes=(None, None, 0), axis_name=AXIS))
     return update(state, jax.random.key(1), shares), shares
@@ -47,7 +47,8 @@ def devices(agent, state, sample, count: int):
 @EACH
 @pytest.mark.parametrize("replay", ["uniform", "prioritized"])
 def test_several_devices_have_the_parameters_of_one(module, replay):
-    """The gradient is the mean of the devices' own; where nothing is drawn for each item, that of the whole batch."""
+    """The gradient is the mean of the devices' gradients. It is that of the whole batch too, unless the update draws
+    random numbers for each item, as IQN's does."""
     agent = make(module, replay=replay, double=True, dueling=True, **few(module))
     state, sample = randomized(agent.init(jax.random.key(0))), random_sample(5)
     (states, feedback), shares = devices(agent, state, sample, 2)
@@ -60,7 +61,7 @@ def test_several_devices_have_the_parameters_of_one(module, replay):
         np.testing.assert_allclose(first.max_priority, whole.max_priority, rtol=1e-5)
         metrics = {name: x[0] for name, x in feedback.metrics.items()}
         assert_trees_close(metrics, whole_feedback.metrics, rtol=1e-4, atol=1e-6)
-    elif replay == "uniform":  # importance weights are divided by the largest of all devices
+    elif replay == "uniform":  # with priorities, importance weights are divided by the largest of all devices
         own = [
             jax.jit(agent.update)(state, jax.random.key(1), jax.tree.map(lambda x, i=i: x[i], shares))[0]
             for i in range(2)
@@ -107,7 +108,7 @@ def test_epsilon_greedy_plays_the_greedy_action_or_any(module):
     policy = agent.policy(state)
     greedy, _, _ = jax.jit(agent.act_greedily)(policy, jax.random.key(0), now, agent.memory(B))
     assert len(np.unique(greedy)) == 1, "nothing random enters an evaluation"
-    if module in (rainbow, iqn):  # whose exploring actors draw more than the action
+    if module in (rainbow, iqn):  # their actors draw more random numbers than the action
         return
     action, extras, _ = jax.jit(agent.act)(policy, jax.random.key(0), now, agent.memory(B))
     assert extras == {} and action.dtype == jnp.int32

@@ -33,8 +33,8 @@ def tabular(**fields):
 
 
 def random_steps(seed: int, T: int, B: int, observation_shape: tuple[int, ...] = ()) -> Step:
-    """[T+1, B] rows that open with an episode; a row before a first closed its, half by termination, and its action was
-    thrown away."""
+    """Returns random rows [T+1, B] that begin with an episode's first row. A row before a `first` row closes its
+    episode, half of them by termination, and its action is thrown away."""
     rng = np.random.default_rng(seed)
     shape = (T + 1, B)
     first = rng.random(shape) < 0.2
@@ -55,7 +55,7 @@ def rows(steps: Step, start: int, stop: int) -> Sample:
 
 
 def tables(params: Params) -> tuple[np.ndarray, np.ndarray]:
-    """h(s, a) [S, A] and v(s) [S]."""
+    """Returns the preferences h(s, a), [S, A], and the values v(s), [S]."""
     theta, w = (np.asarray(p["params"]["Dense_0"]["kernel"]) for p in params)
     return theta, w[:, 0]
 
@@ -71,7 +71,8 @@ def pi(theta: np.ndarray, s: int) -> np.ndarray:
 
 
 def grad_ln_pi(theta: np.ndarray, s: int, a: int) -> np.ndarray:
-    """Of a table of preferences: 1 - pi(a | s) at the action, -pi(b | s) at the others of its state."""
+    """Returns the gradient of ln pi(a | s) in a table of preferences: 1 - pi(a | s) at the action, -pi(b | s) at the
+    other actions of the state."""
     gradient = np.zeros_like(theta)
     gradient[s] = -pi(theta, s)
     gradient[s, a] += 1.0
@@ -79,7 +80,7 @@ def grad_ln_pi(theta: np.ndarray, s: int, a: int) -> np.ndarray:
 
 
 def learn(agent, steps: Step, T: int):
-    """The state after each update of T rows."""
+    """Returns random theta and w to start from, and the state after each update of T rows."""
     rng = np.random.default_rng(7)
     state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
     theta, w = tables(state.params)
@@ -94,7 +95,7 @@ def learn(agent, steps: Step, T: int):
 
 
 def test_without_lambda_it_is_the_box_of_one_step_actor_critic():
-    """One-step Actor-Critic (episodic): no traces at all."""
+    """With both lambdas 0 the agent is One-step Actor-Critic (episodic), which has no traces at all."""
     alpha_theta, alpha_w, gamma = ALPHAS.values()
     steps = random_steps(0, 80, 1)
     theta, w, states = learn(tabular(), steps, 1)
@@ -102,7 +103,7 @@ def test_without_lambda_it_is_the_box_of_one_step_actor_critic():
     for t in range(80):
         if steps.first[t, 0]:
             I = 1.0
-        if not steps.first[t + 1, 0]:  # else row t closed an episode
+        if not steps.first[t + 1, 0]:  # otherwise row t closes an episode
             S, next_S = (int(s) for s in steps.observation[t : t + 2, 0])
             v_next = w[next_S] if steps.discount[t, 0] else 0.0
             delta = steps.reward[t, 0] + gamma * v_next - w[S]
@@ -117,8 +118,8 @@ def test_without_lambda_it_is_the_box_of_one_step_actor_critic():
 
 
 def box(theta, w, steps: Step, lambda_theta: float, lambda_w: float, weighting: bool):
-    """Actor-Critic with Eligibility Traces (episodic), of several environments: a step is the mean of theirs. After
-    each row, theta and w."""
+    """Returns theta and w after each row, by Actor-Critic with Eligibility Traces (episodic). With several
+    environments, a step is the mean of theirs."""
     alpha_theta, alpha_w, gamma = ALPHAS.values()
     T, B = steps.reward[:-1].shape
     z_theta, z_w, I = np.zeros((B, *theta.shape)), np.zeros((B, *w.shape)), np.ones(B)
@@ -149,7 +150,7 @@ def box(theta, w, steps: Step, lambda_theta: float, lambda_w: float, weighting: 
 @WEIGHTING
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 3)])
 def test_it_is_the_box_of_actor_critic_with_traces(lambdas, weighting, T, B):
-    """Traces go on from one update to the next, and stop at an episode's end."""
+    """Traces carry over from one update to the next, and are reset at the end of an episode."""
     options = {"lambda_theta": lambdas[0], "lambda_w": lambdas[1], "discount_weighting": weighting}
     steps = random_steps(1, 40, B)
     theta, w, states = learn(tabular(unroll_length=T, batch_size=B, **options), steps, T)
@@ -162,7 +163,8 @@ def test_it_is_the_box_of_actor_critic_with_traces(lambdas, weighting, T, B):
 @LAMBDAS
 @pytest.mark.parametrize(("family", "sigma"), [("gaussian", "state"), ("gaussian", "free"), ("factored", "state")])
 def test_other_policies_follow_the_same_box(lambdas, family, sigma):
-    """A Gaussian whose mu and log sigma are linear in what is seen, or whose sigma nothing seen moves; factors."""
+    """The policies are a Gaussian whose mu and log sigma are linear in the observation, a Gaussian whose sigma does not
+    depend on the observation, and one of several factors."""
     alpha_theta, alpha_w, gamma = 0.003, 0.02, 0.9
     T, B, P, free = 20, 3, policy_slopes.NUM_OUTPUTS[family], 2 if sigma == "free" else 0
     fields = {"lambda_theta": lambdas[0], "lambda_w": lambdas[1], "sigma_initial": policy_slopes.SIGMA_INITIAL}
@@ -208,8 +210,8 @@ def test_other_policies_follow_the_same_box(lambdas, family, sigma):
 @WEIGHTING
 @pytest.mark.parametrize("terminal", [True, False])
 def test_with_frozen_parameters_traces_are_the_forward_view(lambdas, weighting, terminal):
-    """Over an episode the sum of delta_t z_t is that of I_t (G_t^lambda - v(S_t)) grad (section 12.1's lambda-return,
-    section 12.2's equivalence); where it was truncated, the last value stands for the rest."""
+    """Over an episode, delta_t z_t sums to the same as I_t (G_t^lambda - v(S_t)) grad (section 12.1's lambda-return,
+    section 12.2's equivalence). Where the episode was truncated, the last value stands for the rest."""
     gamma, T, n = 0.9, 7, 4
     rng = np.random.default_rng(0)
     reward, values = rng.normal(size=T), rng.normal(size=T + 1)
@@ -240,7 +242,7 @@ def test_with_frozen_parameters_traces_are_the_forward_view(lambdas, weighting, 
 
 @LAMBDAS
 def test_rows_that_close_an_episode_teach_nothing(lambdas):
-    """Whatever such a row's action, reward and discount hold."""
+    """It does not matter what such a row's action, reward and discount hold."""
     options = {"lambda_theta": lambdas[0], "lambda_w": lambdas[1]}
     steps = random_steps(3, 30, 2)
     closing = np.concatenate([steps.first[1:], np.zeros((1, 2), bool)])
@@ -267,7 +269,7 @@ def test_a_batch_without_transitions_is_harmless(optimizer):
 
 
 def test_two_shards_are_one_batch():
-    """Also from one update to the next: each device has the traces of its own environments."""
+    """This holds over several updates too: each device keeps the traces of its own environments."""
     agent = tabular(unroll_length=3, batch_size=8, lambda_theta=0.7, lambda_w=0.9)
     steps = random_steps(5, 30, 8)
     lives = (~steps.first[1:]).reshape(30, 2, 4).sum(axis=(0, 2))
@@ -323,7 +325,7 @@ def test_an_mlp_follows_its_gradients():
 
 
 def test_hypers_are_the_states():
-    """A population may tune them: not the config's."""
+    """An update uses the state's hyperparameters, which a population may tune, not the config's."""
     agent = tabular()
     other = tabular(alpha_theta=0.7, alpha_w=0.6, discount=0.5, lambda_theta=0.9, lambda_w=0.4)
     steps = random_steps(1, 12, 1)

@@ -48,7 +48,8 @@ def randomized(state, seed: int = 0):
 
 @pytest.mark.parametrize("noise", ["gaussian", "ou"])
 def test_each_environment_has_its_own_noise(noise):
-    """noise_scale^(1 + noise_spread rank), in halves of the range, whichever noise it is."""
+    """The noise's standard deviation is noise_scale^(1 + noise_spread rank) times half the range of actions, for either
+    kind of noise."""
     agent = make(noise=noise, noise_scale=0.3, noise_spread=3.0)
     params = agent.policy(agent.init(jax.random.key(0)))
     ranks, copies = np.array([0.0, 0.25, 0.5, 1.0], np.float32), 5000
@@ -83,7 +84,8 @@ def test_actors_priorities_are_the_updates_own(critic):
 
 
 def test_actors_priorities_normalise():
-    """With the statistics that were published, which the learner's update would first bring up to date."""
+    """Actors normalise by the statistics that were published with the parameters; the learner's update would first
+    bring them up to date."""
     agent, plain = make(normalize_observations=True), make()
     state = randomized(agent.init(jax.random.key(0)))
     mean, variance = np.array([1.0, 2.0, 3.0], np.float32), np.array([4.0, 9.0, 0.25], np.float32)

@@ -48,7 +48,7 @@ def randomized(state, seed: int = 0):
 
 
 def explored(agent, params, ranks, copies: int) -> np.ndarray:
-    """How often each rank's actions were not the greedy ones."""
+    """Returns, for each rank, the share of its actions that were not the greedy ones."""
     B = copies * len(ranks)
     memory = agent.memory(B, np.repeat(np.float32(ranks), copies))
     action, extras, memory = jax.jit(agent.act)(params, jax.random.key(0), timestep(B), memory)
@@ -59,12 +59,12 @@ def explored(agent, params, ranks, copies: int) -> np.ndarray:
 
 
 def test_each_environment_has_its_own_epsilon():
-    """epsilon_i = epsilon^(1 + alpha i / (N - 1)) (section 4.1), i = 0 .. N - 1."""
+    """As in section 4.1, epsilon_i = epsilon^(1 + alpha i / (N - 1)) for i = 0 .. N - 1."""
     N, copies, epsilon, alpha = 5, 20_000, 0.6, 3.0
     agent = make(epsilon=epsilon, epsilon_spread=alpha)
     params = agent.policy(randomized(agent.init(jax.random.key(0))))
     epsilons = np.array([epsilon ** (1 + alpha * i / (N - 1)) for i in range(N)])
-    p = epsilons * (A - 1) / A  # a random action is the greedy one once in A
+    p = epsilons * (A - 1) / A  # one random action in A is the greedy one
     got = explored(agent, params, [i / (N - 1) for i in range(N)], copies)
     assert (np.abs(got - p) < 4 * np.sqrt(p * (1 - p) / copies)).all(), (got, p)
 
@@ -79,7 +79,7 @@ def test_the_papers_ladder():
 
 
 def test_a_runs_only_environment_has_epsilon_itself():
-    """Its rank is 0; so it is where no ranks are given."""
+    """Its rank is 0, as is every rank where no ranks are given."""
     agent = make(epsilon=0.3)
     params = agent.policy(randomized(agent.init(jax.random.key(0))))
     np.testing.assert_allclose(explored(agent, params, [0.0], 20_000), 0.3 * 0.75, atol=0.012)
@@ -88,7 +88,8 @@ def test_a_runs_only_environment_has_epsilon_itself():
 
 
 def test_epsilon_is_the_states():
-    """And does not change with the updates."""
+    """Epsilon is the state's `epsilon_final`, which a population may tune, and does not change with the number of
+    updates."""
     agent = make()
     state = agent.init(jax.random.key(0))
     for step in (0, 10**6):

@@ -1,5 +1,5 @@
-"""What networks compute in bfloat16 is near what they compute in float32, as they learn: every agent that has `dtype`,
-every torso, with and without an LSTM."""
+"""Networks that compute in bfloat16 learn nearly as they do in float32. The tests have every agent with the setting
+`dtype`, and every torso, with and without an LSTM."""
 
 import dataclasses
 from typing import Any
@@ -32,7 +32,7 @@ DISCRETE = DiscreteActions(4)
 CONTINUOUS = BoundedActions(np.array([-2.0, 0.0], np.float32), np.array([2.0, 1.0], np.float32))
 FACTORED = FactoredActions((3, 2), small=((0, 0), (2, 1)))
 
-# Small, of each field that a Config has.
+# Small values of the fields that Configs have; each agent takes those that its Config has.
 SMALL = {
     "frame_stack": 1,
     "hidden_sizes": (16,),
@@ -45,7 +45,7 @@ SMALL = {
     "n_step": 1,
     "min_replay_size": 1,
 }
-# By module: a name, what is unlike SMALL, and the actions.
+# For each module: the variant's name, the settings that differ from SMALL, and the actions.
 VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
     "a2c": [
         ("", {}, DISCRETE),
@@ -74,15 +74,15 @@ VECTORS: dict[str, list[tuple[str, dict[str, Any], Any]]] = {
     "vmpo": [("", {}, DISCRETE), ("lstm", {"lstm_size": 8}, FACTORED), ("sigma", {"sigma": "free"}, CONTINUOUS)],
     "r2d2": [("", {"lstm_size": 8, "head_size": 8}, DISCRETE)],
 }
-# Every torso in one network, and every network on one of them. Steps are small enough that the loss falls: where it
-# grows, any two roundings part.
+# Every torso is here in one network, and every kind of network with one torso. Learning rates are small enough that the
+# loss falls: where it grows, any two roundings drift apart.
 FRAMES = [*(("impala", torso, DISCRETE) for torso in LEAST_SIDES), ("dqn", "shallow", DISCRETE)]
 FRAMES += [("pqn", "shallow", DISCRETE)]
 FRAMES += [("mix_match", "shallow", FACTORED)]
 
 
 def modules() -> dict[str, Any]:
-    """Those of agents whose network may compute in bfloat16."""
+    """Returns the agents' modules, by name, whose networks may compute in bfloat16."""
     found = {place.removeprefix("agents."): configs.agent_module(agent) for agent, place in configs.AGENTS.items()}
     return {name: module for name, module in found.items() if "dtype" in fields_of(module)}
 
@@ -113,8 +113,9 @@ def make(module: Any, fields: dict[str, Any], spec: EnvironmentSpec, dtype: str)
 
 
 def stream(agent: Agent, state: Any, spec: EnvironmentSpec) -> list[Sample]:
-    """A sample for each update, of what `state` did in a world that pays the first factor of an action by what is
-    seen: a vector's first number, or how much brighter a frame's left half is."""
+    """Returns a sample for each update, of actions that `state` takes. The reward is a sign in the observation, or
+    minus this sign if the action's first factor is not above 0. The sign is that of a vector's first number, or of how
+    much brighter a frame's odd columns are than its even ones."""
     rng, N, items = np.random.default_rng(0), UPDATES * B, agent.table.items
     if isinstance(items, Transitions):
         rows = 2
@@ -155,7 +156,7 @@ def stream(agent: Agent, state: Any, spec: EnvironmentSpec) -> list[Sample]:
 
 
 def learn(agent: Agent, state: Any, samples: list[Sample]) -> tuple[Any, np.ndarray]:
-    """The state after all updates, and each one's loss."""
+    """Returns the state after all updates, and the loss of each update."""
     update, losses = jax.jit(agent.update), []
     for i, sample in enumerate(samples):
         state, feedback = update(state, jax.random.key(i), sample)
@@ -169,7 +170,7 @@ def test_each_agent_that_has_it_is_here():
 
 @pytest.mark.parametrize(("name", "fields", "spec"), cases())
 def test_losses_are_float32s_within_2_percent(name, fields, spec):
-    """The difference's root mean square over all updates, against that of the losses."""
+    """The error is the root mean square of the losses' difference over all updates, divided by that of the losses."""
     module = modules()[name]
     exact, rough = (make(module, fields, spec, dtype) for dtype in ("float32", "bfloat16"))
     state = exact.init(jax.random.key(0))

@@ -1,4 +1,5 @@
-"""Every field of every agent's Config holds what its type says, whether a rule names it or not."""
+"""Every field of every agent's Config refuses values that its type does not allow, whether a rule names the field or
+not."""
 
 import dataclasses
 import typing
@@ -9,13 +10,14 @@ from agents.agent import LARGEST, MOST_ENV_STEPS
 from launchers import configs
 
 MODULES = sorted(set(configs.AGENTS.values()))
-# Returns, a logarithm's bound, an exponent of what is worth least, the entropy of a density.
+# Fields that may be negative: the bounds of returns, the bound of a logarithm, the exponent by which a full replay
+# evicts the items of least priority, and a density's entropy.
 NEGATIVE = {"v_min", "v_max", "l_0", "eviction_exponent", "continuous_entropy"}
 NOT_FINITE = [float("nan"), float("inf"), -float("inf")]
 
 
 def fields(*kinds: type) -> list[tuple[type, str]]:
-    """(Config, name) of each field of such a type."""
+    """Returns (Config, name) for each field whose type is one of `kinds`."""
     found = []
     for module in MODULES:
         config_class = next(
@@ -90,12 +92,12 @@ def test_a_learning_rate_has_risen_before_it_has_fallen(config_class):
         ):
             config_class(warmup_env_steps=warmup, decay_env_steps=100)
     config_class(warmup_env_steps=99, decay_env_steps=100)
-    config_class(warmup_env_steps=100)  # and then stays
+    config_class(warmup_env_steps=100)  # without a decay the rate then stays
 
 
 @pytest.mark.parametrize("agent", configs.AGENTS)
 def test_the_source_says_the_fields_that_the_class_has(agent):
-    """The command line is understood without importing what stands on JAX."""
+    """The command line reads the fields from the source code, so that it need not import JAX."""
     assert configs.fields(agent) == typing.get_type_hints(configs.agent_module(agent).Config)
 
 

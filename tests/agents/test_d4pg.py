@@ -55,7 +55,7 @@ def softmax(x):
 
 
 def naive_project(returns, probabilities, atoms):
-    """Each return's probability to its two neighbours, by loops over items and returns."""
+    """Splits each return's probability between the two atoms beside it, by loops over items and returns."""
     B, L = returns.shape[0], len(atoms)
     step = (atoms[-1] - atoms[0]) / (L - 1)
     projected = np.zeros((B, L))
@@ -79,7 +79,7 @@ def test_projection_is_the_double_loop(seed):
     returns32, probabilities32, atoms32 = (x.astype(np.float32) for x in (returns, probabilities, atoms))
     for got in (
         distributions.project(returns32, probabilities32, atoms32),
-        distributions.project_densely(len(atoms), place, probabilities32),  # what accelerators do
+        distributions.project_densely(len(atoms), place, probabilities32),  # accelerators use this one
         distributions.project_by_scatter(len(atoms), place, probabilities32),
     ):
         np.testing.assert_allclose(got, naive_project(returns, probabilities, atoms), atol=2e-5)
@@ -101,7 +101,7 @@ def test_projection_of_the_atoms_is_the_identity():
 
 
 def test_two_atoms_wide_apart_have_ddpgs_target():
-    """The mean of the projected target is r + gamma^n Q', Q' the mean of the target critic's distribution."""
+    """The mean of the projected target is r + gamma^n Q', where Q' is the mean of the target critic's distribution."""
     rng = np.random.default_rng(0)
     atoms = np.array([-100.0, 100.0], np.float32)
     p = softmax(0.3 * rng.normal(size=(32, 2))).astype(np.float32)
@@ -117,7 +117,7 @@ def test_clipped_fraction_is_the_probability_beyond_the_ends():
     metrics = distributions.categorical_distance(
         np.zeros((3, 3), np.float32), np.log(p), reward, discount, atoms
     ).metrics
-    # 1.5 leaves; 5 leaves whatever came after; -2.5 and -1.5 leave, -0.5 does not.
+    # Item 0: 1.5 is beyond the ends. Item 1: 5 is, whatever comes after. Item 2: -2.5 and -1.5 are, -0.5 is not.
     np.testing.assert_allclose(metrics["clipped_fraction"], np.mean([0.5, 1.0, 0.9]), rtol=1e-5)
 
 
@@ -140,7 +140,7 @@ def test_categorical_errors_are_the_divergence():
 
 
 def np_density(z, x):
-    """The mixture's density at x, [B, X]."""
+    """Returns the mixture's density at the points x, [B, X]."""
     normal = np.exp(-0.5 * ((x[:, None] - z.means[:, None]) / z.scales[:, None]) ** 2)
     return np.sum(softmax(z.logits)[:, None] * normal / (z.scales[:, None] * np.sqrt(2 * np.pi)), axis=-1)
 
@@ -219,7 +219,8 @@ def np_logits(params, x, a):
 
 @pytest.mark.parametrize("replay", ["uniform", "prioritized"])
 def test_gradients_are_algorithm_1s(replay):
-    """Both of the old parameters; importance weights are 1 / (R p_i), as they are."""
+    """Both gradients are taken at the old parameters. Importance weights are 1 / (R p_i), not divided by the
+    largest."""
     agent = make(num_atoms=11, replay=replay, critic_learning_rate=0.1)
     state = randomized(agent.init(jax.random.key(0)))
     sample = random_sample(1)

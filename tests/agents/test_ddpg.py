@@ -35,12 +35,12 @@ def of(*modules: ModuleType):
 
 AGENTS = of(ddpg, d4pg, apex_dpg, td3)
 LEARNERS = of(ddpg, d4pg, td3)
-OPTIONS = of(ddpg, d4pg)  # which have a layer for the action, weights that decay and clipped gradients
+OPTIONS = of(ddpg, d4pg)  # these have action_layer, critic_weight_decay and max_gradient_norm
 SETTINGS = of(ddpg, d4pg, apex_dpg)
 ADAM_B1 = 0.9
 
 
-# Of TD3, what makes it move as the others do.
+# Settings with which TD3 acts and steps as the others do.
 PLAIN = {"random_start": False, "policy_period": 1, "target_noise": 0.0}
 
 
@@ -73,7 +73,7 @@ def timestep(observation: np.ndarray, first: Any = False) -> TimeStep:
 
 
 def randomized(state, seed: int = 0):
-    """Networks and targets at random and apart from each other, far from the small first outputs."""
+    """Returns the state with random networks and targets that differ, far from the small outputs of new networks."""
     rng = np.random.default_rng(seed)
 
     def noisy(x):
@@ -85,7 +85,7 @@ def randomized(state, seed: int = 0):
 
 
 def gradient_of(opt_state):
-    """Adam's first average after one step holds the gradient."""
+    """Returns the gradient of the first step, which Adam's first moment holds times 1 - beta_1."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
 
 
@@ -101,7 +101,7 @@ def dense(layer, x):
 
 
 def np_layers(torso, x):
-    """The hidden layers of one MLPTorso, whose first is normalised if the torso has what that takes."""
+    """Computes the hidden layers of one MLPTorso. The first is normalised if the torso has parameters for that."""
     for i in range(sum(name.startswith("Dense") for name in torso)):
         x = dense(torso[f"Dense_{i}"], x)
         if i == 0 and "LayerNorm_0" in torso:
@@ -118,7 +118,7 @@ def np_mu(params, s):
 
 
 def np_Q(params, s, a):
-    """The action enters beside the observation, or where the critic has a second torso, between the two."""
+    """Returns Q, [B, 1]. The action enters beside the observation or, if the critic has two torsos, between them."""
     params = params["params"]
     x, torsos = s, [params[name] for name in ("MLPTorso_0", "MLPTorso_1") if name in params]
     for torso in torsos[:-1]:
@@ -127,7 +127,7 @@ def np_Q(params, s, a):
 
 
 def scaled(action):
-    """The environment's action in [-1, 1]."""
+    """Scales an action of the environment to [-1, 1]."""
     return (action.astype(np.float64) - (LOW + HIGH) / 2) / ((HIGH - LOW) / 2)
 
 
@@ -213,7 +213,7 @@ def test_the_action_enters_the_critic_at_its_layer_and_the_first_layer_is_normal
 
 @OPTIONS
 def test_a_critics_weights_decay_and_no_bias_does(module):
-    """The gradient is that of c / 2 |W|^2 more; the policy's is the same."""
+    """The critic's gradient gains that of c / 2 |W|^2, with W its weights; the policy's gradient does not change."""
     agent, plain = make(module, critic_weight_decay=0.7), make(module)
     state = randomized(agent.init(jax.random.key(0)))
     new, _ = jax.jit(agent.update)(state, jax.random.key(1), random_sample(0))
@@ -223,7 +223,7 @@ def test_a_critics_weights_decay_and_no_bias_does(module):
     decayed = jax.tree.map(lambda w: 0.7 * np.asarray(w) * (w.ndim == 2), state.params.critic)
     expected = jax.tree.map(np.add, gradient_of(without.opt_state.critic), decayed)
     assert_trees_close(gradient_of(new.opt_state.critic), expected, rtol=1e-4, atol=1e-5)
-    if module is d4pg:  # whose policy climbs the critic of before its step
+    if module is d4pg:  # its policy climbs the critic from before the critic's step
         assert_trees_close(gradient_of(new.opt_state.policy), gradient_of(without.opt_state.policy))
 
 
@@ -244,7 +244,7 @@ def test_importance_weights_do_not_overflow():
 
 
 def test_importance_weights_undo_the_sampling():
-    """At beta = 1, without the division, E_P[w f] is f's mean."""
+    """At beta = 1, and without the division by the largest weight, E_P[w f] is the mean of f."""
     rng = np.random.default_rng(0)
     P = rng.dirichlet(np.ones(6))
     f = rng.normal(size=6)
@@ -298,7 +298,7 @@ def test_targets_start_as_copies(module):
 @LEARNERS
 @pytest.mark.parametrize("tau", [0.005, 0.3])
 def test_soft_targets(module, tau):
-    """Of the tau in the State, not the Config's: a population may tune it."""
+    """Targets move by the state's tau, which a population may tune, not by the config's."""
     agent = make(module, tau=0.77, target_period=1)
     state = randomized(agent.init(jax.random.key(0)))
     state = state._replace(hypers=state.hypers._replace(tau=jnp.float32(tau)))
@@ -315,7 +315,7 @@ def test_soft_targets(module, tau):
 @LEARNERS
 @pytest.mark.parametrize("network", ["policy", "critic"])
 def test_learning_rates_are_the_states(module, network):
-    """The first step of Adam has the learning rate's size, and the other network's is its own."""
+    """Adam's first step has the learning rate's size, and each network has a learning rate of its own."""
     agent = make(module)
     state = randomized(agent.init(jax.random.key(0)))
     rates = {"policy_learning_rate": 0.0, "critic_learning_rate": 0.0, f"{network}_learning_rate": 0.25}
@@ -355,7 +355,7 @@ def test_two_shards_are_one_batch(module):
     shards, shard_feedback = update(state, key, halves)
     for i in range(2):
         shard = jax.tree.map(lambda x: x[i], shards)  # noqa: B023
-        # Adam turns a gradient of rounding's size into a whole step: parameters are compared through gradients.
+        # Adam turns even a rounding error in a gradient into a whole step, so gradients are compared.
         for network in ("policy", "critic"):
             assert_trees_close(
                 gradient_of(getattr(shard.opt_state, network)),
@@ -453,7 +453,7 @@ def test_ornstein_uhlenbeck_statistics(theta, dt):
 
     _, x = jax.lax.scan(step, noise.memory(B), jax.random.split(jax.random.key(0), steps))
     kept = 1 - theta * dt
-    variance = [dt * sum(kept ** (2 * j) for j in range(k + 1)) for k in range(steps)]  # from 0: Var x_{k+1}
+    variance = [dt * sum(kept ** (2 * j) for j in range(k + 1)) for k in range(steps)]  # Var x_{k+1}, from x_0 = 0
     for k in (0, 1, 10, steps - 1):
         np.testing.assert_allclose(np.var(x[k], axis=0), variance[k], rtol=0.1)
         np.testing.assert_allclose(np.mean(x[k], axis=0), 0.0, atol=5 * np.sqrt(variance[k] / B))
@@ -471,7 +471,7 @@ def test_ornstein_uhlenbeck_resets_where_an_episode_opens():
     from_zero, _, zero_memory = agent.act(params, key, timestep(observation), fresh)
     np.testing.assert_array_equal(after_reset[0], from_zero[0])
     np.testing.assert_array_equal(memory.noise[0], zero_memory.noise[0])
-    np.testing.assert_array_equal(after_reset[1], HIGH)  # the other went on from 100
+    np.testing.assert_array_equal(after_reset[1], HIGH)  # the second environment's noise goes on from 100
     np.testing.assert_allclose(memory.noise[1], 85.0, atol=5.0)
 
 
@@ -495,9 +495,9 @@ def test_normalizer_holds_all_datas_mean_and_variance():
 
 @pytest.mark.parametrize("devices", [(1,), (2,), (8,), (1, 8), (8, 1), (2, 8, 1)])
 def test_normalizer_over_shards_is_that_of_all_data(devices):
-    """Also where a run goes on with another number of devices."""
+    """This holds also where a run goes on with another number of devices."""
     rng = np.random.default_rng(0)
-    data = rng.normal(2.0, 3.0, (6, 32, 3)) + np.arange(6)[:, None, None]  # later batches are others
+    data = rng.normal(2.0, 3.0, (6, 32, 3)) + np.arange(6)[:, None, None]  # later batches have other means
     statistics = normalizer.init((3,))
     for number, batch in enumerate(data):
         n = devices[number * len(devices) // len(data)]
@@ -540,7 +540,7 @@ def test_actors_normalise_as_the_learner(module):
 
 @LEARNERS
 def test_updates_normalise_every_observation(module):
-    """An update on raw observations is the plain agent's on the same brought to mean 0 and variance 1."""
+    """An update on raw observations equals the plain agent's on the same observations with mean 0 and variance 1."""
     plain, agent = make(module), make(module, normalize_observations=True)
     state = randomized(agent.init(jax.random.key(0)))
     sample = random_sample(0)
@@ -612,7 +612,8 @@ def test_table(module, replay):
 
 @AGENTS
 def test_learns_a_bandit(module):
-    """One step, reward -|a - a*|^2 in units of half the range; a* is linear in the observation."""
+    """Episodes have one step. The reward is -|a - a*|^2 in units of half the range, where a* is linear in the
+    observation."""
     agent = make(
         module, hidden_sizes=(64,), policy_learning_rate=2e-3, critic_learning_rate=5e-3, tau=0.05, target_period=1
     )

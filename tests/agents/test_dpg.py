@@ -60,7 +60,7 @@ def test_tiles_are_those_of_a_loop(size, tilings, width):
 
 
 def test_tilings_are_moved_against_each_other():
-    """Two points in one tile of width 1/4 are told apart by some of 8 tilings once they are 1/16 apart."""
+    """Of 8 tilings with tiles 1/4 wide, some separate two points that are 1/16 apart."""
     basis = features.tiles(2, 8, 4)
     phi = np.asarray(basis.phi(np.array([[0.30, 0.3], [0.3625, 0.3], [0.30, 0.3625]], np.float32)))
     assert phi[0] @ phi[1] == 6 and phi[0] @ phi[2] == 6
@@ -97,7 +97,8 @@ def random_weights(rng, n: int, size: float = 0.5) -> dpg.Weights:
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_critic_is_compatible_with_the_policy(squash):
-    """Theorem 3's condition 1: grad_a Q^w at a = mu_theta(s) is grad_theta mu_theta(s)^T w. And Q^w there is V^v."""
+    """Theorem 3's condition 1 holds: grad_a Q^w at a = mu_theta(s) is grad_theta mu_theta(s)^T w. The value of Q^w
+    there is V^v."""
     rng = np.random.default_rng(0)
     weights, phi = random_weights(rng, 9), rng.normal(size=9).astype(np.float32)
 
@@ -119,7 +120,8 @@ def test_critic_is_compatible_with_the_policy(squash):
 
 @pytest.mark.parametrize("squash", [False, True])
 def test_directions_are_the_gradients_by_autodiff(squash):
-    """delta grad_w Q^w for the critic; and grad_theta Q^w(s, mu_theta(s)) through the action for the policy."""
+    """The critic's direction is delta grad_w Q^w. The policy's is grad_theta Q^w(s, mu_theta(s)), through the
+    action."""
     rng = np.random.default_rng(1)
     B, n = 4, 9
     weights, phi = random_weights(rng, n), rng.normal(size=(B, n)).astype(np.float32)
@@ -141,7 +143,7 @@ def test_directions_are_the_gradients_by_autodiff(squash):
 
 # The update ----------------------------------------------------------------------------------------------------------
 
-HYPERS = dpg.Hypers(*(jnp.float32(x) for x in (0.3, 0.2, 0.1, 0.4, 0.5)))  # not the config's: they are the state's
+HYPERS = dpg.Hypers(*(jnp.float32(x) for x in (0.3, 0.2, 0.1, 0.4, 0.5)))  # the state's, unlike the config's
 
 
 def naive_phi(o: np.ndarray) -> np.ndarray:
@@ -150,10 +152,11 @@ def naive_phi(o: np.ndarray) -> np.ndarray:
 
 
 def naive_step(theta, w, v, u, rows, squash: bool, natural: bool):
-    """The paper's updates by loops, from (o, a, r, gamma, next o, next a or None for mu) rows; their mean. With u at 0,
-    theta's, w's and v's are COPDAC-Q's.
+    """Returns theta, w, v and u after the mean of the paper's updates on `rows`, computed by loops. With u at 0 the
+    updates of theta, w and v are COPDAC-Q's.
 
-    Actions are the environment's own and are scaled here.
+    A row is (o, a, r, gamma, next o, next a), where next a is None if it is to be mu(next o). Actions are the
+    environment's own and are scaled here.
     """
     norms = [1.0 if i == j == 0 else np.hypot(i, j) for i in range(3) for j in range(3)]
     new = [np.zeros_like(x, dtype=float) for x in (theta, w, v, u)]
@@ -162,14 +165,15 @@ def naive_step(theta, w, v, u, rows, squash: bool, natural: bool):
         return np.tanh(naive_phi(s) @ theta) if squash else np.clip(naive_phi(s) @ theta, -1, 1)
 
     def grad_mu(s):
-        """[A], times phi: of each action for its own column of theta."""
+        """Returns d mu / d (phi theta), [A]. Times phi, it is the gradient of each action in its own column of
+        theta."""
         return 1 - mu(s) ** 2 if squash else np.where(abs(mu(s)) < 1, 1.0, 0.0)
 
     def Q(s, a):
         return sum((a[j] - mu(s)[j]) * grad_mu(s)[j] * (naive_phi(s) @ w[:, j]) for j in range(A)) + naive_phi(s) @ v
 
     def phi_sa(s, a):
-        """phi(s, a) = grad_theta mu_theta(s) (a - mu_theta(s)), of theta's shape."""
+        """Returns phi(s, a) = grad_theta mu_theta(s) (a - mu_theta(s)), in theta's shape."""
         return np.array([[naive_phi(s)[i] * grad_mu(s)[j] * (a[j] - mu(s)[j]) for j in range(A)] for i in range(9)])
 
     def scaled(a):
@@ -195,7 +199,7 @@ def naive_step(theta, w, v, u, rows, squash: bool, natural: bool):
 
 
 def random_observations(rng, *shape: int) -> np.ndarray:
-    """Some of them outside of the bounds."""
+    """Returns random observations, some of them outside the bounds."""
     return rng.uniform([-2, -1], [3, 5], (*shape, D)).astype(np.float32)
 
 
@@ -204,7 +208,7 @@ def random_actions(rng, *shape: int) -> np.ndarray:
 
 
 def random_state(agent, seed: int = 0, gradient_q: bool = False) -> dpg.State:
-    """Without `gradient_q` u is 0 and stays it."""
+    """Returns a state with random weights. Without `gradient_q`, u is 0 and does not move."""
     state = agent.init(jax.random.key(0))
     state = state._replace(weights=random_weights(np.random.default_rng(seed), 9), hypers=HYPERS)
     if gradient_q:
@@ -227,7 +231,7 @@ def random_transitions(rng, B: int) -> Transition:
 @pytest.mark.parametrize("natural", [False, True])
 @pytest.mark.parametrize("gradient_q", [False, True])
 def test_off_policy_update_is_the_papers(squash, natural, gradient_q):
-    """COPDAC-Q and COPDAC-GQ."""
+    """The update is COPDAC-Q's or, with u, COPDAC-GQ's."""
     agent = dpg.make(config(squash=squash, natural_gradient=natural, reward_scale=0.5, batch_size=8), SPEC)
     state, steps = random_state(agent, 0, gradient_q), random_transitions(np.random.default_rng(1), 8)
     assert (steps.discount == 0).any() and (steps.discount > 0).any()
@@ -247,7 +251,8 @@ T, B = 6, 2
 
 
 def random_block(rng, first: np.ndarray) -> Step:
-    """[T+1, B] rows; a row before a first closed its episode, and its action, reward and discount are rubbish."""
+    """Returns random rows [T+1, B]. A row before a `first` row closes its episode, and its action, reward and discount
+    are rubbish."""
     shape = first.shape
     dead = np.concatenate([first[1:], np.zeros((1, shape[1]), bool)])
     return Step(
@@ -265,7 +270,8 @@ def sarsa_agent(**options):
 
 
 def block_of_episodes() -> Step:
-    """Column 0: row 2 closes a terminated episode, row 5 a truncated one. Column 1 opens on a dead row."""
+    """Returns a block in whose column 0 row 2 closes a terminated episode and row 5 a truncated one. Column 1 begins
+    with a dead row."""
     first = np.zeros((T + 1, B), bool)
     first[[3, 6, 1], [0, 0, 1]] = True
     block = random_block(np.random.default_rng(2), first)
@@ -275,7 +281,8 @@ def block_of_episodes() -> Step:
 
 @pytest.mark.parametrize(("squash", "natural"), [(False, False), (True, False), (True, True)])
 def test_sarsa_update_is_the_papers_row_after_row(squash, natural):
-    """A termination bootstraps from nothing, a truncation from the closing row's action; dead rows do not count."""
+    """After a termination nothing is bootstrapped; a truncation bootstraps from the closing row's action. Dead rows do
+    not count."""
     agent, block = sarsa_agent(squash=squash, natural_gradient=natural, reward_scale=0.5), block_of_episodes()
     state = random_state(agent)
     expected = list(state.weights)
@@ -304,7 +311,7 @@ def test_sarsa_bootstraps_at_truncation_only_and_learns_nothing_from_dead_rows()
     state, update = random_state(agent), jax.jit(agent.update)
 
     def moved(change) -> bool:
-        """Whether the update is another where `change` is made to the block."""
+        """Returns whether the update differs if `change` is made to the block."""
         changed = jax.tree.map(np.array, block)
         change(changed)
         before, after = (update(state, jax.random.key(0), Sample(steps))[0].weights for steps in (block, changed))
@@ -333,7 +340,7 @@ def test_a_block_of_dead_rows_alone_teaches_nothing(natural):
 
 
 def test_u_moves_v_once_it_has_learnt():
-    """It begins at 0, so the first updates of COPDAC-GQ and COPDAC-Q are one; the second differ in v alone."""
+    """u begins at 0, so COPDAC-GQ's first update differs from COPDAC-Q's in u alone, its second in u and v."""
     gq, q = (dpg.make(config(alpha_u=alpha_u, batch_size=8), SPEC) for alpha_u in (0.5, 0.0))
     states = [agent.init(jax.random.key(0)) for agent in (gq, q)]
     for i, differ in enumerate([{"u"}, {"u", "v"}]):
@@ -346,7 +353,7 @@ def test_u_moves_v_once_it_has_learnt():
 @pytest.mark.parametrize("natural", [False, True])
 @pytest.mark.parametrize("form", ["off_policy", "sarsa"])
 def test_two_shards_make_the_update_of_one(form, natural):
-    """Also where one has more dead rows than the other."""
+    """This holds also where one shard has more dead rows than the other."""
     agent = dpg.make(config(form=form, batch_size=4, natural_gradient=natural), SPEC)
     state, rng = random_state(agent, 0, form == "off_policy"), np.random.default_rng(3)
     if form == "sarsa":
@@ -399,7 +406,7 @@ def test_actions_stay_within_the_bounds(squash):
     for act in (agent.act, agent.act_greedily):
         action = np.asarray(act(params, jax.random.key(0), now, agent.memory(200))[0])
         assert (action >= ACTION_LOW).all() and (action <= ACTION_HIGH).all()
-        # Reached, but for rounding, which is the compiler's affair.
+        # The bounds are reached, but for rounding, which depends on the compiler.
         assert all(np.isclose(action, bound, rtol=1e-6, atol=1e-6).any(0).all() for bound in (ACTION_LOW, ACTION_HIGH))
 
 
@@ -415,7 +422,8 @@ def test_an_action_of_any_shape_comes_back_and_is_learnt_from():
 
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
 def test_noise_is_gaussian_and_correlated_as_configured(correlation):
-    """Its standard deviation is sigma from an episode's first action on, and its memory ends with the episode."""
+    """The noise has the standard deviation sigma from an episode's first action on, and is correlated only within an
+    episode."""
     N = 20_000
     low, high = np.full(1, -1e3, np.float32), np.full(1, 1e3, np.float32)
     spec = dataclasses.replace(SPEC, actions=BoundedActions(low, high))
@@ -502,7 +510,7 @@ def test_environments_that_do_not_fit_are_refused(spec, message):
 
 
 def test_learns_to_track_a_target():
-    """One-step episodes whose best action is a function of the observation: both forms find it."""
+    """Episodes have one step, and the best action is a function of the observation. Both forms find it."""
     rng = np.random.default_rng(0)
     for form in ("off_policy", "sarsa"):
         agent = dpg.make(config(form=form, unroll_length=1, batch_size=64, sigma=0.5, alpha_theta=0.1), SPEC)

@@ -51,7 +51,7 @@ def make(module: ModuleType = dqn, **fields):
 
 
 def np_Q(theta, phi):
-    """Q(phi, .; theta) of one observation."""
+    """Returns Q(phi, .; theta), [A], for one observation."""
     layers = theta["params"]
 
     def dense(layer, x):
@@ -65,7 +65,7 @@ def np_Q(theta, phi):
 
 
 def np_target(theta, target_theta, j: int, transition: Transition, double: bool) -> float:
-    """y_j; the discount is gamma^n, or 0 where phi_{j+1} is terminal."""
+    """Returns y_j. The transition's discount is gamma^n, or 0 where phi_{j+1} is terminal."""
     _, _, reward, discount, next_observation = transition
     target_Q = np_Q(target_theta, next_observation[j])
     best = np.argmax(np_Q(theta, next_observation[j])) if double else np.argmax(target_Q)
@@ -104,7 +104,7 @@ def test_update_is_the_papers_loop(double, dueling, loss, replay):
         losses = [np_huber(e) if loss == "huber" else 0.5 * e**2 for e in errors(theta)]
         return sum(w * x for w, x in zip(weights, losses)) / B
 
-    assert min(np.abs(errors(theta))) < 1 < max(np.abs(errors(theta)))  # both of Huber's branches
+    assert min(np.abs(errors(theta))) < 1 < max(np.abs(errors(theta)))  # both branches of Huber's loss occur
     expected = finite_differences(total, state.params)
     assert max(np.abs(g).max() for g in jax.tree.leaves(expected)) > 0.1
     assert_trees_close(gradient_of(new.opt_state), expected, rtol=1e-3, atol=1e-5)
@@ -133,7 +133,7 @@ def test_double_matters_and_equals_plain_where_both_parameters_agree():
 
 
 def test_hubers_gradient_is_the_error_clipped_at_1():
-    """Mnih et al. 2015, Methods: of each transition, with regard to Q(s, a)."""
+    """As in the Methods of Mnih et al. 2015, this is the gradient of each transition's loss with respect to Q(s, a)."""
     agent = make(hidden_sizes=())
     state = agent.init(jax.random.key(0))
     state = state._replace(params=jax.tree.map(jnp.zeros_like, state.params))
@@ -179,7 +179,8 @@ def test_uniform_replay_has_no_priorities():
 
 
 def test_rmsprop_is_centred_and_has_its_epsilon_inside_the_root():
-    """Graves 2013 (arxiv.org/abs/1308.0850), eqs. 38 to 41, without momentum: what the 2015 paper used."""
+    """This is RMSProp as the 2015 paper used it: Graves 2013 (arxiv.org/abs/1308.0850), eqs. 38 to 41, without
+    momentum."""
     decay, epsilon, rate = 0.8, 0.05, 0.5
     options = {"optimizer": "rmsprop", "rmsprop_decay": decay, "optimizer_epsilon": epsilon, "learning_rate": rate}
     agent, adam = make(**options), make()
@@ -199,7 +200,8 @@ def test_rmsprop_is_centred_and_has_its_epsilon_inside_the_root():
 
 @pytest.mark.parametrize("papers_epsilon", [0.01, 0.01 / 4**2])
 def test_a_step_is_that_of_the_published_code_which_sums_over_the_minibatch(papers_epsilon):
-    """The defaults' epsilon is 0.01 of the sum over 32, and of the mean over other numbers what that comes to."""
+    """The published code's epsilon of 0.01 is for gradients summed over a minibatch of 32; the default is for their
+    mean, so it is 0.01 / 32^2. On minibatches of 8 the default makes the published code's steps with 0.01 / 4^2."""
     assert dqn.Config().optimizer_epsilon == 0.01 / dqn.Config().batch_size ** 2
     batch = random_sample(0).steps.reward.shape[0]
     decay, rate = 0.95, 2.5e-4
@@ -292,7 +294,7 @@ def test_an_update_is_traced_once(module):
 
 @pytest.mark.parametrize("stack", [1, 3])
 def test_stacked_observations_equal_channels_moved_by_hand(stack):
-    """An item's frames are [B, S, H, W], the network's channels last."""
+    """An item's frames are [B, S, H, W]; the network has channels last."""
     fields = {"torso": "shallow", "frame_stack": stack, "min_replay_size": 10, "loss": "squared", "double": True}
     agent = dqn.make(dqn.Config(**fields), FRAMES)
     state, sample = agent.init(jax.random.key(0)), stacked_sample(stack)
@@ -356,7 +358,8 @@ def test_actors_get_the_epsilon_of_the_update():
 
 
 def test_epsilon_greedy_actions_have_the_probabilities():
-    """Pearson's chi-square against epsilon / A, and 1 - epsilon more of the greedy action; epsilon of each row."""
+    """By Pearson's chi-square test each action has the probability epsilon / A, and the greedy one 1 - epsilon more.
+    Each row has its own epsilon."""
     copies, q = 20_000, np.array([0.1, 2.0, -1.0, 1.9], np.float32)
     for epsilon in (0.05, 0.5, 1.0):
         values = np.tile(q, (2 * copies, 1))
@@ -437,7 +440,8 @@ def test_epsilons_out_of_range_are_refused(field, value):
 
 @pytest.mark.parametrize("double", [False, True])
 def test_learns_the_values_of_a_chain(double):
-    """States 0 .. 3 in a row: action 1 goes on, 0 stays; the step beyond state 3 pays 1 and ends. gamma is 0.8."""
+    """The states 0 .. 3 are in a row. Action 1 goes to the next, action 0 stays; the step beyond state 3 pays 1 and
+    ends the episode. gamma is 0.8."""
     spec = EnvironmentSpec((4,), np.dtype(np.float32), DiscreteActions(2))
     fields = {**SMALL, "hidden_sizes": (32,), "optimizer": "adam", "optimizer_epsilon": 1e-8, "learning_rate": 5e-3}
     agent = dqn.make(dqn.Config(**fields, double=double, target_period=20), spec)

@@ -1,4 +1,4 @@
-"""Factored actions in the agents: who takes them, and who says who does."""
+"""Factored actions: the agents that take them, and the agents whose refusal names those."""
 
 import importlib
 
@@ -23,7 +23,8 @@ LEARNERS = {
 
 @pytest.mark.parametrize("name", LEARNERS)
 def test_acts_and_learns(name):
-    """A choice of each factor, within its size; and of one context, the choices that alone are rewarded."""
+    """An action is a choice for every factor, within the factor's size. From one observation alone, the agent learns
+    the choices that are rewarded."""
     module = importlib.import_module(f"agents.{name}")
     agent = module.make(module.Config(**LEARNERS[name], unroll_length=T, batch_size=B), SPEC)
     state, memory = jax.jit(agent.init)(jax.random.key(0)), agent.memory(B, None)

@@ -1,4 +1,4 @@
-"""Halves of updates, and agents that learn from gradients."""
+"""The two halves of an update (`gradient` and `apply`), and agents that learn from gradients that travel."""
 
 import jax
 import jax.numpy as jnp
@@ -60,7 +60,8 @@ AGENTS = {
 
 @pytest.mark.parametrize("name", AGENTS)
 def test_an_update_is_its_halves_wherever_they_are_computed(name):
-    """On one device, and as the mean of two devices' gradients; a worker's state has no optimiser's part."""
+    """The update of two devices equals one that applies the mean of two gradients, each computed alone. A worker's
+    state has no optimiser state."""
     agent, samples = AGENTS[name]
     by = by_gradients(agent)
     rng, key = np.random.default_rng(0), jax.random.key(2)
@@ -77,7 +78,7 @@ def test_an_update_is_its_halves_wherever_they_are_computed(name):
         assert by.policy(one).opt_state == ()
         gradients = [agent.gradient(by.policy(one), k, sample) for k, sample in zip(keys, both, strict=True)]
         if name not in ("dqn", "a2c"):
-            # These divide by the number of live rows on the mean device, which a worker alone does not know.
+            # These agents divide by the mean number of live rows of all devices, which a worker alone does not know.
             live = [float((~sample.steps.first[1:]).sum()) for sample in both]
             scale = [x / np.mean(live) for x in live]
             gradients = [(jax.tree.map(lambda x, s=s: s * x, g), f) for (g, f), s in zip(gradients, scale, strict=True)]

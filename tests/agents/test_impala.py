@@ -18,7 +18,8 @@ vtrace = jax.jit(impala.vtrace)
 
 
 def random_rows(seed: int, T: int = 12, B: int = 5, dead: bool = True) -> dict[str, np.ndarray]:
-    """V-trace's inputs as EnvPool's rows give them: an episode ends with o_{s+1}, and then row s+1 is dead.
+    """Returns random inputs of V-trace as EnvPool's rows give them: an episode ends with o_{s+1}, and then row s+1 is
+    dead.
 
     A termination has gamma_s = 0; a truncation keeps its gamma. Dead rows hold rubbish.
     """
@@ -26,7 +27,7 @@ def random_rows(seed: int, T: int = 12, B: int = 5, dead: bool = True) -> dict[s
     discounts, live = rng.uniform(0.8, 1.0, (T, B)), np.ones((T, B))
     for b in range(B):
         s = 0
-        if dead and rng.random() < 0.2:  # the block opens on the row that closed an episode
+        if dead and rng.random() < 0.2:  # the block begins with the row that closed an episode
             live[0, b] = 0.0
             s = 1
         while s < T:
@@ -47,9 +48,9 @@ def random_rows(seed: int, T: int = 12, B: int = 5, dead: bool = True) -> dict[s
 
 
 def naive_vtrace(values, rewards, discounts, log_ratios, live, rho_bar, c_bar, lambda_, policy_rho_bar=1.0):
-    """Equation 1 by a double loop, for each sequence. Returns v_s and the advantages of section 4.2.
+    """Returns v_s by a double loop over equation 1 for each sequence, and the advantages of section 4.2.
 
-    gamma^{t-s} is the product of the rows' discounts. The sum ends where the episode does: at a dead row.
+    Here gamma^{t-s} is the product of the rows' discounts. The sum stops at a dead row, where the episode ends.
     """
     V, r, gamma = values, rewards, discounts
     T, B = r.shape
@@ -86,7 +87,7 @@ def test_vtrace_is_the_papers_double_sum(seed):
 
 
 def test_random_rows_hold_every_case():
-    """Else the test above would check less than it seems to."""
+    """Without every case the test above would check less than it seems to."""
     rows = [random_rows(seed) for seed in range(40)]
     before_dead = np.concatenate([r["discounts"][:-1][r["live"][1:] == 0] for r in rows])
     assert (before_dead == 0).any() and (before_dead > 0).any(), "both terminations and truncations"
@@ -105,18 +106,19 @@ def test_vtrace_without_dead_rows_is_rlaxs(seed):
     )
     expected = jax.vmap(theirs, in_axes=1, out_axes=1)(values[:-1], values[1:], rows["rewards"], discounts, rhos)
     np.testing.assert_allclose(got.targets, values[:-1] + expected.errors, rtol=1e-4, atol=1e-5)
-    if lambda_ == 1.0:  # else rlax mixes values into the advantage's bootstrap, which the paper does not
+    if lambda_ == 1.0:  # for others rlax mixes values into the advantage's bootstrap, unlike the paper
         np.testing.assert_allclose(got.advantages, expected.pg_advantage, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_vtrace_on_policy_is_the_return_of_each_episode(seed):
-    """Remark 1: with rho-bar, c-bar >= 1 and pi = mu, v_s is the n-step return to the episode's or the block's end."""
+    """Remark 1: if rho-bar and c-bar are at least 1 and pi = mu, v_s is the n-step return to the end of the episode or
+    of the block."""
     rows = random_rows(seed)
     rows["log_ratios"] = np.zeros_like(rows["log_ratios"])
     V, r, gamma, live = rows["values"], rows["rewards"], rows["discounts"], rows["live"]
     T, B = r.shape
-    returns = V.copy()  # of dead rows, and past the block's end: the value alone
+    returns = V.copy()  # dead rows, and the row after the block, have the value alone
     for b in range(B):
         for s in reversed(range(T)):
             if live[s, b]:
@@ -137,7 +139,8 @@ def test_no_gradient_passes_through_vtrace():
 
 # The agent -----------------------------------------------------------------------------------------------------------
 
-# RMSProp whose average stays 0 under a root of 0 + 1: gradient descent. Its large step leaves no gradient to rounding.
+# With these settings RMSProp's mean square stays 0, so it divides by sqrt(0 + 1) and is gradient descent. The step is
+# large so that the gradient can be read from the parameters' change in spite of rounding.
 STEP = 2.0**20
 DESCENT = {
     "optimizer": "rmsprop",
@@ -153,12 +156,12 @@ def vector_spec(size: int, num_actions: int) -> EnvironmentSpec:
 
 
 def linear_config(**options) -> impala.Config:
-    """A network without hidden layers; its policy is uniform at first, near enough."""
+    """Returns a Config whose network has no hidden layers. Its policy is nearly uniform at first."""
     return impala.Config(**({"torso": "mlp", "hidden_sizes": (), "frame_stack": 1} | DESCENT | options))
 
 
 def gradient_of(update, state: impala.State, sample: Sample):
-    """What gradient descent subtracted, over its step."""
+    """Returns the gradient: what gradient descent subtracted, divided by its step."""
     after = update(state, jax.random.key(0), sample)[0]
     return jax.tree.map(
         lambda before, after: (np.asarray(before) - np.asarray(after)) / STEP, state.params, after.params
@@ -166,9 +169,10 @@ def gradient_of(update, state: impala.State, sample: Sample):
 
 
 def random_steps(rng, observation, first, num_actions: int) -> Step:
-    """[T+1, B] rows around `observation` and `first`; a row before a first closed its episode, half by termination."""
+    """Returns rows [T+1, B] with this `observation` and `first`, and all else random. A row before a `first` row closes
+    its episode, half of them by termination."""
     shape = first.shape
-    closing = np.concatenate([first[1:], np.zeros((1, shape[1]), bool)])  # o_t is an episode's last
+    closing = np.concatenate([first[1:], np.zeros((1, shape[1]), bool)])  # where o_t is an episode's last
     terminal = closing & (rng.random(shape) < 0.5)
     discount = np.concatenate([np.where(terminal[1:], 0.0, 1.0), np.ones((1, shape[1]))]).astype(np.float32)
     return Step(
@@ -190,7 +194,8 @@ def softmax(x: np.ndarray) -> np.ndarray:
     [(1.0, 1.0, 1.0, 1.0, 1.0), (1.3, 0.8, 0.7, 0.9, 0.25)],
 )
 def test_gradient_is_that_of_the_papers_three_terms(rho_bar, policy_rho_bar, c_bar, lambda_, reward_scale):
-    """Section 4.2, summed over time and batch: policy gradient, baseline and entropy; targets are constants."""
+    """The gradient of section 4.2 has a policy gradient, a baseline and an entropy term, each summed over time and
+    batch. The targets are constants in it."""
     T, B, D, A = 6, 3, 4, 3
     options = {"rho_bar": rho_bar, "c_bar": c_bar, "lambda_": lambda_, "reward_scale": reward_scale}
     options["policy_rho_bar"] = policy_rho_bar
@@ -200,7 +205,7 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, policy_rho_bar, c_b
     first[[0, 4, 2, 6], [0, 0, 1, 1]] = True
     steps = random_steps(rng, rng.normal(size=(T + 1, B, D)).astype(np.float32), first, A)
     sample = Sample(steps, agent.memory(B, None))
-    # The hypers are the state's, not the config's.
+    # The update must use the state's hyperparameters, not the config's.
     hypers = impala.Hypers(jnp.float32(STEP), jnp.float32(0.9), jnp.float32(0.3), jnp.float32(0.2))
     state = agent.init(jax.random.key(1))
     params = jax.tree.map(lambda p: rng.normal(size=p.shape).astype(np.float32), state.params)
@@ -217,7 +222,7 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, policy_rho_bar, c_b
     v, advantage = naive_vtrace(V, r[:-1], gamma, np.log(ratio[:-1]), live, rho_bar, c_bar, lambda_, policy_rho_bar)
 
     def terms(params):
-        """Sums over the live rows: policy, baseline, entropy."""
+        """Returns the policy, baseline and entropy terms, summed over the live rows."""
         policy = baseline = entropy = 0.0
         for s in range(T):
             for b in range(B):
@@ -256,7 +261,8 @@ def test_gradient_is_that_of_the_papers_three_terms(rho_bar, policy_rho_bar, c_b
 
 
 def test_a_batch_of_dead_rows_alone_teaches_nothing():
-    """With T = 1, every ninth batch of Catch is one. Its metrics must not stop the learner, which stops at NaN."""
+    """With T = 1, one batch of Catch in ten may have dead rows alone. Its metrics must not be NaN, at which the learner
+    stops."""
     agent = impala.make(linear_config(unroll_length=1, batch_size=2), vector_spec(3, 2))
     state, sample = agent.init(jax.random.key(0)), small_sample(agent, 1, 2, 3, 2)
     first = np.array([[False, False], [True, True]])
@@ -313,15 +319,15 @@ def test_rmsprop_has_its_epsilon_inside_the_root():
 
 # Episodes ------------------------------------------------------------------------------------------------------------
 
-EPISODES = [range(0, 3), range(3, 7), range(7, 10)]  # the rows of column 0; the last of each but the last is dead
+EPISODES = [range(0, 3), range(3, 7), range(7, 10)]  # column 0's rows; the last row of each but the last is dead
 T, B, A = 9, 2, 3
 ROWS = T + 1
 
 
 @functools.cache
 def pixel_agent(lstm_size: int, stack: int):
-    """An agent that sees "frames" of one pixel per row of the sample, so that the first layer's gradient with respect
-    to a pixel's weights is the gradient with respect to what that row alone feeds into the network."""
+    """Returns an agent that sees "frames" with one pixel for each row of the sample. The gradient of the first layer in
+    a pixel's weights is then the gradient in what that row alone feeds into the network."""
     config = linear_config(unroll_length=T, batch_size=B, lstm_size=lstm_size, frame_stack=stack)
     spec = EnvironmentSpec((1, ROWS * B), np.dtype(np.uint8), DiscreteActions(A))
     if stack == 1:
@@ -338,7 +344,7 @@ def pixels_of(rows, b: int) -> list[int]:
 
 
 def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
-    """Each row lights its own pixel. Column 1 has other episodes than column 0."""
+    """Returns a sample in which each row lights its own pixel. The episodes of column 1 are not those of column 0."""
     rng = np.random.default_rng(3)
     first = np.zeros((ROWS, B), bool)
     first[[3, 7, 5], [0, 0, 1]] = True
@@ -352,14 +358,15 @@ def pixel_sample(agent: impala.Agent, truncated: bool) -> Sample:
     if not truncated:  # o_{t+1} is terminal where row t+1 is dead
         discount[[1, 5, 3], [0, 0, 1]] = 0.0
     memory = jax.tree.map(np.array, agent.memory(B, None))
-    if memory.frames is not None:  # frames of the episode that was under way when the block opened
+    if memory.frames is not None:  # frames of the episode that has already begun when the block begins
         memory.frames[:, :, 0, pixels_of(EPISODES[0], 0)] = 2
     memory = memory._replace(lstm=jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), memory.lstm))
     return Sample(steps._replace(discount=discount), memory)
 
 
 def perturb(sample: Sample, episode: int) -> Sample:
-    """Another story in one episode of column 0: observations (in its own pixels), actions, rewards, logits, memory."""
+    """Returns the sample with one episode of column 0 changed: observations (in their own pixels), actions, rewards,
+    logits and memory."""
     rng = np.random.default_rng(4)
     steps, memory, _ = jax.tree.map(np.array, sample)
     rows = list(EPISODES[episode])
@@ -379,11 +386,11 @@ def perturb(sample: Sample, episode: int) -> Sample:
 @pytest.mark.parametrize("lstm_size", [0, 4])
 @pytest.mark.parametrize("stack", [1, 3])
 def test_nothing_leaks_from_one_episode_into_another(stack, lstm_size, truncated):
-    """However the rows of one episode change, the gradients of the others' rows do not move by a bit."""
+    """However the rows of one episode change, the gradients of other episodes' rows stay the same to the bit."""
     agent, state, update = pixel_agent(lstm_size, stack)
 
     def gradients(sample) -> np.ndarray:
-        """[pixel, ...]: of what each pixel feeds into the network."""
+        """Returns, for each pixel, the gradient in what it feeds into the network, [pixel, ...]."""
         g = gradient_of(update, state, sample)["params"]
         first_layers = [g["LSTM_0"]["input"]] if lstm_size else [g["policy"], g["value"]]
         return np.concatenate([layer["kernel"].reshape(ROWS * B, -1) for layer in first_layers], axis=1)
@@ -393,7 +400,7 @@ def test_nothing_leaks_from_one_episode_into_another(stack, lstm_size, truncated
     for perturbed in range(3):
         after = gradients(perturb(sample, perturbed))
         for episode, rows in enumerate(EPISODES):
-            # A dead row learns nothing, and in the block's last row only its value counts, which is a constant.
+            # A dead row learns nothing. Of the block's last row only the value counts, and it is a constant.
             pixels = pixels_of(list(rows)[:-1], 0)
             if episode == perturbed:
                 assert (after[pixels] != before[pixels]).any(axis=1).all(), "the change is to be seen where it was made"
@@ -417,7 +424,8 @@ def test_dead_rows_and_the_last_row_have_no_gradient():
 
 
 def loud(params):
-    """The same, but with a policy that depends on what the network sees: it starts out nearly uniform."""
+    """Returns the parameters with a policy that depends clearly on what the network sees; at first it is nearly
+    uniform."""
     heads = params["params"]
     return {"params": heads | {"policy": jax.tree.map(lambda p: 100 * p, heads["policy"])}}
 
@@ -434,9 +442,10 @@ def loud(params):
     ],
 )
 def test_acting_step_by_step_is_the_learners_unroll(torso, shape, stack, lstm_size, rows):
-    """The learner's pi over what acting reported as mu is 1 on every live row, resets and a memory included.
+    """On every live row the ratio of the learner's pi to the mu that acting reported is 1, also after resets and with a
+    memory.
 
-    All ratios are 1 where the mean of min(1, ratio) and the mean of the ratio are.
+    All ratios are 1 if both the mean of min(1, ratio) and the mean of the ratio are 1.
     """
     num_envs, num_actions, warmup = 2, 3, 3
     rng = np.random.default_rng(0)
@@ -509,7 +518,8 @@ def normal_log_density(x, mu, sigma):
 
 @pytest.mark.parametrize("sigma", ["free", "state"])
 def test_continuous_actions_have_gaussian_ratios(sigma):
-    """V-trace's are of the raw actions' densities, which clipping at the bounds leaves as they were."""
+    """V-trace's ratios are those of the raw actions' densities, which are not changed by clipping actions to the
+    bounds."""
     T, B, D = 6, 3, 4
     spec = EnvironmentSpec((D,), np.dtype(np.float32), BoundedActions(np.full(2, -2.0), np.full(2, 2.0)))
     agent = impala.make(linear_config(unroll_length=T, batch_size=B, sigma=sigma, discount=0.9), spec)

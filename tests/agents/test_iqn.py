@@ -29,7 +29,7 @@ SIZES = {
 
 
 def np_z(params, x, tau, dueling=False):
-    """Z_tau(x, .), [A], of one observation and one fraction."""
+    """Returns Z_tau(x, .), [A], for one observation and one fraction."""
     layers = params["params"]
     psi = np.maximum(0.0, dense(layers["MLPTorso_0"]["Dense_0"], x.astype(np.float64)))
     cosines = np.array([np.cos(np.pi * i * tau) for i in range(COSINES)])
@@ -41,7 +41,8 @@ def np_z(params, x, tau, dueling=False):
 
 
 def fractions(key, B):
-    """Those that an update with this key draws: of the learner, of its target, and of the target's action."""
+    """Returns the fractions that an update with this key draws: for the learner, for its target, and for the choice of
+    the target's action."""
     keys = jax.random.split(key, 3)
     sizes = (N, N_TARGET, K)
     return [np.asarray(jax.random.uniform(k, (B, n)), np.float64) for k, n in zip(keys, sizes, strict=True)]
@@ -98,7 +99,7 @@ def test_fractions_are_drawn_anew_for_each_update():
 
 
 def test_the_greedy_action_is_that_of_the_largest_mean_over_k_fractions():
-    """In even steps in evaluations, and drawn where actors explore."""
+    """The K fractions are evenly spaced in evaluations, and drawn at random where actors explore."""
     agent = make(iqn, **SIZES, epsilon_initial=0.0, epsilon_final=0.0)
     state, B = randomized(agent.init(jax.random.key(0)), seed=5), 64
     x = random_transition(0, B=B).observation

@@ -32,7 +32,7 @@ FACTORED = EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES, SM
 DISCRETE = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(3))
 CONTINUOUS = EnvironmentSpec((D,), np.dtype(np.float32), BoundedActions(np.full(2, -1.0), np.full(2, 1.0)))
 TASKS = dataclasses.replace(DISCRETE, num_tasks=3)
-# Curriculum, environment and options of every kind of mixture.
+# For every kind of mixture: its curriculum, environment and options.
 CASES = {
     "actions": ("actions", FACTORED, {}),
     "actions, LSTM": ("actions", FACTORED, {"lstm_size": 3}),
@@ -44,7 +44,8 @@ CASES = {
     "tasks, LSTM": ("tasks", TASKS, {"lstm_size": 3}),
     "shared_head": ("actions", FACTORED, {"transfer": "shared_head"}),
 }
-# With bodies of their own, so that either agent is an IMPALA; and these and others with all kinds of bodies.
+# EACH has cases for agents with bodies of their own, each of which alone is an IMPALA. ALL has these and other cases
+# with bodies of their own, and cases with a shared body.
 EACH = pytest.mark.parametrize("case", ["actions", "architectures", "architectures, continuous", "tasks, LSTM"])
 ALL = pytest.mark.parametrize(
     ("case", "shared_body"),
@@ -55,7 +56,7 @@ ALL = pytest.mark.parametrize(
 
 @functools.cache
 def make(case: str, shared_body: bool = False, **options):
-    """The agent, compiled, and a state of it with random parameters."""
+    """Returns the agent, with its functions compiled, and a state with random parameters."""
     curriculum, spec, more = CASES[case]
     fields = {"torso": "mlp", "hidden_sizes": (5,), "frame_stack": 1, "unroll_length": T, "batch_size": B}
     fields |= {"curriculum": curriculum, "shared_body": shared_body, "max_gradient_norm": 1e9}
@@ -67,7 +68,8 @@ def make(case: str, shared_body: bool = False, **options):
 
 
 def fresh(agent: Agent, config):
-    """What `init` gives, but for parameters of 0: to compile it takes longer than most of the tests here."""
+    """Returns what `init` returns, but with parameters of 0, because compiling `init` takes longer than most tests
+    here."""
     state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(agent.init, jax.random.key(0)))
     return with_hypers(state, **{name: getattr(config, name) for name in state.hypers._fields})
 
@@ -87,7 +89,8 @@ def timestep_of(observation, first=False) -> TimeStep:
 
 
 def play(agent, params, spec: EnvironmentSpec, seed: int = 0, warmup: int = 2) -> Sample:
-    """Rows as acting makes them, [T+1, B]; a row before a first closed its episode, half by termination."""
+    """Returns rows [T+1, B] made by acting. A row before a `first` row closes its episode, half of them by
+    termination."""
     rng, memory, steps, none = np.random.default_rng(seed), agent.memory(B, None), [], np.zeros(B, np.float32)
     opening, first = memory, rng.random((warmup + T + 1, B)) < 0.25
     terminal = np.concatenate([first[2:], np.zeros((2, B), bool)]) & (rng.random(first.shape) < 0.5)
@@ -104,7 +107,7 @@ def play(agent, params, spec: EnvironmentSpec, seed: int = 0, warmup: int = 2) -
 
 
 def gradient_of(agent, state: mix_match.State, sample: Sample):
-    """What Adam's first moment holds after the first update, over 1 - beta_1; and the metrics."""
+    """Returns the first update's gradient, which Adam's first moment holds times 1 - beta_1, and the metrics."""
     after, feedback = agent.update(state, jax.random.key(0), sample)
     return jax.tree.map(lambda m: np.asarray(m) / 0.1, after.opt_state[1].mu), feedback.metrics
 
@@ -118,7 +121,7 @@ def np_log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def np_factored_log_probs(outputs: np.ndarray, actions: np.ndarray = LARGE) -> np.ndarray:
-    """Of each of `actions` [N, F], by outputs [P]: [N]."""
+    """Returns the log-probability of each of `actions` [N, F] under the outputs [P], [N]."""
     parts = [np_log_softmax(part) for part in np.split(outputs, np.cumsum(SIZES)[:-1])]
     return np.array([sum(part[a] for part, a in zip(parts, action)) for action in actions])
 
@@ -163,7 +166,7 @@ def test_far_tails_do_not_vanish():
 
 
 def check_gradient(f, x: np.ndarray, expect_zero=()) -> np.ndarray:
-    """Against central differences of a function [n] -> [m]; the gradients [m, n]."""
+    """Checks f's gradient against central differences, for f: [n] -> [m], and returns it, [m, n]."""
     steps = 1e-6 * np.eye(len(x))
     values = jax.jit(jax.vmap(f))(np.concatenate([x + steps, x - steps]))
     expected = (values[: len(x)] - values[len(x) :]).T / 2e-6
@@ -174,7 +177,8 @@ def check_gradient(f, x: np.ndarray, expect_zero=()) -> np.ndarray:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_gradients_are_finite_differences(alpha):
-    """Of the mixture's log-probability of each large action, and of both KLs; none is NaN where a weight is 0."""
+    """The gradients are those of the mixture's log-probability of each large action, and of both KLs. None is NaN where
+    a weight is 0."""
     large, x = factored(SIZES), np.random.default_rng(0).normal(size=len(SMALL) + sum(SIZES))
     few, of_small = mixtures.few_actions(SMALL, large), np.array([tuple(a) in SMALL for a in LARGE])
 
@@ -227,7 +231,7 @@ def test_kls_from_few_are_naive_sums():
 
 
 def outputs_of(case: str, params, observation: np.ndarray, task=None) -> list[np.ndarray]:
-    """Each agent's, [N, P], of the first rows of episodes, feed-forward and with bodies of their own, in NumPy."""
+    """Returns each agent's outputs [N, P], in NumPy, for feed-forward agents with bodies of their own."""
     network, outputs = jax.tree.map(np.asarray, params["params"]), []
     for i, torso in ((1, "MLPTorso_0"), (2, "MLPTorso_1")):
         layer = network[torso]["Dense_0"]
@@ -244,7 +248,8 @@ def outputs_of(case: str, params, observation: np.ndarray, task=None) -> list[np
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("case", ["actions", "shared_head", "tasks"])
 def test_log_mu_and_actions_are_those_of_the_mixture_enumerated(case, alpha):
-    """Probabilities sum to one over all actions, log_mu is the taken one's, and that often they are taken."""
+    """The probabilities sum to one over all actions, log_mu is that of the action taken, and actions are taken that
+    often."""
     agent, state = make(case)
     params, num_envs = agent.policy(with_hypers(state, alpha=alpha)), 6000
     observation = np.tile(np.random.default_rng(2).normal(size=(1, D)).astype(np.float32), (num_envs, 1))
@@ -279,7 +284,7 @@ def test_log_mu_and_actions_are_those_of_the_mixture_enumerated(case, alpha):
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
 @pytest.mark.parametrize("case", ["actions", "architectures, factored", "architectures, continuous", "tasks"])
 def test_mixtures_sum_to_one_over_all_actions(case, alpha):
-    """By the families that the agents are made of; of a density, on a grid."""
+    """The mixtures are of the families that the agents have. A density is summed on a grid."""
     curriculum, spec, _ = CASES[case]
     rng, w = np.random.default_rng(1), mixtures.weights(jnp.float32(alpha), 2)
     if isinstance(spec.actions, BoundedActions):
@@ -306,7 +311,7 @@ def make_impala(config: impala.Config, case: str, small: bool):
 
 
 def of_impala(case: str, state: mix_match.State, i: int, task: int = 0):
-    """IMPALA with agent i's body and head, and its state, where bodies are the agents' own."""
+    """Returns IMPALA with agent i's body and head, and its state, for agents with bodies of their own."""
     curriculum, _, options = CASES[case]
     lstm_size = 0 if curriculum == "architectures" and i == 1 else options.get("lstm_size", 0)
     config = impala.Config(
@@ -320,7 +325,7 @@ def of_impala(case: str, state: mix_match.State, i: int, task: int = 0):
 
 
 def agents_own(params, case: str, i: int, task: int = 0):
-    """Agent i's share of the network, named as IMPALA's: its body, and its head."""
+    """Returns agent i's body and head, named as in IMPALA's network."""
     network, curriculum = params["params"], CASES[case][0]
     head = f"agent_1_task_{task}" if curriculum == "tasks" and i == 1 else f"agent_{i}"
     own = {"MLPTorso_0": network[f"MLPTorso_{i - 1}"]} | dict(network[head])
@@ -330,7 +335,7 @@ def agents_own(params, case: str, i: int, task: int = 0):
 
 
 def own_sample(case: str, sample: Sample, i: int, columns=slice(None)) -> Sample:
-    """The sample as agent i's IMPALA would have it, but for its extras."""
+    """Returns the sample as agent i's IMPALA would have it, except for its extras."""
     curriculum, _, options = CASES[case]
     steps, lstm = sample.steps, sample.memory.lstm
     if curriculum == "actions" and i == 1:
@@ -348,7 +353,8 @@ def own_sample(case: str, sample: Sample, i: int, columns=slice(None)) -> Sample
 @pytest.mark.parametrize("i", [1, 2])
 @EACH
 def test_at_a_corner_actions_are_the_agents_own(case, i):
-    """To the bit, by the same key; of experts, each in the environments of its task."""
+    """With the same key they are equal, discrete ones to the bit. Each expert acts in the environments of its own
+    task."""
     agent, state = make(case)
     sample = play(agent, agent.policy(with_hypers(state, alpha=0.4)), CASES[case][1])
     params, memory = agent.policy(with_hypers(state, alpha=i - 1.0)), sample.memory
@@ -377,18 +383,19 @@ def test_at_a_corner_actions_are_the_agents_own(case, i):
 
 @ALL
 def test_acting_is_the_learners_unroll(case, shared_body):
-    """Step by step, resets, memory and task included: on what acting did by the same parameters all ratios are 1."""
+    """Step by step, with resets, memory and task, all ratios are 1 on experience from the same parameters."""
     agent, state = make(case, shared_body)
     state = with_hypers(state, alpha=0.35)
     sample = play(agent, agent.policy(state), CASES[case][1])
     np.testing.assert_allclose(gradient_of(agent, state, sample)[1]["rho"], 1.0, atol=1e-5)
-    # The control: by another mixture, ratios are others.
+    # The control: another mixture has other ratios.
     assert gradient_of(agent, with_hypers(state, alpha=0.9), sample)[1]["rho"] < 0.999
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.2, 0.5, 0.8, 1.0])
 def test_greedy_actions(alpha):
-    """'target' plays pi_2's mode whatever alpha is; 'control' the mixture's of discrete actions, else the heavier's."""
+    """With evaluate='target' it is pi_2's mode, whatever alpha is. With 'control' it is the mixture's mode if actions
+    are discrete, and otherwise the mode of the agent with the larger weight."""
     observation = np.random.default_rng(1).normal(size=(300, D)).astype(np.float32)
     for case in ("tasks", "actions"):
         agents = {evaluate: make(case, evaluate=evaluate)[0] for evaluate in ("control", "target")}
@@ -412,7 +419,7 @@ def test_greedy_actions(alpha):
 
 
 def outside(params, case: str, i: int):
-    """What of the network is not agent i's, by name; bodies are the agents' own."""
+    """Returns the parts of the network that are not agent i's, by name, for agents with bodies of their own."""
     other = 3 - i
     return {
         name: part
@@ -424,7 +431,8 @@ def outside(params, case: str, i: int):
 @pytest.mark.parametrize("i", [1, 2])
 @EACH
 def test_at_a_corner_the_gradient_is_impalas_of_that_agent_alone(case, i):
-    """At alpha 1 whatever the KL costs, for there it vanishes; at alpha 0 without one. Nothing reaches the other."""
+    """At alpha 1 this holds with any cost of the KL, because the KL's weight is 0 there; at alpha 0 without such a
+    cost. The other agent gets no gradient."""
     agent, state = make(case)
     state = with_hypers(state, alpha=i - 1.0, kl_cost=0.0 if i == 1 else 3.0, entropy_cost=0.07, discount=0.9)
     behaviour = jax.tree.map(lambda p: p + 0.1, state.params)
@@ -442,7 +450,7 @@ def test_at_a_corner_the_gradient_is_impalas_of_that_agent_alone(case, i):
         mine = mine._replace(steps=mine.steps._replace(extras=impala_extras(their, old, mine)))
         their_state = with_hypers(their_state, entropy_cost=0.07, discount=0.9)
         theirs, their_metrics = gradient_of(their, their_state, mine)
-        share = len(columns) / B  # IMPALA takes the mean over its columns for all of B
+        share = len(columns) / B  # IMPALA averages over its own columns, this agent over all B
         theirs = jax.tree.map(lambda g, share=share: g * share, theirs["params"])
         own = agents_own(got, case, i, task)
         heads = {name for name in theirs if name not in ("MLPTorso_0", "LSTM_0")}
@@ -460,7 +468,7 @@ def test_at_a_corner_the_gradient_is_impalas_of_that_agent_alone(case, i):
 
 
 def impala_extras(their, state, sample: Sample):
-    """Its outputs on the sample's rows, as acting reports them; and the raw action."""
+    """Returns IMPALA's outputs on the sample's rows, as acting reports them, and the raw action if there is one."""
     memory, outputs = sample.memory, []
     for t in range(T + 1):
         steps, none = sample.steps, np.zeros(sample.steps.first.shape[1], np.float32)
@@ -473,7 +481,7 @@ def impala_extras(their, state, sample: Sample):
 
 @ALL
 def test_the_loss_is_that_of_the_formulas(case, shared_body):
-    """Its terms, put together from those at the corners."""
+    """The terms of the loss are put together from those at alpha 0 and at alpha 1."""
     alpha, costs = 0.3, {"baseline_cost": 0.4, "entropy_cost": 0.05, "kl_cost": 0.7, "discount": 0.9}
     agent, state = make(case, shared_body)
     state = with_hypers(state, alpha=alpha, **costs)
@@ -543,7 +551,7 @@ def test_policy_loss_is_v_traces_of_the_mixture_by_naive_numpy(reward_scale):
 
 @EACH
 def test_kl_moves_the_pupil_and_not_the_teacher(case):
-    """With bodies of their own. At alpha 1 it moves nothing."""
+    """The teacher is agent 1 and the pupil agent 2, with bodies of their own. At alpha 1 the KL moves nothing."""
     agent, state = make(case)
 
     def difference(alpha):
@@ -560,7 +568,7 @@ def test_kl_moves_the_pupil_and_not_the_teacher(case):
 
 @pytest.mark.parametrize("transfer", ["kl", "masked_kl"])
 def test_a_pupil_that_never_acts_becomes_like_its_teacher(transfer):
-    """At alpha 0, on one observation, without rewards and with values of 0: there is nothing but the KL."""
+    """With alpha 0, one observation, no rewards and values of 0, only the KL teaches."""
     agent, state = make("actions", transfer=transfer, learning_rate=0.02, entropy_cost=0.0)
     sample = play(agent, agent.policy(state), FACTORED)
     zeros = jax.tree.map(np.zeros_like, sample.steps)
@@ -574,14 +582,15 @@ def test_a_pupil_that_never_acts_becomes_like_its_teacher(transfer):
         return state, feedback.metrics["kl"]
 
     after, kls = jax.jit(lambda state: jax.lax.scan(step, state, length=300))(state._replace(params=params))
-    # Independent factors cannot do all that a choice of three actions can.
+    # Independent factors cannot represent every distribution over three actions.
     assert kls[0] > 0.3 and kls[-1] < 0.6 * kls[0]
     jax.tree.map(np.testing.assert_array_equal, after.params["params"]["agent_1"], params["params"]["agent_1"])
 
 
 @ALL
 def test_what_alpha_has_made_impossible_teaches_nothing_and_is_no_nan(case, shared_body):
-    """A population sets alpha to 0 or 1 while blocks are under way that were played by another."""
+    """This happens when a population sets alpha to 0 or 1 while blocks that another alpha played are still under
+    way."""
     agent, state = make(case, shared_body)
     sample = play(agent, agent.policy(with_hypers(state, alpha=0.7)), CASES[case][1])
     for alpha in (0.0, 0.5, 1.0):
@@ -595,7 +604,7 @@ def test_what_alpha_has_made_impossible_teaches_nothing_and_is_no_nan(case, shar
 
 
 def test_hypers_are_the_states():
-    """Each of them changes the update, and none is compiled in."""
+    """Each hyperparameter of the state changes the update, and none is compiled into it."""
     agent, state = make("actions", shared_body=True)
     update = agent.update
     sample = play(agent, agent.policy(with_hypers(state, alpha=0.5)), FACTORED)
@@ -624,7 +633,7 @@ def test_the_learning_rate_falls_and_steps_are_counted():
 
 @pytest.mark.parametrize("case", ["actions, LSTM", "tasks"])
 def test_members_of_a_vmapped_population_are_as_if_alone(case):
-    """Their alphas differ; acting too."""
+    """The members' alphas differ. They also act as if alone."""
     agent, _ = make(case, shared_body=True)
     spec, alphas = CASES[case][1], (0.0, 0.3, 1.0)
     keys = jax.random.split(jax.random.key(1), len(alphas))
@@ -661,17 +670,17 @@ def test_environments_have_tasks_in_turn_and_keep_them():
 
 @pytest.mark.parametrize("lstm_size", [0, 3])
 def test_a_tasks_rows_reach_its_expert_alone(lstm_size):
-    """Also in a batch cut from several actors' blocks, where column b need not have task b mod N."""
+    """This holds also for a batch cut from the blocks of several actors, where column b need not have task b mod N."""
     agent, state = make("tasks", shared_body=True, lstm_size=lstm_size)
     state = with_hypers(state, alpha=0.0, kl_cost=0.0)
     sample = play(agent, agent.policy(state), TASKS)
-    columns = np.array([3, 0, 1, 4, 4, 3])  # of tasks 0 and 1 alone
+    columns = np.array([3, 0, 1, 4, 4, 3])  # their tasks are 0 and 1 alone
     cut = Sample(jax.tree.map(lambda x: x[:, columns], sample.steps), jax.tree.map(lambda x: x[columns], sample.memory))
     gradient, metrics = gradient_of(agent, state, cut)
     np.testing.assert_allclose(metrics["rho"], 1.0, atol=1e-5)
     assert largest(gradient["params"]["agent_1_task_2"]) == 0
     assert min(largest(gradient["params"][f"agent_1_task_{n}"]) for n in (0, 1)) > 0.01
-    # The control: by another task's expert it would be another policy.
+    # The control: another task's expert is another policy.
     wrong = cut._replace(memory=cut.memory._replace(task=(cut.memory.task + 1) % 3))
     assert gradient_of(agent, state, wrong)[1]["rho"] < 0.999
 
@@ -711,7 +720,7 @@ def test_bodies_are_shared_where_asked(case, shared_body, torsos, lstms):
 
 
 def test_frames_are_stacked():
-    """The learner sees what acting saw, of frames before the block too; in half precision as well."""
+    """The learner sees what acting saw, with frames from before the block too, also in half precision."""
     spec = EnvironmentSpec((2, 3), np.dtype(np.uint8), DiscreteActions(3))
     fields = {"hidden_sizes": (4,), "frame_stack": 3, "dtype": "bfloat16", "unroll_length": T, "batch_size": B}
     config = mix_match.Config(torso="mlp", curriculum="architectures", lstm_size=3, **fields)

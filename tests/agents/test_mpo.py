@@ -44,7 +44,7 @@ def make(**fields):
 
 
 def randomized(state, seed: int = 0):
-    """Networks and targets at random and apart from each other, and multipliers unlike one another."""
+    """Returns the state with random networks and targets that differ, and with three different multipliers."""
     rng = np.random.default_rng(seed)
 
     def noisy(tree):
@@ -55,7 +55,7 @@ def randomized(state, seed: int = 0):
 
 
 def gradient_of(opt_state):
-    """Adam's first average after one step holds the gradient."""
+    """Returns the gradient of the first step, which Adam's first moment holds times 1 - beta_1."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
 
 
@@ -63,7 +63,7 @@ def gradient_of(opt_state):
 
 
 def np_pi(theta, s):
-    """mu and sigma, [B, 2] each."""
+    """Returns mu and sigma, [B, 2] each."""
     outputs = dense(theta["params"]["Dense_0"], np_layers(theta["params"]["MLPTorso_0"], s))
     return outputs[:, :2], np.clip(SIGMA * np.exp(outputs[:, 2:]), 1e-3, 10.0)
 
@@ -73,7 +73,7 @@ def np_softmax(x):
 
 
 def np_project(returns, probabilities):
-    """The probability of each return, on the two atoms around it."""
+    """Splits each return's probability between the two atoms beside it."""
     found = np.zeros(len(ATOMS))
     for value, probability in zip(returns, probabilities, strict=True):
         place = (min(max(value, ATOMS[0]), ATOMS[-1]) - ATOMS[0]) / (ATOMS[1] - ATOMS[0])
@@ -84,7 +84,7 @@ def np_project(returns, probabilities):
 
 
 def np_value(phi, s, a, distributional):
-    """Of one state and one action: its value, and what the critic says."""
+    """Returns the value of one state and one action, and the outputs of the critic."""
     outputs = np_Q(phi, s[None], a[None])[0]
     return (np_softmax(outputs) @ ATOMS if distributional else outputs[0]), outputs
 
@@ -94,12 +94,12 @@ def np_log_density(a, mu, sigma):
 
 
 def parameter(x):
-    """Of which softplus makes x."""
+    """Returns the number whose softplus is x."""
     return math.log(math.expm1(x))
 
 
 class Naive:
-    """What an update of `state` by `sample` and `key` is to compute."""
+    """The losses that an update of `state` by `sample` and `key` should descend, computed naively."""
 
     def __init__(self, state, sample, key, distributional, squash=False):
         self.distributional = distributional
@@ -129,7 +129,7 @@ class Naive:
         return total / B
 
     def weights(self, eta):
-        """q(a_i | s_j) over the N sampled actions, [N, B]."""
+        """Returns q(a_i | s_j) over the N sampled actions, [N, B]."""
         return np.array([np_softmax(self.values[:, j] / eta) for j in range(B)]).T
 
     def dual(self, x, epsilon):
@@ -139,7 +139,7 @@ class Naive:
         return eta * epsilon + eta * sum(shares) / B
 
     def kls(self, theta):
-        """KL(pi_old || pi) with all but mu, and all but sigma, of the old one; means over states."""
+        """Returns KL(pi_old || pi) if pi differs from pi_old in mu alone, and if in sigma alone; means over states."""
         mu, sigma = np_pi(theta, self.s_next)
         kl_mu = kl_sigma = 0.0
         for j in range(B):
@@ -150,7 +150,7 @@ class Naive:
         return kl_mu, kl_sigma
 
     def policy_loss(self, theta):
-        """The M-step's with its multipliers as they are."""
+        """Returns the loss of the M-step with its multipliers as they are."""
         mu, sigma, weights, total = *np_pi(theta, self.s_next), self.weights(ETA), 0.0
         for j in range(B):
             for i in range(N):
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences_of_the_papers_losses(distribu
         (gradient.duals.alpha_mu, ALPHA_MU, 1e-2 - kl_mu),
         (gradient.duals.alpha_sigma, ALPHA_SIGMA, 1e-4 - kl_sigma),
     ):
-        np.testing.assert_allclose(found, -math.expm1(-alpha) * excess, rtol=2e-3)  # the softplus's slope
+        np.testing.assert_allclose(found, -math.expm1(-alpha) * excess, rtol=2e-3)  # by the softplus's slope
     np.testing.assert_allclose([feedback.metrics[name] for name in ("kl_mu", "kl_sigma")], [kl_mu, kl_sigma], rtol=1e-3)
     q = naive.weights(ETA)
     np.testing.assert_allclose(feedback.metrics["kl"], np.sum(q * np.log(N * q + 1e-300)) / B, rtol=1e-3, atol=1e-5)
@@ -200,8 +200,8 @@ def test_gradients_are_those_of_finite_differences_of_the_papers_losses(distribu
 @BOTH
 @pytest.mark.parametrize(("start", "epsilon"), [(0.02, 0.1), (1.0, 0.1), (0.3, 0.7)])
 def test_the_temperature_goes_to_the_minimum_of_its_dual_where_the_constraint_holds(distributional, start, epsilon):
-    """Of values that stay, from either side: scipy finds the same, and there the reweighted actions diverge from the
-    policy's by epsilon, on average."""
+    """The values are fixed, and the temperature starts on either side of the dual's minimum, which scipy confirms.
+    There the reweighted actions diverge from the policy's by epsilon on average."""
     agent = make(distributional=distributional, eta=start, epsilon=epsilon, target_period=10**6)
     state, key, sample = randomized(agent.init(jax.random.key(0))), jax.random.key(1), random_sample(0)
     duals = state.params.duals._replace(eta=parameter_of(start))
@@ -240,7 +240,7 @@ def test_decoupled_divergences_are_those_of_quadrature_and_sum_up_where_sigma_st
 
 @BOTH
 def test_the_first_update_has_no_divergence_and_multipliers_as_set(distributional):
-    """The target policy starts as a copy; the multipliers fall while nothing diverges."""
+    """The target policy starts as a copy of the policy. While nothing diverges, the multipliers fall."""
     agent = make(distributional=distributional, eta=2.0, alpha_mu=3.0, alpha_sigma=4.0, dual_learning_rate=0.01)
     state = agent.init(jax.random.key(0))
     new, feedback = jax.jit(agent.update)(state, jax.random.key(0), random_sample(0))
@@ -252,8 +252,8 @@ def test_the_first_update_has_no_divergence_and_multipliers_as_set(distributiona
 @BOTH
 @pytest.mark.parametrize("rate", [1e-2, 1e-1])
 def test_multipliers_of_constraints_that_cannot_be_met_grow_no_faster_than_their_learning_rate(distributional, rate):
-    """A policy that is far from its target and stays there. Multipliers that were learnt as logarithms would be e^20
-    and e^200 here, and Adam would not step a policy again that once saw such gradients."""
+    """Here the policy is far from its target and stays there. Multipliers that were learnt as logarithms would grow to
+    e^20 and e^200, and after such gradients Adam would no longer move the policy."""
     agent = make(distributional=distributional, policy_learning_rate=1e-9, dual_learning_rate=rate, target_period=10**6)
     state, sample = randomized(agent.init(jax.random.key(0))), random_sample(0)
 
@@ -306,7 +306,7 @@ def test_targets_start_as_copies():
 
 @pytest.mark.parametrize("part", mpo.Learnt._fields)
 def test_learning_rates_are_the_states(part):
-    """The first step of Adam has the learning rate's size, and what else is learnt has its own."""
+    """Adam's first step has the learning rate's size, and each part that is learnt has a learning rate of its own."""
     agent = make()
     state = randomized(agent.init(jax.random.key(0)))
     mine = "dual" if part == "duals" else part
@@ -331,7 +331,7 @@ def test_epsilons_are_the_states():
 
 @BOTH
 def test_several_devices_gradient_is_the_mean_of_each_ones(distributional):
-    """Each draws its own actions. What devices report and hold is alike."""
+    """Each device draws its own actions. All devices report the same metrics and hold the same state."""
     agent = make(distributional=distributional, normalize_observations=False)
     state = randomized(agent.init(jax.random.key(0)))
     sample, keys = random_sample(5), jax.random.split(jax.random.key(1), 2)
@@ -380,7 +380,8 @@ def test_actions_are_the_gaussians_and_greedily_its_mean(squash):
 
 
 def test_actors_and_updates_normalise_observations():
-    """An update on raw observations is the plain agent's on the same brought to mean 0 and variance 1; so is acting."""
+    """An update on raw observations equals the plain agent's on the same observations with mean 0 and variance 1. So
+    does acting."""
     plain, agent = make(), make(normalize_observations=True)
     state, sample = randomized(agent.init(jax.random.key(0))), random_sample(0)
     raw = sample.steps._replace(
@@ -445,6 +446,6 @@ def test_settings_out_of_range_are_refused(field, value):
 
 
 def test_samples_have_what_makes_targets_differ():
-    """Else the tests of losses above would check less than they seem to."""
+    """Otherwise the tests of losses above would check less than they seem to."""
     steps = random_sample(0).steps
     assert isinstance(random_sample(0), Sample) and (steps.discount == 0).any() and (steps.discount > 0).any()

@@ -1,4 +1,4 @@
-"""Multipliers of constraints, and the numbers that they are made of."""
+"""The multipliers of constraints, and the parameters from which they are computed."""
 
 import jax.numpy as jnp
 import numpy as np

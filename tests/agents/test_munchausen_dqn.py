@@ -25,13 +25,14 @@ def np_q(theta, x):
 
 
 def np_log_pi(q, tau):
-    """ln pi(.|s), pi = softmax(q / tau), from the largest down."""
+    """Returns ln pi(.|s) for pi = softmax(q / tau), computed relative to the largest q."""
     scaled = [(x - max(q)) / tau for x in q]
     return np.array(scaled) - np.log(sum(np.exp(x) for x in scaled))
 
 
 def np_target(theta, target_theta, j, t, alpha, tau, l_0, double=False):
-    """Equation 2 with the clipped term, by a loop over actions; and the term before it is clipped."""
+    """Returns the target of equation 2 with the clipped Munchausen term, by a loop over actions, and the term before it
+    is clipped."""
     term = tau * np_log_pi(np_q(target_theta, t.observation[j]), tau)[t.action[j]]
     q_next = np_q(target_theta, t.next_observation[j])
     log_pi = np_log_pi(np_q(theta, t.next_observation[j]) if double else q_next, tau)
@@ -88,12 +89,13 @@ def test_a_cold_policy_without_its_term_is_dqn(double):
     agents = make(munchausen_dqn, alpha=0.0, tau=1e-4, **options), make(dqn, **options)
     state, sample = randomized(agents[1].init(jax.random.key(0))), random_sample(0)
     (a, _), (b, _) = (jax.jit(agent.update)(state, jax.random.key(0), sample) for agent in agents)
-    # The online policy's own entropy is next to nothing where it is cold, and so is its cost.
+    # A cold policy has almost no entropy, so the entropy's term in the target is almost 0.
     assert_trees_close(gradient_of(a.opt_state), gradient_of(b.opt_state), rtol=1e-2, atol=2e-3)
 
 
 def test_the_soft_value_is_the_logarithm_of_a_sum():
-    """sum_a pi(a) (q(a) - tau ln pi(a)) = tau ln sum_a exp(q(a) / tau), above the largest q and near it where cold."""
+    """sum_a pi(a) (q(a) - tau ln pi(a)) equals tau ln sum_a exp(q(a) / tau). It is above the largest q, and near it if
+    tau is small."""
     q = np.random.default_rng(0).normal(size=(5, A)).astype(np.float32)
     zeros, action = np.zeros(5, np.float32), np.zeros(5, np.int32)
     for tau in (0.03, 0.5, 4.0):

@@ -1,4 +1,4 @@
-"""The networks against the plainest statement of what they compute."""
+"""The networks against the plainest code that computes the same."""
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +36,8 @@ def test_conv_equals_lax(shape, size, stride):
 
 
 def naive_stacks(frames, first, stack):
-    """Frames [T, B, H, W], row 0 first -> stacks [T, B, H, W, S], by a queue per environment."""
+    """Turns frames [T, B, H, W], of which row 0 opens an episode, into stacks [T, B, H, W, S], by a queue for each
+    environment."""
     rows, batch = first.shape
     out = np.zeros((*frames.shape, stack), np.uint8)
     for b in range(batch):
@@ -55,7 +56,7 @@ def test_stack_frames(stack, chance, split):
     frames = rng.integers(0, 256, (24, 5, 3, 2), dtype=np.uint8)
     first = rng.random((24, 5)) < chance
     first[0] = True
-    previous = rng.integers(0, 256, (5, stack - 1, 3, 2), dtype=np.uint8)  # of other episodes: must not be seen
+    previous = rng.integers(0, 256, (5, stack - 1, 3, 2), dtype=np.uint8)  # from other episodes: must not be seen
     expected = naive_stacks(frames, first, stack)
     stack_frames = jax.jit(stacking.stack_frames)
     whole, newest = stack_frames(previous, frames, first)
@@ -70,13 +71,13 @@ def test_stack_frames(stack, chance, split):
 
 @pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
 def test_pixels_are_centred(torso):
-    """Without biases a torso grows as what it sees does, in proportion: here as the distance from the middle grey."""
+    """If its biases are 0, a torso's output is proportional to what it sees: here, to the distance from middle grey."""
     network = torsos.make_torso(torso, (), "relu", jnp.float32)
     seen = lambda grey: jnp.full((1, 36, 36, 1), grey, jnp.uint8)
     params = jax.jit(network.init)(jax.random.key(0), seen(0))
     features = {grey: network.apply(params, seen(grey)) for grey in (0, 51, 204, 255)}
     assert np.abs(features[0]).max() > 0.01 and np.abs(features[255]).max() > 0.01
-    # 51 is 1/5, 204 is 4/5: 0.3 from the middle, where the ends are at 0.5.
+    # 51 and 204 are 1/5 and 4/5 of the range, at a distance of 0.3 from its middle; the ends are at a distance of 0.5.
     np.testing.assert_allclose(features[51], 0.6 * features[0], rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(features[204], 0.6 * features[255], rtol=1e-3, atol=1e-5)
     assert torsos.centre_pixels(np.array([0, 51, 255], np.uint8), jnp.float32).tolist() == pytest.approx(
@@ -164,7 +165,7 @@ def test_q_network(torso, lstm_size, dueling, dtype):
 
 
 def q_example(**fields):
-    """A network whose parameters are far from the small first outputs; its values, and the layers' kernels."""
+    """Returns a network, parameters that give outputs far from the small ones of a new network, and inputs for it."""
     network = networks.QNetwork("mlp", 4, (6,), **fields)
     keys = jax.random.split(jax.random.key(0), 2)
     observation, first = jax.random.normal(keys[0], (5, 3, 2)), jnp.zeros((5, 3), bool).at[2, 1].set(True)
@@ -181,7 +182,7 @@ def dense(layer, x):
 
 
 def test_dueling_values_average_to_the_state_value():
-    """Wang et al. 2016, eq. 9: mean of Q - V over actions is 0, so that V and A can be told apart."""
+    """By Wang et al. 2016, eq. 9, the mean of Q - V over actions is 0, so that V and A can be told apart."""
     network, params, observation, first, state, _ = q_example(dueling=True)
     q, _ = network.apply(params, observation, first, state)
     layers = params["params"]
@@ -189,7 +190,7 @@ def test_dueling_values_average_to_the_state_value():
     value, advantages = dense(layers["value"], x), dense(layers["advantage"], x)
     np.testing.assert_allclose(q.mean(axis=-1), value[..., 0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(q, value + advantages - advantages.mean(-1, keepdims=True), rtol=1e-4, atol=1e-4)
-    layers["advantage"]["bias"] += 3.0  # what all advantages share is no one's
+    layers["advantage"]["bias"] += 3.0  # a constant added to all advantages changes no Q
     np.testing.assert_allclose(network.apply(params, observation, first, state)[0], q, rtol=1e-4, atol=1e-4)
 
 
@@ -207,7 +208,8 @@ def test_streams_may_have_a_layer_of_their_own():
 @pytest.mark.parametrize("dueling", [False, True])
 @pytest.mark.parametrize(("torso", "convolved"), [("shallow", 3 * 3 * 32), ("nature", 64), ("residual", 5 * 5 * 32)])
 def test_streams_layers_take_the_place_of_the_torsos(torso, convolved, dueling):
-    """Wang et al. 2016, figure 1. With an LSTM between, the torso keeps its own."""
+    """As in Wang et al. 2016, figure 1, each stream's hidden layer replaces the torso's dense layer. With an LSTM
+    between them, the torso keeps its layer."""
     observation, first = jnp.ones((1, 2, 36, 36, 4), jnp.uint8), jnp.zeros((1, 2), bool)
     kernels = {}
     for lstm_size in (0, 3):
@@ -243,7 +245,7 @@ def test_recurrent_values_unroll_as_steps_and_forget_at_a_first(dueling):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), state, last)
     moved, _ = network.apply(params, observation.at[:2].add(1.0), first, network.initial_state(3), inputs)
     assert (moved[2:, 0] != whole[2:, 0]).any()
-    np.testing.assert_array_equal(moved[2:, 1], whole[2:, 1])  # environment 1 opened an episode at row 2
+    np.testing.assert_array_equal(moved[2:, 1], whole[2:, 1])  # environment 1 begins an episode at row 2
     fed, _ = network.apply(params, observation, first, network.initial_state(3), inputs + 1.0)
     assert (fed[0] != whole[0]).any()
 

@@ -1,5 +1,5 @@
-"""Off-PAC against algorithm 1 of Degris et al. 2012, restated as plainly as can be, and its critic where semi-gradient
-temporal differences diverge."""
+"""Off-PAC against algorithm 1 of Degris et al. 2012, restated as plainly as can be. Its critic is also tested where
+semi-gradient temporal differences diverge."""
 
 import functools
 
@@ -37,8 +37,8 @@ def make(spec=SPEC, **fields):
 
 
 def random_steps(seed: int, T: int, B: int) -> Step:
-    """[T+1, B] rows that open with an episode; a row before a first closed its, half by termination, and its action was
-    thrown away."""
+    """Returns random rows [T+1, B] that begin with an episode's first row. A row before a `first` row closes its
+    episode, half of them by termination, and its action is thrown away."""
     rng = np.random.default_rng(seed)
     shape = (T + 1, B)
     first = rng.random(shape) < 0.2
@@ -57,18 +57,18 @@ def rows(steps: Step, start: int, stop: int) -> Sample:
 
 
 def x_of(observation: np.ndarray) -> np.ndarray:
-    """Features [n], told by hand from the observation's place within its bounds."""
+    """Returns the features [n] of an observation, which is scaled to its bounds by hand."""
     return np.asarray(BASIS.phi(np.array([(observation[0] + 1) / 2, observation[1] / 4], np.float32)), float)
 
 
 def softmax(outputs: np.ndarray, steps: Step, t: int, i: int) -> tuple[float, np.ndarray]:
-    """ln pi of the action of row t of environment i, and its slope in the outputs."""
+    """Returns ln pi of the action of row t of environment i, and its gradient with respect to the outputs."""
     pi, a = np.exp(outputs) / np.exp(outputs).sum(), steps.action[t, i]
     return np.log(pi[a]), np.eye(len(pi))[a] - pi
 
 
 def algorithm_1(weights: Weights, steps: Step, lambda_: float, target=softmax) -> list[Weights]:
-    """Of several environments: a step is the mean of theirs. After each row, v, w and u."""
+    """Returns v, w and u after each row. With several environments, a step is the mean of theirs."""
     alpha_v, alpha_w, alpha_u, gamma = ALPHAS.values()
     v, w, u = (np.asarray(x, float) for x in weights)
     T, B = steps.reward[:-1].shape
@@ -80,7 +80,7 @@ def algorithm_1(weights: Weights, steps: Step, lambda_: float, target=softmax) -
             if steps.first[t, i]:
                 e_v[i], e_u[i] = 0, 0
             if steps.first[t + 1, i]:
-                continue  # row t closed an episode
+                continue  # row t closes an episode
             x, next_x = x_of(steps.observation[t, i]), x_of(steps.observation[t + 1, i])
             next_gamma = gamma * steps.discount[t, i]
             delta = steps.reward[t, i] + next_gamma * v @ next_x - v @ x
@@ -97,7 +97,7 @@ def algorithm_1(weights: Weights, steps: Step, lambda_: float, target=softmax) -
             )
         if moves:
             of_v, of_w, of_u = (np.mean(m, axis=0) for m in zip(*moves, strict=True))
-            v, w, u = v + alpha_v / 2 * of_v, w + alpha_w / 2 * of_w, u + alpha_u / 2 * of_u  # 2 tilings
+            v, w, u = v + alpha_v / 2 * of_v, w + alpha_w / 2 * of_w, u + alpha_u / 2 * of_u  # 2 tilings: alpha / 2
         told.append(Weights(v, w, u))
     return told
 
@@ -110,7 +110,7 @@ def random_weights(n: int, num_outputs: int = A) -> Weights:
 @LAMBDAS
 @pytest.mark.parametrize(("T", "B"), [(1, 1), (4, 3)])
 def test_updates_are_algorithm_1s(lambda_, T, B):
-    """Traces go on from one update to the next, and stop at an episode's end."""
+    """Traces carry over from one update to the next, and are reset at the end of an episode."""
     agent = make(unroll_length=T, batch_size=B, lambda_=lambda_)
     state, update = agent.init(jax.random.key(0)), jax.jit(agent.update)
     assert not any(x.any() for x in state.weights)
@@ -142,7 +142,7 @@ def test_other_policies_follow_algorithm_1(lambda_, family):
 
 
 def test_rows_that_close_an_episode_teach_nothing():
-    """Whatever such a row's action, reward and discount hold."""
+    """It does not matter what such a row's action, reward and discount hold."""
     steps = random_steps(3, 30, 2)
     closing = np.concatenate([steps.first[1:], np.zeros((1, 2), bool)])
     assert closing.sum() > 4
@@ -172,7 +172,7 @@ def test_a_batch_without_transitions_is_harmless():
 
 
 def test_two_shards_are_one_batch():
-    """Also from one update to the next: each device has the traces of its own environments."""
+    """This holds over several updates too: each device keeps the traces of its own environments."""
     agent = make(unroll_length=3, batch_size=8, lambda_=0.7)
     steps = random_steps(5, 30, 8)
     state = agent.init(jax.random.key(0))
@@ -191,7 +191,7 @@ def test_two_shards_are_one_batch():
 
 
 def test_hypers_are_the_states():
-    """A population may tune them: not the config's."""
+    """An update uses the state's hyperparameters, which a population may tune, not the config's."""
     agent, other = make(), make(alpha_v=0.7, alpha_w=0.6, alpha_u=0.1, discount=0.5, lambda_=0.9)
     steps = random_steps(1, 12, 1)
     state, expected = agent.init(jax.random.key(0)), other.init(jax.random.key(0))
@@ -205,14 +205,15 @@ def test_hypers_are_the_states():
 
 # The critic on two states whose values are v and 2 v (Sutton and Barto 2018, section 11.2) --------------------------
 
-# The behaviour goes to either state alike. The target policy goes to the second with probability sigmoid(preference x);
-# all rewards are 1.
+# The behaviour goes to either state with the same probability. The target policy goes to the second state with
+# probability sigmoid(preference x), where x is the present state's feature. All rewards are 1.
 GAMMA, X, ALWAYS = 0.9, np.array([1.0, 2.0]), 100.0
 
 
 def fixed_point(lambda_: float, preference: float) -> float:
-    """v where the expected update of off-policy TD(lambda) is 0: X^T D (I - gamma lambda P)^-1 (r + (gamma P - I) X v),
-    with D how often the behaviour visits states and P the target policy's moves."""
+    """Returns the v at which the expected update of off-policy TD(lambda) is 0: X^T D (I - gamma lambda P)^-1 (r +
+    (gamma P - I) X v) = 0, where D is how often the behaviour visits the states and P the target policy's
+    transitions."""
     second = 1 / (1 + np.exp(-preference * X))
     D, P = np.diag([0.5, 0.5]), np.stack([1 - second, second], axis=1)
     left = X @ D @ np.linalg.inv(np.eye(2) - GAMMA * lambda_ * P)
@@ -220,7 +221,7 @@ def fixed_point(lambda_: float, preference: float) -> float:
 
 
 def learn_values(lambda_: float, preference: float, alpha_v: float, alpha_w: float, updates: int) -> np.ndarray:
-    """v after each update."""
+    """Returns v after each update."""
     B = 128
     hypers = make(lambda_=lambda_, discount=GAMMA).init(jax.random.key(0)).hypers
     u = jnp.array([[0.0, preference]])
@@ -259,8 +260,8 @@ def test_gtd_finds_the_fixed_point_of_its_lambda(lambda_):
 
 @pytest.mark.parametrize("lambda_", [0.0, 0.2])
 def test_on_bairds_counterexample_td_diverges_and_gtd_does_not(lambda_):
-    """Sutton and Barto 2018, figures 11.2 and 11.5: without w the weights grow without bound; with it the projected
-    Bellman error goes to 0, though v is far from the true values, which are 0."""
+    """As in Sutton and Barto 2018, figures 11.2 and 11.5, the weights grow without bound without w. With w the
+    projected Bellman error goes to 0, though v stays far from the true values, which are 0."""
     td = textbook.counterexample(alpha_v=0.01, alpha_w=0.0, lambda_=lambda_, steps=2000, seeds=5)
     gtd = textbook.counterexample(alpha_v=0.005, alpha_w=0.05, lambda_=lambda_, steps=4000, seeds=5)
     assert td.shape == (5, 2001, 8)
@@ -272,7 +273,8 @@ def test_on_bairds_counterexample_td_diverges_and_gtd_does_not(lambda_):
 
 
 def test_bairds_projected_bellman_error_is_that_of_the_definition():
-    """The errors' part within the features' span, by least squares."""
+    """By definition it is the part of the Bellman errors that lies in the span of the features, here by least
+    squares."""
     from environments.textbook import BAIRD_FEATURES as X
 
     v = np.random.default_rng(0).normal(size=8)
@@ -282,7 +284,7 @@ def test_bairds_projected_bellman_error_is_that_of_the_definition():
 
 
 def test_it_learns_a_policy_that_it_does_not_play():
-    """From the left half action 2 pays, from the right half action 0; episodes have one step."""
+    """Episodes have one step. From the left half action 2 pays, from the right half action 0."""
     B, updates = 16, 400
     agent = make(batch_size=B, lambda_=0.4)
 
@@ -305,7 +307,8 @@ def test_it_learns_a_policy_that_it_does_not_play():
 
 
 def test_it_learns_actions_of_numbers_that_it_plays_at_random():
-    """From the left half 0.5 and -0.5 pay most, where bounds are -1 and 1, from the right half -0.5 and 0.5."""
+    """Actions are scaled here, so that the bounds are -1 and 1. From the left half the actions 0.5 and -0.5 pay most,
+    from the right half -0.5 and 0.5."""
     B, updates = 16, 2000
     agent = make(policy_slopes.spec("squashed", 2), batch_size=B, lambda_=0.0, alpha_u=0.1)
     low, high = policy_slopes.LOW, policy_slopes.HIGH
@@ -382,12 +385,12 @@ def test_the_behaviour_is_uniform_over_bounds_and_over_factors(family):
     np.testing.assert_allclose(unit, np.tanh(extras["raw"]), atol=1e-5)
     for number in unit.T:
         np.testing.assert_allclose(np.histogram(number, 10, (-1, 1))[0] / B, 0.1, atol=0.02)
-    np.testing.assert_allclose(extras["b"], 0.25)  # a density where both numbers' bounds are -1 and 1
+    np.testing.assert_allclose(extras["b"], 0.25)  # a density over [-1, 1]^2
     assert abs(np.corrcoef(unit.T)[0, 1]) < 0.03 and np.isfinite(extras["raw"]).all()
 
 
 def test_importance_makes_the_behaviours_mean_the_targets():
-    """E_b[rho f(a)] = E_pi[f(a)], for the density is of what the environment is given."""
+    """E_b[rho f(a)] = E_pi[f(a)], because both densities are of the action that the environment is given."""
     B = 200_000
     agent = make(policy_slopes.spec("squashed", 2), sigma_initial=0.5)
     u = random_weights(BASIS.size, 4).u

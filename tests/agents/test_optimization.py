@@ -40,7 +40,7 @@ def test_hypers_are_the_configs_fields_of_their_names():
 
 
 def rate(env_steps, **fields) -> float:
-    """The learning rate of a peak of 0.5."""
+    """Returns the learning rate at this step, where the peak is 0.5."""
     config = types.SimpleNamespace(**{"warmup_env_steps": 0, "decay_env_steps": 0, "decay": "linear"} | fields)
     state = types.SimpleNamespace(hypers=Hypers(jnp.float32(0.5), None), env_steps=jnp.float32(env_steps))
     return float(learning_rate_of(config, state))
@@ -54,7 +54,7 @@ def test_the_learning_rate_falls_to_0_over_the_environment_steps(env_steps, left
 
 @pytest.mark.parametrize("decay_env_steps", [7, 300_000, 50_000_000, MOST_ENV_STEPS])
 def test_a_linear_decay_is_the_share_that_is_left_to_the_bit(decay_env_steps):
-    """What runs before there were others computed."""
+    """The linear decay gives, to the bit, the learning rate that it gave before there were other kinds of decay."""
     for env_steps in np.random.default_rng(0).uniform(0, 1.2 * decay_env_steps, 50).astype(np.float32):
         left = max(np.float32(0), np.float32(1) - env_steps / np.float32(decay_env_steps))
         assert rate(env_steps, decay_env_steps=decay_env_steps) == np.float32(0.5) * left
@@ -69,7 +69,7 @@ def test_the_learning_rate_rises_from_0_and_falls_to_0(decay, warmup):
         if warmup:
             np.testing.assert_allclose(rate(share * warmup, **fields), 0.5 * share, rtol=1e-6)
             assert rate(share * warmup, warmup_env_steps=warmup) == pytest.approx(0.5 * share)
-        if warmup < 10**6:  # beyond, float32 counts environment steps by hundreds
+        if warmup < 10**6:  # above, float32 resolves environment steps to hundreds
             left = 1 - share if decay == "linear" else 0.5 * (1 + np.cos(np.pi * share))
             np.testing.assert_allclose(rate(warmup + share * 2_000, **fields), 0.5 * left, rtol=1e-5, atol=1e-7)
     assert rate(0, **fields) == (0.0 if warmup else 0.5)
@@ -131,7 +131,7 @@ def test_targets_are_new_after_every_period():
 
 
 def test_a_step_down_a_loss_is_that_of_all_devices():
-    """x in (x - a)^2, each device with an a of its own: the gradient is the mean of 2 (x - a)."""
+    """The loss of x is (x - a)^2, where each device has its own a. The gradient is the mean of 2 (x - a)."""
     optimizer, x = make_optimizer("sgd"), jnp.float32(1.0)
 
     def loss(x, a):

@@ -18,7 +18,7 @@ RANGES = {
 }
 
 
-# Compiled: else each operation of a rule is dispatched on its own.
+# The rules are compiled: otherwise each of their operations would be dispatched on its own.
 EXPLOIT = {name: jax.jit(rule) for name, rule in pbt.EXPLOIT.items()}
 
 
@@ -36,7 +36,7 @@ def test_draws_lie_in_their_ranges_and_are_uniform_on_their_scales():
 
 
 def test_each_hyper_is_drawn_and_varied_on_its_own():
-    """Of two with the same range neither follows the other."""
+    """Two hyperparameters with the same range do not follow each other."""
     ranges = {name: Range("linear", 1.0, 2.0) for name in ("one", "other")}
     drawn = pbt.draw(jax.random.key(1), ranges, 500)
     assert abs(np.corrcoef(drawn["one"], drawn["other"])[0, 1]) < 0.2
@@ -129,7 +129,7 @@ def test_the_t_test_agrees_with_scipys():
     for trial, key in enumerate(keys(120)):
         gap, size = generator.uniform(0, 2), 10
         returns = generator.normal(size=(2, size)) * [[1.0], [1.5]] + [[0.0], [gap]]
-        for member in range(2):  # which have not ended as many episodes
+        for member in range(2):  # members have ended different numbers of episodes
             returns[member, generator.integers(2, size + 1) :] = np.nan
         first, second = (row[~np.isnan(row)] for row in returns)
         p = scipy.stats.ttest_ind(second, first, equal_var=False, alternative="greater").pvalue
@@ -141,14 +141,16 @@ def test_the_t_test_agrees_with_scipys():
     assert found == {True, False}
 
 
-# The paper's toy (section 4, figure 2): Q = 1.2 - theta_0^2 - theta_1^2 is to be maximised, by gradients of a surrogate
-# 1.2 - h_0 theta_0^2 - h_1 theta_1^2 alone. Q is seen with a little noise, without which twins stay twins.
+# The paper's toy (section 4, figure 2): Q = 1.2 - theta_0^2 - theta_1^2 is to be maximised, but only by gradients of a
+# surrogate, 1.2 - h_0 theta_0^2 - h_1 theta_1^2. Q is measured with a little noise; without it, equal members would
+# stay equal.
 TOY = {"h_0": Range("step", 0.0, 1.0, 0.1), "h_1": Range("step", 0.0, 1.0, 0.1)}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 3, 4))
 def toy(exploit, explore, key, turns=26, steps=4, rate=0.02):
-    """The best Q of a population of two, whose hypers are at first those of the grid [1, 0], [0, 1]."""
+    """Returns the best Q of a population of two, whose members start with the hyperparameters [1, 0] and [0, 1], a
+    grid."""
 
     def turn(carry, key):
         theta, h = carry
@@ -174,6 +176,6 @@ def test_the_papers_toy():
     explore_only, both = mean("none", "perturb"), mean("truncation", "perturb")
     assert grid == pytest.approx(0.4, abs=0.03)
     assert both > 1.1
-    # Copied with its hypers, the better half of the grid is all there is to exploit.
+    # Exploiting alone copies the better member of the grid, hyperparameters included, and finds nothing beyond it.
     assert grid == pytest.approx(exploit_only, abs=0.01)
     assert grid < explore_only < both, (grid, explore_only, both)

@@ -37,7 +37,7 @@ def probabilities(outputs) -> np.ndarray:
 
 
 def mu_sigma(outputs) -> tuple[np.ndarray, np.ndarray]:
-    """With a sigma_initial of 1/2."""
+    """Returns mu and sigma for Gaussian outputs with a sigma_initial of 1/2."""
     outputs = np.asarray(outputs, np.float64)
     return outputs[..., :3], 0.5 * np.exp(outputs[..., 3:])
 
@@ -47,7 +47,7 @@ def normal_density(x, mu, sigma) -> np.ndarray:
 
 
 def differences(f, x: np.ndarray, h: float = 1e-3) -> np.ndarray:
-    """Central ones of a scalar function, [x.size]."""
+    """Returns the central differences of a scalar function, [x.size]."""
     steps = h * np.eye(x.size).reshape(x.size, *x.shape)
     return np.array([(f(x + step) - f(x - step)) / (2 * h) for step in steps])
 
@@ -67,7 +67,7 @@ def test_softmax_is_the_closed_form():
 
 
 def joint(outputs) -> np.ndarray:
-    """Probabilities of the factored policy's 24 actions, [..., 3, 2, 4]."""
+    """Returns the probabilities of the factored policy's 24 actions, [..., 3, 2, 4]."""
     first, second, third = (probabilities(part) for part in np.split(np.asarray(outputs), [3, 5], axis=-1))
     return np.einsum("...i,...j,...k->...ijk", first, second, third)
 
@@ -89,7 +89,7 @@ def test_factored_is_the_enumerated_joint_distribution():
 
 @pytest.mark.parametrize("sizes", [(3, 2, 4), (3, 3), (2, 2, 2)])
 def test_factors_are_drawn_independently(sizes):
-    """Also those of one size, which the same key would draw alike."""
+    """This holds for factors of one size too, which a shared key would draw alike."""
     policy = policies.factored(sizes)
     outputs = random_outputs(policy, 0, ())
     raw = np.asarray(policy.sample(jax.random.key(0), np.tile(outputs, (40_000, 1))))
@@ -116,9 +116,9 @@ def test_gaussian_is_the_closed_form(family):
 
 
 def test_squashed_density_has_the_change_of_variables():
-    """That of y = tanh(x) is N(x) / (1 - y^2); it integrates to 1, and entropy and KL are its integrals."""
+    """The density of y = tanh(x) is N(x) / (1 - y^2), which integrates to 1 and gives the KL divergence."""
     policy = FAMILIES["squashed"]
-    outputs = random_outputs(policy, 0, (4,)) * np.array([1, 0, 0, 1, 0, 0], np.float32)  # one number: [4, 1]
+    outputs = random_outputs(policy, 0, (4,)) * np.array([1, 0, 0, 1, 0, 0], np.float32)  # one number varies
     mu, sigma = (x[:, :1] for x in mu_sigma(outputs))
     y = np.tanh(np.linspace(-6, 6, 20_001))
     x, dy = np.arctanh(y), np.gradient(y)
@@ -127,7 +127,7 @@ def test_squashed_density_has_the_change_of_variables():
 
     raw = np.stack([x[::100], 0 * x[::100], 0 * x[::100]], axis=-1).astype(np.float32)
     log_prob = policy.log_prob(outputs[:, None], np.tile(raw, (4, 1, 1)))
-    rest = 2 * np.log(normal_density(0.0, 0.0, 0.5))  # of the two other numbers, at tanh(0)
+    rest = 2 * np.log(normal_density(0.0, 0.0, 0.5))  # for the two other numbers, at tanh(0)
     np.testing.assert_allclose(log_prob, np.log(density[:, ::100]) + rest, rtol=1e-3, atol=1e-3)
 
     other = np.roll(outputs, 1, axis=0)
@@ -153,7 +153,7 @@ def test_squashed_entropy_is_the_integral(mu, sigma, tolerance):
 
 def test_far_actions_have_finite_densities():
     policy = FAMILIES["squashed"]
-    raw = np.full(3, 40.0, np.float32)  # whose tanh is 1 in float32
+    raw = np.full(3, 40.0, np.float32)  # its tanh is 1 in float32
     outputs = np.concatenate([raw, np.zeros(3, np.float32)])
     log_prob, gradient = jax.value_and_grad(policy.log_prob)(outputs, raw)
     assert np.isfinite(log_prob) and np.isfinite(gradient).all()
@@ -217,7 +217,7 @@ def test_kl_is_least_at_the_policy_itself(family):
 
 @ALL
 def test_samples_follow_the_distribution(family):
-    """Their mean surprise is the entropy, and the mean of their log-ratios the KL divergence."""
+    """The samples' mean of -log p is the entropy, and their mean of log p - log q is the KL divergence."""
     policy = FAMILIES[family]
     p, q = random_outputs(policy, 0, ()), random_outputs(policy, 1, ())
     raw = policy.sample(jax.random.key(0), np.tile(p, (20_000, 1)))
@@ -272,7 +272,7 @@ def test_a_free_sigma_is_no_function_of_the_observation(family):
     params = network.init(jax.random.key(0), x, first, ())
     outputs, _, _ = network.apply(params, x, first, ())
     assert outputs.shape == (5, 2, 6)
-    np.testing.assert_allclose(mu_sigma(outputs)[1], 0.5, rtol=0.1)  # at first, both
+    np.testing.assert_allclose(mu_sigma(outputs)[1], 0.5, rtol=0.1)  # at first both kinds have sigma_initial
     assert ("free" in params["params"]) == (family == "gaussian")
     params = jax.tree.map(lambda p: p + 0.3, params)
     sigma = mu_sigma(network.apply(params, x, first, ())[0])[1]
@@ -291,5 +291,5 @@ def test_a_value_with_a_torso_of_its_own_shares_nothing():
     touched = [
         {name for name, g in gradient.items() if any(np.any(x) for x in jax.tree.leaves(g))} for gradient in by_head
     ]
-    assert touched[0] == {"MLPTorso_0", "policy"}  # what is free is 0 here, and so is its square's gradient
+    assert touched[0] == {"MLPTorso_0", "policy"}  # the free outputs are 0 at first, as is their square's gradient
     assert touched[1] == {"MLPTorso_1", "value"}

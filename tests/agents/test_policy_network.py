@@ -1,4 +1,4 @@
-"""What networks see: the same while acting, in evaluation and in learning."""
+"""A network's inputs, which must be the same in acting, in evaluation and in learning."""
 
 import dataclasses
 import itertools
@@ -36,7 +36,7 @@ def config_of(module, **more):
 
 
 def timesteps(rng: np.random.Generator, length: int):
-    """Of episodes that end anywhere."""
+    """Yields timesteps of episodes that end at random."""
     first = np.ones(B, bool)
     for _ in range(length):
         reward = np.where(first, 0, rng.normal(size=B)).astype(np.float32)
@@ -52,7 +52,8 @@ def randomised(params, scale: float = 0.5):
 
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_learning_sees_what_acting_saw(actions):
-    """Every row of two blocks one after another, the last too, which is an observation and nothing else."""
+    """This holds for every row of two consecutive blocks, also for the last row, of which only the observation is
+    known."""
     spec, config = spec_of(actions), config_of(impala)
     f = policy_network.functions("impala", config, spec)
     params, memory = randomised(f.init(jax.random.key(0))), f.memory(B, None)
@@ -98,7 +99,8 @@ def test_the_network_depends_on_the_last_action_and_reward_but_at_an_episodes_fi
 
 @pytest.mark.parametrize("name", MODULES)
 def test_evaluations_remember_the_action_that_was_played(name):
-    """The greedy one, and the one that took its place."""
+    """The memory holds the action that was chosen, greedily or not, and after `agent.acted` the action that replaced
+    it."""
     module, spec = MODULES[name], spec_of("discrete")
     agent = module.make(config_of(module), spec)
     state = agent.init(jax.random.key(0))
@@ -114,7 +116,7 @@ def test_evaluations_remember_the_action_that_was_played(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_an_lstm_with_the_last_action_learns(name):
-    """An update is finite, moves all parameters, and those of the added inputs too."""
+    """An update is finite and moves all parameters, those of the added inputs included."""
     module, spec = MODULES[name], spec_of("discrete")
     agent = module.make(config_of(module), spec)
     state, memory, rows = agent.init(jax.random.key(0)), agent.memory(B, None), []

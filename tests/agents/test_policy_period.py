@@ -1,4 +1,4 @@
-"""DDPG's, D4PG's and TD3's policy that steps at every second or third update; the critic steps at each."""
+"""DDPG, D4PG and TD3 may step the policy at every second or third update only; the critic steps at every update."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def sample(number: int) -> Sample:
 
 
 def states(name: str, period: int, updates: int):
-    """The state before the first update and after each, and the metrics of each."""
+    """Returns the state before the first update and after each, and the metrics of each update."""
     agent = MODULES[name].make(MODULES[name].Config(hidden_sizes=(8,), batch_size=8, policy_period=period), SPEC)
     found, metrics, update = [jax.jit(agent.init)(jax.random.key(0))], [], jax.jit(agent.update)
     for number in range(updates):
@@ -53,7 +53,8 @@ def test_the_policy_steps_once_in_a_period_and_the_critic_always(name, period):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_step_that_is_due_is_the_usual_one(name):
-    """From the same state: the state of period 1 with the step count that a longer period is due at."""
+    """From one state, whose step count makes a step due for both, agents with periods of 1 and 4 make the same
+    update."""
     usual, rare = (
         MODULES[name].make(MODULES[name].Config(hidden_sizes=(8,), batch_size=8, policy_period=period), SPEC)
         for period in (1, 4)

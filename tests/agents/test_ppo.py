@@ -21,7 +21,8 @@ PLAIN = NETWORK | {"normalize_advantages": False, "max_gradient_norm": 1e9, "unr
 
 
 def played(agent, state, seed: int, T: int = 6, B: int = 4, dead: bool = True) -> Sample:
-    """[T+1, B] rows of the agent's own policy; a row before a first closed its episode, half by termination."""
+    """Returns rows [T+1, B] made by the agent's own policy. A row before a `first` row closes its episode, half of them
+    by termination."""
     rng, memory = np.random.default_rng(seed), agent.memory(B, None)
     first = rng.random((T + 1, B)) < (0.25 if dead else 0.0)
     closing = np.concatenate([first[1:], np.zeros((1, B), bool)])
@@ -39,7 +40,7 @@ def played(agent, state, seed: int, T: int = 6, B: int = 4, dead: bool = True) -
 
 
 def first_gradient(state: ppo.State):
-    """From Adam's first moment after its first step."""
+    """Returns the gradient of the first step, which Adam's first moment holds times 1 - beta_1."""
     return jax.tree.map(lambda mu: mu / 0.1, state.opt_state[1].mu)
 
 
@@ -61,7 +62,7 @@ def test_the_clipped_surrogate():
 @SPECS
 @pytest.mark.parametrize("lstm_size", [0, 5])
 def test_the_first_minibatchs_gradient_is_a2cs(spec, lstm_size):
-    """Where nothing has moved yet the ratio is 1, and the surrogate's gradient is the policy gradient."""
+    """While nothing has moved, the ratio is 1 and the surrogate's gradient is the policy gradient."""
     costs = {"baseline_cost": 0.7, "entropy_cost": 0.03, "discount": 0.9, "lambda_": 0.8, "lstm_size": lstm_size}
     agent = ppo.make(ppo.Config(**PLAIN, **costs, epochs=1, minibatches=1), spec)
     other = a2c.make(a2c.Config(**NETWORK, **costs, unroll_length=6, batch_size=4), spec)
@@ -86,9 +87,10 @@ def test_the_first_minibatchs_gradient_is_a2cs(spec, lstm_size):
     [(False, False, False), (True, False, True), (False, True, True), (True, True, False)],
 )
 def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize, older):
-    """Algorithm 1: K epochs over shuffled rows, each minibatch a step of Adam on eq. 9, written with NumPy's means.
+    """Algorithm 1 has K epochs over shuffled rows, each minibatch a step of Adam on eq. 9, written with plain means.
 
-    `older`: the batch is of a policy before the learner's, as a queue's may be. The ratio is to the one that acted.
+    With `older` the batch comes from a policy older than the learner's, as it may from a queue. The ratio is to the
+    policy that acted.
     """
     epsilon, costs = 0.1, {"baseline_cost": 0.7, "entropy_cost": 0.03, "discount": 0.9, "lambda_": 0.8}
     options = PLAIN | {"clip_values": clip_values, "normalize_advantages": normalize, "max_gradient_norm": 0.5}
@@ -108,7 +110,7 @@ def test_epochs_of_minibatches_are_the_papers_loop(clip_values, normalize, older
     targets = advantages + values[:-1]
 
     def objective(params, rows):
-        """Eq. 9, with a minus; `rows` are numbers of a [T B] batch."""
+        """Returns minus eq. 9 on the given rows, which are numbers of rows of the flattened [T B] batch."""
         logits, V = outputs(params)
         logp = jax.nn.log_softmax(logits[:-1]).reshape(-1, A)[rows]
         chosen = logp[jnp.arange(len(rows)), steps.action[:-1].reshape(-1)[rows]]
@@ -157,13 +159,14 @@ def test_an_update_stops_where_policies_are_too_far_apart():
 
 @pytest.mark.parametrize("odd", [0, 7, 16])
 def test_an_update_that_has_stopped_does_not_go_on(odd):
-    """Of one row alone the policies are far apart: its minibatch is the last, whatever comes after it."""
+    """The policies are far apart in one row alone. The update stops before this row's minibatch, whatever comes after
+    it."""
     options = PLAIN | {"epochs": 2, "minibatches": 4, "learning_rate": 1e-7, "max_kl": 0.01}
     agent = ppo.make(ppo.Config(**options), DISCRETE)
     state, key = agent.init(jax.random.key(0)), jax.random.key(11)
     sample = played(agent, state, 0, dead=False)
     log_prob = np.array(sample.steps.extras["log_prob"])
-    log_prob[:-1].reshape(-1)[odd] += 1.0  # a view: rows in the order in which they are shuffled
+    log_prob[:-1].reshape(-1)[odd] += 1.0  # a view, with rows in the order that is shuffled
     steps = sample.steps._replace(extras=sample.steps.extras | {"log_prob": log_prob})
     _, feedback = jax.jit(agent.update)(state, key, sample._replace(steps=steps))
     order = np.asarray(jax.random.permutation(jax.random.split(key, 2)[0], 24))
@@ -171,8 +174,9 @@ def test_an_update_that_has_stopped_does_not_go_on(odd):
 
 
 def test_minibatches_of_an_lstm_are_whole_environments():
-    """Two environments by turns: the first's gradient is what an update on it alone has."""
-    options = PLAIN | {"lstm_size": 5, "epochs": 1, "learning_rate": 1e-9}  # nothing moves, so that both are at theta
+    """A batch of two environments has two minibatches. The gradient of each is that of an update on its environment
+    alone."""
+    options = PLAIN | {"lstm_size": 5, "epochs": 1, "learning_rate": 1e-9}  # nothing moves: both are at theta
     both = ppo.make(ppo.Config(**options | {"batch_size": 2, "minibatches": 2}), DISCRETE)
     one = ppo.make(ppo.Config(**options | {"batch_size": 1, "minibatches": 1}), DISCRETE)
     state, key = both.init(jax.random.key(0)), jax.random.key(3)
@@ -212,7 +216,7 @@ def test_two_shards_are_one_batch(spec):
     [(0, 6, 3, 1), (0, 6, 4, 2), (0, 5, 4, 4), (0, 6, 1, 1), (5, 6, 4, 4), (5, 6, 1, 1)],
 )
 def test_the_least_share_of_a_device_is_whole_minibatches(lstm_size, unroll_length, minibatches, multiple):
-    """It, and twice of it, make an update; one sequence less does not."""
+    """An update takes a share of this size or twice this size; a share smaller by one sequence raises an error."""
     options = NETWORK | {"lstm_size": lstm_size, "unroll_length": unroll_length, "minibatches": minibatches}
     agent = ppo.make(ppo.Config(**options, batch_size=4), DISCRETE)
     assert agent.share_multiple == multiple

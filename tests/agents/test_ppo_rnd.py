@@ -20,7 +20,7 @@ def make(spec=DISCRETE, **fields):
 
 
 def np_features(params, x, layers: int) -> np.ndarray:
-    """f of one normalised observation: ReLU after each dense layer but the last."""
+    """Returns the features f of one normalised observation, with a ReLU after each dense layer but the last."""
     dense = [params["params"]["MLPTorso_0"]["Dense_0"], *(params["params"][f"Dense_{i}"] for i in range(layers + 1))]
     for i, layer in enumerate(dense):
         x = x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
@@ -29,7 +29,7 @@ def np_features(params, x, layers: int) -> np.ndarray:
 
 
 def rows_of(agent, state, sample, monkeypatch):
-    """What the update learns from: the argument of `ppo.learn`."""
+    """Returns the rows that the update passes to `ppo.learn`, the state after the update, and the metrics."""
     seen = {}
 
     def learn(config, optimizer, loss, state, key, rows, lstm):
@@ -50,7 +50,7 @@ def test_rewards_and_both_streams_of_advantages_are_the_papers(older, monkeypatc
         **{"extrinsic_coefficient": c_E, "intrinsic_coefficient": c_I},
     )
     state = agent.init(jax.random.key(0))
-    before, G_before = [], []  # what was seen until now
+    before, G_before = [], []  # from earlier updates: observations, and G's mean and variance
     if older:
         early = played(agent, state, 3)
         state, _ = jax.jit(agent.update)(state, jax.random.key(1), early)
@@ -75,7 +75,7 @@ def test_rewards_and_both_streams_of_advantages_are_the_papers(older, monkeypatc
         all_G.append(G)
     flat = np.concatenate(all_G)
     variance = flat.var()
-    if older:  # of twice as many, half of which are known by their mean and variance
+    if older:  # twice as many returns, half of them known only by their mean and variance
         middle = (G_before[0] + flat.mean()) / 2
         variance = (G_before[1] + (G_before[0] - middle) ** 2 + variance + (flat.mean() - middle) ** 2) / 2
     assert after.intrinsic_returns.variance == pytest.approx(variance, rel=1e-3)
@@ -85,7 +85,7 @@ def test_rewards_and_both_streams_of_advantages_are_the_papers(older, monkeypatc
     f = ppo_rnd.functions("ppo_rnd", ppo_rnd.Config(**PLAIN | OWN), DISCRETE, num_values=2)
     values = np.asarray(f.unroll(state.params.policy, sample.steps, sample.memory)[1])
     A_E = naive_gae(values[..., 0], steps.reward[:-1], gamma_E * steps.discount[:-1], live, lambda_)
-    # Non-episodic: nothing ends, and a row that closes an episode leads on to the next one's first.
+    # Intrinsic returns are non-episodic: they go on from the row that closes an episode to the next one's first.
     A_I, following = np.zeros((T, B)), np.zeros(B)
     for t in reversed(range(T)):
         delta = rewards[t] + gamma_I * values[t + 1, :, 1] - values[t, :, 1]
@@ -97,7 +97,7 @@ def test_rewards_and_both_streams_of_advantages_are_the_papers(older, monkeypatc
 
 @pytest.mark.parametrize("fields", [{"epochs": 3, "minibatches": 2}, {"lstm_size": 4, "epochs": 2}])
 def test_without_an_intrinsic_coefficient_the_policy_learns_as_ppos(fields):
-    """To 1e-6 where values, which share its torso, have no weight in the loss."""
+    """The policies agree to 1e-6 if the values, which share the policy's torso, have no weight in the loss."""
     common = PLAIN | fields | {"baseline_cost": 0.0, "entropy_cost": 0.02, "learning_rate": 0.01, "decay_clip": False}
     common |= {"normalize_advantages": True, "discount": 0.9, "adam_epsilon": 1e-5, "clip_epsilon": 0.1}
     theirs = ppo.make(ppo.Config(**common, max_gradient_norm=0.0), DISCRETE)
@@ -113,7 +113,7 @@ def test_without_an_intrinsic_coefficient_the_policy_learns_as_ppos(fields):
 
 
 def with_one_value(params):
-    """PPO's parameters: without the intrinsic value's."""
+    """Returns PPO's parameters, which lack the intrinsic value's."""
     value = jax.tree.map(lambda x: x[..., :1], params["params"]["value"])
     return {"params": params["params"] | {"value": value}}
 

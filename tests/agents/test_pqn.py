@@ -21,11 +21,12 @@ def make(**fields):
 
 
 def naive_targets(q, steps, gamma: float, lambda_: float) -> np.ndarray:
-    """Backwards over one environment's rows after another; of rows that are no transitions NaN."""
+    """Returns the targets [T, B], computed backwards, one environment after another. Rows that are no transitions have
+    NaN."""
     rows, batch = steps.reward[:-1].shape
     targets = np.full((rows, batch), np.nan)
     for b in range(batch):
-        R = None  # of the row after, where it is of the same episode
+        R = None  # the target of the row after, if this is of the same episode
         for t in reversed(range(rows)):
             if steps.first[t + 1, b]:  # the episode's last observation
                 R = None
@@ -39,7 +40,8 @@ def naive_targets(q, steps, gamma: float, lambda_: float) -> np.ndarray:
 @pytest.mark.parametrize("lambda_", [0.0, 0.65, 1.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_targets_are_the_loops(lambda_, seed):
-    """Whatever ends the block: the block itself, a termination, a truncation, or a row whose action is thrown away."""
+    """This holds whatever ends a return: the block's end, a termination, a truncation, or a row whose action is thrown
+    away."""
     steps, gamma = random_steps(seed, 9, 5), 0.9
     q = np.random.default_rng(seed).normal(size=(10, 5, A)).astype(np.float32)
     live = steps.live
@@ -65,7 +67,8 @@ def test_a_lambda_of_0_is_q_learning_and_of_1_is_n_step_q_learning():
 
 @pytest.mark.parametrize("max_gradient_norm", [0.0, 0.1])
 def test_epochs_of_minibatches_are_the_papers_loop(max_gradient_norm):
-    """Targets once; then shuffled rows, each minibatch a step of RAdam on the mean over its transitions."""
+    """The targets are computed once. Then rows are shuffled, and each minibatch is a step of RAdam on the mean over its
+    transitions."""
     options = {"epochs": 3, "learning_rate": 0.03, "discount": 0.9, "lambda_": 0.6, "reward_scale": 0.5}
     agent = make(**options, max_gradient_norm=max_gradient_norm)
     state, key, steps = agent.init(jax.random.key(0)), jax.random.key(7), random_steps(2, T, B, (D,))
@@ -142,7 +145,7 @@ def test_two_shards_are_one_batch():
 @pytest.mark.parametrize("normalized", [False, True])
 @pytest.mark.parametrize("torso", ["mlp", "shallow", "nature"])
 def test_a_normalised_torso_does_not_see_how_large_its_weights_are(torso, normalized):
-    """Ba et al. 2016, table 1: scaling a layer's weights changes nothing, where layers are normalised."""
+    """By table 1 of Ba et al. 2016, scaling the weights of a normalised layer changes nothing."""
     network = torsos.make_torso(torso, (7, 5), "relu", jnp.float32, normalized=normalized)
     seen = np.random.default_rng(0).integers(0, 255, (2, 36, 36, 2)).astype(np.uint8)
     params = network.init(jax.random.key(0), seen)

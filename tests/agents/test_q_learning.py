@@ -31,7 +31,8 @@ def tabular(**fields):
 
 
 def random_steps(seed: int, T: int, B: int, observation_shape: tuple[int, ...] = (), states: int = STATES) -> Step:
-    """[T+1, B] rows; a row before a first closed its episode, half by termination, and its action was thrown away."""
+    """Returns random rows [T+1, B]. A row before a `first` row closes its episode, half of them by termination, and its
+    action is thrown away."""
     rng = np.random.default_rng(seed)
     shape = (T + 1, B)
     first = rng.random(shape) < 0.25
@@ -47,7 +48,7 @@ def random_steps(seed: int, T: int, B: int, observation_shape: tuple[int, ...] =
 
 
 def naive_value(form: str, Q: np.ndarray, next_action: int, epsilon: float) -> float:
-    """Of the next state, whose action values are Q."""
+    """Returns the value of the next state, whose action values are Q."""
     if form == "q_learning":
         return Q.max()
     if form == "sarsa":
@@ -74,7 +75,8 @@ def test_errors_are_the_loops(form):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_n_step_errors_are_algorithm_3s(seed):
-    """Mnih et al. 2016: R from the block's end, or the episode's, backwards; by the target network where it is cut."""
+    """As in Mnih et al. 2016, R is computed backwards from the end of the block or of the episode. It starts from the
+    target network's value there, which counts unless the episode terminated."""
     T, B, gamma = 7, 4, 0.9
     rng, steps = np.random.default_rng(seed), random_steps(seed, T, B)
     q, q_target = rng.normal(size=(2, T + 1, B, A)).astype(np.float32)
@@ -85,7 +87,7 @@ def test_n_step_errors_are_algorithm_3s(seed):
     for b in range(B):
         R = q_target[T, b].max()
         for t in reversed(range(T)):
-            if steps.first[t + 1, b]:  # thrown away: the episode's last observation, which a truncation bootstraps from
+            if steps.first[t + 1, b]:  # an episode's last observation, from which truncations bootstrap
                 R = q_target[t, b].max()
                 assert got[t, b] == 0
                 continue
@@ -105,7 +107,7 @@ def test_targets_are_copied_every_so_many_updates_and_value_what_comes_next():
     for step, state in enumerate(history):
         np.testing.assert_array_equal(state.target_params, history[step - step % 3].params)
     assert (history[3].params != 0).any()
-    # With targets of 0 the error is R - Q(S, A).
+    # With target parameters of 0 the error is R - Q(S, A).
     steps = random_steps(9, 1, 1)._replace(first=np.zeros((2, 1), bool))
     start = history[-1]._replace(target_params=jnp.zeros((STATES, A)))
     after, _ = jax.jit(tabular(target_period=100).update)(start, jax.random.key(0), Sample(steps))
@@ -153,7 +155,7 @@ def test_one_environment_and_one_hot_states_are_the_books_table(form):
     for t in range(80):
         state, _ = update(state, jax.random.key(t), Sample(jax.tree.map(lambda x, t=t: x[t : t + 2], steps)))
         if steps.first[t + 1, 0]:
-            continue  # row t closed an episode
+            continue  # row t closes an episode
         S, S_next = int(steps.observation[t, 0]), int(steps.observation[t + 1, 0])
         value = naive_value(form, Q[S_next], steps.action[t + 1, 0], epsilon)
         target = steps.reward[t, 0] + gamma * steps.discount[t, 0] * value
@@ -195,7 +197,7 @@ def test_a_batch_is_the_mean_of_its_live_rows(form):
 
 @FORMS
 def test_rows_that_close_an_episode_teach_nothing(form):
-    """Whatever such a row's reward and discount hold, and those of rows after it."""
+    """It does not matter what the reward and discount of such a row hold."""
     agent = tabular(form=form, unroll_length=4, batch_size=2)
     state = agent.init(jax.random.key(0))._replace(
         params=jnp.asarray(np.random.default_rng(0).normal(size=(STATES, A)), jnp.float32)
@@ -226,7 +228,7 @@ def test_a_batch_without_transitions_is_harmless(optimizer):
 
 
 def test_two_shards_are_one_batch():
-    """Also where they hold different numbers of transitions."""
+    """This holds also where the shards have different numbers of transitions."""
     agent = tabular(unroll_length=3, batch_size=8)
     state = agent.init(jax.random.key(0))._replace(
         params=jnp.asarray(np.random.default_rng(0).normal(size=(STATES, A)), jnp.float32)
@@ -276,7 +278,7 @@ def test_an_mlp_follows_the_semi_gradient():
 
 
 def test_hypers_are_the_states():
-    """A population may tune them: not the config's."""
+    """An update uses the state's hyperparameters, which a population may tune, not the config's."""
     agent, other = tabular(), tabular(learning_rate=0.7, discount=0.5, epsilon_initial=1.0, epsilon_final=0.6)
     state = agent.init(jax.random.key(0))
     state = state._replace(params=jnp.ones((STATES, A)), hypers=other.init(jax.random.key(0)).hypers)
@@ -323,7 +325,7 @@ def test_acting_is_epsilon_greedy_by_what_was_pulled():
 
 # Learning ------------------------------------------------------------------------------------------------------------
 
-# From either state, action 0 stays and action 1 goes over; staying in state 1 pays 1. gamma is 0.8.
+# In either state, action 0 stays and action 1 goes to the other state. Staying in state 1 pays 1. gamma is 0.8.
 GAMMA = 0.8
 OPTIMAL = np.array([[GAMMA * 4, 4.0], [5.0, 3.2]])  # 5 = 1 / (1 - gamma); each row: stay, go over
 OPTIMAL[0] = [GAMMA * GAMMA * 5.0, GAMMA * 5.0]
@@ -331,7 +333,8 @@ OPTIMAL[1] = [5.0, GAMMA * GAMMA * 5.0]
 
 
 def sarsa_values(epsilon: float) -> np.ndarray:
-    """Of the epsilon-greedy policy that goes over in state 0 and stays in state 1, by iteration."""
+    """Returns, by iteration, the action values of the epsilon-greedy policy that goes over in state 0 and stays in
+    state 1."""
     pi = np.array([[epsilon / 2, 1 - epsilon / 2], [1 - epsilon / 2, epsilon / 2]])
     Q = np.zeros((2, 2))
     for _ in range(500):
@@ -342,7 +345,8 @@ def sarsa_values(epsilon: float) -> np.ndarray:
 
 @FORMS
 def test_learns_the_values_of_two_states(form):
-    """Q-learning those of the optimal policy though it explores, Sarsa those of the policy that explores."""
+    """Q-learning learns the values of the optimal policy although it explores, Sarsa those of the policy that
+    explores."""
     B, updates, epsilon = 64, 1500, 0.4
     spec = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(2))
     options = {"epsilon_initial": epsilon, "epsilon_final": epsilon, "discount": GAMMA, "learning_rate": 0.4}
@@ -403,7 +407,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_frames_are_stacked_alike_by_acting_and_by_learning():
-    """An agent that stacks two frames does what one does whose environment has stacked them."""
+    """An agent that stacks two frames does the same as one without stacking in an environment that has stacked them."""
     T, B, side = 5, 2, 20
     rng = np.random.default_rng(0)
     frames = rng.integers(256, size=(T + 1, B, side, side)).astype(np.uint8)

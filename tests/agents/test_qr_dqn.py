@@ -32,7 +32,8 @@ def theta_of(params, x):
 @pytest.mark.parametrize("kappa", [0.0, 0.5, 1.0, 3.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_the_quantile_huber_loss_is_the_double_loop(kappa, seed):
-    """Differences above 0 weigh tau, those below 1 - tau; the sum over quantiles of the mean over targets."""
+    """Differences above 0 have the weight tau, those below 1 - tau. The loss sums over quantiles the means over
+    targets."""
     rng = np.random.default_rng(seed)
     quantiles, targets = 2 * rng.normal(size=(5, 4)), 2 * rng.normal(size=(5, 7))
     for fractions in (rng.random(4), rng.random((5, 4))):

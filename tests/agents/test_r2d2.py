@@ -28,7 +28,7 @@ def config(**fields) -> r2d2.Config:
 
 
 def loud(state: r2d2.State, seed: int = 0, apart: bool = True, scale: float = 0.5) -> r2d2.State:
-    """Parameters far from 0; those of the target `apart` from the others."""
+    """Returns the state with random parameters far from 0. The target's are others if `apart`, and equal if not."""
     rng = np.random.default_rng(seed)
 
     def noisy(params):
@@ -38,11 +38,11 @@ def loud(state: r2d2.State, seed: int = 0, apart: bool = True, scale: float = 0.
     return state._replace(params=params, target_params=noisy(params) if apart else jax.tree.map(jnp.copy, params))
 
 
-# The parts of a sequence of 10 rows (3 of burn-in, 7 that learn), as (padding before, rows of the episode).
+# Sequences of 10 rows (3 of burn-in, 7 that learn), each as (rows of padding before, rows of the episode).
 LAYOUTS = [
     (0, 10),  # from the middle of an episode
-    (3, 7),  # an episode's first
-    (0, 6),  # its end, and padding
+    (3, 7),  # the first sequence of an episode
+    (0, 6),  # the end of an episode, then padding
     (3, 3),  # a whole short episode
     (1, 8),
     (0, 10),  # a last observation in the last row
@@ -52,7 +52,7 @@ LAYOUTS = [
 
 
 def random_steps(seed: int, layouts=LAYOUTS, rows: int = 10) -> Step:
-    """[rows, B]; the ends of every second short episode are truncations."""
+    """Returns random steps [rows, B]. Every second short episode ends by truncation, the others by termination."""
     rng = np.random.default_rng(seed)
     B = len(layouts)
     steps = Step(
@@ -95,7 +95,7 @@ def h(x, eps):
 
 
 def h_inverse(x, eps):
-    """As the paper's appendix has it; in float64."""
+    """Returns the inverse of h by the formula in the paper's appendix, in float64."""
     return np.sign(x) * (((np.sqrt(1 + 4 * eps * (np.abs(x) + 1 + eps)) - 1) / (2 * eps)) ** 2 - 1)
 
 
@@ -117,7 +117,8 @@ td_errors = jax.jit(r2d2.td_errors, static_argnames=("n", "eps"))
 
 
 def naive_errors(q, q_target, steps: Step, gamma: float, n: int, eps: float):
-    """Each row's target by a walk along its episode: at most n steps, to the last observation or the last row."""
+    """Returns the errors and which rows are live, [T-1, B] each. Each row's target comes from a walk along its episode
+    of at most n steps, to the episode's last observation or the last row."""
     q, q_target, r, discount = (np.asarray(x, np.float64) for x in (q, q_target, steps.reward, steps.discount))
     T, B = r.shape
     errors, live = np.zeros((T - 1, B)), np.zeros((T - 1, B))
@@ -150,7 +151,7 @@ def test_errors_are_those_of_a_walk_along_each_episode(seed, n):
 
 
 def test_layouts_hold_every_case():
-    """Else the test above would check less than it seems to."""
+    """Otherwise the test above would check less than it seems to."""
     steps = random_steps(0)
     closing = np.concatenate([steps.first[1:], np.zeros((1, len(LAYOUTS)), bool)]) & ~steps.first
     assert closing.any(axis=0).sum() >= 5, "episodes that end before the sequence does"
@@ -162,9 +163,9 @@ def test_layouts_hold_every_case():
 
 @pytest.mark.parametrize("n", [1, 3, 5])
 def test_errors_without_an_episodes_end_are_rlaxs(n):
-    """Terminations have discount 0 and are followed by any values; ends of the sequence shorten n."""
+    """Terminations have discount 0, and any values may follow them. The end of the sequence shortens n."""
     rng = np.random.default_rng(n)
-    T, B, eps = 12, 5, 0.1  # a large eps, at which rlax's inverse is exact enough
+    T, B, eps = 12, 5, 0.1  # rlax's inverse is exact enough at a large eps
     steps = random_steps(0, [(0, T)] * B, T)
     steps = steps._replace(discount=np.where(rng.random((T, B)) < 0.2, 0.0, 1.0).astype(np.float32))
     q, q_target = rng.normal(size=(2, T, B, A)).astype(np.float32)
@@ -202,7 +203,7 @@ def compiled(network: QNetwork):
 
 
 def naive_unroll(network, params, steps: Step, lstm: LSTMState):
-    """Row by row: Q of every row, and the LSTM's state before it."""
+    """Returns Q for every row, and the LSTM's state before each row, computed row by row."""
     apply, values, states = compiled(network), [], []
     for t in range(len(steps.reward)):
         first = steps.first[t]
@@ -218,11 +219,12 @@ def naive_unroll(network, params, steps: Step, lstm: LSTMState):
 
 @pytest.mark.parametrize(("burn_in", "stored", "dueling"), [(3, True, True), (0, True, False), (3, False, True)])
 def test_gradient_is_the_papers(burn_in, stored, dueling):
-    """Of the mean over sequences of w_i sum_t 1/2 delta_t^2, from the state that each network has after the burn-in."""
+    """The loss is the mean over sequences of w_i sum_t 1/2 delta_t^2. Each network starts from its own LSTM state after
+    the burn-in."""
     options = {"burn_in": burn_in, "sequence_length": 10 - burn_in, "stored_state": stored, "dueling": dueling}
     agent = r2d2.make(config(**options), SPEC)
     state = loud(jax.jit(agent.init)(jax.random.key(0)))
-    # The hypers are the state's, not the config's.
+    # The update must use the state's hyperparameters, not the config's.
     hypers = r2d2.Hypers(jnp.float32(0.5), jnp.float32(0.8), jnp.float32(0.1))
     state = state._replace(hypers=hypers)
     sample = random_sample(1)
@@ -271,7 +273,7 @@ def learner(**fields):
 
 
 def gradient_by_row(seed: int = 2):
-    """Whether the loss has a gradient with respect to each row's observation, [10, B]."""
+    """Returns whether the loss has a gradient with respect to each row's observation, and `first`, [10, B] each."""
     agent, state, _ = learner()
     sample = random_sample(seed)
 
@@ -289,7 +291,7 @@ def test_the_burn_in_passes_no_gradient():
 
 
 def test_padding_and_dead_rows_have_no_gradient():
-    """An episode's last observation, and the sequence's last row, only bootstrap."""
+    """An episode's last observation and the sequence's last row serve to bootstrap only."""
     moved, first = gradient_by_row()
     for b, (before, length) in enumerate(LAYOUTS):
         transitions = range(max(3, before), before + length - 1)
@@ -298,7 +300,7 @@ def test_padding_and_dead_rows_have_no_gradient():
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_the_burn_in_and_the_stored_state_matter(stored):
-    """To the sequences that have one: not to those that begin with their episode."""
+    """They matter to the sequences that have them, but not to those that begin with their episode."""
     agent, state, update = learner(stored_state=stored)
     sample = random_sample(3)
     begins = np.array([before > 0 for before, _ in LAYOUTS])
@@ -310,7 +312,7 @@ def test_the_burn_in_and_the_stored_state_matter(stored):
     observation = sample.steps.observation.copy()
     observation[:3] += 1.0
     by_burn_in = changed(sample.steps._replace(observation=observation), sample.memory)
-    # Of layout (1, 8), which begins within the burn-in, two of its rows are the episode's.
+    # The episode of layout (1, 8) begins within the burn-in, so two of the burn-in's rows matter to it.
     np.testing.assert_array_equal(by_burn_in, [before < 3 for before, _ in LAYOUTS])
     other = sample.memory._replace(lstm=jax.tree.map(lambda x: x + 1.0, sample.memory.lstm))
     np.testing.assert_array_equal(changed(sample.steps, other), ~begins if stored else np.zeros(len(LAYOUTS), bool))
@@ -331,7 +333,7 @@ def test_several_devices_make_the_same_update_as_one():
     agent, state, update = learner()
     sample = random_sample(4)
     one, one_feedback = update(state, jax.random.key(0), sample)
-    # Batch axes: 1 of steps, 0 of the rest.
+    # The batch axis is 1 in steps and 0 in all else.
     halves = Sample(
         jax.tree.map(lambda x: np.stack(np.split(x, 2, axis=1)), sample.steps),
         *jax.tree.map(lambda x: np.stack(np.split(x, 2)), (sample.memory, sample.likelihood)),
@@ -353,7 +355,7 @@ def test_gradients_norm_is_clipped():
 
 
 def test_adams_step():
-    """Its first is learning_rate g / (|g| + epsilon)."""
+    """Adam's first step is learning_rate g / (|g| + epsilon)."""
     agent, state, update = learner(learning_rate=0.25, adam_epsilon=0.1)
     after, _ = update(state, jax.random.key(0), random_sample(0))
     g = jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), after.opt_state[1].mu)
@@ -377,7 +379,7 @@ def test_targets_are_copied_every_period():
 
 
 def play(agent: r2d2.Agent, policy, observation, first, ranks=None):
-    """Steps [rows, B, ...] of acting one row at a time, and the memory before each row."""
+    """Returns the steps of acting one row at a time, [rows, B, ...], and the memory before each row."""
     rows, B = first.shape
     rng = np.random.default_rng(7)
     act, memory, steps, memories = jax.jit(agent.act), agent.memory(B, ranks), [], []
@@ -395,7 +397,7 @@ def play(agent: r2d2.Agent, policy, observation, first, ranks=None):
 
 
 def sequence(steps: Step, memories, start: int, rows: int, b: int) -> Sample:
-    """Rows start, start + 1, ... of environment b, as a batch of one; those before row 0 are padding."""
+    """Returns rows start, start + 1, ... of environment b as a batch of one. Rows before row 0 are padding."""
     before = max(0, -start)
     taken = jax.tree.map(lambda x: x[max(start, 0) : start + rows, b : b + 1], steps)
     padded = jax.tree.map(lambda x: np.concatenate([np.zeros((before, *x.shape[1:]), x.dtype), x]), taken)
@@ -414,13 +416,14 @@ CASES = [
 
 @pytest.mark.parametrize(("fields", "shape", "dtype"), CASES)
 def test_acting_step_by_step_is_the_unrolled_network(fields, shape, dtype):
-    """The learner that unrolls from the stored state finds the values that acting noted: so it finds the priority that
-    the actor found, if both its networks are the actor's. An episode's first sequence too, and without its memory none
-    but that."""
+    """A learner that unrolls from the stored state finds the values that acting noted. So it finds the actor's
+    priority, if both its networks are the actor's. For an episode's first sequence it does so without the stored state
+    too, but for no other sequence."""
     agent_config, spec = config(**fields), EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A))
     agent = r2d2.make(agent_config, spec)
     zero = r2d2.make(dataclasses.replace(agent_config, stored_state=False), spec)
-    # With the convolutions' many features a little suffices; with more the gates would be shut, and nothing remembered.
+    # A convolutional torso has many features, so small parameters suffice; large ones would shut the LSTM's gates, and
+    # nothing would be remembered.
     scale = 0.5 if agent_config.torso == "mlp" else 0.05
     state = loud(jax.jit(agent.init)(jax.random.key(1)), apart=False, scale=scale)
     rows, B, burn_in = 24, 2, fields.get("burn_in", 3)
@@ -451,7 +454,7 @@ def test_acting_step_by_step_is_the_unrolled_network(fields, shape, dtype):
 
 
 def test_the_state_is_that_of_an_unroll_from_the_episodes_first_row():
-    """Stored and recomputed states agree while the parameters stay (section 3)."""
+    """While the parameters stay, the stored and the recomputed states agree (section 3)."""
     agent, state, _ = learner()
     rng = np.random.default_rng(0)
     first = np.zeros((12, 2), bool)
@@ -467,7 +470,7 @@ def test_the_state_is_that_of_an_unroll_from_the_episodes_first_row():
 def test_the_actors_priority_is_the_formula_on_what_it_noted():
     agent, state, _ = learner()
     sample = random_sample(6)
-    policy = agent.policy(state)._replace(discount=jnp.float32(0.7))  # the hypers', not the config's
+    policy = agent.policy(state)._replace(discount=jnp.float32(0.7))  # the state's, not the config's
     steps = jax.tree.map(lambda x: x[3:], sample.steps)
     errors, live = naive_errors(steps.extras["q"], steps.extras["q"], steps, 0.7, 3, 1e-3)
     got = jax.jit(agent.priority)(policy, sample)
@@ -494,7 +497,7 @@ def test_nothing_crosses_into_an_episode_as_it_opens():
 
 
 def test_epsilons_ladder():
-    """Environment i of N acts at random with epsilon^(1 + alpha i / (N - 1)) (section 2.3)."""
+    """As in section 2.3, environment i of N acts at random with probability epsilon^(1 + alpha i / (N - 1))."""
     agent = r2d2.make(config(epsilon=0.5, epsilon_spread=3.0), SPEC)
     state = loud(jax.jit(agent.init)(jax.random.key(0)))
     policy, each = agent.policy(state), 4000
@@ -511,7 +514,7 @@ def test_epsilons_ladder():
 
     greedy, extras, _ = jax.jit(agent.act_greedily)(policy, jax.random.key(0), timestep, memory)
     assert (greedy == best).all() and greedy.dtype == jnp.int32 and extras == {}
-    changed = policy._replace(epsilon=jnp.float32(0))  # a hyper, as all that a population may tune
+    changed = policy._replace(epsilon=jnp.float32(0))  # a hyper, as is all that a population may tune
     assert (jax.jit(agent.act)(changed, jax.random.key(0), timestep, memory)[0] == best).all()
 
 

@@ -38,7 +38,7 @@ C51 = OFF | {"categorical": True, "num_atoms": 5, "v_min": -2.0, "v_max": 3.0}
 ATOMS = np.linspace(-2.0, 3.0, 5)
 
 
-# With all of it off --------------------------------------------------------------------------------------------------
+# With all extensions off ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -73,12 +73,12 @@ def test_without_its_own_switches_it_is_dqn_to_the_bit(double, dueling, replay, 
 
 
 def np_p(theta, x):
-    """Probabilities of the atoms, [A, N], of one observation."""
+    """Returns the probabilities of the atoms for one observation, [A, N]."""
     return softmax(np_outputs(theta, x, len(ATOMS)))
 
 
 def np_projected(theta, target_theta, j, transition, double):
-    """m of algorithm 1, for item j."""
+    """Returns m of algorithm 1 for item j."""
     _, _, reward, discount, x_next = transition
     p_next = np_p(target_theta, x_next[j])
     Q = np.array([sum(z * p for z, p in zip(ATOMS, row)) for row in (np_p(theta, x_next[j]) if double else p_next)])
@@ -101,7 +101,8 @@ def np_projected(theta, target_theta, j, transition, double):
 )
 @pytest.mark.parametrize("seed", [1, 2])
 def test_update_is_algorithm_1(double, dueling, replay, seed):
-    """Cross-entropy to the projected target, by loops over items and atoms; priorities are the divergence."""
+    """The loss is the cross-entropy to the projected target, by loops over items and atoms. Priorities are the
+    divergence."""
     fields = C51 | {"double": double, "dueling": dueling, "replay": replay}
     agent = make(rainbow, **fields, importance_exponent=0.7, importance_steps=0)
     state, sample = randomized(agent.init(jax.random.key(0)), seed), random_sample(seed, B=6)
@@ -162,14 +163,15 @@ APPLY = jax.jit(NoisyDense.apply, static_argnums=0)
 
 
 def weights_of(layer, params, key):
-    """The weights and the bias that act under the noise of a key, or without any."""
+    """Returns the weights and the bias with the noise of a key, or without noise if the key is None."""
     x = np.concatenate([np.zeros((1, P)), np.eye(P)]).astype(np.float32)
     rows = np.asarray(APPLY(layer, params, x) if key is None else APPLY(layer, params, x, rngs={"noise": key}))
     return rows[1:] - rows[0], rows[0]
 
 
 def test_a_noisy_layer_is_the_papers():
-    """Section 3: noise f(eps_i) f(eps_j) of the weights and f(eps_j) of the biases, f(x) = sgn(x) sqrt(|x|)."""
+    """As in section 3, the noise is f(eps_i) f(eps_j) for weights and f(eps_j) for biases, where f(x) = sgn(x)
+    sqrt(|x|)."""
     layer = NoisyDense(Q, sigma_0=0.4)
     params = layer.init(jax.random.key(0), jnp.zeros((1, P)))
     own = params["params"]
@@ -189,7 +191,7 @@ def test_a_noisy_layer_is_the_papers():
             kernel, own["kernel"] + own["sigma_kernel"] * np.outer(of_p, of_q), rtol=1e-2, atol=1e-4
         )
         epsilons.append(np.concatenate([np.sign(of_p) * of_p**2, np.sign(of_q) * of_q**2]))
-    epsilons = np.array(epsilons)  # standard normal, each of its own
+    epsilons = np.array(epsilons)  # each should be standard normal, and independent of the others
     np.testing.assert_allclose(epsilons.mean(axis=0), 0.0, atol=4 / 20)
     np.testing.assert_allclose(np.cov(epsilons.T), np.eye(P + Q), atol=0.3)
 

@@ -38,7 +38,8 @@ def tabular(**fields):
 
 
 def random_episodes(seed: int, B: int, observation_shape: tuple[int, ...] = ()) -> Step:
-    """[LONGEST+1, B] an episode each, of 1 to LONGEST actions, its last observation, and padding."""
+    """Returns steps [LONGEST+1, B]. Each column is an episode of 1 to LONGEST actions, its last observation, and
+    padding."""
     rng = np.random.default_rng(seed)
     shape, lengths = (LONGEST + 1, B), rng.integers(1, LONGEST + 1, size=B)
     lengths[0] = LONGEST
@@ -52,7 +53,7 @@ def random_episodes(seed: int, B: int, observation_shape: tuple[int, ...] = ()) 
     steps = Step(
         observation,
         rng.integers(A, size=shape).astype(np.int32),
-        rng.normal(size=shape).astype(np.float32),  # the row that closes the episode too: it must not count
+        rng.normal(size=shape).astype(np.float32),  # the row that closes the episode has one too, which must not count
         np.where(terminal, 0.0, 1.0).astype(np.float32),
         (row == 0) | padding,
         {},
@@ -62,7 +63,7 @@ def random_episodes(seed: int, B: int, observation_shape: tuple[int, ...] = ()) 
 
 
 def actions_of(steps: Step, b: int) -> int:
-    """T, of episode b."""
+    """Returns T, the number of actions, of episode b."""
     after = np.flatnonzero(steps.first[1:, b])
     return int(after[0]) if len(after) else LONGEST
 
@@ -95,7 +96,8 @@ def grad_pi(theta: np.ndarray, s: int, a: int) -> np.ndarray:
 
 
 def box(form: dict, theta, w, steps: Step, weighting: bool) -> tuple[np.ndarray, np.ndarray]:
-    """What the boxes' loops add to theta and w, but for alpha: the mean over episodes, all by the same theta and w."""
+    """Returns what the boxes' loops add to theta and w, apart from the step size alpha: the mean over episodes, all of
+    which use the same theta and w."""
     gamma, B = ALPHAS["discount"], steps.first.shape[1]
     of_theta, of_w = np.zeros_like(theta), np.zeros_like(w)
     for b in range(B):
@@ -145,7 +147,7 @@ def test_an_update_is_the_boxs(form, weighting, B):
 
 
 def test_initial_preferences_are_where_a_table_starts():
-    """All its rows: what is then learnt is what is learnt from there."""
+    """All rows of the table start there. What is then learnt is the same as from a table that was set to them."""
     preferences = (0.5, -1.0, 2.0)
     agent, plain = tabular(initial_preferences=preferences, batch_size=4), tabular(batch_size=4)
     theta, _, state = random_state(agent, {})
@@ -163,7 +165,8 @@ def test_initial_preferences_are_where_a_table_starts():
 @pytest.mark.parametrize("baseline", [False, True])
 @pytest.mark.parametrize(("family", "sigma"), [("gaussian", "state"), ("gaussian", "free"), ("factored", "state")])
 def test_an_update_of_other_policies_is_the_boxs(family, sigma, baseline, weighting):
-    """A Gaussian whose mu and log sigma are linear in what is seen, or whose sigma nothing seen moves; factors."""
+    """The policies are a Gaussian whose mu and log sigma are linear in the observation, a Gaussian whose sigma does not
+    depend on the observation, and one of several factors."""
     gamma, B, P = ALPHAS["discount"], 4, policy_slopes.NUM_OUTPUTS[family]
     fields = {"batch_size": B, "sigma": sigma, "sigma_initial": policy_slopes.SIGMA_INITIAL, "baseline": baseline}
     config = Config(**ALPHAS, **fields, discount_weighting=weighting)
@@ -217,11 +220,11 @@ def test_padding_and_the_row_that_closes_an_episode_teach_nothing(form):
 
 # The true gradient ---------------------------------------------------------------------------------------------------
 
-# In state 0 action 1 goes to state 1 and action 0 stays, or ends the episode with probability 1/2; in state 1 action 0
-# goes back and action 1 ends the episode. An episode has 3 actions at most, and then ends.
+# In state 0 action 1 goes to state 1, and action 0 stays or, with probability 1/2, ends the episode. In state 1 action
+# 0 goes back and action 1 ends the episode. An episode ends after 3 actions at the latest.
 GAMMA, HORIZON = 0.8, 3
 TWO = EnvironmentSpec((2,), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
-OVER = 9  # no state
+OVER = 9  # stands for the end, which is no state
 MOVES = {  # (state, action) -> [(probability, reward, next state)]
     (0, 0): [(0.5, 1.0, 0), (0.5, -1.0, OVER)],
     (0, 1): [(1.0, 0.5, 1)],
@@ -231,7 +234,7 @@ MOVES = {  # (state, action) -> [(probability, reward, next state)]
 
 
 def all_episodes(theta: np.ndarray):
-    """(probability, states, actions, rewards) of every episode from state 0."""
+    """Returns (probability, states, actions, rewards) for every episode that starts in state 0."""
     pending, told = [(1.0, [0], [], [])], []
     while pending:
         p, states, actions, rewards = pending.pop()
@@ -249,7 +252,7 @@ def expected_return(theta: np.ndarray) -> float:
 
 
 def true_gradient(theta: np.ndarray) -> np.ndarray:
-    """Of the expected return from state 0, by differences."""
+    """Returns the gradient of the expected return from state 0, by differences."""
     gradient = np.zeros_like(theta)
     for place in itertools.product(range(2), range(2)):
         step = np.zeros_like(theta)
@@ -259,7 +262,7 @@ def true_gradient(theta: np.ndarray) -> np.ndarray:
 
 
 def as_sample(episodes) -> Sample:
-    """The episodes' rows, padded, [HORIZON+1, B]."""
+    """Returns the episodes' rows, padded, as a sample [HORIZON+1, B]."""
     B = len(episodes)
     zeros = np.zeros((HORIZON + 1, B), np.float32)
     steps = Step(zeros.copy(), zeros.astype(np.int32), zeros.copy(), zeros + 1, zeros == 0, {})
@@ -272,7 +275,7 @@ def as_sample(episodes) -> Sample:
 
 
 def directions(config: Config, params: Params, episodes) -> np.ndarray:
-    """What the agent adds to theta by each episode alone, [episodes, S, A]."""
+    """Returns what the agent adds to theta after each episode alone, [episodes, S, A]."""
     agent = numbered(reinforce.make(config, TWO), 2)
     state = agent.init(jax.random.key(0))._replace(params=params)
     steps = as_sample(episodes).steps
@@ -290,14 +293,14 @@ PLAIN = {"discount": GAMMA, "alpha_theta": 1.0}
 
 
 def moments(sampled: np.ndarray, episodes) -> tuple[np.ndarray, float]:
-    """Mean and total variance over episodes, by their probabilities."""
+    """Returns the mean and the total variance over episodes, weighted by their probabilities."""
     p = np.array([each[0] for each in episodes])
     mean = np.einsum("e,eij->ij", p, sampled)
     return mean, float(np.einsum("e,eij->", p, (sampled - mean) ** 2))
 
 
 def test_the_expectation_of_reinforce_is_the_policy_gradient():
-    """With gamma^t, as Sutton and Barto have it; without, it is another direction."""
+    """This holds with the weight gamma^t, which Sutton and Barto have. Without it, the direction is another."""
     episodes = all_episodes(THETA)
     np.testing.assert_allclose(sum(each[0] for each in episodes), 1.0)
     assert len(episodes) > 8 and len({len(each[2]) for each in episodes}) == HORIZON
@@ -309,7 +312,7 @@ def test_the_expectation_of_reinforce_is_the_policy_gradient():
 
 
 def test_a_baseline_leaves_the_expectation_and_lowers_the_variance():
-    """The variance by the states' values; any baseline leaves the expectation."""
+    """The states' values, as a baseline, lower the variance. Any baseline leaves the expectation as it is."""
     episodes = all_episodes(THETA)
     mean, variance = moments(directions(Config(**PLAIN), as_params(THETA, None), episodes), episodes)
     sums, visits = np.zeros(2), np.zeros(2)
@@ -326,7 +329,8 @@ def test_a_baseline_leaves_the_expectation_and_lowers_the_variance():
 
 
 def test_the_expectation_of_all_actions_is_the_policy_gradient():
-    """By the true action values, which need the time too where episodes have a limit: states are (state, time) here."""
+    """This holds with the true action values. In episodes with a limit they depend on the time too, so states here are
+    (state, time)."""
     spec = EnvironmentSpec((2 * HORIZON,), np.dtype(np.float32), DiscreteActions(2), max_episode_steps=HORIZON)
     number = {(s, t): s + 2 * t for s in range(2) for t in range(HORIZON)}
     q = np.zeros((2 * HORIZON, 2))
@@ -386,7 +390,7 @@ def test_an_mlp_and_adam(form):
 
 
 def test_hypers_are_the_states():
-    """A population may tune them: not the config's."""
+    """An update uses the state's hyperparameters, which a population may tune, not the config's."""
     agent, other = tabular(baseline=True), tabular(baseline=True, alpha_theta=0.7, alpha_w=0.6, discount=0.5)
     state = agent.init(jax.random.key(0))._replace(hypers=other.init(jax.random.key(0)).hypers)
     (a, _), (b, _) = (

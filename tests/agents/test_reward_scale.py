@@ -1,4 +1,5 @@
-"""Rewards by the running deviation of discounted returns: of every agent that can be asked for it."""
+"""Rewards divided by the running standard deviation of discounted returns, in every agent that has
+`normalize_rewards`."""
 
 import importlib
 import pkgutil
@@ -32,7 +33,8 @@ def make(name: str, **options):
 
 
 def played(agent, state, seed: int = 0) -> tuple[Sample, np.ndarray]:
-    """A block as an actor makes it, and every row's G by hand: the episode's rewards so far, discounted."""
+    """Returns a block as an actor makes it, and by hand each row's G, the discounted sum of the episode's rewards so
+    far."""
     rng, memory = np.random.default_rng(seed), agent.memory(B, None)
     first, before, rows, G, all_G = np.ones(B, bool), memory, [], np.zeros(B), []
     reward = np.zeros(B, np.float32)
@@ -78,7 +80,7 @@ def test_returns_are_summed_as_they_come_and_scale_rewards_from_the_next_update_
     np.testing.assert_allclose(after.returns.variance, G[:-1].var(), rtol=1e-4)
     again, _ = update(after, jax.random.key(1), sample)
     check(again, by_hand(after, G[:-1].std()))
-    # What is far beyond the deviation is clipped to ten of them.
+    # Rewards are clipped at ten deviations.
     narrow = after._replace(returns=after.returns._replace(variance=jnp.float32(0.04)))
     assert np.abs(sample.steps.reward).max() > 10 * 0.2
     check(update(narrow, jax.random.key(1), sample)[0], by_hand(narrow, 0.2, 10.0))
@@ -94,7 +96,7 @@ def test_without_it_nothing_travels(name):
 
 
 def test_the_halves_of_an_update_carry_the_statistics():
-    """So that they travel with gradients."""
+    """The statistics travel with the gradient."""
     agent = make("a2c", normalize_rewards=True)
     state = agent.init(jax.random.key(0))
     sample, _ = played(agent, state)

@@ -1,4 +1,4 @@
-"""rlax is imported by the functions that use it, which may be while JAX traces them."""
+"""rlax is imported by the functions that use it, possibly for the first time while JAX traces them."""
 
 import subprocess
 import sys

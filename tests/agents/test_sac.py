@@ -52,7 +52,7 @@ def sample_of(kind: str, seed: int) -> Sample:
 
 
 def randomized(state, seed: int = 0):
-    """Networks and targets at random and apart from each other, and a temperature of 0.4."""
+    """Returns the state with random networks and targets that differ, and with a temperature of 0.4."""
     rng = np.random.default_rng(seed)
 
     def noisy(tree):
@@ -75,7 +75,7 @@ def critic_of(theta, i: int):
 
 
 def np_soft_value(kind, phi, thetas, alpha, key, s):
-    """E[min_i Q_i - alpha log pi] and E[-log pi] of one state after another."""
+    """Returns E[min_i Q_i - alpha log pi] and E[-log pi] for each state, computed one state after another."""
     values, entropies = [], []
     epsilon = np.asarray(jax.random.normal(key, (len(s), 2)), np.float64)
     for k in range(len(s)):
@@ -143,8 +143,8 @@ def test_critic_loss_gradient_and_priorities_are_the_papers(kind, num_critics, r
 
 @BOTH
 def test_policy_and_temperature_gradients_are_those_of_finite_differences(kind):
-    """The policy's is of the critics of after their step and the temperature of before its own; the temperature's of
-    the policy's entropy of before the policy's step."""
+    """The policy's gradient uses the critics after their step and the temperature before its own step. The
+    temperature's gradient uses the policy's entropy before the policy's step."""
     agent = make(kind, critic_learning_rate=0.1)
     state = randomized(agent.init(jax.random.key(0)))
     sample, key = sample_of(kind, 0), jax.random.key(1)
@@ -178,7 +178,8 @@ def test_policy_and_temperature_gradients_are_those_of_finite_differences(kind):
 
 @pytest.mark.parametrize(("mu", "sigma"), [(0.0, 1.0), (0.8, 0.3), (-1.5, 0.7), (0.3, 2.0), (2.0, 0.05)])
 def test_log_density_of_the_squashed_gaussian_is_that_of_quadrature(mu, sigma):
-    """Its integral over actions is 1, and up to a bound the Gaussian's distribution function; its entropy too."""
+    """The density's integral is 1 over all actions, and up to a bound it is the Gaussian's distribution function. The
+    entropy by quadrature is the samples' mean of -log pi."""
     spec = EnvironmentSpec((3,), np.dtype(np.float32), BoundedActions(-np.ones(1, np.float32), np.ones(1, np.float32)))
     family = make_policy("sac", spec, sigma="state", squash=True)
     outputs = jnp.array([mu, math.log(sigma)], jnp.float32)
@@ -214,7 +215,8 @@ def test_log_density_of_the_squashed_gaussian_is_that_of_quadrature(mu, sigma):
 @BOTH
 @pytest.mark.parametrize("start", [0.01, 3.0])
 def test_the_entropy_target_is_met_where_the_temperature_rests(kind, start):
-    """Of one state with values that stay, from either side; with discrete actions the policy is softmax(Q / alpha)."""
+    """There is one state, whose values are fixed, and the temperature starts on either side of where it comes to rest.
+    With discrete actions the policy becomes softmax(Q / alpha)."""
     rates = {"policy_learning_rate": 3e-3, "alpha_learning_rate": 1e-2, "critic_learning_rate": 1e-3}
     agent = make(kind, alpha=start, num_critics=1, discrete_entropy=0.6, continuous_entropy=-0.5, **rates)
     state = agent.init(jax.random.key(0))
@@ -256,7 +258,7 @@ def test_a_temperature_whose_rate_is_0_stays(kind):
 def test_policy_and_temperature_step_once_in_a_period_and_critics_and_targets_always(kind, period):
     agent = make(kind, policy_period=period, tau=0.77)
     state, update = randomized(agent.init(jax.random.key(0))), jax.jit(agent.update)
-    state = state._replace(hypers=state.hypers._replace(tau=jnp.float32(0.3)))  # a population may tune it
+    state = state._replace(hypers=state.hypers._replace(tau=jnp.float32(0.3)))  # a population may tune tau
     for number in range(1, 7):
         old = state
         state, feedback = update(state, jax.random.key(number), sample_of(kind, number))
@@ -277,7 +279,7 @@ def test_policy_and_temperature_step_once_in_a_period_and_critics_and_targets_al
 @BOTH
 @pytest.mark.parametrize("part", ["policy", "critic", "alpha"])
 def test_learning_rates_are_the_states(kind, part):
-    """The first step of Adam has the learning rate's size, and what else is learnt has its own."""
+    """Adam's first step has the learning rate's size, and each part that is learnt has a learning rate of its own."""
     agent = make(kind)
     state = randomized(agent.init(jax.random.key(0)))
     rates = {name: jnp.float32(0.25 if name == f"{part}_learning_rate" else 0) for name in state.hypers._fields[:3]}
@@ -302,14 +304,14 @@ def test_targets_start_as_copies_and_critics_unlike_each_other(kind):
 
 @BOTH
 def test_several_devices_gradient_is_the_mean_of_each_ones(kind):
-    """Each draws its own actions. What devices report and hold is alike."""
+    """Each device draws its own actions. All devices report the same metrics and hold the same state."""
     agent = make(kind, replay="prioritized", critic_learning_rate=0.1)
     state = randomized(agent.init(jax.random.key(0)))
-    state = state._replace(hypers=state.hypers._replace(critic_learning_rate=jnp.float32(0)))  # the policy's critics
+    state = state._replace(hypers=state.hypers._replace(critic_learning_rate=jnp.float32(0)))  # so the critics stay
     sample, keys = sample_of(kind, 5), jax.random.split(jax.random.key(1), 2)
     sample = sample._replace(
         likelihood=np.resize(sample.likelihood[:4], 8)
-    )  # of halves alike: weights are by the largest
+    )  # both halves have the same: weights are divided by the largest of all devices
     halves = jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), sample)
     update = jax.jit(jax.vmap(agent.update, in_axes=(None, 0, 0), axis_name=AXIS))
     shards, feedback = update(state, keys, halves)
@@ -347,7 +349,7 @@ def test_two_shards_of_discrete_actions_are_one_batch():
 
 @BOTH
 def test_members_of_a_population_update_as_each_alone(kind):
-    """By vmap, and each at its own step of the period."""
+    """The members are stacked by vmap, and each has its own step count, which decides when its policy steps."""
     agent = make(kind, policy_period=2, replay="prioritized")
     states = [randomized(agent.init(jax.random.key(m)), m)._replace(step=jnp.int32(m)) for m in range(3)]
     samples, keys = [sample_of(kind, m) for m in range(3)], jax.random.split(jax.random.key(0), 3)
@@ -403,7 +405,8 @@ def test_first_actions_are_spread_over_all_there_are(kind):
 
 @BOTH
 def test_actors_and_updates_normalise_observations(kind):
-    """An update on raw observations is the plain agent's on the same brought to mean 0 and variance 1; so is acting."""
+    """An update on raw observations equals the plain agent's on the same observations with mean 0 and variance 1. So
+    does acting."""
     plain, agent = make(kind), make(kind, normalize_observations=True)
     state, sample = randomized(agent.init(jax.random.key(0))), sample_of(kind, 0)
     raw = sample.steps._replace(
@@ -425,7 +428,7 @@ def test_actors_and_updates_normalise_observations(kind):
 
 @BOTH
 def test_boards_are_flattened(kind):
-    """Catch's are such."""
+    """Catch's observations are boards, of two dimensions."""
     spec = EnvironmentSpec((4, 5), np.dtype(np.float32), SPECS[kind].actions)
     agent = sac.make(sac.Config(hidden_sizes=(6,)), spec)
     boards = np.random.default_rng(0).normal(size=(8, 4, 5)).astype(np.float32)

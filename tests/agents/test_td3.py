@@ -24,7 +24,7 @@ def critic_of(theta, i: int):
 
 
 def np_target(state, key, sample, sigma: float, c: float) -> np.ndarray:
-    """y of algorithm 1, one transition after another."""
+    """Returns y of algorithm 1, computed one transition after another."""
     targets = float64(state.target_params)
     _, a, r, discount, s_next = sample.steps
     epsilon = np.asarray(jax.random.normal(key, a.shape), np.float64)
@@ -151,7 +151,7 @@ def test_critics_start_unlike_each_other():
 
 
 def test_members_of_a_population_update_as_each_alone():
-    """By vmap, and each at its own step of the delay."""
+    """The members are stacked by vmap, and each has its own step count, which decides when its policy steps."""
     agent = make(policy_period=2, replay="prioritized")
     states = [randomized(agent.init(jax.random.key(m)), m)._replace(step=jnp.int32(m)) for m in range(3)]
     samples, keys = [random_sample(m) for m in range(3)], jax.random.split(jax.random.key(0), 3)

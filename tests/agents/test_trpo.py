@@ -1,4 +1,4 @@
-"""TRPO against Schulman et al. 2015: explicit Fisher matrices, solved systems, finite differences."""
+"""TRPO against Schulman et al. 2015, restated with explicit Fisher matrices, solved systems and finite differences."""
 
 import jax
 import jax.flatten_util
@@ -29,7 +29,7 @@ flat = lambda tree: np.asarray(jax.flatten_util.ravel_pytree(tree)[0], np.float6
 
 
 def config(**fields) -> trpo.Config:
-    """A network without hidden layers, and one step of the value on the whole batch."""
+    """Returns a Config with a network without hidden layers, whose value takes one step on the whole batch."""
     small = {"hidden_sizes": (), "unroll_length": 6, "batch_size": 4, "value_epochs": 1, "value_minibatches": 1}
     return trpo.Config(**(small | fields))
 
@@ -41,7 +41,8 @@ def randomised(state: trpo.State, seed: int = 0, scale: float = 0.5) -> trpo.Sta
 
 
 def played(agent, state: trpo.State, seed: int, T: int = 6, B: int = 4, spec=DISCRETE, first=None) -> Sample:
-    """[T+1, B] rows that `state` acted in; a row before a first closed its episode, half by termination."""
+    """Returns rows [T+1, B] in which `state` acted. A row before a `first` row closes its episode, half of them by
+    termination."""
     rng = np.random.default_rng(seed)
     shape = (T + 1, B)
     first = rng.random(shape) < 0.25 if first is None else first
@@ -61,7 +62,7 @@ def played(agent, state: trpo.State, seed: int, T: int = 6, B: int = 4, spec=DIS
 
 
 def older(state: trpo.State) -> trpo.State:
-    """A policy near it, which acted."""
+    """Returns the state with parameters near its own, for an older policy that acted."""
     rng = np.random.default_rng(9)
     return state._replace(params=jax.tree.map(lambda p: p + 0.1 * rng.normal(size=p.shape), state.params))
 
@@ -70,13 +71,13 @@ def older(state: trpo.State) -> trpo.State:
 
 
 def explicit_fisher(family: str, outputs: np.ndarray) -> np.ndarray:
-    """The mean of grad log pi grad log pi^T in one distribution's outputs, [P, P], in closed form."""
+    """Returns the mean of grad log pi grad log pi^T in the outputs of one distribution, [P, P], in closed form."""
     if family == "softmax":
         p = np.exp(outputs) / np.exp(outputs).sum()
-        gradients = np.eye(A) - p  # row a: of log pi(a)
+        gradients = np.eye(A) - p  # row a is the gradient of log pi(a)
         return sum(p[a] * np.outer(gradients[a], gradients[a]) for a in range(A))
     sigma = 0.5 * np.exp(outputs[2:])
-    return np.diag([*(1 / sigma**2), 2.0, 2.0])  # in the means, and in the logarithms of sigmas
+    return np.diag([*(1 / sigma**2), 2.0, 2.0])  # for the means, then for the logarithms of the sigmas
 
 
 @ALL
@@ -108,7 +109,7 @@ def test_the_natural_step_solves_the_system_and_uses_up_the_bound(seed):
     rng = np.random.default_rng(seed)
     n, delta, damping = 8, 0.03, 0.2
     half = rng.normal(size=(n, 5)).astype(np.float32)
-    F, g = half @ half.T, rng.normal(size=n).astype(np.float32)  # singular, but for the damping
+    F, g = half @ half.T, rng.normal(size=n).astype(np.float32)  # F is singular without the damping
     step = np.asarray(trpo.natural_step(lambda v: F @ v, g, delta, damping, 2 * n), np.float64)
     damped = F + damping * np.eye(n)
     s = np.linalg.solve(damped.astype(np.float64), g)
@@ -121,7 +122,7 @@ def test_the_natural_step_solves_the_system_and_uses_up_the_bound(seed):
 
 @pytest.mark.parametrize("iterations", [1, 2, 3])
 def test_conjugate_gradients_end_where_they_are_told_to(iterations):
-    """After k of them the answer is the best of the Krylov space of g, F g .. F^(k-1) g, in F's norm."""
+    """After k iterations the answer is the best in the Krylov space of g, F g .. F^(k-1) g, measured in F's norm."""
     rng = np.random.default_rng(0)
     half = rng.normal(size=(6, 6)).astype(np.float32)
     F, g = half @ half.T + 0.5 * np.eye(6, dtype=np.float32), rng.normal(size=6).astype(np.float32)
@@ -135,7 +136,7 @@ def test_conjugate_gradients_end_where_they_are_told_to(iterations):
 
 
 def log_prob(family: str, outputs: np.ndarray, raw: np.ndarray) -> np.ndarray:
-    """[N, P], [N, ...] -> [N], in float64."""
+    """Returns the log-probabilities [N] of raw actions [N, ...] under outputs [N, P], in float64."""
     if family == "softmax":
         return np.log(np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True))[np.arange(len(raw)), raw]
     mu, sigma = outputs[:, :2], 0.5 * np.exp(outputs[:, 2:])
@@ -176,7 +177,7 @@ def test_the_surrogates_gradient_is_the_differences(family):
 
 
 def search(improvements, kls, delta: float = 0.1, backtracks: int = 3) -> trpo.Search:
-    """Along p = 1 - size, with what is given for each size 1, 1/2, 1/4 ..."""
+    """Searches along p = 1 - size, where steps of size 1, 1/2, 1/4 ... have the given improvements and KLs."""
     improvements, kls = jnp.asarray(improvements, jnp.float32), jnp.asarray(kls, jnp.float32)
 
     def evaluate(params):
@@ -190,7 +191,7 @@ def search(improvements, kls, delta: float = 0.1, backtracks: int = 3) -> trpo.S
 @pytest.mark.parametrize(
     ("improvements", "kls", "j"),
     [
-        ([1, 1, 1, 1], [0.1, 0.05, 0, 0], 0),  # the bound itself is within it
+        ([1, 1, 1, 1], [0.1, 0.05, 0, 0], 0),  # a KL that equals the bound is within it
         ([1, 1, 1, 1], [0.4, 0.2, 0.05, 0], 2),
         ([-1, -1, -1, 1], [0, 0, 0, 0], 3),
         ([9, -1, 1, 2], [0.2, 0, 0.05, 0], 2),
@@ -223,7 +224,7 @@ def test_no_more_steps_are_tried_than_told():
 
 
 def numbers(spec, state: trpo.State, observation) -> tuple[np.ndarray, np.ndarray]:
-    """Outputs and values of a network without hidden layers, in float64."""
+    """Returns the outputs and values of a network without hidden layers, in float64."""
     heads = jax.tree.map(lambda p: np.asarray(p, np.float64), state.params["params"])
     outputs = observation @ heads["policy"]["kernel"] + heads["policy"]["bias"]
     if spec is CONTINUOUS:
@@ -255,14 +256,14 @@ def test_a_part_of_the_rows_is_spread_evenly(T, B, fraction):
 @pytest.mark.parametrize("fraction", [1.0, 0.5])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_policys_step_is_the_papers(spec, seed, fraction):
-    """theta + size sqrt(2 delta / s F s) s with F s = g, from an explicit F and g, by NumPy; F perhaps of every other
-    row of each environment, all else of all rows."""
+    """The new parameters are theta + size sqrt(2 delta / s F s) s with F s = g, where NumPy computes F and g
+    explicitly. With a fraction of 1/2, F is of every other row of each environment; all else is always of all rows."""
     family = "softmax" if spec is DISCRETE else "gaussian"
     delta, damping = 0.02, 0.05
     fields = {"delta": 0.5, "damping": damping, "cg_iterations": 200, "sigma_initial": 0.5, "reward_scale": 0.5}
     agent = trpo.make(config(**fields, discount=0.5, lambda_=0.8, fisher_fraction=fraction), spec)
     state = randomised(agent.init(jax.random.key(0)), seed)
-    hypers = state.hypers._replace(delta=jnp.float32(delta), discount=jnp.float32(0.9))  # the state's, not the config's
+    hypers = state.hypers._replace(delta=jnp.float32(delta), discount=jnp.float32(0.9))  # unlike the config's
     state = state._replace(hypers=hypers)
     sample = played(agent, older(state), seed, spec=spec)
     after, feedback = jax.jit(agent.update)(state, jax.random.key(0), sample)
@@ -282,7 +283,8 @@ def test_the_policys_step_is_the_papers(spec, seed, fraction):
     ratios = np.exp(log_prob(family, outputs, raw) - log_mu)
     assert np.abs(ratios - 1).mean() > 0.01, "another policy acted"
 
-    # The policy's parameters: kernel, bias, free. d outputs / d parameters is the same for every sample but for x.
+    # The policy's parameters are kernel, bias and free, in this order. d outputs / d parameters differs between samples
+    # by x alone.
     heads = state.params["params"]
     k = heads["policy"]["kernel"].shape[1]
     J = np.zeros((len(x), outputs.shape[1], (D + 1) * k + outputs.shape[1] - k))
@@ -297,7 +299,7 @@ def test_the_policys_step_is_the_papers(spec, seed, fraction):
     assert (len(of_F) - of_F.sum() > 3) == (fraction < 1)
     F = np.mean([j.T @ explicit_fisher(family, o) @ j for j, o in zip(J[of_F], outputs[of_F])], axis=0)
     F += damping * np.eye(J.shape[2])
-    slopes = np.zeros_like(outputs)  # of log pi
+    slopes = np.zeros_like(outputs)  # d log pi / d outputs
     for index in range(outputs.shape[1]):
         h = np.zeros(outputs.shape[1])
         h[index] = 1e-5
@@ -334,8 +336,9 @@ def test_the_policys_step_is_the_papers(spec, seed, fraction):
 
 @SPECS
 def test_no_accepted_step_leaves_the_bound_and_a_refused_one_leaves_the_policy(spec):
-    """Over many problems and bounds, from ones where the quadratic model is exact to ones where it means nothing."""
-    # One backtrack, lest some step be accepted always.
+    """This is tried on many problems and bounds, from those where the quadratic model is exact to those where it is
+    useless."""
+    # With more backtracks than one, some step would always be accepted.
     agent = trpo.make(config(hidden_sizes=(5,), backtracks=1, damping=1e-3, sigma_initial=0.5), spec)
     update, network = (
         jax.jit(agent.update),
@@ -369,7 +372,7 @@ def test_no_accepted_step_leaves_the_bound_and_a_refused_one_leaves_the_policy(s
 
 @SPECS
 def test_the_value_descends_by_adam_to_the_old_values_returns(spec):
-    """One step on the whole batch; Adam's first is g / (|g| + epsilon)."""
+    """The value takes one step on the whole batch. Adam's first step is the learning rate times g / (|g| + epsilon)."""
     agent = trpo.make(config(value_learning_rate=0.01, discount=0.9, lambda_=0.8), spec)
     state = randomised(agent.init(jax.random.key(0)))
     sample = played(agent, state, 3, spec=spec)
@@ -392,7 +395,8 @@ def test_the_value_takes_a_step_for_each_minibatch_of_each_epoch():
 
 
 def test_each_row_is_in_one_minibatch_of_an_epoch():
-    """Where nothing moves, Adam's second moment is about 0.001 times the sum of each row's squared slope."""
+    """If nothing moves, Adam's second moment is about 0.001 times the sum over rows of the squared gradient, each row
+    once."""
     agent = trpo.make(config(value_minibatches=24, value_learning_rate=1e-12), DISCRETE)
     state = randomised(agent.init(jax.random.key(0)))
     sample = played(agent, state, 0)
@@ -427,7 +431,7 @@ def test_rows_whose_action_was_thrown_away_teach_nothing():
 
 
 def products(jaxpr) -> list:
-    """The precision of each product in a jaxpr, and in those within it."""
+    """Returns the precision of each product in a jaxpr and in the jaxprs within it."""
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name in ("dot_general", "conv_general_dilated"):
@@ -442,7 +446,7 @@ def products(jaxpr) -> list:
 
 @pytest.mark.parametrize("torso", ["mlp", "shallow"])
 def test_all_products_of_an_update_are_of_float32(torso):
-    """An accelerator's default is less, which conjugate gradients do not forgive."""
+    """An accelerator's default precision is lower, and not enough for conjugate gradients."""
     shape, dtype, stack = ((D,), np.float32, 1) if torso == "mlp" else ((20, 20), np.uint8, 2)
     spec = EnvironmentSpec(shape, np.dtype(dtype), DiscreteActions(A))
     agent = trpo.make(config(torso=torso, frame_stack=stack, hidden_sizes=(5,)), spec)
@@ -496,7 +500,7 @@ def test_two_shards_are_one_batch(spec, fraction):
 
 @pytest.mark.parametrize("options", [{}, {"normalize_observations": True}, {"squash": True}, {"sigma": "state"}])
 def test_ratios_to_ones_own_actions_are_1(options):
-    """Acting and learning see alike, by the statistics that the state held when it acted."""
+    """Acting and learning normalise observations alike, by the statistics that the state held when it acted."""
     agent = trpo.make(config(**options, hidden_sizes=(4,)), CONTINUOUS)
     state = agent.init(jax.random.key(0))
     for seed in range(3):

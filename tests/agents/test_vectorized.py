@@ -1,4 +1,4 @@
-"""A population stacked in one agent: each member as it would be alone."""
+"""A population stacked in one agent, where each member does what it would do alone."""
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ def test_members_take_whole_rounds_of_tasks_by_turns():
 
 
 def test_members_equal_separate_ones(population):
-    """Acting and learning, each on its own environments' rows."""
+    """Each member acts and learns on the rows of its own environments as a separate agent does."""
     agent, stacked, tasks = population
     generator = np.random.default_rng(0)
     key = jax.random.key(1)

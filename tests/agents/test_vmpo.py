@@ -31,12 +31,12 @@ def make(kind: str, **fields):
 
 
 def gradient_of(opt_state):
-    """Adam's first average after one step holds the gradient."""
+    """Returns the gradient of the first step, which Adam's first moment holds times 1 - beta_1."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
 
 
 def randomized(state, seed: int = 0):
-    """The network and the target at random and apart from each other, and multipliers unlike one another."""
+    """Returns the state with a random network and target that differ, and with different multipliers."""
     rng = np.random.default_rng(seed)
 
     def noisy(tree):
@@ -48,7 +48,8 @@ def randomized(state, seed: int = 0):
 
 
 def played(agent, state, seed: int = 0, B: int = B) -> Sample:
-    """A batch of blocks that the target network acts, of episodes that end anywhere, by a terminal or a time limit."""
+    """Returns a batch of blocks in which the target network acts. Episodes end at random, and a row's discount is 0 at
+    random."""
     rng = np.random.default_rng(seed)
     memory, rows, first = agent.memory(B, None), [], rng.random(B) < 0.5
     before = memory
@@ -69,7 +70,7 @@ def played(agent, state, seed: int = 0, B: int = B) -> Sample:
 
 
 def naive_e_step(eta, advantages, live, fraction):
-    """The better part of the transitions, as (t, b), and the weight of each, one after another."""
+    """Returns the weight of each transition (t, b) of the better part, and the mean of exp(A / eta) over this part."""
     rows = [(t, b) for t in range(advantages.shape[0]) for b in range(advantages.shape[1]) if live[t, b]]
     rows.sort(key=lambda row: -advantages[row])
     least = advantages[rows[math.ceil(fraction * len(rows)) - 1]]
@@ -97,7 +98,7 @@ def test_weights_are_of_the_better_part_alone_and_the_papers(seed, fraction, eta
     for row, weight in weights.items():
         expected[row] = weight
     np.testing.assert_allclose(found.psi, expected, rtol=1e-3, atol=1e-6)
-    if seed < 4:  # no two are equal
+    if seed < 4:  # no two advantages are equal
         assert (np.asarray(found.psi) > 0).sum() <= math.ceil(fraction * live.sum())
     np.testing.assert_allclose(found.loss, eta * 0.1 + eta * math.log(mean), rtol=1e-3, atol=1e-4)
     kl = sum(w * math.log(w * len(weights)) for w in weights.values() if w > 0)
@@ -127,7 +128,7 @@ def test_a_batch_without_transitions_changes_nothing():
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_the_better_part_is_of_all_devices_rows(devices):
-    """However unevenly it lies among them."""
+    """The better part is taken from the rows of all devices together, however unevenly it is spread over them."""
     advantages, live = random_advantages(3)
     advantages = advantages + 3.0 * np.arange(B)  # the last environments have nearly all of it
     whole = vmpo.e_step(jnp.float32(0.1), advantages, live, 0.5, 0.1)
@@ -142,14 +143,14 @@ def test_the_better_part_is_of_all_devices_rows(devices):
 
 
 def np_heads(kind, network, s):
-    """The policy's outputs and the value of one observation, by linear layers."""
+    """Returns the policy's outputs and the value for one observation, by linear layers."""
     params = network["params"]
     outputs = s @ params["policy"]["kernel"] + params["policy"]["bias"]
     return outputs, (s @ params["value"]["kernel"] + params["value"]["bias"])[0]
 
 
 def np_parts(kind, outputs):
-    """Probabilities of each factor's choices, or mu and sigma."""
+    """Returns the probabilities of each factor's choices, or mu and sigma."""
     if kind == "continuous":
         return outputs[:2], np.clip(np.exp(outputs[2:]), 1e-3, 10.0)
     sizes = (3,) if kind == "discrete" else (2, 3)
@@ -172,7 +173,8 @@ def np_kls(kind, old, new):
 
 
 def naive_losses(kind, config, learnt, fixed, sample):
-    """V-MPO's loss of the network `learnt`, by values and multipliers `fixed`; and of the multipliers."""
+    """Returns V-MPO's loss of the network `learnt`, with the values and multipliers of `fixed`, the loss of the
+    temperature of `fixed`, and the KLs that the multipliers bound."""
     steps, live = sample.steps, 1 - sample.steps.first[1:].astype(float)
     raw = steps.extras["raw"] if kind == "continuous" else steps.action
     V = np.array([[np_heads(kind, fixed.network, steps.observation[t, b])[1] for b in range(B)] for t in range(T + 1)])
@@ -225,7 +227,7 @@ def test_gradients_are_those_of_finite_differences_of_the_papers_losses(kind, se
     np.testing.assert_allclose(gradient.eta, slope[0], rtol=2e-3, atol=1e-5)
     _, _, kls = naive_losses(kind, settings, fixed.network, fixed, sample)
     epsilons = [1e-2, 1e-4] if kind == "continuous" else [1e-2]
-    slopes = 1 / (1 + np.exp(-fixed.alphas))  # the softplus's
+    slopes = 1 / (1 + np.exp(-fixed.alphas))  # the softplus's slopes
     np.testing.assert_allclose(gradient.alphas, slopes * (epsilons - kls), rtol=2e-3)
     names = ("kl_mu", "kl_sigma") if kind == "continuous" else ("kl",)
     np.testing.assert_allclose([feedback.metrics[name] for name in names], kls, rtol=1e-3)
@@ -296,11 +298,11 @@ def test_all_hypers_are_the_states(kind):
     state = randomized(agent.init(jax.random.key(0)))
     sample, update = played(agent, state), jax.jit(agent.update)
     before, _ = update(state, jax.random.key(0), sample)
-    others = ("epsilon_mu", "epsilon_sigma") if kind == "discrete" else ("epsilon_alpha",)  # are of other actions
+    others = ("epsilon_mu", "epsilon_sigma") if kind == "discrete" else ("epsilon_alpha",)  # for other kinds of actions
     for name in set(vmpo.Hypers._fields) - set(others):
         tuned = state._replace(hypers=state.hypers._replace(**{name: jnp.float32(0.4)}))
         after, _ = update(tuned, jax.random.key(0), sample)
-        # Adam's first steps have one size: parameters are compared beside the gradients.
+        # Adam's first step has the same size for any gradient, so the gradients are compared too.
         both = [(x.params, gradient_of(x.opt_state)) for x in (before, after)]
         moved = jax.tree.map(lambda x, y: bool(np.abs(x - y).max() > 1e-6), *both)
         assert any(jax.tree.leaves(moved)), name
@@ -327,7 +329,8 @@ def test_two_shards_are_one_batch(kind):
 
 
 def test_an_lstm_learns_from_where_it_acted():
-    """So that the first update finds no divergence there either."""
+    """The learner's LSTM starts from the state with which acting began, so the first update finds no divergence
+    either."""
     agent = make("discrete", hidden_sizes=(6,), lstm_size=4, lstm_previous=True)
     state = agent.init(jax.random.key(0))
     _, feedback = jax.jit(agent.update)(state, jax.random.key(0), played(agent, state))

@@ -1,4 +1,4 @@
-"""Random transitions, and what tests of agents that learn action values from them have in common."""
+"""Random transitions, and what the tests of agents that learn action values from transitions share."""
 
 from types import ModuleType
 from typing import Any
@@ -43,7 +43,7 @@ def random_sample(seed: int, B: int = 8) -> Sample:
 
 
 def randomized(state, seed: int = 0):
-    """Parameters and targets at random, and apart from each other."""
+    """Returns the state with random parameters and targets, which differ."""
     rng = np.random.default_rng(seed)
 
     def noisy(x):
@@ -81,7 +81,8 @@ def finite_differences(function, params, epsilon=1e-6):
 
 
 def learn(agent: Agent, state: Any, sample: Sample, keys: jax.Array) -> tuple[Any, dict[str, Any]]:
-    """The state after an update of the same sample for each of the keys, and the metrics of all, [keys] each."""
+    """Returns the state after one update on the same sample for each of the keys, and the metrics of all updates,
+    [keys] each."""
 
     def body(state, key):
         state, feedback = agent.update(state, key, sample)
@@ -91,7 +92,7 @@ def learn(agent: Agent, state: Any, sample: Sample, keys: jax.Array) -> tuple[An
 
 
 def gradient_of(opt_state):
-    """Adam's first average after one step holds the gradient."""
+    """Returns the gradient of the first step, which Adam's first moment holds times 1 - beta_1."""
     return jax.tree.map(lambda m: np.asarray(m) / (1 - ADAM_B1), opt_state[1].mu)
 
 
@@ -109,7 +110,7 @@ def dense(layer: Any, x: np.ndarray) -> np.ndarray:
 
 
 def np_outputs(theta: Any, x: np.ndarray, num_atoms: int) -> np.ndarray:
-    """[A, num_atoms] of one observation: an mlp of one layer, and plain or dueling heads."""
+    """Returns the outputs [A, num_atoms] for one observation, by an mlp of one layer and plain or dueling heads."""
     layers = theta["params"]
     features = np.maximum(0.0, dense(layers["MLPTorso_0"]["Dense_0"], x.astype(np.float64)))
     advantages = dense(layers["advantage"], features).reshape(A, num_atoms)
@@ -123,7 +124,7 @@ def np_huber(error: float, kappa: float = 1.0) -> float:
 
 
 def np_rho(tau: float, u: float, kappa: float) -> float:
-    """The quantile Huber loss of one difference; of a kappa of 0, quantile regression's."""
+    """Returns the quantile Huber loss of the difference u. With a kappa of 0 it is quantile regression's loss."""
     weight = abs(tau - (u < 0))
     return weight * (np_huber(u, kappa) / kappa if kappa else abs(u))
 

@@ -1,4 +1,4 @@
-"""What is recorded of two baselines can be remade: a fresh seed comes to it."""
+"""The recorded results of two baselines can be reproduced with fresh seeds."""
 
 import subprocess
 import sys

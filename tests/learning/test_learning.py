@@ -1,14 +1,14 @@
-"""Agents learn, from the command line, to the figures that docs/results states."""
+"""Agents that are trained from the command line reach the returns that docs/results states."""
 
 import pytest
 
 from tests.launchers import command_line
 
-pytestmark = pytest.mark.timeout(900)  # beside other tests, on slow cores; it is steps that end a training
+pytestmark = pytest.mark.timeout(900)  # enough on slow cores beside other tests: steps, not time, end a training
 
 
 def evaluation(logdir, *arguments: str) -> float:
-    """Trains, then plays 100 greedy episodes: their mean return."""
+    """Trains, then plays 100 greedy episodes and returns their mean return."""
     code, output = command_line.run("train", f"--logdir={logdir}", *arguments, timeout=800.0)
     assert code == 0, output
     code, output = command_line.run("evaluate", f"--logdir={logdir}", "--episodes=100")
@@ -33,7 +33,7 @@ def test_impala_learns_catch(tmp_path):
 
 @pytest.mark.learn
 def test_impala_learns_acrobot_without_flags(tmp_path):
-    """Whose returns, down to -500, no preset brings to scale by hand."""
+    """Acrobot's returns go down to -500, and no preset scales its rewards by hand."""
     assert evaluation(tmp_path, "--agent=impala", "--env=Acrobot-v1") >= -100
 
 
@@ -94,7 +94,7 @@ def test_value_based_agents_learn_catch(tmp_path, agent, steps):
 
 @pytest.mark.learn
 def test_an_intrinsic_reward_finds_the_extrinsic_one(tmp_path):
-    """Which PPO alone does not find."""
+    """PPO alone does not find the extrinsic reward."""
     arguments = ("--agent=ppo_rnd", "--env=gymnasium:environments.textbook:OpenLake-v0", "--carrier=local")
     assert evaluation(tmp_path / "with", *arguments) >= 0.95
     assert evaluation(tmp_path / "without", *arguments, "--config.intrinsic_coefficient=0") == 0
@@ -120,13 +120,13 @@ def test_policy_gradients_of_continuous_actions_balance_a_pendulum(tmp_path, age
 
 @pytest.mark.learn
 def test_off_pac_learns_mountain_car(tmp_path):
-    """Where the behaviour reaches the goal in one episode of fifteen."""
+    """The behaviour policy reaches the goal in one episode of fifteen."""
     assert evaluation(tmp_path, "--agent=off_pac", "--env=MountainCar-v0") >= -150
 
 
 @pytest.mark.learn
 def test_every_member_of_a_population_learns_catch(tmp_path):
-    """Of learning rates over three decades, most of which are too small."""
+    """Learning rates are drawn from three decades, and most of them are too small."""
     tune = "--tune=learning_rate:log:1e-5:1e-2,entropy_cost:log:1e-3:1e-1"
     arguments = ("--env=Catch-v0", "--population=8", "--population_mode=vmap", tune, "--config.decay_env_steps=0")
     assert evaluation(tmp_path, *arguments, "--max_env_steps=80000", "--eval_period=40000") >= 0.95
