@@ -19,6 +19,6 @@ def quickly(environ: MutableMapping[str, str]) -> None:
 
 
 def as_a_person(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """Returns `environ` without these variables, for commands that are started as a person starts them."""
+    """Returns `environ` without what `quickly` sets, for commands that are started as a person starts them."""
     rest = {name: value for name, value in environ.items() if name not in CACHE}
     return rest | {"XLA_FLAGS": environ.get("XLA_FLAGS", "").replace(UNOPTIMISED, "").strip()}

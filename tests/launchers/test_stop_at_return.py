@@ -87,8 +87,8 @@ def test_a_serial_run_is_done_with_the_parameters_that_were_evaluated(tmp_path):
 
 @pytest.mark.parametrize("where", [SERIAL, ("--placement=threads", "--carrier=local")])
 def test_what_was_evaluated_and_lost_by_a_kill_is_learnt_again(where, tmp_path, capsys):
-    """The evaluation was written, but the learner was killed before it saved. The learner goes on until it has made as
-    many steps again, and saves."""
+    """The evaluation was written, but the learner was killed before it saved. The learner goes on until it has come as
+    far again, and saves."""
     write(tmp_path, (300, 0.5), (600, 2.0), (900, 1.0))
     assert attempt(tmp_path, *QUEUE, *where, "--stop_at_return=2") == 0
     assert 600 <= saved(tmp_path).env_steps < 600 + 40, "of an update"

@@ -276,7 +276,7 @@ def test_what_is_no_best_is_one_line(checkpoint, content, words, made, tmp_path)
 
 
 def test_a_url_is_a_logdir(made, tmp_path, monkeypatch):
-    """It may also be the URL of a population whose members have folders. Loading does not need the environment."""
+    """A population at a URL is read too, if its members have folders. Loading does not need the environment."""
     logdir, evaluation = made("impala")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(runs.Run, "spec", None)
