@@ -1,5 +1,5 @@
-"""Compiling for tests: they compile thousands of programs and run most of them a few times. Say it before JAX is
-imported."""
+"""Faster compiling for tests, which compile thousands of programs and run most of them a few times. Call it before JAX
+is imported."""
 
 import pathlib
 from collections.abc import MutableMapping
@@ -10,8 +10,8 @@ CACHE = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SEC
 
 
 def quickly(environ: MutableMapping[str, str]) -> None:
-    """Has JAX compile without optimising, and keep all that it compiles in the user's cache folder, for the next time;
-    unless `environ` says where already."""
+    """Sets variables that have JAX compile without optimising, and keep all that it compiles for the next time: in the
+    user's cache folder, unless `environ` already names a folder."""
     environ["XLA_FLAGS"] = f"{environ.get('XLA_FLAGS', '')} {UNOPTIMISED}".strip()
     if CACHE[0] not in environ:
         caches = pathlib.Path(environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -19,6 +19,6 @@ def quickly(environ: MutableMapping[str, str]) -> None:
 
 
 def as_a_person(environ: MutableMapping[str, str]) -> dict[str, str]:
-    """`environ` without that: of commands that are started as a person starts them."""
+    """Returns `environ` without what `quickly` sets, for commands that are started as a person starts them."""
     rest = {name: value for name, value in environ.items() if name not in CACHE}
     return rest | {"XLA_FLAGS": environ.get("XLA_FLAGS", "").replace(UNOPTIMISED, "").strip()}

@@ -1,4 +1,5 @@
-"""Tests run on the CPU wherever they run. This must be said before anything imports JAX or TensorFlow."""
+"""Settings for all tests. They run on the CPU on every machine: the variables below must be set before anything imports
+JAX or TensorFlow."""
 
 import gc
 import importlib.util
@@ -17,8 +18,8 @@ compiling.quickly(os.environ)
 
 
 def pytest_collection_modifyitems(items):
-    """What starts ViZDoom's games runs in a process of its own (tests/environments/test_games.py): rarely one does not
-    start, and EnvPool then waits for it for ever, where no time-out reaches."""
+    """Skips the tests that start ViZDoom's games, except in the process that tests/environments/test_games.py starts
+    for them. Now and then a game does not start, and EnvPool then waits for ever, where no time-out reaches."""
     if os.environ.get("SHOAL_TEST_VIZDOOM") != "1":
         for item in items:
             if item.get_closest_marker("vizdoom"):
@@ -30,7 +31,8 @@ NO_REVERB = f"no Reverb here (Python {sys.version_info.major}.{sys.version_info.
 
 
 def names_reverb(text: str) -> bool:
-    """Whether an error's text is about Reverb, or what is here for Reverb alone: it lacks, or Shoal asks for it."""
+    """Returns whether an error's text says that Reverb is missing, or TensorFlow or Ray, which are installed only with
+    Reverb; or that Shoal refuses something because it needs Reverb."""
     asked = (
         "needs --carrier=reverb, which joins processes (and Python 3.11)",
         "--carrier=reverb: Reverb is not installed",
@@ -41,7 +43,7 @@ def names_reverb(text: str) -> bool:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    """Where Reverb is not installed, a file of tests that cannot be imported without it is skipped ..."""
+    """Skips a file of tests that cannot be imported because Reverb is not installed."""
     report = yield
     if not HAS_REVERB and report.failed and names_reverb(str(report.longrepr)):
         report.outcome, report.longrepr = "skipped", (str(collector.path), None, NO_REVERB)
@@ -50,7 +52,7 @@ def pytest_make_collect_report(collector):
 
 @pytest.hookimpl(wrapper=True)
 def skip_without_reverb(item):
-    """... and so is a test that imports it, or whose fixtures do."""
+    """Skips a test that fails because it, or one of its fixtures, imports Reverb where that is not installed."""
     try:
         return (yield)
     except (ModuleNotFoundError, UsageError) as error:
@@ -64,8 +66,8 @@ pytest_runtest_setup = pytest_runtest_call = skip_without_reverb
 
 @pytest.fixture(scope="module", autouse=True)
 def what_was_compiled_is_forgotten():
-    """What a file of tests compiled is of little use to the next, and grows to gigabytes that Python's garbage
-    collector walks through again and again."""
+    """Clears JAX's caches after each file of tests. What one file compiled is of little use to the next, and grows to
+    gigabytes that Python's garbage collector walks through again and again."""
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
@@ -74,7 +76,8 @@ def what_was_compiled_is_forgotten():
 
 @pytest.fixture(autouse=True)
 def tensorflow_comes_back():
-    """A command in the tests' own process may have left TensorFlow out (runtime.leave_out_tensorflow)."""
+    """Lets TensorFlow be imported again: a command in the tests' process may have blocked it
+    (runtime.leave_out_tensorflow)."""
     yield
     if sys.modules.get("tensorflow", True) is None:
         del sys.modules["tensorflow"]
@@ -82,8 +85,8 @@ def tensorflow_comes_back():
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config):
-    """Ends the process as the launchers do (launchers/flags.py): the interpreter's own teardown, under threads that
-    wait inside Reverb, aborts now and then after every test has passed."""
+    """Ends the process as the launchers do (launchers/flags.py). Python's own exit now and then aborts while threads
+    wait inside Reverb, although every test has passed."""
     status = getattr(config, "exit_status", None)
     if status is not None:
         sys.stdout.flush()

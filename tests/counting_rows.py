@@ -1,4 +1,4 @@
-"""Counting-v0 told row by row, without arrays: what tests compare the real thing and its windows with."""
+"""Counting-v0 row by row, without arrays. Tests compare the real environment, and windows of its rows, with these."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,11 +8,11 @@ from environments.counting import episode_length, terminates
 
 
 class Row(NamedTuple):
-    """What one environment says at one time step."""
+    """What one environment returns at one time step."""
 
     observation: tuple[int, int, int]  # environment, episode, step
-    reward: float  # that arrives with the observation
-    discount: float  # likewise
+    reward: float  # the reward that arrives with the observation
+    discount: float  # the discount that arrives with it
     first: bool
     last: bool
 

@@ -1,4 +1,4 @@
-"""What is on a picture."""
+"""A check of what a picture shows."""
 
 import pathlib
 
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def has_curve(path: pathlib.Path) -> bool:
-    """Whether a PNG shows more than axes and words: a line of pixels that are not grey, across a fifth of it."""
+    """Returns whether a PNG has more than grey axes and words: coloured pixels in more than a fifth of its columns."""
     picture = matplotlib.image.imread(path)[..., :3]
     coloured = np.ptp(picture, axis=-1) > 0.2
     return bool(coloured.any(axis=0).mean() > 0.2)

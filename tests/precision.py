@@ -1,4 +1,4 @@
-"""Numbers of 64 bits for a while, by the name that the installed JAX has for it."""
+"""A context in which JAX computes with 64 bits, under the name that the installed JAX has for it."""
 
 from contextlib import AbstractContextManager
 from typing import Any

@@ -1,4 +1,5 @@
-"""Every link of the documents leads to a file that is there, and to a heading of it; so does what the code names."""
+"""Every link in the documents leads to a file that exists, and to a heading in it. So does every page that the code
+names."""
 
 import re
 from collections.abc import Iterator
@@ -14,13 +15,13 @@ NAMED = re.compile(r"\b(?:README|BUILD|docs/[\w/]+)\.md(?:#[\w-]+)?")  # in comm
 
 
 def slug(heading: str) -> str:
-    """GitHub's anchor of a heading: small letters, hyphens for spaces, and of all else only letters, digits and _."""
+    """Returns GitHub's anchor of a heading: lower case, with hyphens for spaces and only letters, digits, - and _."""
     text = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
     return re.sub(r"[^\w\- ]", "", text.strip().lower()).replace(" ", "-")
 
 
 def anchors(text: str) -> set[str]:
-    """All that may follow the # of a link to a page; a heading that comes again gets a number."""
+    """Returns all that may follow the # of a link to a page. A heading that is repeated gets a number."""
     prose, found = CODE.sub("", text), set(re.findall(r'<a (?:id|name)="([^"]+)"', text))
     for heading in re.findall(r"^#{1,6} +(.*?)[ #]*$", prose, re.MULTILINE):
         name, again = slug(heading), 0
@@ -31,14 +32,14 @@ def anchors(text: str) -> set[str]:
 
 
 def links(text: str) -> Iterator[str]:
-    """The targets of all links and pictures that lead to no other site."""
+    """Returns the targets of all links and pictures, except those on other sites."""
     prose = re.sub(r"(`+)[^`].*?\1", "", CODE.sub("", text), flags=re.DOTALL)
     targets = re.findall(r"\]\(\s*<?([^)\s>]+)", prose) + re.findall(r"^\[[^]]+\]:\s*(\S+)", prose, re.MULTILINE)
     return (target for target in targets if not re.match(r"\w+:", target))
 
 
 def wrong(target: str, page: Path, root: Path = ROOT) -> str:
-    """What is wrong with a link of a page; nothing if it leads somewhere below `root`."""
+    """Returns what is wrong with a link of a page: an empty string if the link leads to something below `root`."""
     path, _, anchor = target.partition("#")
     file = (page.parent / path).resolve() if path else page
     if not file.exists() or not file.is_relative_to(root):
@@ -61,7 +62,7 @@ def test_pages_that_the_code_names_are_there(room):
 
 
 def test_the_code_names_pages():
-    """The expression above finds what it is to find."""
+    """The regular expression NAMED finds a page that a docstring or a comment names."""
     assert "docs/machines.md#keeping-strangers-out" in NAMED.findall((ROOT / "launchers" / "train.py").read_text())
 
 

@@ -1,4 +1,5 @@
-"""Imports point one way, and each thing has one home. Reads the source; runs none of it but agents/."""
+"""Imports point one way, and each thing has one home. Most of these tests only read the source; some import modules, in
+processes of their own."""
 
 import ast
 import io
@@ -12,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# What a room may import of the project: a name stands for that module and everything inside it.
+# What a room may import from the project. A name stands for that module and everything inside it.
 ALLOWED = {
     "agents": {"agents"},
     "environments": {"environments", "agents.agent"},
@@ -23,7 +24,7 @@ ALLOWED = {
     "scripts": {"scripts", "launchers", "runtime", "environments", "replay", "agents"},
 }
 ROOMS = [room for room in ALLOWED if room != "scripts"]
-# What algorithms are made of knows none of them: below agents/parts this stands for what agents may import.
+# The parts that algorithms are made of know no algorithm: for files in agents/parts this replaces the entry of agents.
 PARTS, PARTS_ALLOWED = "agents/parts", {"agents.agent", "agents.parts"}
 PROJECT = {*ALLOWED, "tests"}
 
@@ -38,7 +39,7 @@ IMPURE = {
 AGENTS_STANDARD = sys.stdlib_module_names - IMPURE
 
 MAPPING_HOME = "runtime/devices.py"
-MAPPING = {"pmap", "shard_map", "PartitionSpec", "NamedSharding", "PositionalSharding"}  # and what is addressable
+MAPPING = {"pmap", "shard_map", "PartitionSpec", "NamedSharding", "PositionalSharding"}  # and names with "addressable"
 VAGUE_NAMES = {"utils.py", "common.py", "base.py", "helpers.py"}
 AGENT_LINES = 300
 
@@ -48,7 +49,7 @@ def sources(*rooms: str) -> list[Path]:
 
 
 def imports(path: str, tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every (line, dotted name) that a file imports, wherever in the file; `from a import b` gives a.b."""
+    """Yields every (line, dotted name) that a file imports, anywhere in the file; `from a import b` gives a.b."""
     package = list(Path(path).parent.parts)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -70,7 +71,7 @@ def within(name: str, allowed: set[str]) -> bool:
 
 
 def violations(path: str, source: str) -> list[str]:
-    """What is wrong with the file at `path`, which is relative to the repository's root."""
+    """Returns what is wrong with the file at `path`, which is relative to the repository's root."""
     room = path.split("/")[0]
     importer, may = (PARTS, PARTS_ALLOWED) if path.startswith(f"{PARTS}/") else (room, ALLOWED[room])
     tree = ast.parse(source)
@@ -95,7 +96,7 @@ def violations(path: str, source: str) -> list[str]:
 
 
 def code_lines(source: str) -> int:
-    """Lines that hold code: not blank, not only a comment, not part of a docstring."""
+    """Returns how many lines hold code: lines that are not blank, not only a comment and not part of a docstring."""
     layout = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
     lines: set[int] = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -167,7 +168,7 @@ for name in ("reverb", "tensorflow"):
 for name in sys.argv[1:]:
     importlib.import_module(name)
 """
-# What one needs to read a checkpoint, to draw a curve, to evaluate, and to train over the local carrier.
+# The modules that are needed to read a checkpoint, draw a curve, evaluate, and train over the local carrier.
 WITHOUT_REVERB = [
     *("replay.channels", "replay.local_carrier", "replay.ring_channel", "replay.local", "replay.variables"),
     *("runtime.checkpoint", "runtime.devices", "runtime.metrics", "runtime.plot", "runtime.evaluator"),
@@ -188,13 +189,13 @@ def test_all_but_the_reverb_carrier_imports_without_reverb_and_tensorflow():
     assert result.returncode != 0, "the test can see an import of Reverb"
 
 
-# What tells ways of travelling apart by type stands in the way's own file, or in the one dispatch.
+# Code that tells ways of travelling apart by type belongs in the way's own file, or in the one dispatch.
 WAYS = {"Blocks", "WholeEpisodes", "Transitions", "Stacks", "Sequences", "Gradients", "Block"}
 MOST_TYPE_TESTS = 5
 
 
 def type_tests(source: str) -> list[int]:
-    """Lines with isinstance of a way of travelling."""
+    """Returns the lines that test with isinstance for a way of travelling."""
     return [
         node.lineno
         for node in ast.walk(ast.parse(source))

@@ -7,7 +7,8 @@ from typing import Any
 
 
 def within(seconds: float, what: str, function: Callable[..., Any], *args: Any) -> Any:
-    """`function(*args)`, called in a thread of its own; an AssertionError that names `what` if it takes too long."""
+    """Returns `function(*args)`, called in a thread of its own. Raises AssertionError, which names `what`, if the call
+    takes longer than `seconds`."""
     outcome: list[Any] = []
 
     def call():
@@ -16,7 +17,7 @@ def within(seconds: float, what: str, function: Callable[..., Any], *args: Any) 
         except BaseException as error:
             outcome.extend((False, error))
 
-    thread = threading.Thread(target=call, name=what, daemon=True)  # may be stuck in C++ for ever
+    thread = threading.Thread(target=call, name=what, daemon=True)  # a daemon, because it may be stuck in C++ for ever
     thread.start()
     thread.join(seconds)
     assert len(outcome) == 2, f"waited {seconds} s in vain for {what}"
@@ -27,7 +28,7 @@ def within(seconds: float, what: str, function: Callable[..., Any], *args: Any) 
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Returns once `condition()` holds; an AssertionError that names `what` if it never does."""
+    """Returns once `condition()` holds. Raises AssertionError, which names `what`, if that takes over `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain until {what}"

@@ -24,7 +24,7 @@ TINY = (
     "--config.unroll_length=5",
 )
 
-# The same with a replay: two servers, priorities.
+# The same with a prioritized replay on two servers.
 TINY_REPLAY = (
     "--agent=ddpg",
     "--env=Pendulum-v1",
@@ -39,25 +39,25 @@ TINY_REPLAY = (
 
 
 def command(module: str, *arguments: str) -> list[str]:
-    if importlib.util.find_spec("reverb") is None:  # in this process, where tests/conftest.py makes a skip of it
+    if importlib.util.find_spec("reverb") is None:  # raised here, tests/conftest.py skips the test
         raise ModuleNotFoundError("No module named 'reverb'", name="reverb")
     return [sys.executable, "-m", f"launchers.{module}", *arguments]
 
 
 def start(module: str, *arguments: str) -> subprocess.Popen:
-    """The launcher as a child, its output (both streams) in a pipe."""
+    """Starts a launcher as a child process, with its output (both streams) in a pipe."""
     return subprocess.Popen(
         command(module, *arguments), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
 def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]:
-    """(exit code, output) of a launcher that ends by itself."""
+    """Returns the (exit code, output) of a launcher that ends by itself."""
     return end(command(module, *arguments), timeout)
 
 
 def end(command: list[str], timeout: float = 240.0) -> tuple[int, str]:
-    """(exit code, output) of a command that ends by itself."""
+    """Returns the (exit code, output) of a command that ends by itself."""
     done = subprocess.run(
         command,
         env=ENVIRONMENT,
@@ -72,8 +72,8 @@ def end(command: list[str], timeout: float = 240.0) -> tuple[int, str]:
 def wait_for(
     what: str, condition: Callable[[], object], timeout: float = 120.0, running: Sequence[subprocess.Popen] = ()
 ) -> None:
-    """Returns once `condition()` is true; fails saying what it waited for, at once if one of the launchers that must be
-    `running` meanwhile has ended."""
+    """Returns once `condition()` is true. Raises AssertionError, which names `what`, after `timeout` seconds, and at
+    once if a launcher ends that must be `running` meanwhile."""
     deadline = time.monotonic() + timeout
     while not condition():
         for launcher in running:
@@ -91,7 +91,7 @@ def free_port() -> int:
 
 
 def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:
-    """The live role processes of a run: role -> process ids."""
+    """Returns the live role processes of a run: role -> process ids."""
     found: dict[str, list[int]] = {}
     for given, process in chaos.processes_of(logdir):
         found.setdefault(given["role"], []).append(process)

@@ -1,6 +1,7 @@
-"""Command lines by the thousand, the same of a seed: every flag that a command declares and every field of a Config.
+"""Random command lines by the thousand, always the same ones for a seed.
 
-What there is to be said comes from the declarations, so that a new flag is tried as soon as it is declared.
+They draw on every flag that a command declares and every field of a Config. Flags come from the declarations, so that a
+new flag is tried as soon as it is declared.
 """
 
 import dataclasses
@@ -33,22 +34,22 @@ SHARES = {"train": 10, "role": 5, "manifests": 3, "sweep": 4, "evaluate": 3, "pl
 
 @dataclasses.dataclass
 class Line:
-    """A command line, and the files that it finds."""
+    """A command line, and the files that are there when it runs."""
 
     command: str
     arguments: list[str]
-    files: dict[str, bytes]  # by path below the line's own folder; it replaces FOLDER in an argument
-    parted: int = -1  # which argument --name=value is given as two, --name and value; -1: none
+    files: dict[str, bytes]  # path below the line's own folder -> content; the folder replaces FOLDER in an argument
+    parted: int = -1  # the index of an argument --name=value that is given as two words; -1: none
 
     def words(self, folder: pathlib.Path) -> list[str]:
-        """The arguments as a person gives them."""
+        """Returns the arguments as a person gives them."""
         given = [argument.replace(FOLDER, str(folder)) for argument in self.arguments]
         parts = [x.split("=", 1) if index == self.parted else [x] for index, x in enumerate(given)]
         return [word for part in parts for word in part]
 
 
 def lines(seed: int, count: int) -> Iterator[Line]:
-    """`count` of them."""
+    """Yields `count` command lines, which the seed determines."""
     draw = random.Random(seed)
     commands = [name for name, share in SHARES.items() for _ in range(share)]
     for _ in range(count):
@@ -64,7 +65,7 @@ def declared(command: str) -> dict[str, Setting]:
 
 
 def _value(draw: random.Random, name: str, of: Setting) -> str:
-    """Some text for a flag."""
+    """Returns some text for a flag, which may or may not be a value of its kind."""
     pools: list[Sequence[str]]
     if name in ("agent", "env"):
         pools = [odd.ENVS if name == "env" else (*sorted(configs.AGENTS), *odd.ODD_AGENTS)]
@@ -83,7 +84,7 @@ def _value(draw: random.Random, name: str, of: Setting) -> str:
 
 
 def _field(draw: random.Random, agent: str) -> str:
-    """A flag --config.FIELD."""
+    """Returns a flag --config.FIELD for a field of the agent's Config."""
     name, kind = draw.choice(sorted(configs.fields(agent).items()))
     if kind is bool:
         return draw.choice((f"--config.{name}", f"--noconfig.{name}", f"--config.{name}={draw.choice(odd.BOOLS)}"))
@@ -95,7 +96,7 @@ def _field(draw: random.Random, agent: str) -> str:
 
 
 def _flags(draw: random.Random, command: str, agent: str, count: int) -> list[str]:
-    """So many flags of a command, and now and then one that is none."""
+    """Returns `count` flags of a command; now and then one of them is mangled."""
     of, said = declared(command), []
     for _ in range(count):
         if "agent" in of and draw.random() < 0.35:
@@ -108,7 +109,7 @@ def _flags(draw: random.Random, command: str, agent: str, count: int) -> list[st
 
 
 def _mangled(draw: random.Random, flag: str) -> str:
-    """What is hardly a flag."""
+    """Returns a misspelt form of a flag, or some other text that is hardly a flag."""
     name, _, value = flag.partition("=")
     cut = draw.randrange(len(name))
     typed = (name, f"-{flag}", flag[1:], f"{name[:cut]}{name[cut + 1 :]}={value}", f"--no{name[2:]}", flag.upper())
@@ -118,7 +119,7 @@ def _mangled(draw: random.Random, flag: str) -> str:
 
 
 def _of_run(draw: random.Random, command: str) -> Line:
-    """Of a command that is given a run, or of one that needs none."""
+    """Returns a line of a command that describes a run by flags, or that takes no run at all."""
     files = {"file": b"--seed=3\n"}
     if "agent" not in declared(command):
         return Line(command, _flags(draw, command, "", draw.choice((0, 1, 2))), files)
@@ -138,7 +139,7 @@ def _of_run(draw: random.Random, command: str) -> Line:
 
 
 def _of_sweep(draw: random.Random, agent: str) -> list[str]:
-    """What a sweep needs, most often."""
+    """Returns flags that a sweep needs, now and then without one of them or with an unsound range."""
     fields, parts = configs.fields(agent), []
     config = configs.agent_module(agent).Config()
     numbers = sorted(name for name, kind in fields.items() if kind in (int, float))
@@ -156,7 +157,7 @@ def _of_sweep(draw: random.Random, agent: str) -> list[str]:
 
 
 def _fitting(draw: random.Random, agent: str) -> str:
-    """An environment, most often one whose actions the agent takes."""
+    """Returns an environment, most often one with actions that the agent can take."""
     if draw.random() < 0.35:
         return draw.choice(odd.ENVS)
     continuous = agent in ("ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo")
@@ -164,7 +165,7 @@ def _fitting(draw: random.Random, agent: str) -> str:
 
 
 def _saved(draw: random.Random) -> dict[str, bytes]:
-    """A run's config.json, often damaged."""
+    """Returns a run's config.json (name -> content), often damaged."""
     agent, how = draw.choice(("a2c", "impala", "ppo", "dqn", "reinforce", "q_learning")), draw.random()
     if how < 0.12:
         return {"config.json": draw.choice(odd.FILES)}
@@ -217,7 +218,7 @@ def _plot(draw: random.Random, command: str) -> Line:
 
 
 def _evaluations(draw: random.Random) -> bytes:
-    """An evaluator.csv, as it should be or not."""
+    """Returns the content of an evaluator.csv, which may be unsound."""
     header = odd.COLUMNS if draw.random() < 0.85 else draw.choice(odd.OTHER_COLUMNS)
     step, rows = 0, []
     for _ in range(draw.choice((0, 1, 2, 3, 10))):
@@ -227,7 +228,7 @@ def _evaluations(draw: random.Random) -> bytes:
 
 
 def _lineage(draw: random.Random) -> bytes:
-    """A lineage's CSV, as it should be or not."""
+    """Returns the content of a lineage's CSV, which may be unsound."""
     header = draw.choice(("env_steps,member,donor,score,learning_rate",) * 4 + ("env_steps,member", "score", "x,y"))
     turns = range(draw.choice((0, 1, 3)))
     return _table(draw, header, [[100 * n, m, draw.randrange(3), 1.5, 1e-3] for n in turns for m in range(3)])

@@ -1,15 +1,15 @@
-"""What Kubernetes takes of a JobSet, as far as manifests go: the fields that there are, their types, and the rules that
-its API server and JobSet's webhook hold them to. Written by hand, from the API reference of batch/v1 and of
-jobset.x-k8s.io/v1alpha2."""
+"""A check of whether Kubernetes would accept a JobSet, as far as Shoal's manifests go: the fields that exist, their
+types, and the rules of its API server and of JobSet's webhook. It was written by hand, from the API reference of
+batch/v1 and of jobset.x-k8s.io/v1alpha2."""
 
 import re
 from typing import Any
 
-LABEL = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035, as names of services
+LABEL = re.compile("[a-z]([-a-z0-9]*[a-z0-9])?")  # RFC 1035, which names of services follow
 QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?")
 
 QUANTITIES = {"cpu": str, "memory": str, "ephemeral-storage": str, "nvidia.com/gpu": int, "google.com/tpu": int}
-# A field's type, its fields, or [what is in the list]; "!" ends the name of a field that must be there.
+# Each value is a field's type, the fields below it, or [an item of its list]. A "!" ends the name of a required field.
 CONTAINER = {
     "name!": str,
     "image!": str,
@@ -58,7 +58,7 @@ JOB_SET = {
 
 
 def check(manifest: Any) -> None:
-    """Raises AssertionError unless Kubernetes would take the manifest."""
+    """Raises AssertionError unless Kubernetes would accept the manifest."""
     _check_fields(manifest, JOB_SET, "")
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     name, spec = manifest["metadata"]["name"], manifest["spec"]

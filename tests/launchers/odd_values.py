@@ -1,4 +1,4 @@
-"""What a person might say at a command line: what fits, what is at the edge, and what nobody could mean."""
+"""Values that a person might give on a command line: sound ones, ones at the edge, and ones that nobody could mean."""
 
 import pathlib
 
@@ -43,7 +43,7 @@ ENVS = (
     *("binned:²:Pendulum-v1", "binned:3:binned:3:Pendulum-v1", "binned:3:gymnasium:Pendulum-v1"),
     *(f"gymnasium:tests.environments.shaky:constructor-{how}-v0" for how in ("RuntimeError", "SystemExit", "Odd")),
 )
-# Modules of environments that cannot be had, by name; `write_modules` writes them.
+# Modules that fail to give an environment: name -> source. `write_modules` writes them.
 MODULES = {
     "shoal_odd_raises": "raise RuntimeError('two\\nlines')",
     "shoal_odd_exits": "import sys; sys.exit(0)",
@@ -71,7 +71,7 @@ SPACES_MODULE = "shoal_odd_spaces"
 ENVS += tuple(f"gymnasium:{module}:X-v0" for module in MODULES)
 ENVS += tuple(f"gymnasium:{SPACES_MODULE}:{name}-v0" for name in SPACES)
 
-FOLDER = "<folder>"  # a line's own
+FOLDER = "<folder>"  # stands for the folder of a command line
 PATHS = (
     *(f"{FOLDER}/new", f"{FOLDER}/new/and/deeper", f"{FOLDER}/file", f"{FOLDER}/file/below", FOLDER),
     *(f"{FOLDER}/é 日本", f"{FOLDER}/\udcff", f"{FOLDER}/a\nb", f"{FOLDER}/loop/x"),
@@ -81,7 +81,7 @@ PATHS = (
 )
 PICTURES = ("a.png", "a.svg", "a.pdf", "a.PNG", "a", "a.txt", "a.pgf", ".png", "file/x.png", "no/x.png", "a.")
 VIDEOS = ("a.gif", "a.gif", "a.GIF", "a.mp4", "a.png", "gif", "no/x.gif", "file/x.gif", "loop/x.gif", "é\n.gif")
-# Flags in whose company others say something.
+# Flags that give other flags a meaning; a line may get one of these tuples.
 SURROUNDINGS = (
     ("--population=2", "--tune=learning_rate:log:1e-4:1e-2"),
     ("--population=3", "--population_mode=vmap", "--tune=learning_rate:log:1e-4:1e-2"),
@@ -111,7 +111,7 @@ CELLS = (
 
 
 def write_modules(folder: pathlib.Path) -> None:
-    """The modules of environments that cannot be had, and one of environments whose spaces are odd."""
+    """Writes the modules that fail to give an environment, and a module of environments with odd spaces."""
     for name, text in MODULES.items():
         (folder / f"{name}.py").write_text(text)
     classes = (

@@ -1,4 +1,5 @@
-"""Runs of placement `device` on all devices there are: prints, of each agent, how far it came, as JSON."""
+"""Trains agents by placement `device` on all of JAX's devices. Prints as JSON how many environment steps each run made,
+and whether its parameters are finite."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Environments of one kind each: `gymnasium:tests.launchers.plain_environments:ID`."""
+"""Environments with one kind of observations and actions each: `gymnasium:tests.launchers.plain_environments:ID`."""
 
 import functools
 
@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 
 class Plain(gymnasium.Env):
-    """Noise of any space, in episodes of 20."""
+    """An environment with given spaces, whose observations are noise and whose episodes have 20 steps."""
 
     def __init__(self, observation_space, action_space):
         self.observation_space, self.action_space = observation_space, action_space

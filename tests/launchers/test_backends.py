@@ -1,4 +1,4 @@
-"""Who looks for accelerators: on a GPU, a process that does takes most of its memory."""
+"""Which processes look for accelerators. On a GPU, a process that does so takes most of its memory."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 from launchers import configs
 from tests.launchers import command_line
 
-# As on a machine that has an accelerator, which says so when JAX looks for it, and cannot be used.
+# Gives JAX an accelerator that prints a line when JAX looks for it, and that cannot be used.
 ACCELERATOR = """
 import os, sys
 from jax._src import xla_bridge
@@ -18,7 +18,8 @@ def look():
 xla_bridge.register_backend_factory("accelerator", look, priority=1000, fail_quietly=True)
 from launchers import flags, processes, role, train
 """
-# scripts/train up to where its roles would start; one is forked, and says which platforms it may look for.
+# Runs scripts/train up to where its roles would start. With the logdir "forked", one is forked, and prints which
+# platforms it may look for.
 TRAIN = """
 def begin(run, logdir, port):
     print("handed over, backends:", *sorted(xla_bridge._backends), flush=True)
@@ -34,7 +35,7 @@ processes.train = begin
 from tests.launchers.test_backends import platforms
 print("exit code", flags.attempt(train.train, ["train", "--placement=processes", *sys.argv[1:]]))
 """
-# scripts/role up to where it would connect.
+# Runs scripts/role up to where it would connect to the servers.
 ROLE = """
 def connect(*_):
     raise OSError("nobody serves here")
@@ -68,7 +69,7 @@ def said(program: str, *arguments: str) -> list[str]:
 
 
 def test_the_accelerator_is_looked_for_where_nothing_forbids_it():
-    """Else what follows would say nothing."""
+    """Otherwise the tests below would prove nothing."""
     assert said("import jax; jax.devices()")[0] == "looked for"
 
 
@@ -76,7 +77,7 @@ def test_the_accelerator_is_looked_for_where_nothing_forbids_it():
     ("name", "arguments"),
     [
         ("forked", []),
-        ("members", ["--population=2", "--tune=learning_rate:log:1e-4:1e-2"]),  # whose hyperparameters are drawn
+        ("members", ["--population=2", "--tune=learning_rate:log:1e-4:1e-2"]),  # their hyperparameters are drawn
         ("replay", ["--agent=apex_dqn", "--num_replay_servers=2"]),
         ("workers", ["--agent=a3c"]),
     ],

@@ -214,7 +214,7 @@ def test_mistake_is_one_line_and_leaves_nothing(mistake, tmp_path, capfd):
 
 @pytest.mark.parametrize("mistake", ["field", "environment", "no address"])
 def test_mistake_of_a_command(mistake, tmp_path):
-    """What is above in this process, as a person meets it."""
+    """Tries some of the mistakes as commands, as a person meets them; the tests above try them in this process."""
     launcher, arguments, parts = MISTAKES[mistake]
     code, output = command_line.run(launcher, f"--logdir={tmp_path / 'run'}", *arguments)
     expect_one_line(code, output, parts)

@@ -1,4 +1,4 @@
-"""The registry of baselines: that its command lines are runs, its names are folders, and its pictures show it."""
+"""The registry of baselines: its command lines make runs, its names can be folders, and its pictures show it."""
 
 import re
 

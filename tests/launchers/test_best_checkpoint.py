@@ -1,4 +1,4 @@
-"""The best of a run's evaluations is kept beside its newest checkpoints, and evaluated from there."""
+"""The parameters of a run's best evaluation are kept beside its newest checkpoints, and can be evaluated."""
 
 import pathlib
 
@@ -47,7 +47,7 @@ def parts_of(logdir: pathlib.Path) -> roles.Parts:
 
 
 def check(logdir: pathlib.Path, capsys) -> best.Best:
-    """What is kept is the run's best evaluation, and scripts/evaluate plays it."""
+    """Asserts that the parameters of the run's best evaluation are kept, and that scripts/evaluate plays them."""
     rows = metrics.read(logdir / "evaluator.csv")
     kept = best.restore(logdir, parts_of(logdir).params)
     highest = max(row["return_mean"] for row in rows)
@@ -85,7 +85,7 @@ def test_each_member_of_a_population_keeps_its_own(tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments", [QUEUE, LSTM, R2D2])
 def test_they_are_the_very_parameters(arguments, tmp_path):
-    """A serial run that is done at its first evaluation ends with what was evaluated."""
+    """A serial run that is done at its first evaluation ends with the parameters that were evaluated."""
     learn(tmp_path, *arguments, *SERIAL, "--stop_at_return=1", steps=10**6)
     parts = parts_of(tmp_path)
     kept, newest = best.restore(tmp_path, parts.params), Checkpointer(tmp_path / "checkpoints", parts.agent).restore()

@@ -91,7 +91,7 @@ CASES = {
 
 @pytest.fixture
 def signals():
-    """Handlers as they were, for a placement sets its own."""
+    """Restores the signal handlers after a test, because a placement sets its own."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -99,7 +99,8 @@ def signals():
 
 
 def train(name: str, logdir, *lengths: int):
-    """The learner's and the replay's states after a run that is ended and resumed at these lengths."""
+    """Trains a run to each of `lengths` (environment steps) in turn, and resumes it each time. Returns the last state
+    of the learner, its version, and the state of the replay."""
     agent, env, settings, config, _ = CASES[name]
     for length in lengths:
         run = runs.make(agent, env, SMALL | settings | {"max_env_steps": length}, config)

@@ -1,4 +1,4 @@
-"""Placement `device`: what the learner's devices make and learn is what actors and learners elsewhere do."""
+"""Placement `device`: the learner's devices make the same experience, and learn the same, as other placements."""
 
 import signal
 
@@ -21,7 +21,7 @@ SMALL = {"hidden_sizes": (8,), "unroll_length": 5, "batch_size": 8}
 
 @pytest.fixture
 def signals():
-    """Handlers as they were, for a placement sets its own."""
+    """Restores the signal handlers after a test, because a placement sets its own."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():
@@ -108,7 +108,7 @@ def test_a_population_shares_the_devices(tmp_path, signals):
 
 @pytest.mark.parametrize("devices", [2])
 def test_several_devices_make_and_learn(devices):
-    """As tests/launchers/on_devices.py says."""
+    """Runs tests/launchers/on_devices.py with several devices, and checks what it prints."""
     for agent, made in several_devices.run("tests.launchers.on_devices", devices).items():
         assert made["env_steps"] >= 2000 and made["finite"], agent
 

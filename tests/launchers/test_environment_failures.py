@@ -1,5 +1,5 @@
-"""Runs whose environment breaks: one line and exit code 2, the learner saves as on a signal, and the same command goes
-on once the environment is sound."""
+"""Runs whose environment breaks. They end with one line and exit code 2, the learner saves as it does on a signal, and
+the same command continues the run once the environment is sound."""
 
 import jax
 import numpy as np
@@ -26,7 +26,7 @@ def environment(place: str, way: str) -> str:
 
 
 def learnt(logdir) -> int:
-    """Environment steps of the newest checkpoint, whose numbers all are finite."""
+    """Returns the environment steps of the newest checkpoint; asserts that all its numbers are finite."""
     run = runs.load(logdir)
     state, version = Checkpointer(logdir / "checkpoints", run.make_agent(run.spec())).restore()
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state) if np.issubdtype(np.asarray(x).dtype, np.floating))
@@ -45,7 +45,7 @@ def test_the_learner_saves_and_the_same_command_goes_on(placement, way, tmp_path
     arguments += [
         "--carrier=local",
         "--config.unroll_length=1",
-    ]  # of eight steps a queue of one batch lets most be learnt
+    ]  # short unrolls and a queue of one batch: most of the eight steps are learnt before the failure
     code = flags.attempt(train.train, ["train", *arguments])
     line = f"environment {environment('step8', way)} failed at its step 8: "
     expect_one_line(code, "".join(capfd.readouterr()), [line])
@@ -59,7 +59,7 @@ def test_the_learner_saves_and_the_same_command_goes_on(placement, way, tmp_path
 
 
 def test_an_evaluators_environment_may_break_too(tmp_path, monkeypatch, capfd):
-    """Which is the same environment elsewhere: here it breaks in its second episode, which no training here reaches."""
+    """The evaluator has environments of its own. This one breaks in its second episode, which no actor here reaches."""
     arguments = [*SMALL, f"--env={environment('secondReset', 'Odd')}", "--placement=serial", "--carrier=local"]
     arguments += [f"--logdir={tmp_path / 'run'}", "--eval_period=40", "--eval_episodes=101"]
     code = flags.attempt(train.train, ["train", *arguments])
@@ -68,7 +68,7 @@ def test_an_evaluators_environment_may_break_too(tmp_path, monkeypatch, capfd):
 
 
 def test_in_processes_too(tmp_path):
-    """A role that ends so is not started again, and its line is the run's."""
+    """A role that ends with such an error is not started again, and its line is the run's."""
     arguments = (*SMALL, f"--env={environment('step8', 'SystemExit')}", "--config.unroll_length=2")
     code, output = command_line.run("train", *arguments, "--placement=processes", f"--logdir={tmp_path}")
     expect_one_line(code, output, ["actor_0: environment ", "failed at its step 8: SystemExit: 0 (shaky.py, line "])

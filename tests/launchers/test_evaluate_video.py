@@ -1,4 +1,4 @@
-"""scripts/evaluate --video: the first evaluated episode of any run, and a line where there is none to be seen."""
+"""scripts/evaluate --video: a video of the first evaluated episode of any run, or a line where there is none to see."""
 
 import pathlib
 import re
@@ -57,7 +57,7 @@ def test_the_video_is_of_the_evaluations_first_episode(arguments, per_second, tm
         said = re.fullmatch(rf"{re.escape(str(video))} shows the first episode: length=(\d+) return=(\S+)", last)
         assert said, last
         length = int(said[1])
-        # A GIF counts hundredths of a second.
+        # A GIF's frames last whole hundredths of a second.
         assert seconds(video) == pytest.approx((length + 1) * (100 // per_second) / 100)
         if "--env=CartPole-v1" in arguments:
             assert float(said[2]) == length

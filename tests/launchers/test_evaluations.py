@@ -1,4 +1,4 @@
-"""Evaluations of episodes that need not end: they are cut, and what was cut is said wherever a result is."""
+"""Evaluations of episodes that need not end. They are cut, and each result says how many episodes were cut."""
 
 import csv
 import re
@@ -18,7 +18,7 @@ SMALL = (
     "--eval_period=80",
     "--carrier=local",
 )
-# Gymnasium's has no time limit, and whoever does not know the way seldom finds the end.
+# Gymnasium's CliffWalking has no time limit, and an untrained agent seldom reaches the goal.
 ENDLESS = ("--env=gymnasium:CliffWalking-v1", "--eval_max_steps=3", "--eval_episodes=202")
 ENDING = ("--env=CartPole-v1", "--eval_episodes=202")
 
@@ -28,7 +28,7 @@ def run(command, *arguments):
 
 
 def cut_lines(logdir, capsys, *arguments) -> tuple[list[str], list[dict[str, float]]]:
-    """What a run printed of cuts, and its evaluations."""
+    """Trains a run. Returns the lines that it printed about cut episodes, and the rows of its evaluations."""
     assert run(train.train, f"--logdir={logdir}", *arguments) == 0
     printed = capsys.readouterr().out.splitlines()
     return [line for line in printed if re.search(r"\bcut\b", line)], metrics.read(logdir / "evaluator.csv")
@@ -76,7 +76,7 @@ def test_a_run_of_a_version_without_the_column_goes_on(tmp_path, capsys):
 
 
 def test_a_run_says_how_far_its_evaluation_is(tmp_path):
-    """As long as it goes on; not what one was at that was killed."""
+    """The display shows an evaluation only while it runs, and ignores what a process left that was killed earlier."""
     here = runs.make("impala", "CartPole-v1", {}, {})
     metrics.show(tmp_path, "evaluating", {"episodes": 9, "steps": 9, "of": 9, "most": 9})
     display = Display(here, tmp_path)

@@ -1,4 +1,4 @@
-"""What a run with a replay asks of its environment and of the machine's memory, from its settings alone."""
+"""Checks, made from a run's settings alone, that it fits its environment and that its replay fits into memory."""
 
 import os
 
@@ -29,7 +29,7 @@ def agent_of(window, max_size: int) -> Agent:
 
 
 class Fixed:
-    """A run's agent and spec without its files."""
+    """A run with a given agent and spec, which need no files, on a machine with `gigabytes` of memory."""
 
     def __init__(self, monkeypatch, window, max_size: int, gigabytes: float, **changes):
         monkeypatch.undo()
@@ -37,7 +37,7 @@ class Fixed:
         agent = agent_of(window, max_size)
         monkeypatch.setattr(run, "agent_module", lambda name: self)
         monkeypatch.setattr(run.Run, "spec", lambda self: FRAMES)
-        monkeypatch.setattr(run.Run, "_check_sizes", lambda *_: None)  # this agent's functions are none
+        monkeypatch.setattr(run.Run, "_check_sizes", lambda *_: None)  # this agent's functions are None
         monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": int(gigabytes * 1e9)}.get)
         self.make = lambda config, spec: agent
 
@@ -51,7 +51,7 @@ class Fixed:
     ],
 )
 def test_a_replay_that_does_not_fit_is_refused_and_one_that_fits_is_not(monkeypatch, window, max_size, gigabytes, noun):
-    """The sizes are those that docs/replay.md has measured, give or take a tenth."""
+    """The sizes are the measured ones in docs/replay.md, with a margin of a tenth either way."""
     fits = Fixed(monkeypatch, WINDOWS[window], max_size, 1.1 * gigabytes)
     fits.run.check_fit(1)
     fails = Fixed(monkeypatch, WINDOWS[window], max_size, gigabytes / 1.1)
@@ -65,7 +65,7 @@ def test_a_million_stacked_frames_fit_in_ten_gigabytes(monkeypatch):
 
 
 def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
-    """40 steps to a sequence."""
+    """A sequence takes 40 steps, so a run of 40,000 steps writes 1,000 sequences."""
     steps = 40 * 1000
     Fixed(monkeypatch, WINDOWS["sequences"], 10**6, 1000 * 400e3 / 1e9, max_env_steps=steps).run.check_fit(1)
     with pytest.raises(run.UsageError, match="a replay of 1,000 sequences"):
@@ -123,7 +123,7 @@ def test_an_evaluation_has_no_more_processes_than_an_actor(vectorization, count)
 
 
 def test_whole_episodes_need_no_turns_and_no_even_parts():
-    """They are items of their own, however many environments an actor has."""
+    """Each whole episode is an item of its own, however many environments an actor has."""
     run.make("reinforce", "CartPole-v1", {"envs_per_actor": 3}, {}).check_fit()
     with pytest.raises(
         run.UsageError, match=r"reinforce learns from whole episodes, .*; give --carrier=local or --placement=threads$"

@@ -1,19 +1,22 @@
-"""Thousands of command lines, and none that ends in a traceback or starts nonsense.
+"""Tries thousands of command lines: none may end in a traceback, and none may start nonsense.
 
-A line is refused or accepted. Refused, it has exit code 2 and one line on stderr that starts with `error:`, and has
-left nothing: no logdir that was not there, no picture. Accepted, it came to the point where work would have begun, and
-what would have been done makes sense:
+Each line is either refused or accepted. A refused line ends with exit code 2 and one line on stderr that starts with
+`error:`, and leaves nothing behind: no new logdir and no picture. An accepted line reaches the point where work would
+begin, and this work makes sense:
 
-- train, role, bench: every setting of the run is what the line says of it, read by Python's own `int` and `float`; is
-  finite and within its declared range; and the run that is saved comes back as the same run, and is that of the same
-  line once more.
-- role: what would be played are roles of that run, of the kind and the task that the line names.
-- sweep: the ends of each range make a run, and the command line of a trial with these values is read as that run.
-- manifests: what is printed, or written to --output, is a JobSet.
-- evaluate: the run is its logdir's, and it plays at least as many episodes as the line asks for, as many of each task.
-- plot: there is a picture, whole, of the kind that its name says.
+- train: every setting of the run has the value that the line gives, read by Python's own `int` and `float`. It is
+  finite and within its declared range. The run that is saved is loaded as the same run, and can be saved again.
+- role: the same holds for the run. The roles that would be played belong to it, with the kind and the task that the
+  line names.
+- sweep: the same holds for the run. The ends of each range make a run, and the command line of a trial with these
+  values is read as that run.
+- manifests: the text that is printed, or written to --output, is a JobSet.
+- evaluate: the run is the one in the logdir. At least as many episodes are played as the line asks for, and equally
+  many of each task.
+- plot: there is a whole picture, of the kind that its name says.
+- bench, bench_learners: no more is asked than that work would begin.
 
-By default a few hundred lines, other ones of each hundred; SHOAL_TEST_COMMANDS=2000 has so many.
+By default the test tries 300 lines, in chunks of 100 with a seed each; SHOAL_TEST_COMMANDS=2000 tries 2,000.
 """
 
 import ast
@@ -77,7 +80,7 @@ FIRST_BYTES = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}
 
 
 class Begun(BaseException):
-    """Work would have begun; with what it would have been done."""
+    """Says that work would have begun; its arguments are those of the function that would have done the work."""
 
 
 def begin(*given: Any, **named: Any) -> Any:
@@ -85,7 +88,7 @@ def begin(*given: Any, **named: Any) -> Any:
 
 
 class Restored:
-    """A checkpoint of zeros."""
+    """Stands for a Checkpointer; its checkpoint is full of zeros."""
 
     def __init__(self, directory: pathlib.Path, agent: Any, *_: Any, **__: Any):
         self._agent = agent
@@ -96,7 +99,7 @@ class Restored:
 
 
 def kept(logdir: pathlib.Path, structure: Structure) -> best.Best:
-    """The best parameters, which are zeros."""
+    """Stands for best.restore; returns parameters that are zeros."""
     _, params = structure.unflatten([np.zeros(leaf.shape, leaf.dtype) for leaf in structure.leaves])
     return best.Best(Version(3, 456), params, 7.0)
 
@@ -108,21 +111,21 @@ class BegunBench:
 
 
 class Met:
-    """A pod's hosts, of which all came."""
+    """Stands for the meeting of a pod's hosts; all of them came."""
 
     def __init__(self, of: hosts.Hosts, *_: Any):
         self.hosts = of
 
     def watch(self, *_: Any) -> None:
-        """Nobody is lost."""
+        """Does nothing: no host is lost."""
 
     def close(self, seconds: float) -> None:
-        """Nobody waits."""
+        """Does nothing: no host waits."""
 
 
 @pytest.fixture
 def nothing_begins(monkeypatch, tmp_path):
-    """Where work would begin, Begun is raised instead."""
+    """Has the commands raise Begun where work would begin."""
     for placement in (threads, serial, processes, pod, rays):
         monkeypatch.setattr(placement, "train", begin)
     monkeypatch.setattr(sweep, "search", begin)
@@ -148,14 +151,14 @@ def nothing_begins(monkeypatch, tmp_path):
 
 
 def attempt(line: Line, folder: pathlib.Path) -> tuple[int | None, Any, str]:
-    """The exit code and what was printed, or None where work would have begun and with what; and what stands on
-    stderr."""
+    """Runs a line in its folder. Returns its exit code, stdout and stderr; or None, the arguments of Begun and stderr,
+    where work would have begun."""
     folder.mkdir()
     for name, content in line.files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(content)
     (folder / "loop").symlink_to("loop")
-    os.chdir(folder)  # a line without --logdir or --out leaves its own here
+    os.chdir(folder)  # where a line without --logdir or --out writes
     command, errors, out = COMMANDS[line.command], io.StringIO(), sys.stdout
     seen, sys.stderr, sys.stdout = sys.stderr, errors, io.StringIO()
     try:
@@ -163,7 +166,7 @@ def attempt(line: Line, folder: pathlib.Path) -> tuple[int | None, Any, str]:
         return code, sys.stdout.getvalue(), errors.getvalue()
     except Begun as begun:
         return None, begun.args, errors.getvalue()
-    except BaseException as error:  # which no command lets out
+    except BaseException as error:  # no command may let any exception out
         return 1, None, f"{errors.getvalue()} {type(error).__name__}: {error}"
     finally:
         sys.stderr, sys.stdout = seen, out
@@ -174,7 +177,7 @@ def files_in(folder: pathlib.Path) -> set[str]:
 
 
 def judge(line: Line, folder: pathlib.Path) -> bool:
-    """Whether the line was accepted; an AssertionError says what is wrong with either."""
+    """Returns whether the line was accepted. Raises AssertionError if it was refused or accepted wrongly."""
     code, given, errors = attempt(line, folder)
     if code == 2:
         assert "Traceback" not in errors, errors
@@ -194,7 +197,8 @@ def judge(line: Line, folder: pathlib.Path) -> bool:
 
 
 def said(line: Line, folder: pathlib.Path) -> dict[str, str]:
-    """What the line says of each flag, at last: --name=value, --name of a bool, or --name before its value."""
+    """Returns the last text that the line gives for each flag: by --name=value, --name of a bool, or --name before its
+    value."""
     texts, declared = {}, generated.declared(line.command)
     arguments = iter([argument.replace(FOLDER, str(folder)) for argument in line.arguments])
     for argument in arguments:
@@ -213,7 +217,7 @@ def said(line: Line, folder: pathlib.Path) -> dict[str, str]:
 
 
 def meant(text: str, kind: Any) -> Any:
-    """What a flag's text says, read without Shoal."""
+    """Returns the value that a flag's text means, read without Shoal's code."""
     if kind is bool:
         return text.lower() in ("true", "t", "1")
     if kind is int:
@@ -229,7 +233,7 @@ def meant(text: str, kind: Any) -> Any:
 
 
 def judge_run(line: Line, folder: pathlib.Path, run: runs.Run) -> None:
-    """A run that makes sense, and is what the line says."""
+    """Asserts that a run makes sense and has the settings that the line gives."""
     for name, declared in settings.DECLARED.items():
         settings.check_value(name, getattr(run, name), declared)
     settings.check(run)
@@ -269,7 +273,7 @@ def judge_sweep(line: Line, folder: pathlib.Path, given: Any) -> None:
         assert all(type(getattr(meant.config, name)) is types[name] for name in values)
         flags.parse(train.train, ["train", *trial.words(run, values)])
         read = flags.run_from_flags()
-        # Where a value does not fit the sizes in step that a preset has, a run is not in step.
+        # A preset's `synchronous` is dropped where a value does not fit the preset's own sizes.
         assert read in (meant, dataclasses.replace(meant, synchronous=False))
         flags.parse(sweep.sweep, ["sweep", *line.words(folder)])
 

@@ -1,4 +1,4 @@
-"""Runs whose --logdir is a URL: nothing that was uploaded is lost, whatever ends, fails or is removed."""
+"""Runs whose --logdir is a URL. Nothing that was uploaded is lost, whatever ends, fails or is removed."""
 
 import contextlib
 import json
@@ -28,11 +28,12 @@ QUICK = (*command_line.TINY, "--carrier=local", "--eval_episodes=2")
 
 
 class Killed(BaseException):
-    """Ends a process in the middle of a call."""
+    """Stands for the end of a process in the middle of a call."""
 
 
 class Shaky(MemoryFileSystem):
-    """A file system that fails: a call of `fails` raises an error, and the call number `killed_at` ends the process."""
+    """A file system that fails. A call raises an error if `fails(its number)` is true, and Killed if its number is
+    `killed_at`."""
 
     protocol = "shaky"
     store: dict[str, Any] = {}
@@ -74,7 +75,7 @@ class Shaky(MemoryFileSystem):
 
 @pytest.fixture
 def shaky(monkeypatch):
-    """The file system of shaky://, empty."""
+    """Registers an empty file system for shaky://, and returns its class."""
     fsspec.register_implementation("shaky", Shaky, clobber=True)
     for name, value in dict(store={}, pseudo_dirs=[""], calls=0, killed_at=-1, fails=lambda call: False).items():
         monkeypatch.setattr(Shaky, name, staticmethod(value) if name == "fails" else value)
@@ -84,7 +85,7 @@ def shaky(monkeypatch):
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """Makes this process one of a machine by that name, whose folders are its own."""
+    """Returns a function that moves this process to a machine of a given name, whose local folders are its own."""
 
     def become(name: str) -> pathlib.Path:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / name))
@@ -95,7 +96,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def contents(folder: pathlib.Path) -> dict[str, bytes]:
-    """What of a local folder is to be at its URL."""
+    """Returns the files of a local folder that should also be at its URL: path -> content."""
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
@@ -104,7 +105,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def insist(function, *args):
-    """Calls a function until it does not fail."""
+    """Calls a function until it does not fail, at most 50 times; returns what it returns."""
     for _ in range(50):
         with contextlib.suppress(RuntimeError, UsageError):
             return function(*args)
@@ -116,7 +117,7 @@ def uploaded(folder: str = "/bucket/run/") -> dict[str, bytes]:
 
 
 def save_checkpoint(folder: pathlib.Path, number: int, draw: random.Random) -> None:
-    """A checkpoint of some files, which all say its number; the newest two are kept."""
+    """Writes a checkpoint of a few files, which all contain its number. Keeps the newest two checkpoints."""
     path = folder / "checkpoints" / f"learner_steps_{number}"
     (path / "default").mkdir(parents=True)
     for file in range(draw.randint(1, 4)):
@@ -129,7 +130,7 @@ def save_checkpoint(folder: pathlib.Path, number: int, draw: random.Random) -> N
 
 
 def check_whole(folder: pathlib.Path) -> int:
-    """The number of the newest checkpoint; each that is there must be whole."""
+    """Returns the number of the newest checkpoint, or 0; asserts that each checkpoint is whole."""
     newest = 0
     for path in (folder / "checkpoints").glob("*"):
         said = json.loads((path / "contents.json").read_text())
@@ -141,7 +142,8 @@ def check_whole(folder: pathlib.Path) -> int:
 
 @pytest.mark.parametrize("seed", range(30))
 def test_what_was_uploaded_is_never_lost_and_no_half_checkpoint_is_taken(seed, shaky, machine):
-    """A run that is killed at any call of its file system, on machines by turns, whose network fails now and then."""
+    """The run plays on two machines by turns. It is killed at any call of its file system, and the network sometimes
+    fails."""
     draw = random.Random(seed)
     shaky.fails = staticmethod(lambda call: draw.random() < 0.2)
     number, rows, safe = 0, 0, 0
@@ -171,7 +173,7 @@ def test_what_was_uploaded_is_never_lost_and_no_half_checkpoint_is_taken(seed, s
                 safe, rows = number, len(csv.read_text().splitlines())
                 assert uploaded() == contents(run.folder), "after an upload both have the same"
         except Killed:
-            list_of_uploads.write_bytes(before)  # a process that is killed does not write it any more
+            list_of_uploads.write_bytes(before)  # a killed process would not have written this list
     assert safe, "no upload was ever completed: the cases test nothing"
 
 
@@ -196,7 +198,8 @@ def test_a_checkpoint_that_was_uploaded_in_part_is_left_out(shaky, machine, capl
 
 
 def test_what_goes_after_a_newer_one_was_uploaded_goes_at_the_end(shaky, machine):
-    """A replay server removes its older checkpoint some time after the newer one is whole."""
+    """A replay server removes its older checkpoint some time after the newer one is whole. When the run ends, the older
+    one is removed at the URL too."""
     draw, run = random.Random(0), Mirror("shaky://bucket/run")
     run.fetch({"checkpoints"})
     for number in (5, 10):
@@ -236,7 +239,7 @@ def test_each_machine_uploads_what_it_wrote_and_removes_nothing_of_others(shaky,
 
 
 def test_sittings_of_another_machine_count(shaky, machine):
-    """The file is as long as before: what tells that it is newer is the URL's file system."""
+    """The file always has the same length. Only what the URL's file system says of it shows that it is newer."""
     for name, text in (("first", "1"), ("second", "2"), ("first", "3")):
         machine(name)
         run = Mirror("shaky://bucket/run")
@@ -274,7 +277,7 @@ def attempt(command, *arguments: str) -> int:
 
 
 def newest_checkpoint(paths) -> int:
-    """Of the whole ones among these paths, how many updates."""
+    """Returns the number of updates in the newest whole checkpoint among these paths, or 0."""
     names = [path.split("/")[-2] for path in paths if path.endswith("/contents.json") and "/checkpoints/" in path]
     return max((int(name.split("_")[-1]) for name in names), default=0)
 
@@ -287,7 +290,7 @@ def test_a_run_goes_on_from_its_url_and_is_evaluated_and_drawn_from_there(machin
     steps = newest_checkpoint(store)
     assert steps > 0
     assert "/bucket/here/evaluator.csv" in store and "/bucket/here/curve.png" in store
-    shutil.rmtree(folders)  # and so this machine is a new one
+    shutil.rmtree(folders)  # without its folders, this machine is a new one
     assert attempt(train.train, *QUICK, f"--logdir={url}", "--max_env_steps=3200", "--eval_period=400") == 0
     (folder,) = folders.iterdir()
     rows = metrics.read(folder / "learner.csv")
@@ -324,7 +327,7 @@ def test_a_url_that_cannot_be_written_at_the_end_is_one_line_and_nothing_is_lost
 
 
 def start(machine: pathlib.Path, module: str, *arguments: str) -> subprocess.Popen:
-    """A command on a machine whose folders are its own; what it prints is in a file there."""
+    """Starts a command on a machine with folders of its own. Its output goes to the file `output` there."""
     machine.mkdir(exist_ok=True)
     compiled = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache", "shoal", "jax")
     environment = command_line.ENVIRONMENT | {
@@ -337,7 +340,7 @@ def start(machine: pathlib.Path, module: str, *arguments: str) -> subprocess.Pop
 
 
 def expect_end(process: subprocess.Popen, machine: pathlib.Path, code: int = 0) -> None:
-    """Waits for a command's end; if it does not come, what its threads are at is in its output."""
+    """Waits for a command's end. If it does not end in time, its output shows where its threads are."""
     try:
         assert process.wait(WAIT) == code, (machine / "output").read_text()
     except subprocess.TimeoutExpired:
@@ -403,7 +406,7 @@ def test_roles_on_two_machines_have_one_url(tmp_path):
     try:
         own["first"].append(start(tmp_path / "first", "role", "--role=replay", f"--port={port}", url, *run))
         waiting.until(lambda: (target / "config.json").exists(), WAIT, "the first role's run was uploaded")
-        # The others take the run from the URL.
+        # The other roles read the run's settings from the URL.
         own["second"] += [
             start(tmp_path / "second", "role", f"--role={role}", replay, url) for role in ("learner", "evaluator")
         ]

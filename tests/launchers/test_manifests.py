@@ -1,5 +1,5 @@
-"""Kubernetes manifests: what is in them, and that their commands do what they are for. No cluster is here: what
-Kubernetes makes of them is `kubernetes.check`'s word."""
+"""Kubernetes manifests: what is in them, and that their commands work. There is no cluster here, so `kubernetes.check`
+says whether Kubernetes would accept them."""
 
 import functools
 import pathlib
@@ -26,21 +26,21 @@ WAIT = 240.0
 
 
 def render(*arguments: str) -> tuple[int, dict]:
-    """The exit code, and the manifest, of a line that is understood."""
+    """Runs scripts/manifests. Returns its exit code and the manifest, which is empty unless the code is 0."""
     path = pathlib.Path("manifest.yaml")
     code = flags.attempt(manifests.manifests, ["manifests", *arguments, f"--output={path}"])
     return code, yaml.safe_load(path.read_text()) if code == 0 else {}
 
 
 def run_of(command: list[str]) -> Run:
-    """The run that a pod's command tells."""
+    """Returns the run that a pod's command describes."""
     which = {"scripts/role": role.role, "scripts/train": train.train}[command[0]]
     flags.parse(which, command)
     return flags.run_from_flags(used=("actors_per_process",) if command[0] == "scripts/role" else ())
 
 
 def pods(manifest: dict) -> dict[str, list[str]]:
-    """The command of each pod, by its host's name, as Kubernetes makes them."""
+    """Returns the command of each pod, with variables expanded as Kubernetes does: host name -> command."""
     name, found = manifest["metadata"]["name"], {}
     for jobs in manifest["spec"]["replicatedJobs"]:
         job = jobs["template"]["spec"]
@@ -58,13 +58,13 @@ def pods(manifest: dict) -> dict[str, list[str]]:
 
 
 def _expanded(argument: str, known: dict[str, str]) -> str:
-    """$(NAME) is a variable's value, if there is one, and $$ a dollar."""
+    """Returns the argument with the values of known variables for $(NAME), and with a dollar for $$."""
     return re.sub(r"\$\$|\$\((\w+)\)", lambda found: known.get(found[1], found[0]) if found[1] else "$", argument)
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    command_line.command("manifests")  # where there is no Reverb, roles have no machines of their own
+    command_line.command("manifests")  # skips without Reverb: roles then have no machines of their own
     monkeypatch.chdir(tmp_path)
 
 
@@ -198,7 +198,7 @@ def test_a_mistake_is_one_line_and_nothing_is_written(arguments, words, capfd, t
 
 
 def start(command: list[str], hosts: dict[str, str]) -> subprocess.Popen:
-    """A pod's command, as it is but for addresses, which are this machine's."""
+    """Starts a pod's command, unchanged except that `hosts` replaces names of pods by addresses on this machine."""
     for name, here in hosts.items():
         command = [argument.replace(name, here) for argument in command]
     return subprocess.Popen(

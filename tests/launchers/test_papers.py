@@ -1,4 +1,4 @@
-"""The tables of docs/, "The paper's settings", have what `--preset=paper` sets, and all of it."""
+"""The tables "The paper's settings" in docs/ say exactly what `--preset=paper` sets."""
 
 import dataclasses
 import pathlib
@@ -12,16 +12,16 @@ from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
-# A block of commands, perhaps the agent whose table this one changes, and a table.
+# A block of commands, then perhaps a sentence with the agent whose table this one changes, and a table.
 TABLE = re.compile(
     r"```sh\n((?:scripts/train .* --preset=paper\n)+)```\n\n(?:As `(\w+)`[^|]*?but:\n\n)?((?:\|.*\n)+)", re.M
 )
 FLAG = re.compile(r"`--([\w.]+)=([^`]*)`")
-UNSAID = {"agent", "env", "preset", "carrier", "seed"}  # not for a paper to say
+UNSAID = {"agent", "env", "preset", "carrier", "seed"}  # settings that no paper decides
 
 
 def rows_of(text: str) -> dict[str, str]:
-    """The value of each flag at the start of a row's last cell; what is in words further on is not the run's."""
+    """Returns the flags at the start of each row's last cell: name -> value. Flags after other words do not count."""
     found = {}
     for line in text.splitlines()[2:]:
         cell = line.strip("|").split("|")[-1].strip()
@@ -34,7 +34,7 @@ def rows_of(text: str) -> dict[str, str]:
 
 
 def tables() -> dict[tuple[str, str], dict[str, str]]:
-    """The flags of each table, by its agent and its environment."""
+    """Returns the flags of each table: (agent, environment) -> name -> value."""
     found: dict[tuple[str, str], dict[str, str]] = {}
     for path in sorted(DOCS.glob("*.md")):
         for commands, other, text in TABLE.findall(path.read_text()):
@@ -50,7 +50,7 @@ TABLES = tables()
 
 
 def flat(run: runs.Run) -> dict[str, object]:
-    """The run's settings and its Config's fields, by their flags' names."""
+    """Returns a run's settings and its Config's fields in one dict, by the names of their flags."""
     values = dataclasses.asdict(run)
     config = values.pop("config")
     return values | {f"config.{name}": value for name, value in config.items()}

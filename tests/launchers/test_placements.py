@@ -1,4 +1,4 @@
-"""Runs that are interrupted, killed and resumed; real processes, real signals."""
+"""Runs that are interrupted, killed and resumed, with real processes and real signals."""
 
 import functools
 import json
@@ -20,7 +20,7 @@ from tests.pictures import has_curve
 
 
 def checkpoint(logdir):
-    """(state, version) of the newest checkpoint."""
+    """Returns the (state, version) of the newest checkpoint."""
     run = runs.load(logdir)
     return Checkpointer(logdir / "checkpoints", run.make_agent(run.spec())).restore()
 
@@ -72,23 +72,23 @@ def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     assert training.returncode == 0, output
     _, saved = checkpoint(tmp_path)
     assert saved.learner_steps >= metrics.latest(tmp_path, "learner")["learner_steps"]
-    # It resumes where it was: a run that has nothing left to do does no further step.
+    # The run resumes where it was: with nothing left to do, it makes no further update.
     finished = (*arguments[:-1], f"--max_env_steps={saved.env_steps}")
     code, output = command_line.run("train", *finished)
     assert code == 0, output
     assert checkpoint(tmp_path)[1] == saved
-    # Evaluated from the same checkpoint.
+    # scripts/evaluate plays the same checkpoint.
     code, output = command_line.run("evaluate", f"--logdir={tmp_path}", "--episodes=3")
     assert code == 0, output
     words = dict(word.split("=") for word in output.splitlines()[-1].split())
     assert words["episodes"] == "3" and words["env_steps"] == str(saved.env_steps)
-    # CartPole's episodes; the deviation is tested in test_roles.py.
+    # Any episodes of CartPole are within these bounds; test_roles.py tests the deviation itself.
     assert 8.0 <= float(words["return_mean"]) <= 500.0 and 0.0 <= float(words["return_std"]) < 250.0
 
 
 def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path):
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--placement=processes", "--checkpoint_seconds=1")
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launcher would not hear it either
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launcher would inherit that it is ignored
     try:
         training = command_line.start("train", *arguments, "--max_env_steps=1000000000")
     finally:
@@ -128,7 +128,7 @@ def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path
 
 
 def test_a_worker_that_is_killed_loses_its_own_rollout_alone(tmp_path):
-    """Whenever it dies, the learner goes on, first without it, on whole gradients alone; then it is back."""
+    """Whenever a worker dies, the learner goes on: first without it, with whole gradients only, then with another."""
     arguments = ("--agent=async_q", "--env=CartPole-v1", "--num_actors=2", "--actors_per_process=1")
     training = command_line.start(
         "train", *arguments, "--placement=processes", f"--logdir={tmp_path}", "--max_env_steps=1000000000"
@@ -185,7 +185,7 @@ def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
                 running=[training],
             )
             before = learner_steps()
-            # Both servers give their share of every batch: learning goes on only once both do.
+            # Each batch has a share from both servers, so learning goes on only once both serve again.
             command_line.wait_for(
                 f"learning to go on without the first replay server {task}",
                 functools.partial(lambda steps: learner_steps() > steps + 20, before),
@@ -208,13 +208,13 @@ def test_a_replay_is_resumed_with_what_it_held(tmp_path):
     output, _ = training.communicate(timeout=100)
     assert training.returncode == 0, output
     _, saved = checkpoint(tmp_path)
-    # Far fewer new transitions than the replay's minimum, and yet it learns from the first on.
+    # There are far fewer new transitions than the replay's minimum, but the saved replay lets it learn at once.
     code, output = command_line.run("train", *arguments[:-1], f"--max_env_steps={saved.env_steps + 40}")
     assert code == 0, output
     _, resumed = checkpoint(tmp_path)
     assert resumed.learner_steps > saved.learner_steps
 
-    # One server's share is another table: refused, and the contents are kept.
+    # These settings make a server's share another table: the run is refused, and the contents are kept.
     other = (*command_line.TINY_REPLAY, f"--logdir={tmp_path}", "--max_env_steps=1000000000")
     (tmp_path / "config.json").unlink()
     shutil.rmtree(tmp_path / "checkpoints")
@@ -245,7 +245,7 @@ def test_children_end_when_the_launcher_is_killed_in_order_and_the_learner_saves
 
 
 def test_roles_by_hand_with_two_learner_hosts(tmp_path):
-    """What a person starts on several machines: each role by its command, two learners averaging their gradients."""
+    """Starts each role by its own command, as a person does on several machines. Two learners average gradients."""
     ports = [command_line.free_port(), command_line.free_port()]
     common = [*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=3000", f"--replay=localhost:{ports[0]}"]
     learner = ["--role=learner", f"--coordinator=localhost:{ports[1]}", "--num_learners=2"]
@@ -267,7 +267,8 @@ def test_roles_by_hand_with_two_learner_hosts(tmp_path):
         for process in roles.values():
             process.kill()
     _, version = checkpoint(tmp_path)
-    # Both learners' sequences count, 8 of 5 rows from each, but for rows that are no transitions; two updates late.
+    # An update counts both learners' 8 sequences of 5 rows, except rows that are no transitions. The count may be two
+    # updates late.
     assert 3000 <= version.env_steps <= version.learner_steps * 2 * 8 * 5
     assert version.env_steps > 0.8 * (version.learner_steps - 2) * 2 * 8 * 5
 
@@ -282,13 +283,13 @@ def test_processes_end_by_themselves_with_the_contract_files(tmp_path):
     assert {"env_steps", "learner_steps", "wall_seconds", "episodes", "return_mean", "return_std"} <= rows[-1].keys()
     for name in ("learner.csv", "actor_0.csv", "actor_1.csv", "checkpoints"):
         assert (tmp_path / name).exists(), name
-    # Of a short run the evaluator may see the end alone, which is no curve yet.
+    # In a short run the evaluator may see only the end, and one evaluation makes no curve.
     assert has_curve(tmp_path / "curve.png") if len(rows) > 1 else not (tmp_path / "curve.png").exists()
     assert json.loads((tmp_path / "config.json").read_text())["env"] == "CartPole-v1"
 
 
 def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
-    """As docs/machines.md says how to keep strangers out."""
+    """The run is started as docs/machines.md says, to keep strangers out."""
     apart = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespaces")

@@ -1,4 +1,4 @@
-"""Placement `pod`: hosts that end together, and that say what is wrong on each of them."""
+"""Placement `pod`: the hosts end together, and each says what is wrong."""
 
 import re
 import signal
@@ -23,7 +23,7 @@ FOR_EVER = ("--max_env_steps=1000000000", "--eval_period=1000000000", "--checkpo
 
 
 def start(count, logdir, *arguments, **of_host):
-    """A pod's processes, one for each host; `of_host`: host number -> what it is given besides."""
+    """Starts a pod's processes, one for each host. `of_host` has further arguments for a host: host_0=(...)."""
     common = (f"--logdir={logdir}", "--placement=pod", f"--coordinator=localhost:{free_port()}", f"--num_hosts={count}")
     return [
         command_line.start("train", *common, f"--host={host}", *arguments, *of_host.get(f"host_{host}", ()))
@@ -32,7 +32,7 @@ def start(count, logdir, *arguments, **of_host):
 
 
 def ends(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
-    """(exit code, output) of each."""
+    """Waits for the processes; returns the (exit code, output) of each."""
     try:
         return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in processes]
     finally:
@@ -97,7 +97,7 @@ DIES = {
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("moment", DIES)
 def test_a_host_that_dies_at_the_start_is_the_others_end(moment, victim, tmp_path):
-    """Wherever in JAX they wait for it."""
+    """The other host ends too, wherever in JAX it waits for the one that died."""
     common = (*QUEUE, *FOR_EVER, f"--logdir={tmp_path}", "--placement=pod", "--num_hosts=2")
     common += (f"--coordinator=localhost:{free_port()}",)
     dying = f"import os\nfrom launchers import pod, train\n{DIES[moment]}\ntrain.run()"

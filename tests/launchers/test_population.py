@@ -1,4 +1,4 @@
-"""Populations from the command line: stacked in one learner, and separate ones whose members are killed."""
+"""Populations from the command line: members stacked in one learner, and members with learners that are killed."""
 
 import json
 import os
@@ -69,12 +69,12 @@ def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
         output, _ = training.communicate(timeout=120)
         assert training.returncode == 0, output
         assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
-        # Its peer has no score where it had just copied the member that was killed.
+        # The other member has no score if it had just copied the member that was killed.
         assert f"member 0 goes on from {'member 1' if donor == 1 else 'itself'}: it was interrupted" in output
         assert not command_line.processes_of(tmp_path)
     finally:
         training.kill()
-    # Each member is a run that can be looked at by itself.
+    # Each member is a run that can be evaluated by itself.
     code, output = command_line.run("evaluate", f"--logdir={tmp_path / 'member_1'}", "--episodes=3")
     assert code == 0 and "episodes=3 " in output, output
 

@@ -1,4 +1,4 @@
-"""Ports that are taken are refused, in one line."""
+"""Ports that are in use are refused, in one line."""
 
 import socket
 import subprocess
@@ -24,7 +24,7 @@ def test_a_port_in_use_is_refused(family, host):
 
 
 def test_a_replay_servers_port_is_in_use():
-    from replay import server, structures  # here, for rlax comes before Reverb
+    from replay import server, structures  # imported here, because rlax must come before Reverb
 
     running = server.serve([server.build_variables_table(structures.Structure({}))], None, None)
     try:
@@ -61,7 +61,7 @@ def test_an_address_is_a_host_and_a_port(text, ports, address):
 
 
 def hold_in_another_process(port: int) -> subprocess.Popen:
-    """A process that holds a port as a run does, and says so."""
+    """Starts a process that holds a port as a run does, and prints a line when it does."""
     words = f"from launchers.ports import hold_port; hold_port({port}); print('holding', flush=True); input()"
     return subprocess.Popen(
         [sys.executable, "-c", words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True
@@ -77,4 +77,4 @@ def test_a_port_is_one_runs_from_before_anything_listens_there_until_it_ends():
     other.kill()
     other.wait()
     hold_port(port)
-    hold_port(port)  # this process's own, as of a server that is started again
+    hold_port(port)  # again by the same process, as when a server is restarted

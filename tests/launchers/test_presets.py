@@ -1,4 +1,4 @@
-"""Which preset a run gets of its agent and its environment, or of a list of these."""
+"""Which preset a run gets for its agent and its environment, or for its agent and a list of environments."""
 
 import pytest
 
@@ -6,41 +6,41 @@ from agents.parts.torsos import LEAST_SIDES
 from launchers import configs, kinds, presets, run, settings
 from launchers.kinds import Kind
 
-# The epsilons of a run, by its agent and environment: of exploration, of clipping, and what an optimiser adds to its
-# denominator. On Atari they are the papers'.
+# (agent, environment) -> the epsilons of a run: of exploration, of clipping, and of the optimiser's denominator. On
+# Atari they are the papers'.
 EPSILONS = {
     ("dqn", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_final": 0.05, "epsilon_steps": 5_000},
     ("dqn", "Catch-v0"): {"epsilon_final": 0.05, "epsilon_steps": 2_500, "optimizer_epsilon": 1e-8},
     ("dqn", "Acrobot-v1"): {"epsilon_final": 0.05, "epsilon_steps": 5_000, "optimizer_epsilon": 1e-8},
-    # Mnih et al. 2015: over the first million actions, an update for each four; 0.01 of squares of sums over 32.
+    # Mnih et al. 2015: epsilon falls over a million actions, four to an update. Its 0.01 is for sums over 32 gradients.
     ("dqn", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.1, "epsilon_steps": 250_000,
                          "optimizer_epsilon": 0.01 / 1024},
-    # Schaul et al. 2016: a quarter of all that makes a step.
+    # Schaul et al. 2016: every term of a step is a quarter of DQN's, so the epsilon in the root is a sixteenth.
     ("prioritized_dqn", "Pong-v5"): {"optimizer_epsilon": 0.01 / 1024 / 16},
-    # Bellemare et al. 2017, Dabney et al. 2018 and Vieillard et al. 2020; noise takes epsilon's place in Rainbow.
+    # Bellemare et al. 2017, Dabney et al. 2018 and Vieillard et al. 2020. Rainbow explores by noise instead of epsilon.
     ("c51", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.01, "optimizer_epsilon": 0.01 / 32},
     ("qr_dqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 250_000, "optimizer_epsilon": 0.01 / 32},
     ("iqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 250_000, "optimizer_epsilon": 0.01 / 32},
     ("munchausen_dqn", "Pong-v5"): {"epsilon_final": 0.01, "epsilon_steps": 62_500, "optimizer_epsilon": 0.01 / 32},
     ("rainbow", "Pong-v5"): {"epsilon_initial": 0.0, "epsilon_final": 0.0, "optimizer_epsilon": 1.5e-4},
     ("rainbow", "Catch-v0"): {"epsilon_initial": 0.0, "epsilon_final": 0.0, "optimizer_epsilon": 1e-8},
-    # Mnih et al. 2016: of squares of sums over five steps.
+    # Mnih et al. 2016: the paper's 0.1 is for sums over the gradients of five steps.
     ("async_n_step_q", "Pong-v5"): {"optimizer_epsilon": 0.1 / 25},
     # Horgan et al. 2018 and Kapturowski et al. 2019.
     ("apex_dqn", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "optimizer_epsilon": 1.5e-7},
     ("r2d2", "Pong-v5"): {"epsilon": 0.4, "epsilon_spread": 7.0, "adam_epsilon": 1e-3},
     ("r2d2", "Catch-v0"): {"epsilon_spread": 7.0, "adam_epsilon": 1e-5},
     ("r2d2", "MiniGrid-MemoryS7-v0"): {"epsilon_spread": 3.0, "adam_epsilon": 1e-5},
-    # Mnih et al. 2016: three kinds of actors.
+    # Mnih et al. 2016: actors have different final epsilons. These are higher than the paper's three.
     ("async_q", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_finals": (0.5, 0.2, 0.1, 0.3)},
     ("q_learning", "CartPole-v1"): {"epsilon_initial": 1.0, "epsilon_final": 0.05, "epsilon_steps": 5_000},
     # Schulman et al. 2017, tables 5 and 3.
     ("ppo", "Pong-v5"): {"clip_epsilon": 0.1},
     ("ppo", "Hopper-v4"): {"clip_epsilon": 0.2, "adam_epsilon": 1e-5},
     ("ppo", "CartPole-v1"): {"clip_epsilon": 0.2},
-    # Burda et al. 2019, as their code has it.
+    # Burda et al. 2019: the values in their code.
     ("ppo_rnd", "MontezumaRevenge-v5"): {"clip_epsilon": 0.1, "decay_clip": False, "adam_epsilon": 1e-8},
-    # Gallici et al. 2024, as their code has it.
+    # Gallici et al. 2024: the values in their code.
     ("pqn", "Pong-v5"): {"epsilon_initial": 1.0, "epsilon_final": 0.001, "epsilon_env_steps": 1_000_000},
     ("pqn", "CartPole-v1"): {"epsilon_final": 0.05, "epsilon_env_steps": 50_000},
     ("a2c", "CartPole-v1"): {"epsilon": 1e-5, "optimizer": "adam"},
@@ -64,7 +64,7 @@ DECAYING = sorted(agent for agent in presets.PRESETS if hasattr(run.agent_module
 
 @pytest.mark.parametrize("agent", DECAYING)
 def test_the_learning_rate_falls_until_the_run_ends(agent):
-    """Unless a preset, or a person, says another number: with 0 it is constant."""
+    """A preset or a person may give another number of steps; with 0 the learning rate is constant."""
     preset = presets.find(agent, "CartPole-v1").config.get("decay_env_steps")
     make = lambda **config: run.make(agent, "CartPole-v1", {"max_env_steps": 7_777, "carrier": "local"}, config).config
     assert make().decay_env_steps == (7_777 if preset is None else preset)
@@ -131,7 +131,8 @@ def test_each_preset_is_that_of_some_environment(agent, monkeypatch):
 
 @pytest.mark.parametrize("agent", sorted(presets.PRESETS))
 def test_what_says_whether_a_flag_says_something_is_alike_in_all_presets_of_an_agent(agent):
-    """So that a flag that does not is refused before there is an environment to be looked at."""
+    """All presets of an agent agree on the settings that decide whether a flag has an effect, so that a flag without
+    effect is refused before an environment is made."""
     first, *others = presets.of(agent)[:-1]
     for name in ("travels", "population", "carrier", "placement"):
         assert all(preset.run.get(name) == first.run.get(name) for preset in others)
@@ -154,7 +155,7 @@ def test_only_what_goes_by_kind_looks_at_the_environment(monkeypatch):
         presets.find("impala", "gymnasium:my_module:Pendulum-v1")
 
 
-# Environments of every kind: what their actions are, and how large their frames.
+# Environments of every kind -> (their actions, the shorter side of their frames in pixels; 0: no frames).
 ENVIRONMENTS = {
     "Pong-v5": ("discrete", 84),
     "gymnasium:tests.launchers.plain_environments:Grey84-v0": ("discrete", 84),
@@ -176,7 +177,8 @@ CONTINUOUS = {"ddpg", "td3", "d4pg", "dpg", "apex_dpg", "mpo", "dmpo"}
 EITHER = {"a2c", "a3c", "actor_critic", "actor_critic_lambda", "impala", "mix_match", "off_pac", "ppo", "ppo_rnd"}
 EITHER |= {"reinforce", "reinforce_baseline", "trpo", "vmpo"}
 UNFACTORED = {"sac"}
-# What an agent cannot know of an environment: its observations' bounds, its episodes' longest, a curriculum for it.
+# Agents that ask for what no preset can know of an environment -> the field: the observations' bounds, or the steps of
+# the longest episode.
 ASKING = {
     "dpg": "observation_low",
     "off_pac": "observation_low",

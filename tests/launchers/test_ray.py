@@ -1,4 +1,4 @@
-"""Placement `ray`: a run over the nodes of a cluster, which outlives what dies of it."""
+"""Placement `ray`: a run on the nodes of a cluster, which goes on when processes or nodes die."""
 
 import os
 import random
@@ -17,14 +17,14 @@ QUEUE = (*command_line.TINY, "--agent=impala", "--actors_per_process=1")
 REPLAY = (*command_line.TINY_REPLAY, "--actors_per_process=1")
 FOR_EVER = ("--max_env_steps=1000000000", "--eval_period=20000", "--checkpoint_seconds=1", "--eval_episodes=1")
 STORE = 80 * 2**20  # bytes, the least that Ray allows
-SECONDS = 300  # for a process to be there again
+SECONDS = 300  # how long a test waits for a process to be started again
 
 
 class Nodes:
-    """A Ray cluster of this machine. Each node has an address of its own, and its first one no room."""
+    """A Ray cluster on this machine. Each node has an address of its own; the first node has no room for roles."""
 
     def __init__(self):
-        from ray import cluster_utils  # where Python has no Ray, its tests are skipped
+        from ray import cluster_utils  # here, so that only the tests that need Ray are skipped without it
 
         first = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
         self._cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=first)
@@ -36,7 +36,7 @@ class Nodes:
         return self._cluster.add_node(**resources, object_store_memory=STORE, node_ip_address=address)
 
     def remove(self, node):
-        """As if its machine had lost its power."""
+        """Removes a node as if its machine had lost power."""
         self._cluster.remove_node(node, allow_graceful=False)
 
     def close(self):
@@ -51,13 +51,13 @@ def nodes():
 
 
 def processes(name: str, above: int | None = None) -> list[int]:
-    """Those that play a role of a name, a pattern, on this process's nodes; or on all that are below another."""
+    """Returns the processes below process `above` (None: this one) that play a role whose name matches a pattern."""
     played = chaos.played_below(above or os.getpid())
     return [process for role, process in played if re.fullmatch(name, role)]
 
 
 def end(launcher: subprocess.Popen) -> str:
-    """What it said until it ended, as it was asked to."""
+    """Asks a launcher to end, waits until all roles have ended, and returns the launcher's output."""
     launcher.send_signal(signal.SIGTERM)
     try:
         output, _ = launcher.communicate(timeout=180)
@@ -112,7 +112,7 @@ def test_a_run_outlives_its_processes_and_its_nodes(arguments, nodes, tmp_path):
 
 @pytest.mark.timeout(900)
 def test_actors_join_when_there_is_room(nodes, tmp_path):
-    """The cluster begins with room for one of two."""
+    """At first the cluster has room for only one of the two actors."""
     nodes.add(num_cpus=4)
     launcher = command_line.start(
         "train", "--placement=ray", f"--ray_address={nodes.address}", f"--logdir={tmp_path}", *QUEUE, *FOR_EVER
@@ -151,7 +151,7 @@ def test_a_learner_on_several_nodes_ends_and_begins_as_one(nodes, tmp_path):
     command_line.wait_for(
         "a later checkpoint", lambda: saved(tmp_path).env_steps > before.env_steps, SECONDS, [launcher]
     )
-    # Without learner_1, learner_0 ends too: Ray may tell of either first.
+    # Without learner_1, learner_0 ends too, and Ray may report either of them first.
     output = end(launcher)
     assert re.search("learner_[01] died", output), output
 

@@ -1,5 +1,5 @@
-"""What the launchers hand to the parts of a run: tiny runs are put together in this process, of fakes that note what
-they are given."""
+"""The arguments that the launchers hand to the parts of a run. Tiny runs are put together in this process, from fakes
+that note what they are given."""
 
 import inspect
 import itertools
@@ -81,12 +81,12 @@ def make(name: str, **settings) -> runs.Run:
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two keys are one."""
+    """Returns whether two PRNG keys are equal."""
     return bool((jax.random.key_data(a) == jax.random.key_data(b)).all())
 
 
 class Noted(list):
-    """Stands for a function: notes each call's arguments by their names, and `gives` of them what it returns."""
+    """Stands for a function. It is the list of its calls, with the arguments by name. It returns `gives(call)`."""
 
     def __init__(self, function: Any, gives: Any):
         super().__init__()
@@ -100,7 +100,7 @@ class Noted(list):
 
 
 class Clock:
-    """What `time` is to a module, at a standstill."""
+    """Stands for the module `time`. The time moves only by `sleep`, or when a test sets `now`."""
 
     def __init__(self, now: float = 100.0):
         self.now = now
@@ -115,7 +115,7 @@ class Clock:
 
 
 class Channel:
-    """Nothing travels."""
+    """Stands for a channel; its batches are made up, and nothing travels."""
 
     def __init__(self, source=None):
         self.source, self.calls, self.turn, self.stopped = source, [], None, None
@@ -129,7 +129,7 @@ class Channel:
             yield Batch(f"a sample of {env_steps}", None, env_steps)
 
     def feedback(self, keys, priorities):
-        """Nobody asks."""
+        """Does nothing: nobody asks for priorities."""
 
     def save(self):
         self.calls.append("save")
@@ -142,7 +142,7 @@ class Channel:
 
 
 class Container:
-    """Of variables."""
+    """Stands for a container of variables; notes the calls."""
 
     def __init__(self, name):
         self.name, self.calls = name, []
@@ -164,7 +164,7 @@ class Carrier:
 
 
 class FakeLearner:
-    """Learns nothing, as its class is told to: `turns` of (seconds, Version, host's metrics, metrics)."""
+    """Stands for a Learner. Its updates are the class's `turns`: (seconds, Version, the host's metrics, metrics)."""
 
     turns: tuple[Any, ...] = ()
     clock = Clock()
@@ -175,7 +175,7 @@ class FakeLearner:
     def run(self, batches):
         for seconds, self.version, host, learnt in FakeLearner.turns:
             FakeLearner.clock.now += seconds
-            if not isinstance(batches, tuple):  # of a thread's, no more than its arguments are there
+            if not isinstance(batches, tuple):  # a tuple is the fake prefetch: its arguments, and no batches
                 next(batches)
             yield Feedback(learnt), dict(host)
 
@@ -204,7 +204,7 @@ class FakeExchange:
 
 
 class FakeCheckpointer:
-    """Saves nothing; `saved` are what each folder holds, by the folder's name."""
+    """Stands for a Checkpointer, and saves nothing. `saved`: folder name -> what `restore` returns there."""
 
     saved: dict[str, Any] = {}
 
@@ -253,7 +253,7 @@ def environment_of(asked):
 
 @pytest.fixture(autouse=True)
 def held(monkeypatch):
-    """The ports that were held for a run, which are not really."""
+    """Returns a list that collects the ports to be held for a run; none is really held."""
     ports: list[int] = []
     monkeypatch.setattr(roles.ports, "hold_port", ports.append)
     return ports
@@ -261,7 +261,7 @@ def held(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def nothing_remembered():
-    """What environments look like is asked anew: a fake's spec is no other test's."""
+    """Clears the cache of environments' specs, so that no test sees the spec of another test's fake."""
     kinds.spec_of.cache_clear()
     yield
     kinds.spec_of.cache_clear()
@@ -269,7 +269,7 @@ def nothing_remembered():
 
 @pytest.fixture
 def fakes(monkeypatch):
-    """All that roles are made of, noted: fakes.NAME is the list of that one's calls."""
+    """Replaces all that roles are made of by fakes; fakes.NAME is the list of the calls to one of them."""
     noted = SimpleNamespace()
 
     def replace(name, where, attribute, gives):
@@ -515,7 +515,7 @@ def test_the_learner_has_what_the_command_line_says(name, carrier, fakes, tmp_pa
 
 
 def settings_of(name: str, **settings) -> runs.Run:
-    """The run in Reverb, also where that is not installed: nothing here needs it."""
+    """Returns a run with changed settings, unchecked: also with carrier=reverb where Reverb is not installed."""
     run = make(name)
     return runs.dataclasses.replace(run, **settings)
 
@@ -560,7 +560,7 @@ def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypa
 
 
 class Saving(FakeCheckpointer):
-    """Each save of the run, in its order."""
+    """Notes each save of a run in `order`, as (folder name, state, version)."""
 
     order: list[Any] = []
 
@@ -602,7 +602,7 @@ def refuse_nan(given):
 
 @pytest.mark.parametrize("recorded", [False, True])
 def test_what_is_not_finite_is_not_saved(recorded, fakes, saves, tmp_path, monkeypatch):
-    """Whether or not there is a row of it."""
+    """A loss that is not finite ends the run, whether its update is recorded in a row or first seen before a save."""
     FakeLearner.turns = (
         (3.0, Version(1, 10), {"wait_seconds": 0.0}, {"loss": 1.0}),
         (3.0 if recorded else 0.5, Version(2, 20), {"wait_seconds": 0.0}, {"loss": float("nan")}),
@@ -729,8 +729,9 @@ def test_evaluations_act_as_the_run_says_and_the_command_may_say_otherwise(
 
 @pytest.mark.parametrize(("cap", "longest"), [(27_000, 100), (100, 100), (40, 40)])
 def test_an_evaluation_says_how_far_it_is(cap, longest, fakes, tmp_path, monkeypatch):
-    """In a file of its own, a second after the first word, until it has ended. The environment's own limit is 100."""
-    run = make("queue", eval_max_steps=cap, eval_episodes=202)  # each environment plays several
+    """The progress is in a file of its own, from a second after the start until the evaluation has ended. The
+    environment's own limit is 100 steps."""
+    run = make("queue", eval_max_steps=cap, eval_episodes=202)  # each environment plays several episodes
 
     def evaluations(_):
         for steps in range(1, 5):
@@ -799,7 +800,8 @@ def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_
 
 
 def evaluated(monkeypatch, logdir, run, capsys, *arguments):
-    """What evaluator.play was given, and what was printed."""
+    """Runs scripts/evaluate with a fake evaluator.play. Returns the exit code, the calls of the fake, the words
+    NAME=VALUE that were printed, and stderr."""
     runs.save(run, logdir)
     for folder in FakeCheckpointer.saved:
         (logdir / folder).mkdir(exist_ok=True)
@@ -857,7 +859,7 @@ def test_evaluate_without_a_checkpoint_is_one_line(folder, fakes, tmp_path, monk
 
 @pytest.fixture
 def server(monkeypatch):
-    """Stands for replay.server, which brings TensorFlow."""
+    """Replaces replay.server, which imports TensorFlow, by a fake."""
     fake = SimpleNamespace(
         build_table=Noted(
             lambda spec, structure, sequences_per_item=1, num_servers=1: None, lambda given: ("table", given)
@@ -925,7 +927,7 @@ def test_another_runs_servers_are_one_line(fakes, server, tmp_path, monkeypatch)
 
 @pytest.fixture
 def child(monkeypatch, tmp_path):
-    """(a watched process, the codes with which it ends, the clock, its starts, what was said of it)."""
+    """Returns (a watched process, the codes with which it ends, the clock, its starts, the messages about it)."""
     codes, clock, started, said = [], Clock(1000.0), [], []
 
     class Process:
@@ -961,7 +963,7 @@ def test_who_dies_is_started_again_after_a_while_that_doubles_from_the_third_dea
         assert not process.ended()
         assert words in said[-1] and f"restart {restart} of 10 in {pause} s" in said[-1] and len(said) == restart
         process.ask()
-        process.wait()  # between two lives there is nobody to wait for
+        process.wait()  # returns at once while no process is running
         del codes[:]
         clock.now += pause - 0.01
         assert not process.ended() and len(started) == restart, "not yet"
@@ -1007,7 +1009,7 @@ def test_an_end_that_cannot_be_read_about_is_said_all_the_same(child, log):
 
 
 def test_a_learner_that_cannot_begin_ends_the_run_and_one_that_could_does_not(monkeypatch, tmp_path):
-    """What breaks before the first update breaks again each time that the learner is started."""
+    """An error before the first update would come back each time that the learner is started."""
 
     class Broken:
         def __init__(self, updates):
@@ -1052,7 +1054,8 @@ def test_who_dies_too_often_ends_the_run(child):
 
 
 def live(logdir: pathlib.Path, role: str, *_: object) -> None:
-    """What a forked process does here instead of a role: it says who it is, and ends when it is asked to, or never."""
+    """Runs in a forked process instead of a role. It writes its process id, and ends when it is asked to, unless the
+    role is "deaf"."""
     (logdir / f"{role}.pid").write_text(str(os.getpid()))
     if role == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -1088,10 +1091,10 @@ def test_a_process_is_asked_to_end_then_killed_and_outlives_the_one_it_was_forke
 
 
 class Child:
-    """A role's process as the launcher sees it: learners end after a few looks, evaluators after some more."""
+    """Stands for a RoleProcess: a learner has ended after a few calls of `ended`, an evaluator after some more."""
 
     made: list["Child"] = []
-    order: list[str] = []  # of ends
+    order: list[str] = []  # the names, as they end or are asked to
 
     def __init__(self, name, arguments, logdir, say, held, awaited):
         self.name, self.arguments, self.logdir, self.looks = name, arguments, logdir, 0
@@ -1108,14 +1111,14 @@ class Child:
         Child.order.append(self.name)
 
     def wait(self):
-        """It has ended."""
+        """Returns at once: the process has ended."""
 
 
 class Nothing:
-    """A Display of nothing."""
+    """Stands for a Display, and shows nothing."""
 
     def __init__(self, run, logdir):
-        """Nothing is kept."""
+        """Keeps nothing."""
 
     def __enter__(self):
         return self
@@ -1124,10 +1127,10 @@ class Nothing:
         return None
 
     def say(self, text):
-        """Nothing is said."""
+        """Prints nothing."""
 
     def refresh(self):
-        """Nothing changes."""
+        """Changes nothing."""
 
 
 @pytest.mark.parametrize("members", [0, 3])
@@ -1177,7 +1180,7 @@ def test_the_actors_are_shared_out_among_their_processes():
 
 
 class Playing:
-    """A role in a program: it ends by itself after some looks, or once asked, and notes when."""
+    """A role in a program: it ends after `looks` calls of `ended`, or when asked, and then adds itself to `order`."""
 
     def __init__(self, order, role, looks):
         self.order, self.role, self.looks, self.over = order, role, looks, False
@@ -1231,7 +1234,7 @@ def test_a_program_ends_in_its_order_however_it_ends(ends, members, monkeypatch)
 
 @pytest.mark.parametrize("kind", ["actor", "replay"])
 def test_a_part_of_a_program_ends_when_it_is_asked(kind):
-    """An actor alone in its process cannot know when its learner has ended."""
+    """An actor or a server alone in its process cannot know when the learner has ended."""
     order: list[program.Role] = []
     stop, looks, part = threading.Event(), [], program.Role(kind)
     program.conduct({part: Playing(order, part, -1)}, stop, lambda: looks.append(1) or len(looks) < 3 or stop.set())
@@ -1282,7 +1285,7 @@ def test_a_role_by_hand_is_the_role_that_was_asked_for(which, sitting, monkeypat
         "actor": [("act", parts, clients, actor_task, sitting) for actor_task in (2, 3)],
         "replay": [("serving", [parts], tmp_path, 1, port)],
     }
-    # Roles of a process are threads, which begin in any order.
+    # The roles of a process are threads, which may begin in any order.
     assert sorted((name, *map(_plain, given)) for name, *given in played) == expected[which]
 
 
@@ -1387,7 +1390,7 @@ def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluatio
 
 
 class Threads:
-    """The roles of a run in one process, as far as their ends go."""
+    """Replaces the roles of a run in one process by fakes, which note in `order` how they end."""
 
     def __init__(self, monkeypatch, logdir: pathlib.Path, broken: str = "", learning: int = 1):
         self.order, self.lazy, self.broken, self.learning = [], set(), broken, learning
@@ -1419,7 +1422,7 @@ class Threads:
         self.order.append((name, parts.name, *task))
 
     def train(self, tmp_path):
-        run = runs.dataclasses.replace(make("queue"), population=2)  # of separate learners
+        run = runs.dataclasses.replace(make("queue"), population=2)  # members with separate learners
         threads.train(run, tmp_path, 8000)
 
 
@@ -1453,7 +1456,8 @@ def test_the_first_error_of_a_thread_is_the_runs(broken, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(("name", "carrier"), [("queue", "local"), ("queue", "reverb"), ("uniform", "local")])
 def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, monkeypatch):
-    """Actors by turns wherever the learner waits; an evaluation, of parameters published for it, once one is due."""
+    """The actors take turns whenever the learner waits. An evaluation is made once it is due, with parameters that are
+    published for it."""
     FakeLearner.turns = tuple((1.0, Version(n, 40 * n), {"wait_seconds": 0.0}, {}) for n in range(1, 6))
     run, order = settings_of(name, max_env_steps=200, eval_period=70, carrier=carrier), []
     source = "the rings" if name == "uniform" else None
@@ -1469,17 +1473,17 @@ def test_roles_take_turns_in_one_thread(name, carrier, fakes, saves, tmp_path, m
 
     def evaluations(parts, given, stop):
         while True:
-            yield None  # it goes on ...
+            yield None  # the evaluation goes on ...
             yield None
             order.append(("evaluation", fakes.learners[0].made.version.env_steps, fakes.learners[0].made.published))
-            yield {}  # ... to its end, before the learner does
+            yield {}  # ... to its end, before the learner goes on
 
     monkeypatch.setattr(roles, "act", act)
     monkeypatch.setattr(roles, "evaluate", evaluations)
     monkeypatch.setattr(Parts, "send", lambda self, sample: order.append(sample))
     serial.train(run, tmp_path, 0)
     samples = [[] if source else [f"a sample of {steps}"] for steps in (30, 31, 30, 31, 30)]
-    turns = [[0, 1, *sample] for sample in samples]  # on its way, unless it is on the devices
+    turns = [[0, 1, *sample] for sample in samples]  # the rings' samples are not sent: they are on the devices
     assert order == [
         *turns[0], *turns[1], ("evaluation", 80, 1), *turns[2], *turns[3], ("evaluation", 160, 2), *turns[4],
         ("evaluation", 200, 3),

@@ -1,4 +1,4 @@
-"""Everything that is known of a setting follows from its one declaration."""
+"""All that the project knows of a setting follows from its one declaration."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ DECLARING = (
 ALL = {name: declared for declaring in DECLARING for name, declared in settings.declarations(declaring).items()}
 NUMBERS = [name for name, declared in ALL.items() if declared.kind in (int, float)]
 TEXTS = sorted(name for name, declared in ALL.items() if declared.kind is str)
-# Where each of the conditions holds.
+# Condition of a setting -> settings with which the condition holds.
 HOLDING = {
     settings.GYMNASIUM: {"env": "gymnasium:CartPole-v1"},
     settings.POPULATION: {"population": 4},
@@ -39,13 +39,13 @@ HOLDING = {
     settings.PROCESSES: {"placement": "processes"},
     settings.REVERB: {"carrier": "reverb"},
 }
-# Where it does not, if that is not so by default.
+# Condition -> settings with which the condition fails, if it holds by default.
 FAILING = {settings.REVERB: {"carrier": "local"}, settings.ALONE: {"population": 4}}
 CONDITIONAL = [name for name, declared in DECLARED.items() if declared.only]
 
 
 def other_than(name: str) -> object:
-    """Another value of a setting than CartPole's runs have."""
+    """Returns a value that a setting does not have in CartPole's runs."""
     declared = DECLARED[name]
     if declared.choices:
         return next(choice for choice in declared.choices if choice != declared.default)
@@ -66,7 +66,7 @@ def test_a_number_is_finite_no_bool_and_within_its_limits(name):
     assert least is not None and most is not None
     for value in (math.nan, math.inf, -math.inf, True, "1", None, (1,), least - 1, most + 1):
         if value is None and declared.default is None:
-            continue  # it was not given
+            continue  # None: the setting was not given
         with pytest.raises(UsageError, match=f"^--{name} must be ") as error:
             settings.check_value(name, value, declared)
         assert "\n" not in str(error.value)
@@ -202,7 +202,7 @@ def test_the_rules_of_a_population_are_those_that_there_are():
 
 
 def test_the_page_of_flags_has_the_declarations():
-    """`scripts/python scripts/flags_page.py` writes them."""
+    """`scripts/python scripts/flags_page.py` writes the declarations into the page."""
     text = flags_page.PAGE.read_text()
     assert flags_page.written(text) == text
     assert all(f"`--{name}`" in flags_page.table() for name in DECLARED)

@@ -1,4 +1,4 @@
-"""What a run is told before its machine is taken away."""
+"""How a run notices that its machine will be taken away."""
 
 import contextlib
 import http.server
@@ -18,7 +18,7 @@ WAIT = 60.0
 
 @contextlib.contextmanager
 def serving(code: int, body: bytes) -> Iterator[str]:
-    """The address of a server that answers so."""
+    """Yields the address of a server that gives this answer to each request."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
@@ -69,7 +69,7 @@ def test_a_file_says_so_by_being_there(tmp_path):
 
 def test_a_notice_asks_for_an_orderly_end(tmp_path, monkeypatch):
     monkeypatch.setattr(shutdown, "NOTICE_SECONDS", 0.01)
-    monkeypatch.setattr(shutdown.signal, "signal", lambda *_: None)  # the tests' own stay
+    monkeypatch.setattr(shutdown.signal, "signal", lambda *_: None)  # keeps the tests' own handlers
     file = tmp_path / "notice"
     stop = shutdown.stop_on_signals(str(file))
     assert not stop.wait(0.1)

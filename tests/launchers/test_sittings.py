@@ -1,4 +1,4 @@
-"""Who plays a role: one process at a time, each with a number of its own."""
+"""Which process plays a role: only one at a time, and each sitting has a number of its own."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ with sittings.hold(pathlib.Path(sys.argv[1]), sys.argv[2]) as sitting:
 
 
 def start(logdir, role: str) -> subprocess.Popen:
-    """A process that plays a role once it has said in which sitting."""
+    """Starts a process that holds a role and prints the number of its sitting."""
     return subprocess.Popen(
         [sys.executable, "-c", HOLDING, str(logdir), role],
         env=ENVIRONMENT,

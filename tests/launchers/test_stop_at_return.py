@@ -22,7 +22,7 @@ REPLAY = (
 )  # fmt: skip
 GRADIENTS = ("--agent=a3c", *QUEUE[:3], "--config.batch_size=4", *QUEUE[4:])
 FOR_EVER = ("--max_env_steps=1000000000", "--checkpoint_seconds=100000")
-COME_TO = {QUEUE: 1.0, REPLAY: -1999.0, GRADIENTS: 1.0}  # what any policy does
+COME_TO = {QUEUE: 1.0, REPLAY: -1999.0, GRADIENTS: 1.0}  # returns that any policy reaches
 SERIAL = ("--placement=serial", "--carrier=local")
 
 
@@ -31,7 +31,7 @@ def attempt(logdir: pathlib.Path, *arguments: str) -> int:
 
 
 def write(logdir: pathlib.Path, *evaluations: tuple[float, float]) -> None:
-    """The (environment steps, return) of some evaluations, as a run leaves them."""
+    """Writes some evaluations, each (environment steps, return), as a run leaves them."""
     with open(logdir / "evaluator.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["env_steps", "learner_steps", "wall_seconds", "episodes", "return_mean", "return_std"])
@@ -39,7 +39,7 @@ def write(logdir: pathlib.Path, *evaluations: tuple[float, float]) -> None:
 
 
 def check_done(logdir: pathlib.Path, least: float, output: str) -> None:
-    """A run was done at its first evaluation, and is saved."""
+    """Asserts that a run was done at its first evaluation, and that its end is saved."""
     (row,) = metrics.read(logdir / "evaluator.csv")
     assert row["return_mean"] >= least
     version = saved(logdir)
@@ -87,7 +87,8 @@ def test_a_serial_run_is_done_with_the_parameters_that_were_evaluated(tmp_path):
 
 @pytest.mark.parametrize("where", [SERIAL, ("--placement=threads", "--carrier=local")])
 def test_what_was_evaluated_and_lost_by_a_kill_is_learnt_again(where, tmp_path, capsys):
-    """The evaluation was written and the learner had not saved since: it goes on until it is as far, and saves."""
+    """The evaluation was written, but the learner was killed before it saved. The learner goes on until it has come as
+    far again, and saves."""
     write(tmp_path, (300, 0.5), (600, 2.0), (900, 1.0))
     assert attempt(tmp_path, *QUEUE, *where, "--stop_at_return=2") == 0
     assert 600 <= saved(tmp_path).env_steps < 600 + 40, "of an update"
@@ -102,7 +103,7 @@ def test_a_run_ends_where_the_first_evaluation_came_to_it(seed, tmp_path):
     evaluations = [(10 * (n + 1), float("nan") if draw.random() < 0.1 else value) for n, value in enumerate(values)]
     write(tmp_path, *evaluations)
     with open(tmp_path / "evaluator.csv", "a") as file:
-        file.write("310,31,1e")  # what is being written, or was left by a kill
+        file.write("310,31,1e")  # a row that is being written, or that a kill cut off
     for least in (-9.0, 0.0, *values[:3], 9.0):
         run = runs.make("a2c", "CartPole-v1", {"stop_at_return": least, "max_env_steps": 205}, {})
         come = [steps for steps, value in evaluations if value >= least]
@@ -144,7 +145,7 @@ def test_processes_end_by_themselves(placement, tmp_path):
 
 @pytest.mark.timeout(900)
 def test_the_hosts_of_a_pod_end_together_though_one_alone_evaluates(tmp_path):
-    """Each has a folder of its own."""
+    """Each host has a folder of its own."""
     folders = {f"host_{host}": (f"--logdir={tmp_path / str(host)}",) for host in range(2)}
     given = (*QUEUE, "--agent=impala", "--carrier=local", *FOR_EVER, "--stop_at_return=1", "--unfinished_code=75")
     for _ in range(2):

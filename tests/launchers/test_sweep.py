@@ -1,4 +1,4 @@
-"""Sweeps: ordinary runs whose values Optuna chooses, which can be stopped and gone on with at any time."""
+"""Sweeps: ordinary runs whose values Optuna chooses. A sweep can be stopped and continued at any time."""
 
 import os
 import pathlib
@@ -20,7 +20,7 @@ from runtime import metrics
 from tests import pictures
 from tests.launchers import command_line
 
-# Serial: the same command line gives the same run to the bit.
+# The placement is serial, so that the same command line gives the same run to the bit.
 SMALL = (
     *("--agent=a2c", "--env=CartPole-v1", "--placement=serial", "--carrier=local", "--num_actors=1"),
     *("--envs_per_actor=8", "--config.batch_size=8", "--config.unroll_length=5", "--config.hidden_sizes=8"),
@@ -39,7 +39,7 @@ def start(folder: pathlib.Path, *arguments: str) -> subprocess.Popen:
 
 
 def end(sweeping: subprocess.Popen, folder: pathlib.Path) -> tuple[int, str]:
-    """(exit code, output) of a sweep that ends; none of its trials' processes may be left then."""
+    """Waits for a sweep to end; returns its (exit code, output). No process of a trial may be left then."""
     try:
         output, _ = sweeping.communicate(timeout=2 * WAIT)
     except subprocess.TimeoutExpired:
@@ -50,12 +50,12 @@ def end(sweeping: subprocess.Popen, folder: pathlib.Path) -> tuple[int, str]:
 
 
 def trials_of(folder: pathlib.Path) -> dict[str, int]:
-    """The processes of a sweep's trials, by the names of their folders."""
+    """Returns the processes of a sweep's trials: name of the trial's folder -> process id."""
     found = {}
     for path in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
         try:
             given = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         for argument in given:
             if argument.startswith(f"--logdir={folder}/trial_"):
@@ -176,10 +176,10 @@ def test_a_trial_that_fails_otherwise_ends_the_sweep_in_one_line_and_is_taken_up
 
 @pytest.fixture
 def searched(monkeypatch):
-    """What would have been searched, by sweeps that were accepted."""
+    """Returns a list that collects what accepted sweeps would have searched; nothing is searched."""
     calls = []
     monkeypatch.setattr(sweep, "search", lambda *given: calls.append(given))
-    monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: threading.Event())  # the tests' own stay
+    monkeypatch.setattr(shutdown, "stop_on_signals", lambda notice: threading.Event())  # keeps the tests' own handlers
     return calls
 
 
@@ -235,7 +235,8 @@ def test_a_mistake_waits_for_nothing_that_it_does_not_need(arguments, loaded, tm
 
 
 def invent(folder: pathlib.Path, sampler: str, trials: int, interrupted: random.Random | None) -> list[dict]:
-    """The values of a study whose trials return what follows from their values; it is loaded anew now and then."""
+    """Makes a study whose trials return a function of their values, and returns the values of all trials. With
+    `interrupted`, the study is now and then loaded again in the middle of a trial."""
     of = study.load(folder, "median")
     for number in range(trials):
         each = study.trial(of, number, RANGES, sampler, seed=number)
@@ -267,9 +268,9 @@ def test_a_study_that_was_cut_or_damaged_is_loaded_or_refused_in_one_line(seed, 
     invent(tmp_path, "random", 4, None)
     path, draw = tmp_path / "study.log", random.Random(seed)
     whole = path.read_bytes()
-    (tmp_path / "study.log.lock").symlink_to(path)  # as of a sweep that was killed
+    (tmp_path / "study.log.lock").symlink_to(path)  # as a killed sweep leaves it
     path.write_bytes(whole[: draw.randrange(len(whole))])
-    of = study.load(tmp_path, "median")  # cut: what is left of it
+    of = study.load(tmp_path, "median")  # a study that was cut is loaded as far as it goes
     assert len(of.get_trials()) <= 4
     of.tell(study.trial(of, len(of.get_trials()), RANGES, "random", 0), 1.0)
     assert len(study.load(tmp_path, "median").get_trials()) == len(of.get_trials())

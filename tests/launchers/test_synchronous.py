@@ -1,4 +1,4 @@
-"""Agents in step with their actors: what they learn from was acted by the parameters that they update."""
+"""Agents in step with their actors: each batch was acted by the very parameters that it updates."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from runtime import metrics
 from tests.launchers import command_line
 
 TWO_ACTORS = ("--num_actors=2", "--envs_per_actor=4", "--config.batch_size=8")
-# Of PPO one minibatch, for which its ratios and its divergence are measured.
+# PPO measures its divergence, and so its ratios, in minibatches: with a single one, before the parameters change.
 ONE_MINIBATCH = ("--config.epochs=1", "--config.minibatches=1")
 
 
@@ -24,14 +24,14 @@ ONE_MINIBATCH = ("--config.epochs=1", "--config.minibatches=1")
 )
 def test_ratios_are_1_and_nothing_is_old(agent, flags, tmp_path):
     arguments = (f"--agent={agent}", "--env=CartPole-v1", f"--logdir={tmp_path}", "--config.unroll_length=20", *flags)
-    # Learning rates so large that an action of older parameters would show.
+    # The presets' learning rates are so large that actions of older parameters would show.
     code, output = command_line.run("train", *arguments, "--max_env_steps=6000", "--eval_episodes=1")
     assert code == 0, output
     rows = metrics.read(tmp_path / "learner.csv")
     assert rows[-1]["learner_steps"] > 10
     for row in rows:
         assert row["lag"] == 0.0, row
-        assert row.get("ratio_deviation", 0.0) < 1e-5, row  # TRPO's, before its step
+        assert row.get("ratio_deviation", 0.0) < 1e-5, row  # TRPO alone has it, from before its step
         if agent == "ppo":
             assert abs(row["kl"]) < 1e-6, row
 
@@ -56,9 +56,9 @@ def test_presets_are_in_step_where_the_rest_of_a_run_allows_it(agent, env, flags
     overrides = {name: value for name, value in flags.items() if name != "batch_size"}
     run = runs.make(agent, env, overrides, config)
     assert run.synchronous == fits
-    run.make_agent(run.spec())  # it is accepted so
+    run.make_agent(run.spec())  # the run is accepted with this setting
     assert not runs.make(agent, env, overrides | {"synchronous": False}, config).synchronous
-    if not fits and "population" not in flags:  # who asks for it is told why not
+    if not fits and "population" not in flags:  # asking for it is refused, with the reason
         asked = runs.make(agent, env, overrides | {"synchronous": True}, config)
         with pytest.raises(UsageError, match="--synchronous"):
             asked.make_agent(asked.spec())

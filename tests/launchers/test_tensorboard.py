@@ -1,4 +1,4 @@
-"""What TensorBoard is told of a run's settings, read as TensorBoard itself reads it."""
+"""What TensorBoard shows of a run's settings, read by TensorBoard's own code."""
 
 import json
 import pathlib
@@ -18,11 +18,11 @@ from tests.launchers.test_stop_at_return import QUEUE, REPLAY, SERIAL
 class Shown(NamedTuple):
     """What TensorBoard shows of a folder."""
 
-    differing: set[str]  # hyperparameters that runs differ in
-    hparams: dict[str, dict[str, Any]]  # of each run, by its folder
-    returns: dict[str, float]  # the last of each run
-    metrics: dict[str, set[str]]  # of each run, all that there are
-    texts: dict[str, Any]  # the settings of each run, as text
+    differing: set[str]  # the hyperparameters in which the runs differ
+    hparams: dict[str, dict[str, Any]]  # folder of a run -> its hyperparameters
+    returns: dict[str, float]  # folder of a run -> its last return
+    metrics: dict[str, set[str]]  # folder of a run -> the names of all its metrics
+    texts: dict[str, Any]  # folder of a run -> its settings, parsed from the text
 
 
 def shown(folder: pathlib.Path) -> Shown:
@@ -58,7 +58,7 @@ def only(values: Any) -> Any:
 
 
 def check(folder: pathlib.Path, logdir: str) -> dict[str, Any]:
-    """What is shown of a run is its config.json, with the newest evaluation, and is there once; its settings."""
+    """Asserts that TensorBoard shows a run once, with its config.json and newest evaluation. Returns its settings."""
     saved = json.loads((folder / logdir / "config.json").read_text())
     seen = shown(folder)
     flat = {f"config.{name}": value for name, value in saved["config"].items()}
@@ -91,7 +91,7 @@ def test_a_run_shows_its_settings_and_after_a_resume_those_it_was_given_then(arg
     learn(tmp_path / "run", *arguments, *where, "--eval_episodes=4", steps=1200)
     after = check(tmp_path, "run")
     assert (before["max_env_steps"], after["max_env_steps"], after["eval_episodes"]) == (600, 1200, 4)
-    learn(tmp_path / "run", *arguments, *where, "--eval_episodes=4", steps=1200)  # which has nothing left to do
+    learn(tmp_path / "run", *arguments, *where, "--eval_episodes=4", steps=1200)  # nothing is left to do
     assert check(tmp_path, "run") == after
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run, and what is kept from them."""
+"""What a person sees of a run in the terminal, and which lines go to a file instead."""
 
 import fcntl
 import json
@@ -52,7 +52,7 @@ def test_native_lines_are_kept_and_pythons_are_seen(tmp_path, set_up):
 
 
 def in_terminal(command: list[str], columns: int, term: str = "xterm-256color", timeout: float = 120.0) -> str:
-    """What a command writes to a terminal that is so wide, to its end."""
+    """Returns all that a command writes to a terminal of `columns` columns until it ends."""
     ours, its = os.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {k: v for k, v in command_line.ENVIRONMENT.items() if k not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -67,7 +67,7 @@ def in_terminal(command: list[str], columns: int, term: str = "xterm-256color", 
             if select.select([ours], [], [], 0.5)[0]:
                 try:
                     written += os.read(ours, 65536)
-                except OSError:  # nobody has its other end any more
+                except OSError:  # the command has closed the other end
                     break
         assert child.wait(timeout=30) == 0, written
     finally:
@@ -81,13 +81,13 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 def lines_in(written: str) -> list[str]:
-    """What stood in each line, as it was last written before it was cleared or left."""
+    """Returns the text of each line, as it was last written before the line was cleared or left."""
     plain = CONTROL.sub("", written.replace("\r\n", "\n"))
     return [line for line in re.split("[\r\n]", plain) if line.strip()]
 
 
-LIVE = re.compile(r"[━╸╺]+ +\d+% (-:--:--|\d+:\d\d:\d\d) left( · .*)?")  # not where it is cut
-UP = "\x1b[1A"  # what is written after several lines, to begin anew at the first; also at the end of all
+LIVE = re.compile(r"[━╸╺]+ +\d+% (-:--:--|\d+:\d\d:\d\d) left( · .*)?")  # the live line, unless it is cut off
+UP = "\x1b[1A"  # moves up a line: after each line but the first when several are redrawn, and once at the end
 
 
 def test_a_run_has_one_line_with_its_progress_and_the_time_left(tmp_path):
@@ -153,7 +153,7 @@ def test_however_wide_the_terminal_the_line_is_one_and_says_what_there_is_room_f
         assert lines_in(written)[1:-1:2] == [text for _, text in told], "as where there is no terminal"
         return
     assert written.count(UP) == 1
-    # "|" is written where the line was, which was cleared for it.
+    # The live line is cleared, and "|" is written in its place.
     shown = [CONTROL.sub("", part).split("\r")[-2].strip() for part in written.split("|")[:-1]]
     evaluated = 0
     for line, (columns, text) in zip(shown, told, strict=True):

@@ -1,4 +1,4 @@
-"""--track: what is written is what a service has, each row once, whatever fails meanwhile."""
+"""--track: a tracking service gets each row that a run writes exactly once, whatever fails meanwhile."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ CONFIG = {"agent": "impala", "env": "CartPole-v1", "config": {}}
 
 
 class Store:
-    """What a service has, and how it fails; the tracked run of it is Fake."""
+    """The rows that a fake service has, and how often it fails. Fake is a tracked run of the service."""
 
     def __init__(self, draw: random.Random, known: bool):
         self.draw, self.known = draw, known
@@ -37,7 +37,8 @@ class Store:
 
 
 class Fake:
-    """A tracked run. Where what it has is `known`, as W&B's online ones, it may fail after it took rows."""
+    """A tracked run. If the store is `known`, the service can say which rows it has, as for W&B's online runs; `log`
+    may then fail after the rows were taken."""
 
     def __init__(self, store: Store, saved: dict):
         store.fail()
@@ -67,7 +68,7 @@ def of(store: Store, logdir: pathlib.Path) -> tracking.Tracker:
 
 
 def grow(logdir: pathlib.Path, draw: random.Random) -> None:
-    """Roles write rows, and parts of rows; some are killed within one and start again."""
+    """Writes rows as roles do. Some roles are killed in the middle of a row, and start again later."""
     for role in ("learner", "evaluator", "actor_0", "member_1/actor_12", "evaluating", "lineage_0"):
         if draw.random() < 0.4:
             (logdir / role).parent.mkdir(exist_ok=True)
@@ -84,7 +85,7 @@ def grow(logdir: pathlib.Path, draw: random.Random) -> None:
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_each_row_is_there_once_and_in_order_whatever_fails(seed, known, logdir, monkeypatch):
-    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())  # which takes long to open
+    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())  # opening it takes long
     draw = random.Random(seed)
     monkeypatch.setattr(tracking, "BYTES", draw.choice([1, 100, 10**6]))
     store = Store(draw, known)
@@ -112,7 +113,7 @@ def test_each_row_is_there_once_and_in_order_whatever_fails(seed, known, logdir,
 
 
 def tracked(store: Store, logdir: pathlib.Path, monkeypatch, fails: bool = False) -> None:
-    """A sitting of a run with a few rows."""
+    """Plays a sitting of a tracked run, which writes one row; with `fails` it then ends in an error."""
     monkeypatch.setitem(services.SERVICES, "fake", lambda logdir, settings, saved: Fake(store, saved))
     with tracking.tracked("fake", logdir):
         recorder = metrics.Recorder(logdir, "learner")
@@ -169,7 +170,7 @@ def test_a_service_that_never_answers_is_waited_for_only_so_long(logdir, monkeyp
 @pytest.mark.parametrize("service", ["wandb", "mlflow"])
 @pytest.mark.parametrize("folder", [False, True])
 def test_a_missing_library_is_one_line_that_says_how_to_install_it(service, folder, tmp_path, monkeypatch, capsys):
-    if folder:  # such as W&B itself leaves, which Python takes for a package that has nothing in it
+    if folder:  # such a folder as W&B itself leaves, which Python takes for an empty package
         (tmp_path / service).mkdir()
         monkeypatch.setattr(sys, "path", [str(tmp_path)])
         monkeypatch.delitem(sys.modules, service, raising=False)
@@ -195,7 +196,7 @@ def test_the_libraries_are_imported_only_where_they_are_asked_for():
 
 
 def learn(logdir: pathlib.Path, *arguments: str) -> str:
-    """What a run writes to the terminal; it is done."""
+    """Trains a run until it is done; returns what it writes to the terminal."""
     command = [sys.executable, "-m", "launchers.train", f"--logdir={logdir}", *LOCAL, *arguments]
     code, output = command_line.end(command)
     assert code == 0, output
@@ -302,7 +303,7 @@ def test_what_wandb_had_not_written_when_it_was_killed_is_sent_again(wandb, logd
     for sitting in range(4):
         for role in ("learner", "actor_0"):
             recorder = metrics.Recorder(logdir, role)
-            for step in range(150 * sitting * (role == "learner") + 100):  # of about 100 bytes each
+            for step in range(150 * sitting * (role == "learner") + 100):  # rows of about 100 bytes
                 recorder.write({"env_steps": step, "loss": step / 7})
             recorder.close()
         if sitting == 3:

@@ -18,7 +18,7 @@ from tests.launchers.test_stop_at_return import QUEUE, REPLAY, SERIAL
 
 
 def check(logdir: pathlib.Path, period: int) -> list[pathlib.Path]:
-    """There are videos of every so manyth evaluation, and of no other; they."""
+    """Asserts that every `period`-th evaluation has a video, and no other. Returns the paths of the videos."""
     evaluations = [int(row["env_steps"]) for row in metrics.read(logdir / "evaluator.csv")]
     expected = [logdir / "videos" / f"env_steps_{steps}.gif" for steps in evaluations[period - 1 :: period]]
     assert sorted((logdir / "videos").glob("*")) == sorted(expected) and expected
@@ -74,13 +74,13 @@ def test_a_resumed_run_counts_on_by_the_period_that_it_is_given(tmp_path):
 
 
 def test_each_member_of_a_population_has_its_own(tmp_path):
-    # Of every evaluation: a busy machine makes one alone in a short run.
+    # Every evaluation has a video here, because a busy machine may make only one evaluation in a short run.
     learn(tmp_path, *STACKED, *THREADS, "--video_period=1")
     for member in range(2):
         check(tmp_path / f"member_{member}", 1)
 
 
-# MuJoCo's are drawn by this machine's OpenGL, which is to be there before EnvPool, wherever that is imported first.
+# MuJoCo's frames are drawn by this machine's OpenGL, which must be loaded before EnvPool, wherever that is imported.
 HARDEST = "HalfCheetah-v4" if filmed.load_opengl() else "Pendulum-v1"
 
 

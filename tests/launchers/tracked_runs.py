@@ -1,4 +1,4 @@
-"""What services have of a run, read back by their libraries."""
+"""Reads tracked runs back by the libraries of the tracking services."""
 
 import json
 import pathlib
@@ -10,13 +10,13 @@ from runtime import metrics
 
 
 def role_files(logdir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The CSVs whose rows are tracked, by name."""
+    """Returns the CSV files whose rows are tracked: name -> path."""
     found = [path for pattern in ("learner", "evaluator", "actor_*") for path in logdir.rglob(f"{pattern}.csv")]
     return {path.relative_to(logdir).as_posix().removesuffix(".csv"): path for path in found}
 
 
 def expected(logdir: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
-    """(env_steps, value) of each metric, in the order of the rows: what a service is to have of a LOGDIR."""
+    """Returns what a service must have of a LOGDIR: metric -> (env_steps, value) pairs, in the order of the rows."""
     found: dict[str, list[tuple[float, float]]] = {}
     for role, path in role_files(logdir).items():
         for row in metrics.read(path):
@@ -27,7 +27,7 @@ def expected(logdir: pathlib.Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def in_mlflow(logdir: pathlib.Path) -> tuple[Any, dict[str, list[tuple[float, float]]]]:
-    """The tracked run, as MLFLOW_TRACKING_URI has it, and what `expected` says of it; rows by their time."""
+    """Returns the tracked run at MLFLOW_TRACKING_URI, and its metrics in the form of `expected`, in order of time."""
     import mlflow
 
     client = mlflow.MlflowClient()
@@ -40,8 +40,8 @@ def in_mlflow(logdir: pathlib.Path) -> tuple[Any, dict[str, list[tuple[float, fl
 
 
 def in_wandb(folder: pathlib.Path) -> tuple[list[Any], dict[str, list[tuple[float, float]]], list[int]]:
-    """Of a folder of offline runs, in the order in which they began: their first records, what `expected` says of all
-    together, and the steps."""
+    """Reads the offline runs in a folder, in the order in which they began. Returns the first record of each, the
+    metrics of all together in the form of `expected`, and the steps."""
     runs, found, steps = [], {}, []
     for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         for record in _records(path):
@@ -57,7 +57,7 @@ def in_wandb(folder: pathlib.Path) -> tuple[list[Any], dict[str, list[tuple[floa
 
 
 def _records(path: pathlib.Path) -> Iterator[Any]:
-    """The records of a .wandb file, by the library's own reader where it has one in Python."""
+    """Yields the records of a .wandb file, read by the library's own reader where it has one in Python."""
     try:
         from wandb.sdk.internal import datastore
     except ImportError:

@@ -1,4 +1,4 @@
-"""scripts/baseline: runs are made, recorded, taken up again and checked; pages are what the record says."""
+"""scripts/baseline: runs are made, recorded, resumed and checked, and the pages say what the record says."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from scripts import pages
 from tests.launchers import command_line
 
 NAME = "a2c-CartPole-v1-tiny"
-# The command, with a baseline more in its registry: of two seeds, and a second each.
+# Runs the command with one more baseline in its registry, which has two seeds and takes about a second for each.
 TINY = f"""
 from launchers import baselines, flags
 from scripts import baseline
@@ -50,7 +50,7 @@ def run(tmp_path, *arguments: str, steps: int = 3000) -> tuple[int, str]:
 
 
 def processes_of(folder: pathlib.Path) -> list[str]:
-    """The command lines of live processes that name the folder."""
+    """Returns the command lines of live processes that name the folder."""
     found = []
     for entry in pathlib.Path("/proc").glob("[0-9]*"):
         try:
@@ -80,7 +80,7 @@ def test_runs_are_recorded_then_nothing_is_left_to_do_then_checked(tmp_path):
         assert result.cpu_seconds and result.wall_seconds and "Python" in result.lock
         assert result.machine.startswith("1 core") or len(os.sched_getaffinity(0)) > 2
     assert record.results[0].params != record.results[1].params
-    # What stands in the record is what scripts/evaluate says of the same checkpoint.
+    # The record says the same as scripts/evaluate does of the same checkpoint.
     code, said = command_line.run("evaluate", f"--logdir={tmp_path / 'runs' / NAME / 'seed0'}", "--episodes=4")
     words = dict(word.split("=") for word in said.splitlines()[-1].split())
     assert (float(words["return_mean"]), words["params"]) == (record.results[0].return_mean, record.results[0].params)
@@ -120,7 +120,7 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tmp_path):
 
 
 def evaluated(logdir: pathlib.Path) -> list[float]:
-    """The environment steps of a run's evaluations, of which the last one is always there."""
+    """Returns the environment steps at a run's evaluations. A run always has one at its end."""
     return [row["env_steps"] for row in metrics.read(logdir / "evaluator.csv")]
 
 
@@ -175,7 +175,7 @@ def test_a_check_compares_with_the_recorded_seeds(recorded, fresh, reproduced, p
 
 
 def make_run(logdir, **settings) -> None:
-    """What a finished run leaves."""
+    """Writes what a finished run leaves."""
     logdir.mkdir(parents=True)
     (logdir / "config.json").write_text(
         json.dumps({"agent": "ppo", "env": "CartPole-v1", "config": {}, "max_env_steps": 200} | settings)
@@ -212,7 +212,7 @@ def test_seeds_of_an_earlier_version_make_room(tmp_path):
 
 
 def test_the_pages_are_what_was_recorded():
-    """`scripts/baseline --pages` writes them."""
+    """`scripts/baseline --pages` writes the pages."""
     for path, text in pages.pages(tool.RESULTS).items():
         assert path.read_text() == text, f"{path.relative_to(tool.ROOT)} is stale: scripts/baseline --pages writes it"
 

@@ -1,4 +1,4 @@
-"""The commands that harass and watch real runs, in short."""
+"""Short uses of scripts/chaos, which harasses real runs, and of scripts/soak, which watches them."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from tests.launchers import command_line
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("placement", "kills"), [("processes", 2), ("pod", 2), ("ray", 1)])
 def test_a_run_takes_faults_and_leaves_nothing(placement, kills, tmp_path):
-    """Faults, then the launcher's end; a machine that is busy is given time."""
+    """The run takes some faults, and then its launcher's end. A busy machine is given time, by --patience."""
     pytest.importorskip("reverb")
     command = [sys.executable, "scripts/chaos.py", "--runs=queue", "--stop_seconds=1", "--patience=120"]
     command += [f"--kills={kills}", f"--placement={placement}"]
@@ -44,7 +44,7 @@ for line in sys.stdin:
 
 
 def test_what_a_process_holds_is_seen():
-    """In a process of its own: in this one, threads of other tests come and go."""
+    """The process that is measured is another one, because threads of other tests come and go in this one."""
     with subprocess.Popen(
         [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -64,7 +64,7 @@ def test_what_a_process_holds_is_seen():
 
 def test_levels_and_growth_are_those_of_a_line_after_the_start():
     rows = [(float(m), "queue learner_0", 100.0 if m < 10 else 400.0 + m / 2, 20, 30) for m in range(61)]
-    rows += [(30.0, "queue actor_0", 50.0, 4, 5)]  # seen once: it grows by nothing
+    rows += [(30.0, "queue actor_0", 50.0, 4, 5)]  # seen only once, so without growth
     actor, learner = soak.summarize(rows, first=10.0)
     assert actor == (
         "queue actor_0: 50.0 mb (+0.0 in an hour), 4.0 threads (+0.0 in an hour), 5.0 descriptors (+0.0 in an hour)"

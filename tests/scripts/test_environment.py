@@ -1,4 +1,4 @@
-"""What scripts/environment takes and makes, in a copy of the project where each Python is a few lines of shell."""
+"""Which Python scripts/environment chooses and what it makes, in a copy where each Python is a few lines of shell."""
 
 import itertools
 import pathlib
@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# All that the script calls. What else is on the PATH, as a real Python, it must not see here.
+# All programs that the script calls. It must not see anything else that is on the PATH, such as a real Python.
 TOOLS = (
     *("bash", "cat", "cut", "df", "dirname", "du", "env", "flock", "mkdir", "mktemp", "readlink", "rm"),
     *("sed", "sha256sum", "sleep", "sort", "tail", "tr"),
@@ -16,8 +16,7 @@ TOOLS = (
 VERSIONS = ("3.11", "3.12", "3.13")
 PREFERRED = ("3.11", "3.13", "3.12")
 
-# Answers the script's question whether it can make environments, makes them of itself, and has a pip that notes its
-# calls.
+# A fake Python. It says that it can make environments, makes them with a copy of itself, and its pip notes the calls.
 USABLE = """#!/usr/bin/env bash
 case "$1 $2" in
     "-c "*) exit 0 ;;
@@ -25,7 +24,8 @@ case "$1 $2" in
     "-m pip") echo "$*" >>"$PIP_CALLS"; echo "pip says $PIP_STATUS"; sleep "$PIP_SECONDS"; exit "$PIP_STATUS" ;;
 esac
 """
-# A shim of pyenv whose version is not switched on; and Debian's Python without its package of venv.
+# Pythons that cannot be used: pyenv's shim of a version that is not switched on, and Debian's Python without the
+# package python3-venv.
 UNUSABLE = {
     "shim": '#!/usr/bin/env bash\necho "pyenv: $0: command not found" >&2\nexit 127\n',
     "without ensurepip": "#!/usr/bin/env bash\nexit 1\n",
@@ -33,7 +33,7 @@ UNUSABLE = {
 
 
 class Clone:
-    """A copy of the script and the locks; `run` calls it where there is nothing but TOOLS and the Pythons given."""
+    """A copy of the script and the locks. `run` calls the script where only TOOLS and the given Pythons exist."""
 
     def __init__(self, path: pathlib.Path):
         self.path, self.bin, self.home = path / "clone", path / "bin", path / "home"
@@ -70,7 +70,7 @@ class Clone:
         )
 
     def run(self, *arguments: str, **variables: str) -> tuple[int, str, str]:
-        """(exit code, stdout, stderr)"""
+        """Runs the script; returns its (exit code, stdout, stderr)."""
         process = self.start(*arguments, **variables)
         out, err = process.communicate(timeout=60)
         return process.returncode, out.strip(), err.strip()
@@ -86,7 +86,7 @@ class Clone:
         return err
 
     def made(self, folder: str) -> list[str]:
-        """What the stamp of an environment says: platform, sum, Python."""
+        """Returns the words in an environment's stamp: platform, checksum, Python."""
         return (self.path / folder / "shoal.stamp").read_text().split()
 
 

@@ -13,7 +13,7 @@ from tests.launchers import command_line
 
 def costs(draw: random.Random) -> scale.Costs:
     values = {name: draw.uniform(1e-6, 1e-3) for name in scale.Costs._fields}
-    values["half_update_wall"] = values["update_wall"] * draw.uniform(0.5, 1.0)  # what is fixed costs a half as much
+    values["half_update_wall"] = values["update_wall"] * draw.uniform(0.5, 1.0)  # half: an update has no fixed cost
     return scale.Costs(
         **values
         | {"steps_per_update": draw.randint(1, 5000), "params_bytes": draw.randint(100, 10**7)}
@@ -44,7 +44,7 @@ def test_limits_are_the_naive_ones(seed):
     assert found["learner"] == pytest.approx(1 / of.update_wall)
     assert found["cores"] == pytest.approx(cores / (of.actor + of.serve + of.update))
 
-    # Two hosts: an update of half a batch, and gradients that are halved, exchanged, added and exchanged again.
+    # Two hosts: each updates on half a batch. They exchange halves of the gradients, add them, and exchange the sums.
     layout = scale.Layout(hosts=2, actors=2, cores=cores, network=1e8, latency=1e-3)
     update = of.half_update_wall * of.steps_per_update + 2 * 1e-3 + of.params_bytes / 1e8
     assert scale.limits(of, layout)["learner"] == pytest.approx(of.steps_per_update / update)
@@ -63,7 +63,7 @@ def test_what_travels_is_what_arrays_take():
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["limits"].keys() == {"2 actors", "1 hosts", "2 hosts"}
-    # An observation of four numbers, the logits of two actions, an action, a reward, a discount and a flag, at least.
+    # A row has at least an observation of 4 numbers, 2 logits, an action, a reward, a discount and a flag.
     assert 4 * 4 + 2 * 4 + 3 * 4 + 1 <= said["costs"]["row_bytes"] <= 50
     assert said["costs"]["batch_bytes"] == said["costs"]["row_bytes"]
     assert all(value > 0 for value in said["costs"].values())

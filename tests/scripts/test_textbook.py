@@ -1,4 +1,4 @@
-"""The figures of textbooks, in short: that each is made, of what it says it is made of."""
+"""Textbook figures on tiny budgets: each is drawn, with the lines and seeds that it should have."""
 
 import csv
 import subprocess
@@ -12,7 +12,7 @@ from tests.launchers import command_line
 
 
 def draw(tmp_path, name: str, *arguments: str) -> tuple[int, str, list[dict[str, str]]]:
-    """Exit code, what was printed, and the rows of the figure's CSV."""
+    """Draws a figure. Returns the exit code, all that was printed, and the rows of the figure's CSV."""
     command = [sys.executable, "scripts/textbook.py", name, f"--out={tmp_path}", "--seeds=2", *arguments]
     done = subprocess.run(
         command,

@@ -1,4 +1,4 @@
-"""Runs are trained once, and for the test that asks first."""
+"""Runs that tests share: each is trained once, when the first test asks for it."""
 
 import pytest
 
@@ -7,7 +7,8 @@ from tests.shoal.runs import SEED, evaluated, trained
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """A name of tests.shoal.runs.COMMANDS -> the run's LOGDIR, and its evaluation by the key of SEED."""
+    """Returns a function from a name in tests.shoal.runs.COMMANDS to the run's LOGDIR and its evaluation by the key of
+    SEED."""
     folder, found = tmp_path_factory.mktemp("runs"), {}
 
     def make(name: str):

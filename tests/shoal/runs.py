@@ -1,4 +1,4 @@
-"""Runs of a few hundred steps, of several kinds of agents and environments, and what their evaluations did."""
+"""Runs of a few hundred steps, with several kinds of agents and environments, and the steps of their evaluations."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ REPLAY = ("--config.batch_size=4", "--config.min_replay_size=64", "--config.repl
 SMALL = ("--config.hidden_sizes=8",)
 LSTM = ("--config.lstm_size=8",)
 
-# What is trained, by the flags of scripts/train.
+# The runs to train: name -> flags of scripts/train.
 COMMANDS: dict[str, tuple[str, ...]] = {
     "dqn": ("--agent=dqn", "--env=CartPole-v1", *REPLAY, *SMALL),
     "dqn of frames": (
@@ -60,28 +60,28 @@ COMMANDS: dict[str, tuple[str, ...]] = {
         *("--population=2", "--population_mode=vmap", "--tune=learning_rate:log:1e-4:1e-2"),
     ),
 }  # fmt: skip
-SEED = 3  # of evaluations
-LONGEST = 40  # steps of an evaluation that are looked at
+SEED = 3  # the seed of evaluations
+LONGEST = 40  # how many steps of an evaluation are kept
 
 
 class Evaluated(NamedTuple):
     """The steps of an evaluation."""
 
-    timesteps: list[TimeStep]  # as agents are shown them, [B, ...]
+    timesteps: list[TimeStep]  # as the agent sees them, [B, ...]
     raw: list[Any]  # the observations as the environment gives them, batched
     rewards: list[np.ndarray]  # as the environment gives them, [B]
-    actions: list[np.ndarray]  # as agents choose them, [B, ...]
+    actions: list[np.ndarray]  # as the agent chooses them, [B, ...]
 
 
 def trained(name: str, folder: pathlib.Path) -> pathlib.Path:
-    """The LOGDIR of a new run."""
+    """Trains a run; returns its LOGDIR."""
     logdir = folder / name
     assert flags.attempt(train.train, ["train", *ALL, *COMMANDS[name], f"--logdir={logdir}"]) == 0
     return logdir
 
 
 def evaluated(logdir: pathlib.Path, seed: int) -> Evaluated:
-    """What runtime.evaluator plays with a run's newest checkpoint, by the key of a seed."""
+    """Returns what runtime.evaluator plays with a run's newest checkpoint, by the key of a seed."""
     run = runs.load(logdir)
     parts = roles.Parts(run, logdir)
     state, _ = recorded.restored(parts.agent, logdir)
@@ -103,19 +103,19 @@ def evaluated(logdir: pathlib.Path, seed: int) -> Evaluated:
     for _ in playing:
         pass
     environment.close()
-    if parts.spec.spaces is None:  # what EnvPool makes is all that there is
+    if parts.spec.spaces is None:  # EnvPool gives no other observations than those that agents see
         found.raw[:] = [timestep.observation for timestep in found.timesteps]
     del found.raw[len(found.actions) :], found.rewards[len(found.actions) :]
     return found
 
 
 def watch(environment: Any, found: Evaluated) -> None:
-    """Has what the environment gives noted, before anything is made of it."""
+    """Has the observations and rewards noted in `found` as the environment gives them, before they are converted."""
     reset, step = environment._reset, environment._step
     inner = environment
     while not hasattr(inner, "_show"):
         inner = inner._continuous
-    if hasattr(inner, "_observations"):  # Gymnasium's
+    if hasattr(inner, "_observations"):  # an environment of Gymnasium
         show = inner._observations.show
         inner._observations = inner._observations._replace(show=lambda raw: show(note(raw)))
     else:

@@ -12,7 +12,7 @@ CODE = re.findall(r"```python\n(.*?)```", (command_line.ROOT / "docs" / "policy.
 
 
 class Enough(Exception):
-    """The loop was long enough."""
+    """Ends a loop that has run long enough."""
 
 
 def test_vector_environments_are_told_apart_where_their_episodes_begin():

@@ -1,4 +1,4 @@
-"""An exported policy acts alike without Shoal, by the lines that docs/policy.md has."""
+"""An exported policy acts the same without Shoal, by the lines in docs/policy.md."""
 
 import json
 import pathlib
@@ -19,7 +19,8 @@ NAMES = ["dqn", "dqn of frames", "impala", "impala, recurrent", "ddpg", "ppo of 
 FIVE = re.search(
     r"## Without Shoal.*?```python\n(.*?)```", (command_line.ROOT / "docs" / "policy.md").read_text(), re.DOTALL
 )
-# What the document leaves to its reader, around its lines: from a folder with inputs.npz to the actions.
+# What the document leaves to its reader, around its lines: a program that reads a folder's inputs.npz, and prints the
+# actions.
 PROGRAM = """
 import json, os, sys
 
@@ -46,7 +47,7 @@ print(json.dumps([actions, len(memory)]))
 
 
 def program(size: int) -> str:
-    """The document's lines: all of them for the first step, and the last for the others."""
+    """Returns PROGRAM with the document's lines: all of them for the first step, and the last one for the others."""
     assert FIVE
     lines = [line for line in FIVE[1].splitlines() if line]
     assert len(lines) == 5
@@ -55,7 +56,7 @@ def program(size: int) -> str:
 
 
 def run_alone(folder: pathlib.Path, size: int):
-    """The actions of the exported policy, and how many arrays it remembers."""
+    """Runs the exported policy without Shoal. Returns its actions, and how many arrays its memory has."""
     done = subprocess.run(
         [sys.executable, "-I", "-c", program(size), str(folder)],
         env={"JAX_PLATFORMS": "cpu", "HOME": str(folder)}, cwd=folder, capture_output=True, text=True, timeout=200,

@@ -10,7 +10,7 @@ NOTEBOOK = command_line.ROOT / "docs" / "first_run.ipynb"
 
 
 def test_the_notebook_runs_and_shows_what_it_says(tmp_path):
-    """Its cells as one program, where a cell that ends with an expression shows it."""
+    """Runs the cells as one program, in which a cell that ends with an expression prints it."""
     cells = [
         "".join(cell["source"]) for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"
     ]

@@ -1,4 +1,4 @@
-"""A loaded policy acts as the run's evaluations do, on what the environment itself gives."""
+"""A loaded policy acts as the run's evaluations do, on the observations that the environment itself gives."""
 
 import dataclasses
 import importlib.util
@@ -26,12 +26,12 @@ from tests.shoal.runs import COMMANDS, SEED
 
 PLAIN = [name for name in COMMANDS if "members" not in name]
 RECURRENT = {"impala, recurrent", "r2d2"}
-DRAWN = {"sampled, with errors", "off_pac"}  # their evaluations' actions are random
-ONE = "q_learning"  # where one will do
+DRAWN = {"sampled, with errors", "off_pac"}  # actions in their evaluations are random
+ONE = "q_learning"  # for tests where one run is enough
 
 
 def same(name: str, logdir: pathlib.Path, taken, chosen, tolerance: float = 1e-6) -> None:
-    """Asserts that what a policy gave is what agents chose, as the environment takes it."""
+    """Asserts that a policy gave the actions that the agent chose, in the form that the environment takes."""
     run = runs.load(logdir)
     expected = interface.interface(run.env, run.spec()).take(chosen)
     assert np.shape(taken) == np.shape(expected) and np.asarray(taken).dtype == expected.dtype, name
@@ -59,7 +59,7 @@ def test_a_batch_is_acted_on_as_in_evaluations(name, made):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [name for name in PLAIN if name not in DRAWN])
 def test_one_observation_is_acted_on_as_in_a_batch(name, made):
-    """And what is remembered is kept until it is said that an episode begins."""
+    """The policy also keeps its memory until it is told that an episode begins."""
     logdir, evaluation = made(name)
     index, policy, forgetful = 1, shoal.load(logdir), shoal.load(logdir)
     differ = False
@@ -94,14 +94,14 @@ def test_an_agent_that_is_fed_rewards_says_so(name, made):
 
 
 def test_rewards_are_seen_as_in_training(made):
-    """Pong's are clipped to [-1, 1]; where an episode begins there is none."""
+    """Pong's rewards are clipped to [-1, 1]. The first step of an episode has no reward."""
     policy = shoal.load(made("dqn of frames")[0])
     assert policy._rewards([5.0, 5.0, -0.5], np.array([False, True, False])).tolist() == [1.0, 0.0, -0.5]
 
 
 @pytest.mark.parametrize(("sampled", "epsilon"), [(True, 0.0), (False, 0.0), (False, 1.0), (None, None)])
 def test_how_it_acts_can_be_said(sampled, epsilon, made):
-    """By default as the run says; what is random is by the seed."""
+    """By default a policy acts as the run's settings say. Its random choices follow from the seed."""
     logdir, evaluation = made("sampled, with errors")
     many = np.repeat(evaluation.raw[0][:1], 200, axis=0)
 
@@ -201,7 +201,8 @@ def member_of(params, member: int):
 
 
 def kept(logdir: pathlib.Path, folder: pathlib.Path):
-    """A copy of a run, whose best parameters are others than its newest; it, and they."""
+    """Copies a run, and gives the copy best parameters that differ from its newest. Returns the copy and these
+    parameters."""
     copy = folder / "copy"
     shutil.copytree(logdir, copy)
     run = runs.load(copy, check=False)
@@ -224,12 +225,12 @@ def test_the_best_parameters_can_be_asked_for(name, made, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, policy._params, params)
     same(name, logdir, newest(evaluation.raw[0], reward=evaluation.rewards[0]), evaluation.actions[0])
     shutil.rmtree(copy / "checkpoints")
-    shoal.load(copy, checkpoint="best")(evaluation.raw[0])  # which needs none
+    shoal.load(copy, checkpoint="best")(evaluation.raw[0])  # the best parameters need no checkpoint
 
 
 @pytest.mark.timeout(600)
 def test_the_best_of_a_member_can_be_asked_for(made, tmp_path):
-    """Of stacked members and of those with learners of their own; over a URL too."""
+    """The member may be stacked or have a learner of its own, and the LOGDIR may be a URL."""
     copy, params = kept(made("stacked members")[0], tmp_path)
     for member in (0, 1):
         policy = shoal.load(copy, checkpoint="best", member=member)
@@ -275,7 +276,7 @@ def test_what_is_no_best_is_one_line(checkpoint, content, words, made, tmp_path)
 
 
 def test_a_url_is_a_logdir(made, tmp_path, monkeypatch):
-    """Of a population too, whose members have folders of their own; none of it takes the environment."""
+    """A population at a URL is read too, if its members have folders. Loading does not need the environment."""
     logdir, evaluation = made("impala")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(runs.Run, "spec", None)
@@ -359,14 +360,14 @@ def test_what_is_no_observation_is_one_line(name, made):
     for observation, words in WRONG[name]:
         with pytest.raises(ValueError, match=rf"^an observation of {runs.load(logdir).env} [^\n]*{words}[^\n]*$"):
             policy(observation)
-    policy(evaluation.raw[0])  # which harmed nothing
+    policy(evaluation.raw[0])  # the refused observations did no harm
 
 
 @pytest.mark.parametrize("name", ["dqn", "dqn of frames", "impala, recurrent", "ppo"])
 def test_a_batch_is_of_the_same_size_until_all_is_forgotten_where_anything_is_remembered(name, made):
     logdir, evaluation = made(name)
     policy, batch = shoal.load(logdir), evaluation.raw[0]
-    policy.reset([True])  # before the first call there is nothing to be forgotten
+    policy.reset([True])  # before the first call there is nothing to forget
     policy(batch)
     with pytest.raises(ValueError, match=r"^policy.reset\(done\) of 3, and the batch is of 4$"):
         policy.reset([True] * 3)
@@ -380,7 +381,7 @@ def test_a_batch_is_of_the_same_size_until_all_is_forgotten_where_anything_is_re
 
 
 def test_another_package_of_the_same_name_is_named(tmp_path):
-    """A person's own `agents` comes first on the path: that is one line, not an ImportError of what it lacks."""
+    """A person's own `agents` comes first on the path. One line says so, instead of an error about a name it lacks."""
     (tmp_path / "agents").mkdir()
     (tmp_path / "agents" / "__init__.py").touch()
     environment = command_line.ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(command_line.ROOT)])}

@@ -1,4 +1,4 @@
-"""Training from Python is scripts/train's, in this process, which is afterwards as it was."""
+"""Training from Python does what scripts/train does, in this process, and leaves the process as it was."""
 
 import inspect
 import json
