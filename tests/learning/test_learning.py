@@ -2,18 +2,25 @@
 
 import pytest
 
+from launchers import settings
+from runtime import metrics
 from tests.launchers import command_line
 
 pytestmark = pytest.mark.timeout(900)  # enough on slow cores beside other tests: steps, not time, end a training
 
 
 def evaluation(logdir, *arguments: str) -> float:
-    """Trains, then plays 100 greedy episodes and returns their mean return."""
-    code, output = command_line.run("train", f"--logdir={logdir}", *arguments, timeout=800.0)
+    """Trains an agent, and returns the mean return of 100 episodes of its last parameters (of a population, of each
+    member), played as its preset says.
+
+    The run evaluates nothing else, because on few cores evaluations take their time from the training.
+    """
+    once = ("--eval_episodes=100", f"--eval_period={settings.STEPS}")
+    code, output = command_line.run("train", f"--logdir={logdir}", *once, *arguments, timeout=800.0)
     assert code == 0, output
-    code, output = command_line.run("evaluate", f"--logdir={logdir}", "--episodes=100")
-    assert code == 0, output
-    return float(dict(word.split("=") for word in output.splitlines()[-1].split())["return_mean"])
+    row = metrics.latest(logdir, "evaluator")
+    assert row["episodes"] % 100 == 0 and row["env_steps"] >= metrics.latest(logdir, "learner")["env_steps"]
+    return row["return_mean"]
 
 
 @pytest.mark.learn
