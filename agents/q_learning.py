@@ -84,6 +84,11 @@ class Config:
             )
         if not all(0 <= epsilon <= 1 for epsilon in self.epsilon_finals):
             raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
+        if self.epsilon_finals and self.form == "expected_sarsa":
+            raise ValueError(
+                f"config.epsilon_finals={self.epsilon_finals}: expected_sarsa learns the values of a single policy: give "
+                "config.epsilon_final instead"
+            )
 
 
 class Hypers(NamedTuple):
@@ -261,9 +266,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             if config.form == "n_step_q":
                 errors = n_step_errors(values, steps.action, rewards, discounts, live, targets)
             else:
-                # With several epsilon_finals, expected Sarsa values all states by the first one's policy.
-                policy = jnp.ravel(epsilon(state))[0]
-                errors = td_errors(config.form, values, steps.action, rewards, discounts, policy, targets)
+                errors = td_errors(config.form, values, steps.action, rewards, discounts, epsilon(state), targets)
             errors = live * errors
             return 0.5 * jnp.sum(jnp.square(errors)) / number, (errors, values)
 

@@ -463,3 +463,12 @@ def test_a_linear_function_is_of_float32():
         q_learning.Config(dtype="bfloat16")
     q_learning.Config(dtype="bfloat16", hidden_sizes=(8,))
     q_learning.Config(dtype="bfloat16", torso="shallow")
+
+
+@pytest.mark.parametrize("form", ["q_learning", "sarsa", "expected_sarsa", "n_step_q"])
+def test_expected_sarsa_has_a_single_epsilon(form):
+    if form != "expected_sarsa":
+        q_learning.Config(form=form, epsilon_finals=(0.1, 0.2))
+        return
+    with pytest.raises(ValueError, match=r"config\.epsilon_finals=\(0\.1, 0\.2\): expected_sarsa .* single policy"):
+        q_learning.Config(form=form, epsilon_finals=(0.1, 0.2))
