@@ -32,7 +32,7 @@ NO_REVERB = f"no Reverb here (Python {sys.version_info.major}.{sys.version_info.
 def names_reverb(text: str) -> bool:
     """Whether an error's text is about Reverb, or what is here for Reverb alone: it lacks, or Shoal asks for it."""
     asked = (
-        "needs --carrier=reverb, which joins processes (and Python 3.11)",
+        "needs --carrier=reverb (and Python 3.11), because only Reverb connects several processes",
         "--carrier=reverb: Reverb is not installed",
     )
     lacking = [f"No module named '{name}" for name in ("reverb", "tensorflow", "ray")]

@@ -106,7 +106,7 @@ def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
             {"hidden_sizes": (2**31 - 1,)},
             "the agent's state takes about .* GB .*: give a smaller --config.hidden_sizes",
         ),
-        ({"unroll_length": 2**31 - 1}, "what an update learns from takes about .* GB .* --config.unroll_length"),
+        ({"unroll_length": 2**31 - 1}, "the batch of an update takes about .* GB .* --config.unroll_length"),
     ],
 )
 def test_what_no_machine_has_room_for_is_refused(config, words):
@@ -143,7 +143,7 @@ def test_traces_need_one_actor_whose_environments_are_the_batch():
 @pytest.mark.parametrize(
     ("agent", "config", "devices", "message"),
     [
-        ("impala", {"batch_size": 12}, 8, "config.batch_size=12 does not divide over 8 devices"),
+        ("impala", {"batch_size": 12}, 8, "config.batch_size=12 must be a multiple of 8, the number of devices"),
         (
             "ppo",
             {"batch_size": 8, "minibatches": 4, "lstm_size": 8, "separate_value": False},

@@ -117,7 +117,7 @@ def test_a_run_from_before_there_were_populations_is_still_a_run(tmp_path):
         ({"tune": ""}, "needs --tune"),
         ({"population": 0}, "--population=8"),
         ({"tune": "learning_rat:log:1e-5:1e-2"}, "did you mean learning_rate"),
-        ({"tune": "hidden_sizes:linear:1:2"}, "no hyperparameter of a2c"),
+        ({"tune": "hidden_sizes:linear:1:2"}, "not a hyperparameter of a2c"),
         ({"tune": "learning_rate:log:1e-2:1e-5"}, "LOW below HIGH"),
         ({"tune": "learning_rate:log:1e-3:1e-3"}, "LOW below HIGH"),
         ({"tune": "learning_rate:log:0:1e-3"}, "above 0"),

@@ -298,7 +298,7 @@ def test_what_is_no_trained_run_is_one_line(made, tmp_path):
     logdir, _ = made(ONE)
     for given, words in (
         (tmp_path, rf"^no run in {tmp_path}: its config.json cannot be read"),
-        ("", r"^no run in '': no path$"),
+        ("", r"^no run in '': give the path of a file or a folder$"),
         (str(tmp_path / "nowhere"), r"^no run in [^\n]*nowhere"),
         ("nothing://there", r"^no run in 'nothing://there': "),
         (emptied(logdir, tmp_path / "a", "checkpoints"), r"^no checkpoint in [^\n]*/a/run/checkpoints yet: "),
