@@ -332,7 +332,7 @@ def named(runs: str) -> list[str]:
     """
     names = runs.split(",")
     if unknown := set(names) - set(RUNS):
-        raise UsageError(f"--runs={runs}: {unknown.pop()!r} is none of {', '.join(RUNS)}")
+        raise UsageError(f"--runs={runs}: {unknown.pop()!r} is not one of {', '.join(RUNS)}")
     return names
 
 

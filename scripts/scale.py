@@ -186,7 +186,9 @@ def wait_for(what: str, condition: Callable[[], bool], processes: Sequence[subpr
     deadline = time.monotonic() + (START_SECONDS if processes else END_SECONDS)
     while not condition():
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
-            raise UsageError(f"a run did not come to {what}: run the same command without --check, and scripts/train")
+            raise UsageError(
+                f"a real run did not come to {what} in time: leave --check out, and see whether scripts/train works"
+            )
         time.sleep(0.2)
 
 
@@ -225,7 +227,7 @@ def numbers(flag: str) -> list[int]:
         found = [int(part) for part in text.split(",")]
         if all(0 < each < 2**20 for each in found):
             return found
-    raise UsageError(f"--{flag}={text} is no list of numbers, 1 or more, as 1,8,64 is")
+    raise UsageError(f"--{flag}={text} must be whole numbers from 1 on, with commas between, such as 1,8,64")
 
 
 @flags.command(Settings, Scale)
@@ -234,7 +236,10 @@ def scale() -> int:
     actors, hosts = numbers("actors"), numbers("hosts")
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)
     if run.population or run.travels == "gradients" or run.carrier == "local" or run.synchronous:
-        raise UsageError("scripts/scale is for experience that travels by Reverb, one learner, and actors out of step")
+        raise UsageError(
+            "scripts/scale is only for runs with --carrier=reverb, --travels=experience, --synchronous=false and no "
+            "--population"
+        )
     costs = measure(run, asked.seconds)
     machine = functools.partial(
         Layout, cores=asked.cores, network=asked.network_gigabits * 1e9 / 8, latency=asked.latency_microseconds * 1e-6

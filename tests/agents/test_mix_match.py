@@ -749,10 +749,10 @@ def test_what_does_not_fit_is_refused(options, spec, message):
 @pytest.mark.parametrize(
     ("small", "message"),
     [
-        (((1, 0, 0), (0, 2, 0)), r"\(0, 2, 0\) is none of those"),
-        (((1, 0), (0, 1)), r"\(1, 0\) is none of those"),
-        (((1, 0, 0), (-1, 0, 0)), r"\(-1, 0, 0\) is none of those"),
-        (((1, 0, 0), (1, 0, 0)), "hold one twice"),
+        (((1, 0, 0), (0, 2, 0)), r"\(0, 2, 0\) is not one with"),
+        (((1, 0), (0, 1)), r"\(1, 0\) is not one with"),
+        (((1, 0, 0), (-1, 0, 0)), r"\(-1, 0, 0\) is not one with"),
+        (((1, 0, 0), (1, 0, 0)), "have one action twice"),
     ],
 )
 def test_small_actions_must_be_among_the_large(small, message):

@@ -75,9 +75,9 @@ def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
 @pytest.mark.parametrize(
     ("window", "words"),
     [
-        (Stacks(101, 0.99, 4), "config.n_step=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Stacks(101, 0.99, 4), "config.n_step=101 is above 100, the most steps of an episode of Pendulum-v1"),
         (Transitions(101, 0.99), "config.n_step=101"),
-        (Sequences(0, 101, 50), "config.sequence_length=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Sequences(0, 101, 50), "config.sequence_length=101 is above 100, the most steps of an episode of Pendulum-v1"),
     ],
 )
 def test_a_window_longer_than_any_episode_is_refused(monkeypatch, window, words):
@@ -130,7 +130,9 @@ def test_whole_episodes_need_no_turns_and_no_even_parts():
     ):
         run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
     run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "local"}, {}).check_fit()
-    with pytest.raises(run.UsageError, match=r"max_episode_steps=20 is below 500, which this environment's episodes"):
+    with pytest.raises(
+        run.UsageError, match=r"max_episode_steps=20 must be 500 or more, the most steps of this environment's episodes"
+    ):
         run.make("reinforce", "CartPole-v1", {}, {"max_episode_steps": 20}).check_fit()
 
 

@@ -70,7 +70,7 @@ def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
         assert training.returncode == 0, output
         assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
         # Its peer has no score where it had just copied the member that was killed.
-        assert f"member 0 goes on from {'member 1' if donor == 1 else 'itself'}: it was interrupted" in output
+        assert f"member 0 goes on from {'member 1' if donor == 1 else 'its own state'}: it was interrupted" in output
         assert not command_line.processes_of(tmp_path)
     finally:
         training.kill()
