@@ -1,10 +1,12 @@
-"""Predicts the speed of many machines from that of one: `scripts/scale --agent=impala --env=Pong-v5`.
+"""Predicts the speed of a run on many machines from measurements on this one.
 
-It times each stage of a run alone, on this machine, and takes the sizes of what travels. Then it says, for numbers of
-actors and of hosts, which part would be the slowest, and how many environment steps a second that part allows. It
-assumes that all machines are like this one, and that the network gives --network_gigabits to each.
-
+  scripts/scale --agent=impala --env=Pong-v5
   scripts/scale --check --agent=impala --env=CartPole-v1     # beside real runs of 1, 2 and 4 actors and hosts, here
+
+Each stage of the run is timed alone, on this machine, and the sizes of the data that is sent are computed. For several
+numbers of actors and of hosts, the command then prints which part of the run would be the slowest, and how many
+environment steps a second that part allows. The prediction assumes that all machines are like this one, and that each
+can send and receive --network_gigabits a second.
 """
 
 import contextlib
