@@ -138,7 +138,7 @@ def test_whole_episodes_need_no_turns_and_no_even_parts():
 
 def test_traces_need_one_actor_whose_environments_are_the_batch():
     run.make("actor_critic", "CartPole-v1", {}, {}).check_fit()
-    with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, config\.batch_size"):
+    with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, as many as config\.batch_size"):
         run.make("actor_critic", "CartPole-v1", {"num_actors": 2}, {}).check_fit()
 
 
