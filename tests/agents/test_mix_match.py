@@ -730,7 +730,7 @@ def test_frames_are_stacked():
     ("options", "spec", "message"),
     [
         ({"curriculum": "actions"}, DISCRETE, "needs actions of several factors"),
-        ({"curriculum": "actions"}, EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES)), "a small set of"),
+        ({"curriculum": "actions"}, EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES)), "a small set"),
         ({"curriculum": "tasks"}, DISCRETE, "needs several tasks.*--env"),
         ({"curriculum": "architectures"}, DISCRETE, "give config.lstm_size"),
         ({"curriculum": "tasks", "transfer": "masked_kl"}, TASKS, "is for config.curriculum=actions"),
