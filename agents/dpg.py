@@ -84,7 +84,7 @@ class Config:
             fractions=("discount", "noise_correlation"),
         )
         if self.alpha_u and self.form == "sarsa":
-            raise ValueError("config.alpha_u is for config.form=off_policy: on-policy, Sarsa has no second weights")
+            raise ValueError("config.alpha_u is for config.form=off_policy: config.form=sarsa has no second weights")
         check_replay_sizes(self)
         features.check_bounds(self)
 

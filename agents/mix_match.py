@@ -214,14 +214,14 @@ def check(config: Config, spec: EnvironmentSpec) -> None:
     if config.curriculum == "actions":
         if not isinstance(actions, FactoredActions) or not actions.small:
             raise ValueError(
-                "config.curriculum=actions needs actions of several factors, and a few of them to begin with: use an "
-                "environment that has them, or config.curriculum=architectures"
+                "config.curriculum=actions needs actions of several factors, and a small set of them to begin with: "
+                "use an environment that has both, or config.curriculum=architectures"
             )
         for action in actions.small:
             if len(action) != len(actions.sizes) or not all(0 <= a < n for a, n in zip(action, actions.sizes)):
-                raise ValueError(f"the small action {action} is none of those of {actions.sizes} choices: correct it")
+                raise ValueError(f"the small action {action} is not one with {actions.sizes} choices: correct it")
         if len(set(actions.small)) < len(actions.small):
-            raise ValueError(f"the small actions {actions.small} hold one twice: leave it out")
+            raise ValueError(f"the small actions {actions.small} have one action twice: leave one out")
 
 
 def make(config: Config, spec: EnvironmentSpec) -> Agent:

@@ -164,7 +164,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     policy = make_policy("off_pac", spec, "state", config.sigma_initial, squash=True)
     continuous = isinstance(spec.actions, BoundedActions)
     if continuous and config.repeat:
-        why = "that a continuous one is played again has no density"
+        why = "a continuous action that is repeated has no density"
         raise ValueError(f"config.repeat={config.repeat} is for discrete actions: {why}; give config.repeat=0")
     features.refuse_frames("off_pac", spec)
     basis = features.of_observations(config, spec)

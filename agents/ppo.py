@@ -271,7 +271,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     """
     f = functions("ppo", config, spec, config.separate_value)
     if config.normalize_observations and config.torso != "mlp":
-        raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
+        raise ValueError("config.normalize_observations=True is for vectors: frames are scaled already, so give False")
     optimizer = make_optimizer("adam", config.adam_epsilon, max_gradient_norm=config.max_gradient_norm)
 
     def init(key: jax.Array) -> State:

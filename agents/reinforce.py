@@ -71,7 +71,7 @@ class Config:
             fractions=("discount",),
         )
         if self.baseline and self.form == "all_actions":
-            raise ValueError("config.baseline is for config.form=reinforce: summed over all actions it changes nothing")
+            raise ValueError("config.baseline is for config.form=reinforce: in a sum over all actions it has no effect")
 
 
 class Hypers(NamedTuple):
@@ -119,7 +119,7 @@ def longest_episode(config: Config, spec: EnvironmentSpec) -> int:
         raise ValueError("this environment does not say how long an episode may be: give config.max_episode_steps")
     if limit is not None and 0 < told < limit:
         raise ValueError(
-            f"config.max_episode_steps={told} is below {limit}, which this environment's episodes may have"
+            f"config.max_episode_steps={told} must be {limit} or more, the most steps of this environment's episodes"
         )
     return limit or told
 
@@ -137,7 +137,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     all_actions = config.form == "all_actions"
     start = config.initial_preferences or (0.0,) * policy.num_outputs
     if len(start) != policy.num_outputs:
-        raise ValueError(f"config.initial_preferences={start} must be one for each of {policy.num_outputs} outputs")
+        raise ValueError(f"config.initial_preferences={start} needs {policy.num_outputs} numbers, one for each output")
     network = MLP(policy.num_outputs, config.hidden_sizes, config.activation, policy.num_free)
     num_values = discrete_actions("all_actions", spec) if all_actions else 1
     critic = MLP(num_values, config.hidden_sizes, config.activation)

@@ -220,7 +220,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     f = functions("trpo", config, spec, separate_value=True)
     policy = f.policy
     if config.normalize_observations and config.torso != "mlp":
-        raise ValueError("config.normalize_observations=True is for vectors: frames are brought to scale already")
+        raise ValueError("config.normalize_observations=True is for vectors: frames are scaled already, so give False")
     optimizer = optax.scale_by_adam(eps=1e-5)
 
     def init(key: jax.Array) -> State:

@@ -209,5 +209,5 @@ def _check_finite(what: str, values: np.ndarray) -> None:
     for index in np.argwhere(~np.isfinite(values)):
         number = values[tuple(index)]
         raise EnvironmentFailure(
-            f"the {what} of environment {index[0]} (from 0 on, of {len(values)}) has {number} in it"
+            f"the {what} of environment {index[0]} (of {len(values)}, counted from 0) has {number} in it"
         )

@@ -126,7 +126,7 @@ class EnvPoolEnvironment(Environment):
             `drawn` and the library that draws it is missing.
         """
         if drawn and not OPENGL and suite(name).startswith("mujoco"):
-            raise ValueError(f"{name} is drawn by OpenGL, whose libEGL.so.1 is not here: install it")
+            raise ValueError(f"to draw {name} needs OpenGL, and its libEGL.so.1 is not on this machine: install it")
         self.num_envs = num_envs
         atari = is_atari(name)
         options = (PROTOCOLS[protocol] if atari else options or {}) | _checked(name, keywords or {})
@@ -204,10 +204,12 @@ def _checked(name: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in keywords.items():
         if key not in defaults or key in OURS:
             taken = ", ".join(sorted(defaults.keys() - OURS))
-            raise ValueError(f"--env_kwargs cannot say {key!r} of EnvPool's {name}, but {taken}")
+            raise ValueError(f"--env_kwargs: EnvPool's {name} cannot be given {key!r}; it takes {taken}")
         kind, default = type(value), defaults[key]
         if kind is not type(default) and (kind, type(default)) != (int, float):
-            raise ValueError(f"--env_kwargs: {key!r} of EnvPool's {name} is as {default!r} is, not {value!r}")
+            raise ValueError(
+                f"--env_kwargs: {key!r} of EnvPool's {name} must be of the type of {default!r}, not {value!r}"
+            )
     return dict(keywords)
 
 

@@ -72,7 +72,7 @@ class Filmed(Environment):
         try:
             picture = np.array(self._environment.draw())
         except BaseException as error:
-            raise EnvironmentFailure(f"it cannot be drawn ({describe(error)}): ask for no video of it") from error
+            raise EnvironmentFailure(f"it cannot be drawn ({describe(error)}): do not ask for a video of it") from error
         shape = self.pictures[0].shape if self.pictures else (*picture.shape[:2], 3)
         if picture.dtype != np.uint8 or picture.shape != shape:
             raise EnvironmentFailure(f"it is drawn as {picture.dtype} {picture.shape}, not uint8 {shape}")

@@ -55,7 +55,7 @@ class GymnasiumEnvironment(Environment):
         self.num_envs = num_envs
         keywords = dict(keywords or {})
         for key in OURS & keywords.keys():
-            raise ValueError(f"--env_kwargs cannot say {key!r}: it is decided by Shoal")
+            raise ValueError(f"--env_kwargs: {key!r} cannot be given, because Shoal chooses it: leave it out")
         limit = [functools.partial(gymnasium.wrappers.TimeLimit, max_episode_steps=max_steps)] if max_steps else []
         what = f"gymnasium:{name}"
         if drawn:  # in this process, where the first environment alone can be asked for its picture

@@ -58,7 +58,7 @@ def _observations(space: Any) -> tuple[tuple[int, ...], Any]:
     from gymnax.environments import spaces
 
     if not isinstance(space, spaces.Box | spaces.Discrete):
-        raise ValueError(f"observations are a {type(space).__name__}: agents take a box or a discrete one")
+        raise ValueError(f"observations are a {type(space).__name__}: agents take a Box or a Discrete space")
     shape = tuple(space.shape) or (1,)
     return shape, np.uint8 if space.dtype == jnp.uint8 else np.float32
 
@@ -71,4 +71,4 @@ def _actions(space: Any) -> DiscreteActions | BoundedActions:
     if isinstance(space, spaces.Box):
         low, high = (np.array(np.broadcast_to(bound, space.shape), np.float32) for bound in (space.low, space.high))
         return BoundedActions(low, high)
-    raise ValueError(f"actions are a {type(space).__name__}: agents take a discrete space or a box")
+    raise ValueError(f"actions are a {type(space).__name__}: agents take a Discrete space or a Box")

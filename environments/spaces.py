@@ -82,8 +82,8 @@ def _numbers(shape: tuple[int, ...], convert: Callable[[np.ndarray], np.ndarray]
 def _choices(sizes: np.ndarray, starts: np.ndarray) -> Observations:
     if max(sizes) > MOST_CHOICES:
         raise ValueError(
-            f"an observation that is one of {max(sizes)} would be shown as so many numbers, of {MOST_CHOICES} at most; "
-            "wrap the environment so that it tells what the number means"
+            f"an observation that is one of {max(sizes)} choices would be shown as {max(sizes)} numbers, and "
+            f"{MOST_CHOICES} is the most: wrap the environment so that it tells what the number means"
         )
 
     def show(batch: Any) -> np.ndarray:
@@ -136,10 +136,13 @@ def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
             left_out.append(f"{key} ({type(part).__name__})")
     if not shown:
         raise ValueError(
-            f"nothing of this observation can be shown to a network: {', '.join(left_out) or 'it is empty'}"
+            f"no part of this observation can be shown to a network: {', '.join(left_out) or 'it is empty'}"
         )
     if left_out:
-        logging.warning("left out of the observation, for no network can be shown it: %s", ", ".join(left_out))
+        logging.warning(
+            "these parts of the observation are left out, because they cannot be shown to a network: %s",
+            ", ".join(left_out),
+        )
 
     def flat(part: Observations, batch: Any) -> np.ndarray:
         x = part.show(batch)
@@ -178,7 +181,7 @@ def count(space: gymnasium.Space, observation: Any) -> int | None:
             except ValueError as error:
                 raise ValueError(f"in its part {key!r} {error}") from error
     if len(set(counts.values())) > 1:
-        raise ValueError(f"has parts that are no batch of the same size: {counts}")
+        raise ValueError(f"has parts that are not batches of the same size: {counts}")
     return next(iter(counts.values()), None)
 
 

@@ -33,7 +33,7 @@ class Tasks(Environment):
             raise ValueError(f"{','.join(tasks)!r} must name each task once, as in A,B")
         if num_envs % len(tasks):
             raise ValueError(
-                f"{num_envs} environments are no multiple of the {len(tasks)} tasks: give another --envs_per_actor"
+                f"{num_envs} environments are not a multiple of the {len(tasks)} tasks: give another --envs_per_actor"
             )
         self.num_envs = num_envs
         seeds = np.random.SeedSequence(seed).generate_state(len(tasks)) >> 1

@@ -166,7 +166,7 @@ class VizdoomEnvironment(EnvPoolEnvironment):
     ):
         """Raises ValueError if the rewards of the task called `name` are not known."""
         if name not in SCENARIOS:
-            raise ValueError(f"the rewards of {name} are not known here; of ViZDoom there are {', '.join(SCENARIOS)}")
+            raise ValueError(f"the rewards of {name} are not known to Shoal: of ViZDoom it has {', '.join(SCENARIOS)}")
         self._scenario = SCENARIOS[name]
         settings = pathlib.Path(default_config(name)["cfg_path"]).read_text()
 

@@ -68,7 +68,7 @@ def evaluate() -> int:
     given = {name: value for name, value in said.items() if value is not None}
     run = runs.replace(run, eval_episodes=episodes, **given)
     if populations.learners(run) != [None]:
-        raise UsageError(f"{logdir} is of a population: evaluate a member's, such as {logdir / 'member_0'}")
+        raise UsageError(f"{logdir} is the folder of a population: give a member's, such as {logdir / 'member_0'}")
     from launchers import roles, terminal
     from runtime import evaluator
 

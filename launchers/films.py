@@ -46,4 +46,4 @@ class Films:
             path.parent.mkdir(exist_ok=True)
             video.write(path, filmed.pictures, filmed.per_second)
         except (EnvironmentFailure, OSError) as error:
-            logging.warning("no %s: %s", path, error)
+            logging.warning("no video was written to %s: %s", path, error)

@@ -50,7 +50,7 @@ class _Parser(flags.ArgumentParser):
 
 
 PARSERS: dict[Any, flags.ArgumentParser] = {
-    int: _Parser(flags.IntegerParser().parse, "a whole number, written out"),
+    int: _Parser(flags.IntegerParser().parse, "a whole number in digits"),
     float: _Parser(flags.FloatParser().parse, "a number"),
     bool: _Parser(flags.BooleanParser().parse, "true or false"),
     str: flags.ArgumentParser(),

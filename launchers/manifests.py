@@ -97,13 +97,15 @@ def manifests() -> int:
     # --actors_per_process says how many actors share a pod, whatever the placement.
     run = flags.run_from_flags(used=() if in_pod else ("actors_per_process",))
     if run.preemption_notice:
-        raise UsageError("--preemption_notice: Kubernetes tells of an end by a signal; leave --preemption_notice out")
+        raise UsageError(
+            "--preemption_notice: Kubernetes announces the end of a pod by a signal: leave --preemption_notice out"
+        )
     if not in_pod and run.carrier == "local":
         raise UsageError(
-            "a run with --carrier=local has all its roles in one process: give --placement=pod or --carrier=reverb"
+            "--carrier=local has all roles of a run in one process: give --placement=pod or --carrier=reverb"
         )
     if run.placement in ("serial", "ray"):
-        why = "is of one process" if run.placement == "serial" else "asks Ray to place processes, not Kubernetes"
+        why = "runs in one process" if run.placement == "serial" else "has Ray place the processes, not Kubernetes"
         raise UsageError(f"--placement={run.placement} {why}: leave --placement out, or give --placement=pod")
     # JAX is imported only now, when the command line is understood. It computes nothing here.
     import jax
@@ -139,10 +141,12 @@ def _check_names(in_pod: bool) -> str:
     if not values.image:
         raise UsageError("a manifest needs --image, the image of its containers; requirements/Dockerfile makes one")
     if not re.fullmatch(r"[a-z0-9][A-Za-z0-9._:/@-]*", values.image):
-        raise UsageError(f"--image={values.image} is no image, as registry.example/shoal:cpu is")
+        raise UsageError(
+            f"--image={values.image} is not the name of an image: give, for example, --image=registry.example/shoal:cpu"
+        )
     if not values.claim:
         raise UsageError(
-            "a manifest needs --claim, the PersistentVolumeClaim of its logdir: what is saved must outlive a pod"
+            "a manifest needs --claim, the PersistentVolumeClaim that has the logdir: what is saved must outlive a pod"
         )
     if values.name is None:
         name = re.sub("[^a-z0-9]+", "-", f"{values.agent}-{values.env}".lower()).strip("-")
@@ -156,14 +160,18 @@ def _check_names(in_pod: bool) -> str:
     ):
         if text is not None and (len(text) > most or not re.fullmatch(pattern, text)):
             raise UsageError(
-                f"--{flag}: {text!r} is no name in Kubernetes: give small letters, digits and '-', a letter first, "
-                f"{most} at most"
+                f"--{flag}={text}: Kubernetes does not take this name: give small letters, digits and '-', a letter "
+                f"first, {most} characters at most"
             )
     of_roles = [f"{role}_resources" for role in ("replay", "learner", "evaluator", "actor")]
     for flag in of_roles if in_pod else ("host_resources", "num_hosts"):
         if getattr(values, flag):
-            what, there = ("roles in pods of their own", "out") if in_pod else ("hosts of a pod", "in")
-            raise UsageError(f"--{flag} is for {what}: leave it out, or put --placement=pod {there}")
+            what, change = (
+                ("roles in pods of their own", "leave --placement=pod out")
+                if in_pod
+                else ("the hosts of a pod", "give --placement=pod")
+            )
+            raise UsageError(f"--{flag} is for {what}: leave --{flag} out, or {change}")
     return name
 
 
@@ -176,8 +184,8 @@ def _resources(role: str) -> dict[str, str]:
         known = name in ("cpu", "memory", "ephemeral-storage") and name not in found
         if not known or not re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,3})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?", quantity):
             raise UsageError(
-                f"--{role}_resources: {part!r} is no resource: give cpu, memory or ephemeral-storage, each once, as "
-                "cpu=500m,memory=8Gi"
+                f"--{role}_resources: {part!r} is not understood: give amounts of cpu, memory or ephemeral-storage, "
+                "each once, such as cpu=500m,memory=8Gi"
             )
         found[name] = quantity
     return found
@@ -189,8 +197,8 @@ def _check_logdir(name: str) -> pathlib.Path:
     within = logdir.is_absolute() and len(logdir.parts) > 2 and ".." not in logdir.parts
     if not within or not re.fullmatch("[A-Za-z0-9._/+-]+", str(logdir)):
         raise UsageError(
-            f"--logdir: {str(logdir)!r} is none that a container has: give a folder below the one where the claim is "
-            "mounted, as /runs/pong, of letters, digits and '._/+-'"
+            f"--logdir={logdir}: this folder would not be on the claim: give a folder below the one where the claim is "
+            "mounted, such as /runs/pong, of letters, digits and '._/+-'"
         )
     return logdir
 
@@ -200,20 +208,25 @@ def _accelerators(in_pod: bool) -> tuple[int, Slice]:
     UsageError if --tpu, --gpus and --num_hosts do not fit together."""
     values = flags.FLAGS
     if values.tpu and values.gpus:
-        raise UsageError("--tpu and --gpus: a machine has either, so leave one of them out")
+        raise UsageError("--tpu and --gpus: a machine has one or the other: leave one of the two out")
     if not values.tpu:
         if in_pod and values.num_hosts is None:
-            raise UsageError("--placement=pod needs --num_hosts, or --tpu, whose topology says it")
+            raise UsageError(
+                "--placement=pod needs --num_hosts, or --tpu, whose topology says how many hosts there are"
+            )
         return values.num_hosts or 1, Slice({"nvidia.com/gpu": values.gpus}, {}) if values.gpus else NO_SLICE
     found = re.fullmatch(r"([a-z0-9]([-a-z0-9]*[a-z0-9])?):([1-9][0-9]{0,3}(x[1-9][0-9]{0,3}){1,2})", values.tpu)
     if not found or len(found[1]) > 63:
-        raise UsageError(f"--tpu={values.tpu} is no TYPE:TOPOLOGY, as tpu-v6e-slice:4x4 is")
+        raise UsageError(f"--tpu={values.tpu} must be TYPE:TOPOLOGY, such as tpu-v6e-slice:4x4")
     chips = math.prod(map(int, found[3].split("x")))
     if not in_pod and chips > 2 * CHIPS:
         raise UsageError(f"--tpu={values.tpu} has {chips} chips, on several hosts: give --placement=pod")
     count = (values.num_hosts or max(1, chips // CHIPS)) if in_pod else 1
     if chips % count or chips // count > 2 * CHIPS:
-        raise UsageError(f"--num_hosts={count} cannot share the {chips} chips of --tpu={values.tpu}")
+        raise UsageError(
+            f"--num_hosts={count} cannot share the {chips} chips of --tpu={values.tpu}: give a number that divides "
+            f"{chips}, with at most {2 * CHIPS} chips for each host"
+        )
     labels = {"cloud.google.com/gke-tpu-accelerator": found[1], "cloud.google.com/gke-tpu-topology": found[3]}
     return count, Slice({"google.com/tpu": chips // count}, labels)
 
@@ -303,7 +316,10 @@ def _jobs(
     UsageError if a Job cannot have so many pods."""
     replicas, pods = counts
     if pods > MOST_PODS:
-        raise UsageError(f"{pods:,} pods of a kind, of {MOST_PODS:,} at most: give fewer, each with more")
+        raise UsageError(
+            f"a Job of {pods:,} pods is too large: Kubernetes takes {MOST_PODS:,} at most; give fewer pods, with more "
+            "in each"
+        )
     container: dict[str, Any] = {
         "name": "shoal",
         "image": flags.FLAGS.image,

@@ -54,7 +54,7 @@ def _connect(url: str) -> tuple[Any, str]:
 
     scheme, _, rest = url.partition("://")
     if not scheme or not rest.strip("/"):
-        raise UsageError("name a scheme and a folder, as gs://bucket/run does")
+        raise UsageError("give a URL with a scheme and a folder, such as gs://bucket/run")
     try:
         kind = fsspec.get_filesystem_class(scheme)
         options = {"auto_mkdir": True} if getattr(kind, "local_file", False) else {}
@@ -201,7 +201,7 @@ class Mirror:
         self.folder.mkdir(parents=True, exist_ok=True)
         whole, part, count = _whole(there), self.folder / ".mirror.part", 0
         for left_out in sorted({*_checkpoints(there)} - {*_checkpoints(whole)}):
-            logging.warning("%s/%s was uploaded in part: it is left out", self.url, left_out)
+            logging.warning("%s/%s was uploaded only in part: it is not fetched", self.url, left_out)
         with self._locked() as known:
             here = self._here()
             behind = {
@@ -240,7 +240,11 @@ class Mirror:
                 pause = min(2 * pause, UPLOAD_SECONDS)
                 if type(error) not in warned:
                     warned.add(type(error))
-                    logging.warning("%s cannot be written (%s): the run goes on here", self.url, _words(error))
+                    logging.warning(
+                        "%s cannot be written (%s): the run goes on, and what is missing is uploaded later",
+                        self.url,
+                        _words(error),
+                    )
 
     def finish(self, thread: threading.Thread) -> None:
         """Waits for the `thread` of `keep_up` to end, and uploads the rest; raises OSError if that fails."""

@@ -400,14 +400,14 @@ PAPERS: dict[str, list[Paper]] = {
     "sarsa": [Paper(CLIFF, "gymnasium:CliffWalking-v1", CLIFF_RUN, CLIFF_TABLE | {"form": "sarsa"})],
 }
 
-UNWRITTEN = "the book has the algorithm and no experiment with it"
+UNWRITTEN = "the book describes the algorithm but has no experiment with it"
 # The agents whose source has no settings for any environment that Shoal has, and why.
 SILENT = {
     "all_actions": UNWRITTEN,
     "actor_critic": UNWRITTEN,
     "actor_critic_lambda": UNWRITTEN,
-    "dmpo": "it is MPO with D4PG's critic, which neither's paper has",
-    "mix_match": "the paper's environments are DeepMind Lab's, which no suite has",
+    "dmpo": "it is MPO with D4PG's critic, which neither paper describes",
+    "mix_match": "the paper's environments are DeepMind Lab's, which Shoal does not have",
 }
 
 
@@ -418,7 +418,7 @@ def of(agent: str) -> list[Paper]:
       ValueError: the paper has no settings for any environment that Shoal has.
     """
     if agent in SILENT:
-        raise ValueError(f"--preset=paper says nothing of {agent}, for {SILENT[agent]}; leave --preset out")
+        raise ValueError(f"--preset=paper has no settings for {agent}: {SILENT[agent]}; leave --preset out")
     return PAPERS[agent]
 
 
@@ -439,6 +439,6 @@ def find(agent: str, env: str, env_kwargs: str = "") -> Paper:
             return paper
     examples = " or ".join(f"--env={paper.example}" for paper in papers)
     raise ValueError(
-        f"--preset=paper says nothing of {agent} in {env}: the paper's environments are such as {examples}; give one, "
+        f"--preset=paper has no settings for {agent} in {env}: give an environment of the paper, such as {examples}, "
         "or leave --preset out"
     )

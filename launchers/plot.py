@@ -34,7 +34,7 @@ class Picture:
 def plot(*names: str) -> int:
     asked, logdirs = flags.FLAGS, []
     if not names:
-        raise UsageError("plot needs the folders of runs, each a --logdir of scripts/train's or one of docs/results")
+        raise UsageError("plot needs the folders of runs: name the --logdir of each run, or folders in docs/results")
     for name in names:
         try:
             logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
@@ -45,14 +45,14 @@ def plot(*names: str) -> int:
         if not (logdirs[-1] / records.FILE).exists():
             settings.saved(logdirs[-1])
     if asked.lineages and len(logdirs) > 1:
-        raise UsageError("--lineages takes the folder of one population")
+        raise UsageError("--lineages takes one folder, that of a population")
     from runtime import plot  # only now, because it imports JAX and Matplotlib
 
     try:
         plot.check_picture(asked.out)
         if asked.lineages:
             if not plot.draw_lineages(logdirs[0], asked.out):
-                raise UsageError(f"--lineages: {logdirs[0]} has no lineages yet, or is no population's")
+                raise UsageError(f"--lineages: {logdirs[0]} has no lineages yet, or is not the folder of a population")
         elif not plot.draw(
             logdirs,
             asked.out,
@@ -62,7 +62,7 @@ def plot(*names: str) -> int:
             asked.log,
             asked.smooth,
         ):
-            raise UsageError("none of these runs has two evaluations yet")
+            raise UsageError("none of these runs has the two evaluations yet that a curve needs")
     except ValueError as error:  # a file is not as Shoal writes it, or a flag's value does not fit
         raise UsageError(str(error)) from error
     print(asked.out)

@@ -36,14 +36,16 @@ def meet(run: Run) -> Meeting:
     values = flags.FLAGS
     given = {name: getattr(values, name) for name in ("coordinator", "num_hosts", "host")}
     if not values.logdir:
-        raise UsageError("--placement=pod needs --logdir, the same on every host or each its own")
+        raise UsageError(
+            "--placement=pod needs --logdir: one folder that all hosts share, or a folder of its own for each"
+        )
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
         return _meet_in_cluster(run)
     if missing:
         raise UsageError(
             f"--placement=pod lacks --{missing[0]}: give --coordinator=HOST:PORT, --num_hosts=N and --host=K, from 0; "
-            "none of them on a TPU pod, by SLURM or Open MPI, which say it themselves"
+            "on a TPU pod, and under SLURM or Open MPI, give none of the three, because Shoal finds the hosts itself"
         )
     hosts = Hosts(values.host, values.num_hosts)
     if hosts.index >= hosts.count:
@@ -89,7 +91,7 @@ def _meet_in_cluster(run: Run) -> Meeting:
         pods.start_jax()
     except (ValueError, RuntimeError) as error:
         raise UsageError(
-            "--placement=pod: no TPU pod, SLURM or Open MPI is seen here: give --coordinator=HOST:PORT, "
+            "--placement=pod: no TPU pod, SLURM or Open MPI was found here: give --coordinator=HOST:PORT, "
             f"--num_hosts=N and --host=K, from 0 ({error})"
         ) from error
     hosts = Hosts(jax.process_index(), jax.process_count())

@@ -19,7 +19,7 @@ from launchers.settings import UsageError, nearest
 from replay.structures import Structure, state_structs
 from runtime.population import COPIED, Exchange, Population, Returns, state_structure, told_structure
 
-TUNE = "--tune is NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
+TUNE = "give NAME:log:LOW:HIGH, NAME:linear:LOW:HIGH or NAME:step=SIZE:LOW:HIGH, several with commas between"
 
 
 def parse_ranges(tune: str) -> dict[str, pbt.Range]:
@@ -35,17 +35,15 @@ def parse_ranges(tune: str) -> dict[str, pbt.Range]:
             scale, _, step = scale.partition("=")
             range_ = pbt.Range(scale, float(low), float(high), float(step or 0))  # type: ignore[arg-type]
         except ValueError as error:
-            raise UsageError(f"{TUNE}; not {part!r}") from error
+            raise UsageError(f"--tune={part}: {TUNE}") from error
         if scale not in ("log", "linear", "step") or (scale == "step") != (range_.step > 0):
-            raise UsageError(f"{TUNE}; not {part!r}")
+            raise UsageError(f"--tune={part}: {TUNE}")
         if not all(map(math.isfinite, range_[1:])):
-            raise UsageError(f"--tune={part}: LOW, HIGH and SIZE are finite numbers")
+            raise UsageError(f"--tune={part}: LOW, HIGH and SIZE must be finite numbers")
         if name in ranges:
             raise UsageError(f"--tune names {name!r} twice: a hyperparameter has one range")
         if not range_.low < range_.high or (scale == "log" and range_.low <= 0):
-            raise UsageError(
-                f"--tune={part}: a range is LOW below HIGH, both above 0 on the scale log; not {low} to {high}"
-            )
+            raise UsageError(f"--tune={part}: give LOW below HIGH, and with log both above 0, not {low} to {high}")
         ranges[name] = range_
     return ranges
 
@@ -62,10 +60,10 @@ def check(run: Run) -> None:
     if run.score_episodes < 2 and run.exploit == "t_test":
         raise UsageError("--exploit=t_test needs --score_episodes of 2 or more")
     if run.population_mode == "vmap" and run.travels == "gradients":
-        raise UsageError("--population_mode=vmap stacks learners of experience: leave out --travels=gradients")
+        raise UsageError("--population_mode=vmap is for agents that learn from experience: give --travels=experience")
     if run.population_mode == "separate" and run.placement == "serial":
         raise UsageError(
-            "--placement=serial has one learner: give --population_mode=vmap, which stacks the members in it, or "
+            "--placement=serial has only one learner: give --population_mode=vmap, which stacks all members in one, or "
             "--placement=threads"
         )
     hypers = state_structs(run.make_agent(run.spec())).hypers._fields
@@ -80,7 +78,7 @@ def check_ranges(run: Run, ranges: pbt.Ranges, names: Collection[str], what: str
     """
     for name, range_ in ranges.items():
         if name not in names:
-            raise UsageError(f"--tune names {name!r}, which is no {what}{nearest(name, names)}")
+            raise UsageError(f"--tune names {name!r}, which is not a {what}{nearest(name, names)}")
         for value in (range_.low, range_.high):
             with_values(run, {name: value})
 
@@ -95,7 +93,7 @@ def with_values(run: Run, values: Mapping[str, float]) -> Run:
         typed = configs.check_types(configs.fields(run.agent), values)
         return dataclasses.replace(run, config=dataclasses.replace(run.config, **typed))
     except ValueError as error:
-        raise UsageError(f"--tune goes beyond what the agent takes: {error}") from error
+        raise UsageError(f"--tune has a value that the agent does not take: {error}") from error
 
 
 def draws(run: Run) -> dict[str, list[float]]:

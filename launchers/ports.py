@@ -26,7 +26,7 @@ def hold_port(port: int) -> None:
         lock.bind(f"\0shoal-replay-{port}")
     except OSError as error:
         lock.close()
-        raise UsageError(f"port {port} is another run's; choose another with --port") from error
+        raise UsageError(f"port {port} is in use by another run: choose another with --port") from error
     _held[port] = lock
 
 
@@ -54,7 +54,10 @@ def parse_address(what: str, text: str, ports: int = 1) -> tuple[str, int]:
     """
     host, _, port = text.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) <= LAST_PORT - ports + 1:
-        raise UsageError(f"{what}: {text!r} is no address, which is host:port, as localhost:8000 is")
+        raise UsageError(
+            f"{what}: {text!r} is not an address: give host:port, such as localhost:8000, with a port from 1 to "
+            f"{LAST_PORT - ports + 1}"
+        )
     return host, int(port)
 
 

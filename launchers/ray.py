@@ -264,7 +264,7 @@ class Cluster:
         assert of.claim
         before, self._served[of.process.task] = self._served.get(of.process.task), of.claim
         if before and before != of.claim:
-            self.say(f"{of.process.name} has moved to {of.claim.address}: all others start again")
+            self.say(f"{of.process.name} has moved to {of.claim.address}: all other processes start again")
             for each in self._roles:
                 if each.process.kind != "replay":
                     each.restart()

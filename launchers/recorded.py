@@ -51,7 +51,9 @@ def spec_of(run: Run, logdir: pathlib.Path) -> tuple[EnvironmentSpec, str]:
         values = json.loads(path.read_text())
         return interface.from_json(values), str(values["reward_clip"])
     except Exception as error:  # the file may hold anything
-        raise UsageError(f"{path} cannot be read ({error!r}): remove it, and the environment is looked at") from error
+        raise UsageError(
+            f"{path} cannot be read ({error!r}): remove it, and Shoal makes the environment to see its spec"
+        ) from error
 
 
 def restored(agent: Agent, logdir: pathlib.Path) -> tuple[State, Version]:

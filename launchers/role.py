@@ -53,13 +53,15 @@ class Place:
 def role() -> int:
     values = flags.FLAGS
     if not values.role:
-        raise UsageError(f"--role is one of {', '.join(KINDS)}")
+        raise UsageError(f"scripts/role needs --role, which is one of {', '.join(KINDS)}")
     if not values.logdir:
         raise UsageError("a role needs --logdir, the folder of its run")
     if values.role != "replay" and not values.replay:
         raise UsageError(f"--role={values.role} needs --replay=host:port, the address of the replay server")
     if values.num_learners > 1 and not values.coordinator:
-        raise UsageError("--num_learners needs --coordinator=host:port, the address of the first learner")
+        raise UsageError(
+            f"--num_learners={values.num_learners} needs --coordinator=host:port, the address of the first learner"
+        )
     for flag, addresses in (("replay", values.replay), ("coordinator", values.coordinator)):
         for address in addresses.split(",") if addresses else []:
             ports.parse_address(f"--{flag}", address)
@@ -82,7 +84,8 @@ def _play(logdir: pathlib.Path) -> int:
     run = asked or runs.load(logdir)
     if run.carrier == "local":
         raise UsageError(
-            "a run with --carrier=local has all its roles in one process: give scripts/train --carrier=reverb"
+            "--carrier=local has all roles of a run in one process, so scripts/role cannot play one of them: give "
+            "--carrier=reverb, to scripts/train too"
         )
     leave_accelerators(run, values.role)
     if asked:
@@ -103,15 +106,18 @@ def _play(logdir: pathlib.Path) -> int:
         ports.check_port(values.port)
         run.check_fit(servers=1)
     elif values.replay.count(",") + 1 != run.num_replay_servers:
-        raise UsageError(f"--replay names {values.replay.count(',') + 1} servers: the run has {run.num_replay_servers}")
+        raise UsageError(
+            f"--replay={values.replay} names {values.replay.count(',') + 1} servers, but the run has "
+            f"{run.num_replay_servers}: name each of them once"
+        )
     if process.kind == "evaluator":
         run.check_drawn()
     # A launcher on this machine looks for the notice itself, and asks its roles to end in their order.
     stop = stop_on_signals("" if multiprocessing.parent_process() else run.preemption_notice)
     if isinstance(values.logdir, str) and run.stop_at_return is not None:
         raise UsageError(
-            f"--stop_at_return with --logdir={values.logdir}: the learner finds evaluations in a folder that the roles "
-            "share, not at a URL: give such a --logdir, or leave --stop_at_return out"
+            f"--stop_at_return with --logdir={values.logdir}: the learner reads the evaluations in a folder that all "
+            "roles share, not at a URL: give such a folder as --logdir, or leave --stop_at_return out"
         )
     if asked:
         populations.save(run, logdir)
@@ -186,9 +192,10 @@ def _missing(process: Role, processes: Sequence[Role]) -> str:
     members = {each.member for each in processes if each.kind == process.kind}
     if process.member not in members:
         return (
-            f"--member is for roles of a population's separate learners, which --role={process.kind} here is not"
+            f"--member={process.member}: in this run --role={process.kind} is not for one member of a population: "
+            "leave --member out"
             if members == {None}
-            else f"--member is 0 to {len(members) - 1}: each member of the population has roles of its own"
+            else f"--role={process.kind} needs --member, from 0 to {len(members) - 1}: each member has roles of its own"
         )
     tasks = sum(each._replace(task=0) == process._replace(task=0) for each in processes)
     return f"--task={process.task}: the run has {tasks} processes with --role={process.kind}, numbered from 0"

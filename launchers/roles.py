@@ -515,11 +515,11 @@ def check_shares(agent: Agent, devices: int) -> None:
     """Raises UsageError unless a batch divides over the devices, into shares that the agent's update can cut up."""
     size, multiple = agent.batch_size, agent.share_multiple
     if size % devices:
-        raise UsageError(f"config.batch_size={size} does not divide over {devices} devices")
+        raise UsageError(f"config.batch_size={size} must be a multiple of {devices}, the number of devices")
     if size // devices % multiple:
         raise UsageError(
-            f"config.batch_size={size} is {size // devices} for each of {devices} devices, which an update cannot cut "
-            f"into its equal parts: give a multiple of {devices * multiple}"
+            f"config.batch_size={size} is {size // devices} for each of {devices} devices, and an update cannot cut "
+            f"that into equal parts: give a multiple of {devices * multiple}"
         )
 
 
@@ -527,7 +527,9 @@ def warn_of_lost(saved: int, channel: Any) -> None:
     """Warns if a replay has fewer than the `saved` items, which it had when the learner's checkpoint was made."""
     there = channel.count()
     if there < saved:
-        logging.warning("the replay has %d of the %d items that were saved: it fills anew", there, saved)
+        logging.warning(
+            "the replay has only %d of the %d items that were saved: the actors fill it again", there, saved
+        )
 
 
 def warn_of_left_out(parts: Parts) -> None:
@@ -536,7 +538,7 @@ def warn_of_left_out(parts: Parts) -> None:
         names = [f"replay_{k}" for k in range(parts.hosts.count * parts.run.num_replay_servers, settings.MANY)]
         left = list(itertools.takewhile(lambda name: (parts.logdir / name).exists(), names))
         if left:
-            logging.warning("there were more hosts before: what is in %s is left out", ", ".join(left))
+            logging.warning("there were more hosts before: the replays in %s are not used", ", ".join(left))
 
 
 def _keep(version: Version, params: Any) -> None:

@@ -72,17 +72,20 @@ class Run(settings.Settings):
         if agent.table.kind != "queue" and self.travels != "gradients":
             self._check_replay(agent)
             return
-        why = "where gradients travel" if self.travels == "gradients" else f"{self.agent} has a queue, not a replay;"
+        why = (
+            "with --travels=gradients" if self.travels == "gradients" else f"{self.agent} has a queue, not a replay, so"
+        )
         for name in ("num_replay_servers", "updates_per_dispatch"):
             if getattr(self, name) > 1:
-                raise UsageError(f"--{name}={getattr(self, name)}: {why} leave it at 1")
+                raise UsageError(f"--{name}={getattr(self, name)}: {why} it must be 1")
 
     def _check_synchronous(self, agent: Agent) -> None:
         """Raises UsageError if the run cannot have actors that wait for the update on what they wrote."""
         if not isinstance(agent.table.items, Blocks) or self.travels == "gradients":
-            why = "here gradients travel" if self.travels == "gradients" else f"{self.agent} does not"
+            who = f"{self.agent} with --travels=gradients" if self.travels == "gradients" else self.agent
             raise UsageError(
-                f"--synchronous is for agents that learn from blocks of their actors' rows, as a2c, ppo, trpo do: {why}"
+                "--synchronous is for agents that learn from blocks of their actors' rows, such as a2c, ppo and trpo: "
+                f"{who} does not, so leave --synchronous out"
             )
         if self.num_actors * self.envs_per_actor != agent.batch_size:
             raise UsageError(
@@ -90,31 +93,34 @@ class Run(settings.Settings):
                 f"--envs_per_actor={self.envs_per_actor} must be config.batch_size={agent.batch_size}"
             )
         if self.placement == "pod":
-            raise UsageError("--synchronous is of one host: give another --placement than pod")
+            raise UsageError("--synchronous works on one host only: leave it out, or give another --placement than pod")
         if self.publish_period != 1:
-            raise UsageError(f"--synchronous publishes each update: leave out --publish_period={self.publish_period}")
+            raise UsageError(
+                f"--synchronous publishes the parameters after each update: leave out --publish_period="
+                f"{self.publish_period}"
+            )
 
     def _check_replay(self, agent: Agent) -> None:
         if self.placement == "serial" and self.carrier == "reverb":
             raise UsageError(
-                f"--placement=serial repeats a run to the bit, which {self.agent}'s replay in Reverb cannot: its "
-                "random sampling has no seed; give --carrier=local or --placement=threads"
+                f"--placement=serial repeats a run bit for bit, but Reverb samples {self.agent}'s replay at random and "
+                "without a seed: give --carrier=local or --placement=threads"
             )
         table, batch = agent.table, agent.batch_size * self.updates_per_dispatch
         if self.carrier == "reverb" and table.kind == "prioritized":
             for name, plain in (("priority", "proportional"), ("uniform_fraction", 0.0)):
                 if getattr(table, name) != plain:
                     raise UsageError(
-                        f"config.{name}={getattr(table, name)}: Reverb has no such sampler, it draws in proportion to "
-                        f"priorities alone; give --carrier=local or --config.{name}={plain}"
+                        f"config.{name}={getattr(table, name)}: Reverb can only sample in proportion to the "
+                        f"priorities: give --carrier=local or --config.{name}={plain}"
                     )
         if self.carrier == "local" and table.eviction_exponent:
             raise UsageError(
-                f"config.eviction_exponent={table.eviction_exponent}: the rings of --carrier=local are written over in "
-                "the order of time; give --carrier=reverb or --config.eviction_exponent=0"
+                f"config.eviction_exponent={table.eviction_exponent}: with --carrier=local a full replay always "
+                "replaces its oldest rows: give --carrier=reverb or --config.eviction_exponent=0"
             )
         if batch % self.num_replay_servers:
-            raise UsageError(f"a batch of {batch} does not divide over --num_replay_servers={self.num_replay_servers}")
+            raise UsageError(f"--num_replay_servers={self.num_replay_servers} must divide a batch of {batch}")
         share = table.max_size // self.num_replay_servers
         for name, size in (
             ("minimum size", table.min_size // self.num_replay_servers),
@@ -122,11 +128,14 @@ class Run(settings.Settings):
             ("n-step window", getattr(table.items, "n", 1)),
         ):
             if size > share:
-                raise UsageError(f"the replay's {name}, {size}, is larger than the replay itself, {share} a server")
+                raise UsageError(
+                    f"the replay's {name}, {size}, is larger than the replay itself, which has {share} items on each "
+                    "server: give a larger --config.replay_size"
+                )
         if self.num_actors < self.num_replay_servers:
             raise UsageError(
-                f"--num_replay_servers={self.num_replay_servers} is more than --num_actors={self.num_actors}: an actor "
-                "writes to one server, and the learner would wait for those without"
+                f"--num_replay_servers={self.num_replay_servers} is more than --num_actors={self.num_actors}: each "
+                "actor writes to one server, so the learner would wait for ever for a server without an actor"
             )
 
     def make_environment(self, seed: int, num_envs: int, *, evaluation: bool = False, drawn: bool = False) -> Any:
@@ -249,36 +258,39 @@ class Run(settings.Settings):
         """Raises UsageError if the run's learner cannot be spread over `num_learners` hosts, two or more."""
         agent = self.make_agent(self.spec())
         for why, one_host in (
-            ("an agent with a replay has one learner host", agent.table.kind != "queue"),
-            ("an agent with eligibility traces has one learner host", agent.in_order),
-            ("a population's learners have one host each", self.population > 0),
-            ("actors in step with their learner have one host of it: give --synchronous=false", self.synchronous),
-            ("where gradients travel there is one learner host", self.travels == "gradients"),
+            ("an agent with a replay learns on one host", agent.table.kind != "queue"),
+            ("an agent with eligibility traces learns on one host", agent.in_order),
+            ("each learner of a population is on one host", self.population > 0),
+            ("with --synchronous (which --synchronous=false turns off) the learner is on one host", self.synchronous),
+            ("with --travels=gradients the learner is on one host", self.travels == "gradients"),
         ):
             if one_host:
-                raise UsageError(f"--num_learners={num_learners}: {why}")
+                raise UsageError(f"--num_learners={num_learners}: {why}; leave --num_learners out")
 
     def check_pod(self, count: int) -> None:
         """Raises UsageError if a pod of `count` hosts cannot run this, each host with an equal part of every batch."""
         agent = self.make_agent(self.spec())
         for why, alone in (
-            ("a population's members are not spread over hosts", self.population > 0),
-            ("eligibility traces are of one host's environments", agent.in_order),
-            ("where gradients travel there is one learner host", self.travels == "gradients"),
+            ("the members of a population cannot be on several hosts", self.population > 0),
+            ("an agent with eligibility traces learns on one host", agent.in_order),
+            ("with --travels=gradients the learner is on one host", self.travels == "gradients"),
         ):
             if alone:
                 raise UsageError(f"--placement=pod: {why}; give --placement=threads")
         batch = agent.batch_size
         if batch % count:
-            raise UsageError(f"--num_hosts={count} does not divide config.batch_size={batch}")
+            raise UsageError(f"--num_hosts={count} must divide config.batch_size={batch}: each host has an equal part")
         table, share = agent.table, batch // count
         if table.kind != "queue":
             if table.max_size // count < max(1, share):
-                raise UsageError(f"--num_hosts={count}: a host's part of the replay is smaller than of a batch")
+                raise UsageError(
+                    f"--num_hosts={count}: a host's part of the replay would be smaller than its part of a batch: give "
+                    "fewer hosts or a larger --config.replay_size"
+                )
         elif isinstance(table.items, Blocks) and max(share, self.envs_per_actor) % min(share, self.envs_per_actor):
             raise UsageError(
-                f"--num_hosts={count}: a host's part of a batch, {share}, and --envs_per_actor={self.envs_per_actor} "
-                "do not divide"
+                f"--num_hosts={count}: a host's part of a batch is {share}, and --envs_per_actor={self.envs_per_actor} "
+                "must divide it or be a multiple of it"
             )
 
     def _check_sizes(self, agent: Agent, spec: EnvironmentSpec) -> None:
@@ -290,7 +302,7 @@ class Run(settings.Settings):
         in_item = channels.way(agent.table).sequences_per_item(structure) if queue else 1
         items = -(-agent.batch_size * self.updates_per_dispatch // in_item)
         wanted = "--envs_per_actor or --config.unroll_length" if queue else "--config.batch_size"
-        self._check_room(items * structures.nbytes(structure.leaves), "what an update learns from", wanted)
+        self._check_room(items * structures.nbytes(structure.leaves), "the batch of an update", wanted)
 
     def _check_rings(self, agent: Agent, spec: EnvironmentSpec) -> None:
         """Raises UsageError unless a replay in rings can be built, and each device has room for its part.

@@ -208,8 +208,8 @@ def check(service: str) -> None:
         library = _library(service)
     except Exception as error:
         raise UsageError(
-            f"--track={service}: {type(error).__name__}: {error}; this installs it, and leaves all else as it is: "
-            f"{sys.executable} -m pip install -c {_lock()} {PACKAGES[service]}"
+            f"--track={service}: {type(error).__name__}: {error}; this command installs it and changes no other "
+            f"package: {sys.executable} -m pip install -c {_lock()} {PACKAGES[service]}"
         ) from error
     if service == "wandb":
         _check_account(library)
@@ -226,7 +226,7 @@ def _check_account(wandb: Any) -> None:
         if asked.mode in ("online", "run", "shared") and not known:
             wandb.login()
     except Exception as error:  # W&B does not take an environment variable, or has no account
-        mend = f"{sys.executable} -m wandb login, WANDB_API_KEY or WANDB_MODE=offline"
+        mend = f"run {sys.executable} -m wandb login, or set WANDB_API_KEY or WANDB_MODE=offline"
         raise UsageError(f"--track=wandb: {error} ({mend})") from error
 
 

@@ -39,10 +39,8 @@ class Only(NamedTuple):
     holds: Callable[[Mapping[str, Any]], bool]  # takes the run's settings by name
 
 
-POPULATION = Only(
-    "a population: give --population=8, or how many members there are to be", lambda run: run["population"] > 0
-)
-GRADIENTS = Only("gradients that travel: give --travels=gradients", lambda run: run["travels"] == "gradients")
+POPULATION = Only("a population: give --population=8, or another number of members", lambda run: run["population"] > 0)
+GRADIENTS = Only("workers that send gradients: give --travels=gradients", lambda run: run["travels"] == "gradients")
 REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
 ALONE = Only("a run without a population: leave --population out", lambda run: run["population"] == 0)
 GYMNASIUM = Only("Gymnasium's environments: give --env=gymnasium:ID", lambda run: "gymnasium:" in run["env"])
@@ -542,7 +540,7 @@ def resolve(agent: str, env: str, given: Mapping[str, Any], used: Collection[str
     except ValueError as error:
         raise UsageError(str(error)) from error
     if "atari_protocol" in given and suite(tasks.names(env)[0]) != "atari":
-        raise UsageError(f"--atari_protocol is for Atari, as --env=Pong-v5 is; for {env} leave it out")
+        raise UsageError(f"--atari_protocol is for Atari, such as --env=Pong-v5: leave it out for --env={env}")
     if "eval_episodes" not in given:  # rounded up, so that every task has equally many
         values["eval_episodes"] += -values["eval_episodes"] % len(tasks.names(env))
     if given.get("env_kwargs"):  # one spelling, however the person spaced and ordered them
@@ -575,7 +573,7 @@ def saved(logdir: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"no run in {logdir}: its config.json cannot be read ({error})") from error
     if not isinstance(values, dict) or not isinstance(values.get("config"), dict):
-        raise UsageError(f"{path} was written by another version: it holds no run and its config")
+        raise UsageError(f"{path} was written by another version: it does not hold a run with its config")
     try:
         for name in DECLARED.keys() & values.keys():
             check_value(name, values[name], DECLARED[name])
@@ -608,13 +606,13 @@ def check(settings: Settings) -> None:
     for name, declared in DECLARED.items():
         check_value(name, getattr(settings, name), declared)
     if settings.carrier == "reverb" and not importlib.util.find_spec("reverb"):
-        raise UsageError("--carrier=reverb: Reverb is not installed, for it needs Python 3.11; give --carrier=local")
+        raise UsageError("--carrier=reverb: Reverb is not installed (it needs Python 3.11): give --carrier=local")
     if settings.placement == "device":
         _check_on_device(settings)
     if settings.carrier == "local" and settings.placement in ("processes", "ray"):
         raise UsageError(
-            f"--placement={settings.placement} needs --carrier=reverb, which joins processes (and Python 3.11); give "
-            "--placement=threads"
+            f"--placement={settings.placement} needs --carrier=reverb (and Python 3.11), because only Reverb connects "
+            "several processes: give --placement=threads"
         )
     if settings.placement == "ray" and not importlib.util.find_spec("ray"):
         raise UsageError("--placement=ray: Ray is not installed: pip install ray, or give --placement=processes")
@@ -622,7 +620,7 @@ def check(settings: Settings) -> None:
     if environments > MANY:
         raise UsageError(
             f"--num_actors={settings.num_actors} and --envs_per_actor={settings.envs_per_actor} are {environments:,} "
-            f"environments{' in all members' if settings.population else ''}, of {MANY:,} at most"
+            f"environments{' in all members' if settings.population else ''}, and {MANY:,} is the most: give fewer"
         )
     keywords(settings.env_kwargs)
     if "://" in settings.preemption_notice and not re.match("https?://[^/]", settings.preemption_notice):
@@ -644,9 +642,15 @@ def _check_on_device(settings: Settings) -> None:
         )
     for name, wanted in (("carrier", "local"), ("travels", "experience")):
         if getattr(settings, name) != wanted:
-            raise UsageError(f"--placement=device has nothing to carry: leave out --{name}={getattr(settings, name)}")
+            raise UsageError(
+                f"--{name}={getattr(settings, name)}: with --placement=device actors and learner are one program, "
+                f"which sends nothing: give --{name}={wanted}, or another --placement"
+            )
     if len(settings.tasks) > 1:
-        raise UsageError("--placement=device has one task in all environments: give one --env, or --placement=threads")
+        raise UsageError(
+            f"--env={settings.env}: with --placement=device all environments must have the same task: name one task, "
+            "or give --placement=threads"
+        )
 
 
 def check_idle(flags: Any, settings: Settings) -> None:
@@ -661,7 +665,10 @@ def check_port(port: int, settings: Settings) -> None:
     """Raises UsageError if the ports from `port` on are too few for the run's replay servers, which take one each."""
     last = port + settings.num_replay_servers - 1
     if settings.carrier == "reverb" and last > LAST_PORT:
-        raise UsageError(f"--port={port} of {settings.num_replay_servers} servers: {last} is beyond {LAST_PORT}")
+        raise UsageError(
+            f"--port={port}: the {settings.num_replay_servers} replay servers would use the ports from {port} to "
+            f"{last}, and {LAST_PORT} is the last that there is: give a lower --port"
+        )
 
 
 def keywords(env_kwargs: str) -> dict[str, Any]:
@@ -677,7 +684,7 @@ def keywords(env_kwargs: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         why = f" ({value})" if isinstance(value, Exception) else ""
         raise UsageError(
-            f"""--env_kwargs={env_kwargs} is no object of JSON{why}: give, say, --env_kwargs='{{"k": 1}}'"""
+            f"""--env_kwargs={env_kwargs} is not a JSON object{why}: give, for example, --env_kwargs='{{"k": 1}}'"""
         )
     return value
 
@@ -693,19 +700,27 @@ def resources(text: str | None) -> dict[str, dict[str, float]]:
     try:
         value = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise UsageError(f"--ray_resources={text} is no JSON ({error}): give, say, {example}") from error
+        raise UsageError(f"--ray_resources={text} is not JSON ({error}): give, for example, {example}") from error
     if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
-        raise UsageError(f"--ray_resources={text} is no object of objects: give, say, {example}")
+        raise UsageError(
+            f"--ray_resources={text} must be a JSON object with an object for each kind of role: give, for example, "
+            f"{example}"
+        )
     for kind, each in value.items():
         if kind not in KINDS:
-            raise UsageError(f"--ray_resources: {kind!r} is no kind of role: there are {', '.join(KINDS)}")
+            raise UsageError(f"--ray_resources: {kind!r} is not a kind of role: the kinds are {', '.join(KINDS)}")
         for name, amount in each.items():
             number = isinstance(amount, int | float) and not isinstance(amount, bool)
             if not number or not 0 <= amount < MOST_RESOURCES:  # written so that NaN is refused too
-                raise UsageError(f"--ray_resources: {kind} has {name}: {amount!r}, which is no amount, 0 or more")
+                raise UsageError(
+                    f"--ray_resources: {kind} has {name}: {amount!r}, but an amount must be a number, 0 or more and "
+                    f"below {MOST_RESOURCES}"
+                )
             # This is Ray's own rule: a process may have half of one GPU, but not one and a half.
             if name != "memory" and amount > 1 and amount != int(amount):
-                raise UsageError(f"--ray_resources: {kind} has {name}: {amount}, and above 1 amounts are whole numbers")
+                raise UsageError(
+                    f"--ray_resources: {kind} has {name}: {amount}, but an amount above 1 must be a whole number"
+                )
     return value
 
 
@@ -742,9 +757,9 @@ def local_path(text: str) -> pathlib.Path:
       UsageError: the text is no path of this machine.
     """
     if not text or "\0" in text:
-        raise UsageError("no path")
+        raise UsageError("give the path of a file or a folder")
     if "://" in text:
-        raise UsageError("only paths of this machine work: copy or mount what lies elsewhere")
+        raise UsageError("give a path on this machine, not a URL: copy or mount what is elsewhere")
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError as error:

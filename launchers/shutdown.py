@@ -57,7 +57,7 @@ def watch(notice: str, stop: Stop) -> None:
 def _watch(notice: str, stop: Stop) -> None:
     while not stop.wait(NOTICE_SECONDS):
         if noticed(notice):
-            logging.warning("%s says that this machine will be taken away: the run ends in order", notice)
+            logging.warning("%s says that this machine will be taken away: the run saves and ends", notice)
             stop.exit_code = 128 + signal.SIGTERM
             stop.set()
 

@@ -73,7 +73,7 @@ class Restarts:
             self._count = 0
         name, path = self._log.name, self._log.path
         if self._count >= MAX_RESTARTS:
-            raise UsageError(f"{name} {how}, as {MAX_RESTARTS} times before; its last words are in {path}")
+            raise UsageError(f"{name} {how}, as {MAX_RESTARTS} times before, so the run ends: its log {path} says why")
         shortest, longest = PAUSE_SECONDS
         pause = min(longest, shortest * 2 ** max(0, self._count - 1))
         self._count += 1

@@ -56,14 +56,16 @@ POLL_SECONDS = 0.5  # between two looks at the trials
 def sweep() -> int:
     asked = flags.FLAGS
     if not asked.trials:
-        raise UsageError("a sweep needs --trials: how many there are to be")
+        raise UsageError("a sweep needs --trials, the number of runs that it makes: give, for example, --trials=50")
     if not asked.tune:
-        raise UsageError("a sweep needs --tune, what is tuned: --tune=learning_rate:log:1e-5:1e-2, say")
+        raise UsageError(
+            "a sweep needs --tune, the fields that it tunes: give, for example, --tune=learning_rate:log:1e-5:1e-2"
+        )
     if asked["population"].present:
-        raise UsageError("--population: a sweep's trials are runs without one, so leave it out; scripts/train takes it")
+        raise UsageError("--population: the trials of a sweep have no population: leave it out, or use scripts/train")
     run = flags.run_from_flags(used=("tune",))
     if run.placement == "pod":
-        raise UsageError("--placement=pod: a sweep's trials are started here alone; give another --placement")
+        raise UsageError("--placement=pod: a sweep starts its trials on this machine only: give another --placement")
     settings.check_idle(asked, run)
     # JAX is imported only now, when the command line is understood. It computes nothing here.
     import jax
@@ -102,14 +104,16 @@ def ranges_of(run: Run) -> Ranges:
     ranges = populations.parse_ranges(run.tune)
     numbers = {name: kind for name, kind in configs.fields(run.agent).items() if kind in (int, float)}
     if not ranges:
-        raise UsageError(f"--tune={run.tune} names nothing: {populations.TUNE}")
-    populations.check_ranges(run, ranges, numbers, f"number of {run.agent}'s Config")
+        raise UsageError(f"--tune={run.tune} names no field: {populations.TUNE}")
+    populations.check_ranges(run, ranges, numbers, f"field of {run.agent}'s Config that is a number")
     for name, range_ in ranges.items():
         if flags.FLAGS[f"config.{name}"].present:
-            raise UsageError(f"--config.{name} is what --tune is to find: leave one of them out")
+            raise UsageError(f"--config.{name} sets a field that --tune is to choose: leave one of the two out")
         if numbers[name] is int:
             if not (range_.scale == "step" and range_.low.is_integer() and range_.step.is_integer()):
-                raise UsageError(f"--tune: {name} is a whole number: give {name}:step=SIZE:LOW:HIGH, all of them whole")
+                raise UsageError(
+                    f"--tune: {name} takes whole numbers: give {name}:step=SIZE:LOW:HIGH, with three whole numbers"
+                )
             for value in (range_.low, range_.high):
                 flags.run_from_flags(used=("tune",), config={name: value}).check_fit()
     return ranges
@@ -157,7 +161,8 @@ def search(run: Run, ranges: Ranges, logdir: pathlib.Path, stop: threading.Event
             each.process.wait()
     studies.show(study, ranges, logdir)
     if best := studies.best(study):
-        say(f"the best, trial_{best.number}, is remade by\n  {shlex.join(['scripts/train', *words(run, best.params)])}")
+        command = shlex.join(["scripts/train", *words(run, best.params)])
+        say(f"the best is trial_{best.number}; make it again by\n  {command}")
     if stop.is_set():
         say("the sweep was asked to end: the same command goes on with it")
 

@@ -81,7 +81,7 @@ class Tracker:
                     self._said.add(type(error).__name__)
                     words = " ".join(str(error).split())[:300]
                     logging.warning(
-                        "--track=%s does not go on (%s: %s): the run does, and what is missing is sent later",
+                        "--track=%s cannot send now (%s: %s): the run goes on, and what is missing is sent later",
                         self._name, type(error).__name__, words,
                     )  # fmt: skip
 

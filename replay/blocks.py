@@ -48,8 +48,8 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
     if agent.in_order and (run.num_actors, run.envs_per_actor) != (1, agent.batch_size):
         raise ValueError(
             f"{run.agent} carries eligibility traces of each environment from one update to the next: give "
-            f"--num_actors=1 --envs_per_actor={agent.batch_size}, config.batch_size; not {run.num_actors} actors "
-            f"of {run.envs_per_actor}"
+            f"--num_actors=1 --envs_per_actor={agent.batch_size}, as many as config.batch_size, not {run.num_actors} "
+            f"actors with {run.envs_per_actor} each"
         )
     num_envs, flags = run.envs_per_actor, f"--envs_per_actor={run.envs_per_actor}"
     if run.placement == "device":  # this placement has a single actor with the environments of all
@@ -57,8 +57,8 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
     small, large = sorted((agent.batch_size, num_envs))
     if large % small:
         raise ValueError(
-            f"config.batch_size={agent.batch_size} and {flags} do not divide: a batch is whole blocks of an actor's "
-            "environments, or an even part of one"
+            f"config.batch_size={agent.batch_size} and {flags}: one must be a multiple of the other, because a batch "
+            "is made of whole blocks of an actor's environments, or is an equal part of one block"
         )
 
 

@@ -45,8 +45,8 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
         )
     if run.placement == "serial" and run.carrier == "reverb":
         raise ValueError(
-            f"--placement=serial --carrier=reverb has each actor write a block in its turn, and {run.agent} learns "
-            "from whole episodes, which take as long as they take; give --carrier=local or --placement=threads"
+            f"--placement=serial --carrier=reverb gives each actor turns of equal length, and {run.agent} learns from "
+            "whole episodes, whose length differs; give --carrier=local or --placement=threads"
         )
 
 
@@ -78,7 +78,9 @@ class EpisodeWriter:
         for environment in over.tolist():  # that the episode had ended is known only from the row after it
             self._send(environment)
         if np.any(~step.first & (self._size == 0)):
-            raise ValueError(f"an episode has more than {self._length - 1} actions: give a larger max_episode_steps")
+            raise ValueError(
+                f"an episode has more than {self._length - 1} actions: give a larger --config.max_episode_steps"
+            )
         environments = np.arange(len(self._size))
         for column, value in zip(self._rows, self._packing.rows.pack(step), strict=True):
             column[environments, self._size] = value

@@ -49,13 +49,13 @@ def refuse(agent: Agent, run: Any, spec: EnvironmentSpec) -> None:
     """
     if agent.table.kind != "queue" and run.placement == "serial" and run.carrier == "reverb":
         raise ValueError(
-            f"--placement=serial --carrier=reverb has a worker send one gradient in its turn, and {run.agent} sends as "
-            "many as its replay is due; give --carrier=local or --placement=threads"
+            f"--placement=serial --carrier=reverb has a worker send one gradient in each turn, and {run.agent} sends "
+            "as many as config.samples_per_insert asks for; give --carrier=local or --placement=threads"
         )
     if agent.table.kind == "queue" and agent.batch_size != run.envs_per_actor:
         raise ValueError(
-            f"config.batch_size={agent.batch_size} and --envs_per_actor={run.envs_per_actor} differ: a worker's "
-            "gradient is of one block of its own environments"
+            f"config.batch_size={agent.batch_size} and --envs_per_actor={run.envs_per_actor} must be equal, "
+            "because a worker computes a gradient from one block of its own environments"
         )
 
 

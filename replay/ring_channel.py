@@ -100,8 +100,8 @@ class RingChannel:
             before = len(saved["heads"]), saved["tails"].shape[-1]
             if before != (num_actors, num_envs):
                 raise ValueError(
-                    f"the replay that was saved was filled by {before[0]} actors of {before[1]} environments, and here "
-                    f"are {num_actors} of {num_envs}: go on in the --placement that it was filled in"
+                    f"the saved replay was filled by {before[0]} actors of {before[1]} environments, and this run has "
+                    f"{num_actors} of {num_envs}: give the --placement in which it was filled"
                 )
             self._load(saved)
         # bool [A, T, E], which anchors have an item. Only an actor's own writer changes its part.

@@ -135,8 +135,8 @@ class Ring:
         """
         if num_envs % devices:
             raise ValueError(
-                f"--carrier=local shares each actor's environments over the learner's devices: --envs_per_actor="
-                f"{num_envs} does not divide over {devices}"
+                "--carrier=local shares each actor's environments equally among the learner's devices: "
+                f"--envs_per_actor={num_envs} must be a multiple of {devices}"
             )
         self.cut, self.num_actors, self.num_envs, self.devices = cut, num_actors, num_envs, devices
         self.share = num_envs // devices  # environments of an actor on a device

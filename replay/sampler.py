@@ -32,7 +32,9 @@ class Replay:
           ValueError: the batch does not divide over the servers.
         """
         if batch_size % len(clients):
-            raise ValueError(f"a batch of {batch_size} does not divide over {len(clients)} replay servers")
+            raise ValueError(
+                f"a batch of {batch_size} is not a multiple of {len(clients)}, the number of replay servers"
+            )
         self._clients, self._table, self._packing = clients, table, way(table).packing(table, structure)
         self._counter, self._steps_per_item = way(table).counter(table)
         self._share = batch_size // len(clients)

@@ -195,7 +195,7 @@ class SequenceWriter:
         table makes the writer wait."""
         self._window: Sequences = table.items  # type: ignore[assignment]
         if self._window.period >= self._window.length:
-            raise ValueError(f"sequences overlap by a row at least, which {self._window} do not")
+            raise ValueError(f"sequences must overlap by at least one row, and these do not: {self._window}")
         self._client, self._table, self._packing = client, table, SequencePacking(structure)
         self._priority, self._stopped, self._streams = priority, stopped, list[_Stream]()
         self._counter = client.trajectory_writer(num_keep_alive_refs=1)

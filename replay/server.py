@@ -114,7 +114,12 @@ def serve(tables: list[reverb.Table], port: int | None, checkpoint_path: pathlib
         return reverb.Server(tables, port=port or None, checkpointer=checkpointer)
     except RuntimeError as error:  # Reverb's C++ raises this for a file that it cannot read
         aside = checkpoint_path.with_name(f"damaged_{checkpoint_path.name}_{time.time():.0f}")
-        logging.warning("the replay saved in %s is damaged (%s): it is in %s now", checkpoint_path, error, aside)
+        logging.warning(
+            "the replay saved in %s is damaged (%s): it is renamed to %s, and an empty replay is filled",
+            checkpoint_path,
+            error,
+            aside,
+        )
         checkpoint_path.rename(aside)
         checkpoint_path.mkdir()
         return reverb.Server(tables, port=port or None, checkpointer=checkpointer)

@@ -54,7 +54,7 @@ def refuse_longer(agent: Agent, run: Any, spec: EnvironmentSpec, field: str, ste
     """Raises ValueError if no episode can have as many `steps` as the Config's `field` asks for."""
     if spec.max_episode_steps is not None and steps > spec.max_episode_steps:
         raise ValueError(
-            f"config.{field}={steps} is more than an episode of {run.env} can have, {spec.max_episode_steps} steps"
+            f"config.{field}={steps} is above {spec.max_episode_steps}, the most steps of an episode of {run.env}"
         )
 
 

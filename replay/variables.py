@@ -37,11 +37,11 @@ class VariableContainer:
         self._client, self._structure, self._name, self._max_env_steps = client, structure, name, max_env_steps
         info = client.server_info(timeout=60).get(name)
         if info is None or info.max_size != 1:
-            raise ValueError(f"the replay server has no table {name!r} of size one: it serves another project")
+            raise ValueError(f"the replay server has no table {name!r} of size one: it does not serve a run of Shoal")
         theirs = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in info.signature]
         ours = [(leaf.shape, leaf.dtype.type) for leaf in structure.leaves]
         if theirs != ours:
-            raise ValueError("the replay server holds another agent's parameters: it belongs to another config")
+            raise ValueError("the replay server holds another agent's parameters: it serves a run with another config")
         self._writer: Any = None
         self._pushed: tuple[Version, Any] | None = None
         self._pushes = 0

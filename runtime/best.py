@@ -64,7 +64,7 @@ class Keeper:
                 self._best = before.return_mean
         except OSError as error:
             aside = self._path.with_name(f"damaged_{FILE}")
-            logging.warning("%s: it is set aside as %s, and the best is sought anew", error, aside.name)
+            logging.warning("%s: it is renamed to %s, and the next evaluations find the best anew", error, aside.name)
             self._path.replace(aside)
 
     def show(self, version: Version, params: Any, return_mean: float) -> None:

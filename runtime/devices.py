@@ -267,7 +267,7 @@ def _check(tree: Any, specs: Any, devices: int) -> None:
         axis = _split_axis(spec)
         for x in jax.tree.leaves(subtree) if axis is not None else ():
             if x.shape[axis] % devices:
-                raise ValueError(f"a batch of {x.shape[axis]} does not divide over {devices} devices")
+                raise ValueError(f"a batch of {x.shape[axis]} is not a multiple of {devices}, the number of devices")
 
     _map(check, specs, tree)
 

@@ -89,7 +89,7 @@ class Meeting:
                 except TimeoutError:
                     missing = sorted(set(range(1, self.hosts.count)) - self._left.keys())
                     trouble = trouble or (
-                        f"of {self.hosts.count} hosts {', '.join(map(str, missing))} did not come within "
+                        f"of {self.hosts.count} hosts {', '.join(map(str, missing))} did not join within "
                         f"{self._seconds:.0f} s"
                     )
                     break
@@ -109,7 +109,7 @@ class Meeting:
     def _difference(self, index: int, told: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
         """Returns why a host cannot be one of these, or "" if it can."""
         if not 0 < index < self.hosts.count or index in self._left:
-            return f"two processes say that they are host {index}: each has another number below {self.hosts.count}"
+            return f"two processes say that they are host {index}: give each another --host below {self.hosts.count}"
         for name in sorted(told.keys() | theirs.keys()):
             if told.get(name) != theirs.get(name):
                 return f"hosts differ: {name} is {told.get(name)} on host 0 and {theirs.get(name)} on host {index}"
@@ -131,7 +131,7 @@ class Meeting:
             _send(connection, {"host": self.hosts.index, **told})
             trouble = _receive(connection)["trouble"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise HostsDiffer(f"host 0 at {address[0]}:{address[1]} went away before all hosts had come") from error
+            raise HostsDiffer(f"host 0 at {address[0]}:{address[1]} ended before all hosts had joined") from error
         if trouble:
             raise HostsDiffer(trouble)
         self._left[0] = connection

@@ -29,7 +29,7 @@ def check_picture(out: pathlib.Path) -> None:
     """Raises ValueError unless a picture can be written to `out`, judged by its ending and its folder."""
     types = sorted(Figure().canvas.get_supported_filetypes().keys() - {"pgf"})  # pgf would need LaTeX
     if out.suffix.lower().removeprefix(".") not in types:
-        raise ValueError(f"{out} does not end as a picture does, in .{', .'.join(types)}")
+        raise ValueError(f"{out} must end as a picture does, in one of .{', .'.join(types)}")
     if not out.parent.is_dir():
         raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
 
@@ -80,7 +80,7 @@ def draw(
     if not groups:
         return False
     if labels and len(labels) != len(groups):
-        raise ValueError(f"{len(labels)} labels for {len(groups)} curves: give one for each")
+        raise ValueError(f"--label has {len(labels)} labels for {len(groups)} curves: give one for each")
     named = labels or [_label(settings, group) for group in groups]
     many = [f" ({len(curves)} {nouns[group]}s)" if len(curves) > 1 else "" for group, curves in groups.items()]
     figure, axes = pyplot.subplots(layout="constrained")

@@ -137,7 +137,9 @@ class Exchange:
             self.rescue(learner, "it was interrupted")
             return
         else:
-            logging.warning("member %d goes on from itself: it was interrupted, and no other has a score yet", me)
+            logging.warning(
+                "member %d goes on from its own state: it was interrupted, and no other member has a score yet", me
+            )
             version, shown = self._states[me].pull()
             if version.learner_steps > learner.version.learner_steps:
                 state = shown

@@ -65,7 +65,7 @@ def read(folder: pathlib.Path) -> Record | None:
         values = json.loads(path.read_text())
         return Record(values["command"], {int(seed): Result(**each) for seed, each in values["seeds"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no record: {error!r}") from error
+        raise ValueError(f"{path} is not the record of a baseline: {error!r}") from error
 
 
 def write(folder: pathlib.Path, record: Record) -> None:

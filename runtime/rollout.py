@@ -47,7 +47,7 @@ class Rollout:
           ValueError: the environments do not divide over the devices.
         """
         if num_envs % devices:
-            raise ValueError(f"{num_envs} environments do not divide over {devices} devices")
+            raise ValueError(f"{num_envs} environments are not a multiple of {devices}, the number of devices")
         self._agent, self._environment, self._seed, self._clip = agent, environment, seed, clip
         self._next_action = getattr(agent.table.items, "next_action", False)
         self.num_envs, self._devices, self.share = num_envs, devices, num_envs // devices

@@ -14,7 +14,7 @@ def check(path: pathlib.Path) -> None:
     has_ffmpeg, ending = shutil.which("ffmpeg") is not None, path.suffix.lower()
     if ending != ".gif" and not (ending == ".mp4" and has_ffmpeg):
         others = "or .mp4" if has_ffmpeg else "(.mp4 would need ffmpeg, which is not on the PATH)"
-        raise ValueError(f"{path} does not end as a video does here, in .gif {others}")
+        raise ValueError(f"{path} must end as a video does, in .gif {others}")
     if not path.parent.is_dir():
         raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
 

@@ -355,7 +355,7 @@ def baseline(*names: str) -> int:
     asked = Asked(**given)
     console = rich.console.Console(soft_wrap=True)
     if names and asked.all:
-        raise UsageError("--all is every baseline: name none beside it")
+        raise UsageError("--all takes every baseline: leave the names out, or leave --all out")
     if not names and not (asked.all or asked.list or asked.pages):
         raise UsageError("baseline needs names, a pattern such as 'ppo-*', or --all; --list lists them")
     chosen = baselines.select(names or ["*"])
@@ -374,7 +374,7 @@ def baseline(*names: str) -> int:
         return make(chosen, asked, stop_on_signals(), say)
     unknown = [each.name for each in chosen if records.read(asked.out / each.name) is None]
     if unknown and names:
-        raise UsageError(f"{', '.join(unknown)}: nothing was recorded that a fresh seed could come to")
+        raise UsageError(f"{', '.join(unknown)}: --check has no recorded result to compare a fresh seed with")
     return check([each for each in chosen if each.name not in unknown], asked, stop_on_signals(), say)
 
 

@@ -1,26 +1,30 @@
-"""Times each stage of a run alone, then the whole, on this machine: `scripts/python scripts/bench.py --env=Pong-v5`.
+"""Times each stage of a run alone, and then the whole run, on this machine.
 
-It prints JSON lines. A stage's figure is the median of `--repeats` rounds, in which the stages take turns. Machines are
-noisy: read the ratios, which compare stages of the same rounds.
+  scripts/python scripts/bench.py --env=Pong-v5
 
-  environment   the pool alone: it steps the environments of all actors with random actions
-  inference     the actors' act, in as many threads as there are actors
-  learner       updates on one batch that is on the device already
-  write         CPU time (all threads) of cutting items and writing them to a real server
-  sample        CPU time (all threads) of sampling batches of them, per row of a queue or per item of a replay
-  plain         the same agent and sizes in one thread without Reverb: act, step, update, by turns (agents with a queue)
-  end_to_end    `scripts/train --placement=threads` without evaluations
-  limit         1 / (1/environment + 1/inference + 1/learner): what the stages allow on the same cores
+It prints a line of JSON for each stage. A figure is the median over `--repeats` rounds, each of which times every stage
+once. Absolute figures vary, because machines are noisy: compare the ratios, which are of stages in the same rounds.
 
-An agent with a replay makes --config.samples_per_insert / --config.batch_size updates for each environment step. Its
-learner's speed is given in updates, and in the environment steps that they correspond to.
+  environment   only the environments: those of all actors take steps with random actions
+  inference     only the actors' choice of actions, in as many threads as there are actors
+  learner       only updates, on one batch that is already on the device
+  write         CPU time (of all threads) for cutting items and writing them to a real replay server
+  sample        CPU time (of all threads) for sampling batches of items, per row of a queue or per item of a replay
+  plain         the same agent and sizes in one thread without Reverb, which acts, steps and updates by turns; only
+                for agents with a queue
+  end_to_end    the whole run, as with `scripts/train --placement=threads`, without evaluations
+  limit         1 / (1/environment + 1/inference + 1/learner): the most that these stages allow on the same cores
 
-Where gradients travel (--travels=gradients, as a3c, async_q and gorila do) only whole runs are timed, with 1, 2 and 4
-workers. Their figures are the gradients, and the bytes of gradients, that the learner applies a second.
+An agent with a replay makes --config.samples_per_insert / --config.batch_size updates for each environment step. The
+speed of its learner is printed in updates, and in the environment steps to which these updates correspond.
 
-With --population=N --tune=... only the members' updates a second are timed, on a batch that is on the device: for one
-learner in which all members are stacked (--population_mode=vmap), for N learners in N threads, and for one of these
-learners alone.
+For agents that learn from gradients of workers (--travels=gradients, as a3c, async_q and gorila do) only whole runs are
+timed, with 1, 2 and 4 workers. Their figures are how many gradients, and how many bytes of gradients, the learner
+applies in a second.
+
+With --population=N --tune=... only the members' updates a second are timed, on a batch that is already on the device:
+for one learner in which all members are stacked (--population_mode=vmap), for N learners in N threads, and for one of
+these N learners alone.
 """
 
 import concurrent.futures

@@ -1,19 +1,20 @@
-"""Kills, ends and stops the processes of real runs, one or two at once, and says how the runs took it.
+"""Kills, ends and stops processes of real training runs, one or two at once, and checks that the runs recover.
 
-  scripts/chaos --kills=100                       # of a run with a queue and of one with two replay servers, by turns
-  scripts/chaos --kills=5 --finish --runs=queue   # the run then goes on to its end: the score it reaches
-  scripts/chaos --kills=0 --finish --runs=queue   # the same without faults, to compare with
-  scripts/chaos --kills=20 --placement=ray        # of processes that Ray keeps
-  scripts/chaos --kills=20 --placement=pod        # of one of two hosts: the other must end, and both go on
+  scripts/chaos --kills=100                       # half in a run with a queue, half in one with two replay servers
+  scripts/chaos --kills=5 --finish --runs=queue   # then lets the run go on to its end, and prints its score
+  scripts/chaos --kills=0 --finish --runs=queue   # the same run without faults, to compare with
+  scripts/chaos --kills=20 --placement=ray        # hits processes that Ray keeps alive
+  scripts/chaos --kills=20 --placement=pod        # hits one of two hosts: the other must end, and both start again
 
-After each fault the learner, and the actors that the fault hit, must write rows again within --patience seconds. If the
-learner has written nothing since its last start, they get as much more time as the run's first start took. After every
-few faults the launcher is ended or killed by a signal. Within the same time it must leave no process behind. There must
-be a checkpoint that can be evaluated and is no older than any seen before; then the same command goes on.
+After each fault the learner, and the actors that the fault hit, must write new rows of metrics within --patience
+seconds. If the learner has written nothing since it last started, this time is longer by as much as the run's first
+start took. After every few faults the launcher itself is ended or killed by a signal. Within --patience seconds all
+processes of the run must then be gone. No checkpoint may be lost: the newest must be at least as new as any that was
+seen before, and scripts/evaluate must be able to play it. Then the same command continues the run.
 
-In a pod, a fault of one host must end both within --patience seconds. If they had not learned yet, they get more time:
-as much as a start takes, and --connect_seconds, for which they wait for each other. Then both are started again and
-must learn. The same --seed makes the same faults, at the same intervals.
+With --placement=pod, a fault in one host must end both hosts within --patience seconds. If the hosts had not begun to
+learn, this time is longer by as much as a start takes, and by the --connect_seconds for which hosts wait for each
+other. Then both hosts are started again, and must learn. The same --seed makes the same faults at the same intervals.
 """
 
 import contextlib
@@ -332,7 +333,7 @@ def named(runs: str) -> list[str]:
     """
     names = runs.split(",")
     if unknown := set(names) - set(RUNS):
-        raise UsageError(f"--runs={runs}: {unknown.pop()!r} is none of {', '.join(RUNS)}")
+        raise UsageError(f"--runs={runs}: {unknown.pop()!r} is not one of {', '.join(RUNS)}")
     return names
 
 

@@ -1,10 +1,12 @@
-"""Predicts the speed of many machines from that of one: `scripts/scale --agent=impala --env=Pong-v5`.
+"""Predicts the speed of a run on many machines from measurements on this one.
 
-It times each stage of a run alone, on this machine, and takes the sizes of what travels. Then it says, for numbers of
-actors and of hosts, which part would be the slowest, and how many environment steps a second that part allows. It
-assumes that all machines are like this one, and that the network gives --network_gigabits to each.
-
+  scripts/scale --agent=impala --env=Pong-v5
   scripts/scale --check --agent=impala --env=CartPole-v1     # beside real runs of 1, 2 and 4 actors and hosts, here
+
+Each stage of the run is timed alone, on this machine, and the sizes of the data that is sent are computed. For several
+numbers of actors and of hosts, the command then prints which part of the run would be the slowest, and how many
+environment steps a second that part allows. The prediction assumes that all machines are like this one, and that each
+can send and receive --network_gigabits a second.
 """
 
 import contextlib
@@ -186,7 +188,9 @@ def wait_for(what: str, condition: Callable[[], bool], processes: Sequence[subpr
     deadline = time.monotonic() + (START_SECONDS if processes else END_SECONDS)
     while not condition():
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
-            raise UsageError(f"a run did not come to {what}: run the same command without --check, and scripts/train")
+            raise UsageError(
+                f"a real run did not come to {what} in time: leave --check out, and see whether scripts/train works"
+            )
         time.sleep(0.2)
 
 
@@ -225,7 +229,7 @@ def numbers(flag: str) -> list[int]:
         found = [int(part) for part in text.split(",")]
         if all(0 < each < 2**20 for each in found):
             return found
-    raise UsageError(f"--{flag}={text} is no list of numbers, 1 or more, as 1,8,64 is")
+    raise UsageError(f"--{flag}={text} must be whole numbers from 1 on, with commas between, such as 1,8,64")
 
 
 @flags.command(Settings, Scale)
@@ -234,7 +238,10 @@ def scale() -> int:
     actors, hosts = numbers("actors"), numbers("hosts")
     run = runs.replace(flags.run_from_flags(), max_env_steps=10**12)
     if run.population or run.travels == "gradients" or run.carrier == "local" or run.synchronous:
-        raise UsageError("scripts/scale is for experience that travels by Reverb, one learner, and actors out of step")
+        raise UsageError(
+            "scripts/scale is only for runs with --carrier=reverb, --travels=experience, --synchronous=false and no "
+            "--population"
+        )
     costs = measure(run, asked.seconds)
     machine = functools.partial(
         Layout, cores=asked.cores, network=asked.network_gigabits * 1e9 / 8, latency=asked.latency_microseconds * 1e-6

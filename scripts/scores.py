@@ -45,7 +45,7 @@ def level_of(env: str) -> str:
     """
     _, found, name = env.rpartition(":bsuite/")
     if not found:
-        raise UsageError(f"{env} is no level of bsuite: gymnasium:environments.bsuite:bsuite/cartpole-0-v0 is one")
+        raise UsageError(f"{env} is not a level of bsuite, such as gymnasium:environments.bsuite:bsuite/cartpole-0-v0")
     return "/".join(name.removesuffix("-v0").rsplit("-", 1))
 
 
@@ -107,13 +107,15 @@ def rows_of(path: pathlib.Path) -> list[dict[str, float]]:
     """
     rows = metrics.read(path)
     if not rows:
-        raise UsageError(f"{path} has no episodes: only bsuite's environments log them, and the first ends in a while")
+        raise UsageError(f"{path} has no episodes: only bsuite's environments log them, once the first has ended")
     if any(row.get("environment") for row in rows):
-        raise UsageError(f"{path} is of several environments: bsuite scores --num_actors=1 --envs_per_actor=1")
+        raise UsageError(
+            f"{path} has several environments, and bsuite scores one: train with --num_actors=1 --envs_per_actor=1"
+        )
     episodes = [row["episode"] for row in rows]
     if episodes != sorted(set(episodes)):
         raise UsageError(
-            f"{path} is of several sittings, and bsuite scores one: make the run again in another --logdir"
+            f"{path} is of a run that was resumed, which bsuite cannot score: make the run again in another --logdir"
         )
     return rows
 
@@ -154,7 +156,7 @@ def record_random(out: pathlib.Path) -> None:
 @flags.command(Asked, arguments="the runs' folders, each a --logdir of scripts/train's")
 def scores(*logdirs: str) -> int:
     if bool(logdirs) == flags.FLAGS.random:
-        raise UsageError("scores needs the folders of runs, or --random")
+        raise UsageError("scores needs either the folders of runs or --random")
     if flags.FLAGS.random:
         record_random(flags.FLAGS.out)
         return 0
@@ -162,7 +164,7 @@ def scores(*logdirs: str) -> int:
         try:
             config = json.loads((logdir / "config.json").read_text())
         except OSError as error:
-            raise UsageError(f"{logdir} is no run's folder: {error.strerror}") from error
+            raise UsageError(f"{logdir} is not the folder of a run: {error.strerror}") from error
         level, rows = level_of(config["env"]), rows_of(logdir / "log_0.csv")
         asked = analysis()[level.split("/")[0]].episode
         print(f"{config['agent']} {level} episodes={rows[-1]['episode']:.0f}/{asked} score={score(level, rows):.3f}")

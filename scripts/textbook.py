@@ -165,7 +165,9 @@ def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
     code = flags.attempt(launcher.train, ["train", *command])
     done = metrics.latest(logdir, "evaluator") if code == 0 else None
     if not done or done["env_steps"] < steps:
-        raise UsageError(f"the run in {logdir} has not come to its end: scripts/train {' '.join(command)}")
+        raise UsageError(
+            f"the run in {logdir} has not come to its end; to see why, run scripts/train {' '.join(command)}"
+        )
 
 
 def train_together(logdir: pathlib.Path, seeds: int, steps: int, held: str, *arguments: str) -> None:

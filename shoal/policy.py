@@ -84,8 +84,8 @@ class Policy:
         size, first, memory = len(batch), self._first, self._memory
         if first is not None and len(first) != size and self._remembers:
             raise ValueError(
-                f"{size} observations after a batch of {len(first)}: each has a memory of its own; policy.reset() "
-                "forgets all, and then a batch may be of another size"
+                f"{size} observations after a batch of {len(first)}: this agent has a memory for each, so call "
+                "policy.reset(), which forgets all, before a batch of another size"
             )
         if first is None or len(first) != size:
             first, memory = np.ones(size, bool), jax.device_put(self._agent.memory(size, None), self._device)
@@ -100,7 +100,7 @@ class Policy:
         if reward is None:
             if self.needs_reward and not first.all():
                 raise ValueError(
-                    "this agent is fed the last reward: call policy(observation, reward=...), and policy.reset() "
+                    "this agent needs the last reward: call policy(observation, reward=...), and policy.reset() "
                     "before an episode"
                 )
             reward = 0.0
@@ -125,7 +125,7 @@ class Policy:
         elif self._first is not None:
             opens = np.asarray(done, bool).reshape(-1)
             if len(opens) != len(self._first):
-                raise ValueError(f"policy.reset(done) of {len(opens)}, and the batch is of {len(self._first)}")
+                raise ValueError(f"policy.reset(done) has {len(opens)} values, and the batch has {len(self._first)}")
             self._first = self._first | opens
 
     def export(self, path: str | os.PathLike[str], batch_size: int | None = None) -> None:
@@ -177,11 +177,11 @@ def load(
     run = runs.load(folder, check=False)
     if run.population and member not in range(run.population):
         raise UsageError(
-            f"{logdir} is of a population: whose policy is it to be, of member=0 to member={run.population - 1}? "
-            f"Not member={member}"
+            f"{logdir} is the folder of a population: choose one of member=0 to member={run.population - 1}, "
+            f"not member={member}"
         )
     if not run.population and member is not None:
-        raise UsageError(f"{logdir} is of no population: leave member={member} out")
+        raise UsageError(f"{logdir} is not the folder of a population: leave member={member} out")
     if populations.learners(run) != [None]:
         of_member = f"{os.fspath(logdir).rstrip('/')}/member_{member}"
         return load(of_member, checkpoint=checkpoint, sampled=sampled, epsilon=epsilon, seed=seed)

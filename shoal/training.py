@@ -40,8 +40,8 @@ def train(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> L
     given = {"carrier": "local", "placement": "threads"} | flags
     if given["carrier"] != "local" or given["placement"] not in HERE:
         raise UsageError(
-            f"shoal.train has carrier='local' and placement='threads' or 'serial', not {given['carrier']!r} and "
-            f"{given['placement']!r}, for which there is scripts/train"
+            f"shoal.train takes carrier='local' and placement='threads' or 'serial', not {given['carrier']!r} and "
+            f"{given['placement']!r}: for those use scripts/train"
         )
     command_line.parse(command.train, ["shoal.train", *_words({"agent": agent, "env": env} | given)])
     logdir = command_line.logdir_from_flags()

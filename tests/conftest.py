@@ -34,7 +34,7 @@ def names_reverb(text: str) -> bool:
     """Returns whether an error's text says that Reverb is missing, or TensorFlow or Ray, which are installed only with
     Reverb; or that Shoal refuses something because it needs Reverb."""
     asked = (
-        "needs --carrier=reverb, which joins processes (and Python 3.11)",
+        "needs --carrier=reverb (and Python 3.11), because only Reverb connects several processes",
         "--carrier=reverb: Reverb is not installed",
     )
     lacking = [f"No module named '{name}" for name in ("reverb", "tensorflow", "ray")]

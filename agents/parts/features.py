@@ -77,8 +77,8 @@ def check_bounds(config: Any) -> None:
         low < high and np.isfinite(high - low) for low, high in zip(config.observation_low, config.observation_high)
     ):
         raise ValueError(
-            f"config.observation_low={config.observation_low} must be finite and below, one for one, "
-            f"config.observation_high={config.observation_high}"
+            f"config.observation_low={config.observation_low} must have as many numbers as config.observation_high="
+            f"{config.observation_high}, each finite and below its partner there"
         )
 
 
@@ -93,8 +93,8 @@ def of_observations(config: Any, spec: EnvironmentSpec) -> Features:
     low, high = (np.asarray(x, np.float32) for x in (config.observation_low, config.observation_high))
     if spec.observation_shape != low.shape:
         raise ValueError(
-            f"config.observation_low and config.observation_high hold {len(low)} bounds each; "
-            f"this environment's observations are {spec.observation_shape}"
+            f"config.observation_low and config.observation_high hold {len(low)} bounds each, and must hold one for "
+            f"each number of this environment's observations, {spec.observation_shape}"
         )
     basis = (
         fourier(len(low), config.order)
@@ -131,4 +131,4 @@ def vector(agent: str, spec: EnvironmentSpec) -> Features:
 
 def _check_number(what: str, number: int) -> None:
     if number > MAX_FEATURES:
-        raise ValueError(f"{what} would be {number} features, of {MAX_FEATURES} at most")
+        raise ValueError(f"{what} would be {number} features, and {MAX_FEATURES} is the most")

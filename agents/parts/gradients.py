@@ -24,9 +24,9 @@ def by_gradients(agent: Agent) -> Agent:
     """
     table = agent.table
     if agent.gradient is None or agent.apply is None or agent.in_order:
-        raise ValueError("its gradients cannot travel: use --travels=experience")
+        raise ValueError("--travels=gradients: workers cannot send gradients of this agent; give --travels=experience")
     if table.kind == "prioritized":
-        raise ValueError("gradients travel without priorities: give --config.replay=uniform or --travels=experience")
+        raise ValueError("--travels=gradients has no priorities: give --config.replay=uniform or --travels=experience")
     apply = agent.apply
 
     def policy(state: Any) -> State:

@@ -75,8 +75,8 @@ def check_decay(config: Any) -> None:
     if 0 < config.decay_env_steps <= config.warmup_env_steps:
         raise ValueError(
             f"config.warmup_env_steps={config.warmup_env_steps} must be below "
-            f"config.decay_env_steps={config.decay_env_steps}, where the rate is 0; on a command line that "
-            "is --max_env_steps unless it is given"
+            f"config.decay_env_steps={config.decay_env_steps}, where the learning rate is 0 (on a "
+            "command line --max_env_steps, unless it is given)"
         )
 
 

@@ -45,7 +45,7 @@ def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
     if torso != "mlp" and min(shape[:2]) < (least := LEAST_SIDES[torso]):
         fit = [name for name, side in LEAST_SIDES.items() if side <= min(shape[:2])]
         raise ValueError(
-            f"torso={torso} leaves nothing of frames of {shape[0]}x{shape[1]}, for it needs {least}x{least} at least; "
+            f"torso={torso} needs frames of at least {least}x{least}, not {shape[0]}x{shape[1]}; "
             f"use torso={' or '.join([*fit, 'mlp'])}"
         )
 

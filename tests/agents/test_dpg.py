@@ -74,7 +74,7 @@ def test_observations_are_scaled_and_clipped():
 
 @pytest.mark.parametrize("make", [lambda: features.fourier(17, 3), lambda: features.tiles(8, 8, 8)])
 def test_too_many_features_are_refused(make):
-    with pytest.raises(ValueError, match=r"^[^\n]*observations would be \d+ features, of 20000 at most$"):
+    with pytest.raises(ValueError, match=r"^[^\n]*observations would be \d+ features, and 20000 is the most$"):
         make()
 
 
@@ -495,12 +495,12 @@ def test_bad_configs_are_refused(options, field):
         ),
         (
             dataclasses.replace(SPEC, observation_shape=(3,)),
-            r"config.observation_low and config.observation_high hold 2 bounds each; "
-            r"this environment's observations are \(3,\)",
+            r"config.observation_low and config.observation_high hold 2 bounds each, and must "
+            r"hold one for each number of this environment's observations, \(3,\)",
         ),
         (
             dataclasses.replace(SPEC, observation_shape=()),
-            r"config.observation_low .* this environment's observations are \(\)",
+            r"config.observation_low .* this environment's observations, \(\)",
         ),
     ],
 )

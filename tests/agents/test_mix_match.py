@@ -739,7 +739,7 @@ def test_frames_are_stacked():
     ("options", "spec", "message"),
     [
         ({"curriculum": "actions"}, DISCRETE, "needs actions of several factors"),
-        ({"curriculum": "actions"}, EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES)), "a few of"),
+        ({"curriculum": "actions"}, EnvironmentSpec((D,), np.dtype(np.float32), FactoredActions(SIZES)), "a small set"),
         ({"curriculum": "tasks"}, DISCRETE, "needs several tasks.*--env"),
         ({"curriculum": "architectures"}, DISCRETE, "give config.lstm_size"),
         ({"curriculum": "tasks", "transfer": "masked_kl"}, TASKS, "is for config.curriculum=actions"),
@@ -758,10 +758,10 @@ def test_what_does_not_fit_is_refused(options, spec, message):
 @pytest.mark.parametrize(
     ("small", "message"),
     [
-        (((1, 0, 0), (0, 2, 0)), r"\(0, 2, 0\) is none of those"),
-        (((1, 0), (0, 1)), r"\(1, 0\) is none of those"),
-        (((1, 0, 0), (-1, 0, 0)), r"\(-1, 0, 0\) is none of those"),
-        (((1, 0, 0), (1, 0, 0)), "hold one twice"),
+        (((1, 0, 0), (0, 2, 0)), r"\(0, 2, 0\) is not one with"),
+        (((1, 0), (0, 1)), r"\(1, 0\) is not one with"),
+        (((1, 0, 0), (-1, 0, 0)), r"\(-1, 0, 0\) is not one with"),
+        (((1, 0, 0), (1, 0, 0)), "have one action twice"),
     ],
 )
 def test_small_actions_must_be_among_the_large(small, message):

@@ -430,11 +430,11 @@ def test_what_does_not_fit_is_refused():
         off_pac.make(Config(), EnvironmentSpec((4,), np.dtype(np.float32), infinite))
     with pytest.raises(ValueError, match=r"^config\.repeat=0\.9 is for "):
         make(policy_slopes.spec("squashed", 2), repeat=0.9)
-    with pytest.raises(ValueError, match=r"hold 0 bounds each; this environment's observations are \(2,\)$"):
+    with pytest.raises(ValueError, match=r"hold 0 bounds each, .* this environment's observations, \(2,\)$"):
         off_pac.make(Config(), SPEC)
-    with pytest.raises(ValueError, match=r"would be .* features, of 20000 at most"):
+    with pytest.raises(ValueError, match=r"would be .* features, and 20000 is the most"):
         make(tiles=200)
-    with pytest.raises(ValueError, match="must be finite and below, one for one"):
+    with pytest.raises(ValueError, match="each finite and below its partner"):
         make(observation_low=(-1.0, 4.0))
     with pytest.raises(ValueError, match="must be below 1"):
         make(repeat=1.0)

@@ -401,7 +401,7 @@ def test_what_does_not_fit_is_refused():
         q_learning.make(
             q_learning.Config(), EnvironmentSpec((4,), np.dtype(np.float32), BoundedActions(-bounds, bounds))
         )
-    with pytest.raises(ValueError, match=r"torso=shallow leaves nothing of frames of 12x12, .* use torso="):
+    with pytest.raises(ValueError, match=r"torso=shallow needs frames of at least .*, not 12x12; use torso="):
         config = q_learning.Config(torso="shallow")
         q_learning.make(config, EnvironmentSpec((12, 12), np.dtype(np.uint8), DiscreteActions(A)))
 

@@ -157,7 +157,7 @@ def test_initial_preferences_are_where_a_table_starts():
         u(s, jax.random.key(0), Sample(random_episodes(1, 4))) for u, s in zip(update, (state, there))
     )
     np.testing.assert_allclose(tables(new.params)[0] + preferences, tables(expected.params)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match=r"config\.initial_preferences=\(1\.0,\) must be one for each of 3 outputs"):
+    with pytest.raises(ValueError, match=r"config\.initial_preferences=\(1\.0,\) needs 3 numbers, one for each output"):
         tabular(initial_preferences=(1.0,))
 
 
@@ -446,7 +446,10 @@ def test_the_longest_episode_is_the_environments_or_told():
     assert reinforce.longest_episode(Config(max_episode_steps=20), unknown) == 20
     with pytest.raises(ValueError, match=r"^this environment does not say .*: give config\.max_episode_steps$"):
         reinforce.make(Config(), unknown)
-    with pytest.raises(ValueError, match=r"^config\.max_episode_steps=7 is below 8, which this environment's episodes"):
+    with pytest.raises(
+        ValueError,
+        match=r"^config\.max_episode_steps=7 must be 8 or more, the most steps of this environment's episodes",
+    ):
         reinforce.make(Config(max_episode_steps=7), VECTOR)
 
 

@@ -179,8 +179,8 @@ def test_a_tags_mean_is_over_all_of_its_experiments():
     [
         ([], "has no episodes"),
         ([(0, 1), (1, 1), (0, 2)], "several environments"),
-        ([(0, 1), (0, 2), (0, 1)], "several sittings"),
-        ([(0, 1), (0, 2), (0, 2), (0, 3)], "several sittings"),
+        ([(0, 1), (0, 2), (0, 1)], "was resumed"),
+        ([(0, 1), (0, 2), (0, 2), (0, 3)], "was resumed"),
     ],
 )
 def test_what_bsuite_cannot_score_is_refused(rows, words, tmp_path):

@@ -79,12 +79,12 @@ def test_a_keyword_replaces_what_shoal_says_of_atari():
 @pytest.mark.parametrize(
     ("name", "keywords", "words"),
     [
-        ("CartPole-v1", {"k": 1}, "cannot say 'k' of EnvPool's CartPole-v1, but max_episode_steps"),
-        ("Pong-v5", {"stack_num": 4}, "cannot say 'stack_num'"),
-        ("Pong-v5", {"noop_max": "many"}, "'noop_max' of EnvPool's Pong-v5 is as 30 is, not 'many'"),
-        ("Pong-v5", {"episodic_life": 1}, "is as False is, not 1"),
+        ("CartPole-v1", {"k": 1}, "EnvPool's CartPole-v1 cannot be given 'k'; it takes max_episode_steps"),
+        ("Pong-v5", {"stack_num": 4}, "cannot be given 'stack_num'"),
+        ("Pong-v5", {"noop_max": "many"}, "'noop_max' of EnvPool's Pong-v5 must be of the type of 30, not 'many'"),
+        ("Pong-v5", {"episodic_life": 1}, "must be of the type of False, not 1"),
         ("gymnasium:CartPole-v1", {"k": 1}, "cannot be made: .* unexpected keyword argument 'k'"),
-        ("gymnasium:CartPole-v1", {"num_envs": 1}, "cannot say 'num_envs'"),
+        ("gymnasium:CartPole-v1", {"num_envs": 1}, "'num_envs' cannot be given"),
         ("gymnasium:CartPole-v1", {"max_episode_steps": "many"}, "cannot be made"),
         ("gymnasium:CartPole-v1", {"max_episode_steps": 0}, "cannot be made"),
     ],

@@ -71,7 +71,7 @@ def test_the_longest_episode_bounds_all(limits, expected):
         ("CartPole-v1,Catch-v0", 2, "same observations: CartPole-v1 has float32 \\(4,\\), Catch-v0 has"),
         ("CartPole-v1,Acrobot-v1", 2, "same observations"),
         ("binned:5:Pendulum-v1,binned:3:gymnasium:Pendulum-v1", 2, "same actions: binned:5:Pendulum-v1 has Factored"),
-        ("CartPole-v1,gymnasium:CartPole-v1", 3, "3 environments are no multiple of the 2 tasks.*--envs_per_actor"),
+        ("CartPole-v1,gymnasium:CartPole-v1", 3, "3 environments are not a multiple of the 2 tasks.*--envs_per_actor"),
         ("CartPole-v1,CartPole-v1", 2, "each task once"),
         ("CartPole-v1,", 2, "each task once"),
         ("CartPole-v1,CartPole-v9", 2, "unknown environment 'CartPole-v9'"),

@@ -135,7 +135,7 @@ def test_how_an_episode_ended_is_told_from_the_steps_before():
 
 @pytest.mark.vizdoom
 def test_a_task_whose_rewards_are_not_known_is_refused():
-    with pytest.raises(ValueError, match=r"^the rewards of Cig-v1 are not known here; of ViZDoom there are Basic-v1,"):
+    with pytest.raises(ValueError, match=r"^the rewards of Cig-v1 are not known to Shoal: of ViZDoom it has Basic-v1,"):
         environments.make("Cig-v1", 1, seed=0)
 
 

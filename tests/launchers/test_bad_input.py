@@ -103,9 +103,9 @@ MISTAKES = {
     "place without a folder": (
         "role",
         ["--logdir=memory://", "--role=actor"],
-        ["--logdir=memory://", "a folder, as gs://"],
+        ["--logdir=memory://", "a folder, such as gs://"],
     ),
-    "place without a scheme": ("train", ["--logdir=://x"], ["--logdir=://x", "name a scheme"]),
+    "place without a scheme": ("train", ["--logdir=://x"], ["--logdir=://x", "with a scheme"]),
     "place that is a file": ("train", [f"--logdir=file://{__file__}"], [f"file://{__file__} is a file"]),
     "place that cannot be": ("train", ["--logdir=file:///dev/null/x"], ["file:///dev/null/x", "Not a directory"]),
     "no run at a place": ("evaluate", ["--logdir=memory://a/b"], ["no run in memory://a/b"]),
@@ -125,7 +125,7 @@ MISTAKES = {
     "nothing in what is tuned": ("sweep", [TRIALS[0], "--tune=,"], ["--tune=,", "NAME:log:LOW:HIGH"]),
     "ranges of a sweep": ("sweep", [TRIALS[0], "--tune=learning_rate:log:2:1"], ["--tune=", "LOW below HIGH"]),
     "tuned name": ("sweep", [TRIALS[0], "--tune=learning_rat:log:1:2"], ["learning_rat", "did you mean learning_rate"]),
-    "tuned text": ("sweep", [TRIALS[0], "--tune=torso:log:1:2"], ["torso", "no number of impala's Config"]),
+    "tuned text": ("sweep", [TRIALS[0], "--tune=torso:log:1:2"], ["torso", "not a field of impala's Config"]),
     "tuned beyond": ("sweep", [TRIALS[0], "--tune=discount:linear:0.5:2"], ["--tune", "discount"]),
     "tuned sizes": ("sweep", [TRIALS[0], "--tune=unroll_length:log:1:8"], ["unroll_length", "step=SIZE:LOW:HIGH"]),
     "tuned batch": ("sweep", [TRIALS[0], "--tune=batch_size:step=1:32:33"], ["batch_size=33", "envs_per_actor"]),
@@ -170,7 +170,11 @@ MISTAKES = {
         ["--agent=reinforce", "--synchronous"],
         ["--synchronous is for", "reinforce does not"],
     ),
-    "gradients in step": ("train", ["--agent=a3c", "--synchronous"], ["--synchronous is for", "gradients travel"]),
+    "gradients in step": (
+        "train",
+        ["--agent=a3c", "--synchronous"],
+        ["--synchronous is for", "--travels=gradients does not"],
+    ),
     "half a batch in step": (
         "train",
         ["--agent=ppo", "--synchronous", "--num_actors=2", "--envs_per_actor=8"],

@@ -80,7 +80,7 @@ def test_each_member_of_a_population_keeps_its_own(tmp_path, capsys):
         check(tmp_path / f"member_{member}", capsys)
     assert play(tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "is of a population: evaluate a member's" in line and not (tmp_path / best.FILE).exists()
+    assert "is the folder of a population: give a member's" in line and not (tmp_path / best.FILE).exists()
 
 
 @pytest.mark.parametrize("arguments", [QUEUE, LSTM, R2D2])

@@ -119,7 +119,7 @@ def test_several_devices_make_and_learn(devices):
         ("a2c", {"env": "CartPole-v1"}, {}, "give --env=gymnax:ID or brax:NAME"),
         ("a2c", {"env": "gymnasium:CartPole-v1"}, {}, "give --env=gymnax:ID or brax:NAME"),
         ("a2c", {"env": "gymnax:CartPole-v1,gymnax:Acrobot-v1"}, {}, "one task"),
-        ("a2c", {"travels": "gradients"}, {}, "leave out --travels=gradients"),
+        ("a2c", {"travels": "gradients"}, {}, "give --travels=experience"),
         ("reinforce", {}, {}, "learns from whole episodes"),
         ("a2c", {"num_actors": 3, "envs_per_actor": 5}, {"batch_size": 8}, "--num_actors=3 times --envs_per_actor=5"),
         ("a2c", {"env": "gymnax:Nothing-v0"}, {}, "gymnax has no 'Nothing-v0'"),

@@ -77,7 +77,7 @@ def test_one_episode_is_the_one_that_is_evaluated(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("env", "name", "words"),
     [
-        ("CartPole-v1", "video.avi", "does not end as a video does here"),
+        ("CartPole-v1", "video.avi", "must end as a video does"),
         ("CartPole-v1", "nowhere/video.gif", "there is no folder"),
         ("Catch-v0", "video.gif", "it cannot be drawn (RuntimeError: render not implemented"),
         (f"{DRAWN}Raises-v0", "video.gif", "it cannot be drawn (RuntimeError: no paint is left"),

@@ -75,9 +75,9 @@ def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
 @pytest.mark.parametrize(
     ("window", "words"),
     [
-        (Stacks(101, 0.99, 4), "config.n_step=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Stacks(101, 0.99, 4), "config.n_step=101 is above 100, the most steps of an episode of Pendulum-v1"),
         (Transitions(101, 0.99), "config.n_step=101"),
-        (Sequences(0, 101, 50), "config.sequence_length=101 is more than an episode of Pendulum-v1 can have, 100 "),
+        (Sequences(0, 101, 50), "config.sequence_length=101 is above 100, the most steps of an episode of Pendulum-v1"),
     ],
 )
 def test_a_window_longer_than_any_episode_is_refused(monkeypatch, window, words):
@@ -106,7 +106,7 @@ def test_where_the_longest_episode_is_not_known_none_is_refused(monkeypatch):
             {"hidden_sizes": (2**31 - 1,)},
             "the agent's state takes about .* GB .*: give a smaller --config.hidden_sizes",
         ),
-        ({"unroll_length": 2**31 - 1}, "what an update learns from takes about .* GB .* --config.unroll_length"),
+        ({"unroll_length": 2**31 - 1}, "the batch of an update takes about .* GB .* --config.unroll_length"),
     ],
 )
 def test_what_no_machine_has_room_for_is_refused(config, words):
@@ -130,20 +130,22 @@ def test_whole_episodes_need_no_turns_and_no_even_parts():
     ):
         run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
     run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "local"}, {}).check_fit()
-    with pytest.raises(run.UsageError, match=r"max_episode_steps=20 is below 500, which this environment's episodes"):
+    with pytest.raises(
+        run.UsageError, match=r"max_episode_steps=20 must be 500 or more, the most steps of this environment's episodes"
+    ):
         run.make("reinforce", "CartPole-v1", {}, {"max_episode_steps": 20}).check_fit()
 
 
 def test_traces_need_one_actor_whose_environments_are_the_batch():
     run.make("actor_critic", "CartPole-v1", {}, {}).check_fit()
-    with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, config\.batch_size"):
+    with pytest.raises(run.UsageError, match=r"--num_actors=1 --envs_per_actor=32, as many as config\.batch_size"):
         run.make("actor_critic", "CartPole-v1", {"num_actors": 2}, {}).check_fit()
 
 
 @pytest.mark.parametrize(
     ("agent", "config", "devices", "message"),
     [
-        ("impala", {"batch_size": 12}, 8, "config.batch_size=12 does not divide over 8 devices"),
+        ("impala", {"batch_size": 12}, 8, "config.batch_size=12 must be a multiple of 8, the number of devices"),
         (
             "ppo",
             {"batch_size": 8, "minibatches": 4, "lstm_size": 8, "separate_value": False},

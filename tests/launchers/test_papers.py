@@ -119,7 +119,7 @@ def test_an_environment_of_another_kind_is_refused_in_a_line_that_names_one(agen
 @pytest.mark.parametrize("agent", papers.SILENT)
 def test_an_agent_whose_source_says_nothing_is_refused_without_a_look_at_the_environment(agent, monkeypatch):
     monkeypatch.setattr(papers.kinds, "kind_of", None)
-    with pytest.raises(UsageError, match=f"^--preset=paper says nothing of {agent}, .*leave --preset out$"):
+    with pytest.raises(UsageError, match=f"^--preset=paper has no settings for {agent}: .*leave --preset out$"):
         run_of(agent, "CartPole-v1")
 
 

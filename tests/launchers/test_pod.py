@@ -121,9 +121,9 @@ def test_a_host_that_dies_at_the_start_is_the_others_end(moment, victim, tmp_pat
     ("count", "arguments", "of_host", "words"),
     [
         (2, ("--config.discount=0.9",), {"host_1": ("--config.discount=0.8",)}, "--config.discount is 0.9 on host 0"),
-        (3, ("--config.batch_size=8",), {}, "--num_hosts=3 does not divide config.batch_size=8"),
-        (2, ("--agent=a3c", "--config.batch_size=4"), {}, "where gradients travel there is one learner host"),
-        (2, ("--population=2", "--tune=learning_rate:log:1e-4:1e-2"), {}, "a population's members"),
+        (3, ("--config.batch_size=8",), {}, "--num_hosts=3 must divide config.batch_size=8"),
+        (2, ("--agent=a3c", "--config.batch_size=4"), {}, "with --travels=gradients the learner is on one host"),
+        (2, ("--population=2", "--tune=learning_rate:log:1e-4:1e-2"), {}, "the members of a population"),
         (2, ("--connect_seconds=4",), {"host_1": ("--num_hosts=3",)}, "count is 2 on host 0 and 3 on host 1"),
     ],
 )
@@ -139,9 +139,9 @@ def test_what_is_wrong_is_one_line_on_every_host(count, arguments, of_host, word
     ("arguments", "words"),
     [
         (("--placement=pod",), "needs --logdir"),
-        (("--placement=pod", "--logdir=LOGDIR"), "no TPU pod, SLURM or Open MPI is seen here"),
+        (("--placement=pod", "--logdir=LOGDIR"), "no TPU pod, SLURM or Open MPI was found here"),
         (("--placement=pod", "--logdir=LOGDIR", "--host=0"), "lacks --coordinator"),
-        (("--placement=pod", "--logdir=LOGDIR", "--coordinator=x", "--num_hosts=2", "--host=0"), "no address"),
+        (("--placement=pod", "--logdir=LOGDIR", "--coordinator=x", "--num_hosts=2", "--host=0"), "is not an address"),
         (("--placement=pod", "--logdir=LOGDIR", "--coordinator=x:1", "--num_hosts=2", "--host=2"), "numbered from 0"),
         (
             ("--placement=pod", "--logdir=LOGDIR", "--coordinator=localhost:1", "--num_hosts=2", "--host=1",

@@ -70,7 +70,7 @@ def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
         assert training.returncode == 0, output
         assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
         # The other member has no score if it had just copied the member that was killed.
-        assert f"member 0 goes on from {'member 1' if donor == 1 else 'itself'}: it was interrupted" in output
+        assert f"member 0 goes on from {'member 1' if donor == 1 else 'its own state'}: it was interrupted" in output
         assert not command_line.processes_of(tmp_path)
     finally:
         training.kill()
@@ -117,7 +117,7 @@ def test_a_run_from_before_there_were_populations_is_still_a_run(tmp_path):
         ({"tune": ""}, "needs --tune"),
         ({"population": 0}, "--population=8"),
         ({"tune": "learning_rat:log:1e-5:1e-2"}, "did you mean learning_rate"),
-        ({"tune": "hidden_sizes:linear:1:2"}, "no hyperparameter of a2c"),
+        ({"tune": "hidden_sizes:linear:1:2"}, "not a hyperparameter of a2c"),
         ({"tune": "learning_rate:log:1e-2:1e-5"}, "LOW below HIGH"),
         ({"tune": "learning_rate:log:1e-3:1e-3"}, "LOW below HIGH"),
         ({"tune": "learning_rate:log:0:1e-3"}, "above 0"),

@@ -55,7 +55,7 @@ def test_an_address_is_a_host_and_a_port(text, ports, address):
     if address:
         assert parse_address("--replay", text, ports) == address
         return
-    with pytest.raises(UsageError, match=r"^--replay: .* is no address") as error:
+    with pytest.raises(UsageError, match=r"^--replay: .* is not an address") as error:
         parse_address("--replay", text, ports)
     assert "\n" not in str(error.value)
 
@@ -72,7 +72,7 @@ def test_a_port_is_one_runs_from_before_anything_listens_there_until_it_ends():
     port = free_port()
     other = hold_in_another_process(port)
     assert other.stdout.readline() == "holding\n"
-    with pytest.raises(UsageError, match=f"port {port} is another run's; choose another with --port"):
+    with pytest.raises(UsageError, match=f"port {port} is in use by another run: choose another with --port"):
         hold_port(port)
     other.kill()
     other.wait()

@@ -537,7 +537,7 @@ def test_a_replay_that_lost_what_was_saved_is_missed(there, warned, fakes, tmp_p
     parts, carrier = Parts(make("uniform"), tmp_path), Carrier("the rings")
     monkeypatch.setattr(carrier.one, "count", lambda: there)
     roles.open_learning(parts, carrier, lambda: False)
-    assert (f"the replay has {there} of the 7 items that were saved" in caplog.text) == warned
+    assert (f"the replay has only {there} of the 7 items that were saved" in caplog.text) == warned
 
 
 def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypatch):
@@ -1299,13 +1299,13 @@ def _plain(given: Any) -> Any:
         (("--role=actor", "--task=3"), "--task=3: the run has 3 processes with --role=actor, numbered from 0"),
         (("--role=replay", "--task=2"), "--task=2: the run has 2 processes with --role=replay, numbered from 0"),
         (("--role=learner", "--task=1"), "--task=1: the run has 1 processes with --role=learner, numbered from 0"),
-        (("--role=actor", "--member=0"), "--member is for roles of a population's separate learners"),
-        (("--role=learner", "--num_learners=2"), "--num_learners needs --coordinator=host:port"),
-        (("--role=learner", "--num_learners=2", "--coordinator=x:1"), "an agent with a replay has one learner host"),
-        (("--role=actor", "--replay=a:1"), "--replay names 1 servers: the run has 2"),
+        (("--role=actor", "--member=0"), "--member=0: in this run --role=actor is not for one member of a population"),
+        (("--role=learner", "--num_learners=2"), "--num_learners=2 needs --coordinator=host:port"),
+        (("--role=learner", "--num_learners=2", "--coordinator=x:1"), "an agent with a replay learns on one host"),
+        (("--role=actor", "--replay=a:1"), "--replay=a:1 names 1 servers, but the run has 2"),
         (("--role=actor", "--replay="), "--role=actor needs --replay=host:port"),
-        (("--task=0",), "--role is one of replay, learner, evaluator, actor"),
-        (("--role=actor", "--logdir="), "--logdir=: no path"),
+        (("--task=0",), "needs --role, which is one of replay, learner, evaluator, actor"),
+        (("--role=actor", "--logdir="), "--logdir=: give the path of a file or a folder"),
     ],
 )
 def test_a_role_that_the_run_has_not_is_refused(arguments, words, monkeypatch, tmp_path, capsys):

@@ -121,7 +121,7 @@ def test_the_best_trial_is_remade_by_the_line_that_the_sweep_prints(tmp_path):
     given = ("--trials=2", "--jobs=2", TUNE, "--max_env_steps=400", "--eval_period=200", "--sampler=random", "--seed=7")
     code, output = end(start(folder, *given), folder)
     assert code == 0, output
-    number, line = re.search(r"the best, trial_(\d), is remade by\n  scripts/train (.*)", output).groups()
+    number, line = re.search(r"the best is trial_(\d); make it again by\n  scripts/train (.*)", output).groups()
     trials = known(folder)
     assert trials[int(number)].value == max(each.value for each in trials)
     code, again = end(start(folder, *given), folder)

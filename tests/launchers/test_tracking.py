@@ -248,7 +248,7 @@ def test_mlflow_that_does_not_answer_ends_nothing_and_has_all_later(mlflow, tmp_
     with monkeypatch.context() as elsewhere:
         elsewhere.setitem(command_line.ENVIRONMENT, "MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
         output = learn(logdir, "--track=mlflow", *QUEUE, "--max_env_steps=600")
-    assert output.count("--track=mlflow does not go on (MlflowException: ") == 1 and "Traceback" not in output, output
+    assert output.count("--track=mlflow cannot send now (MlflowException: ") == 1 and "Traceback" not in output, output
     assert f"not all of {logdir} is in mlflow yet" in output
     learn(logdir, "--track=mlflow", *QUEUE, "--max_env_steps=600")
     assert tracked_runs.in_mlflow(logdir)[1] == expected(logdir)

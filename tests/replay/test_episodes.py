@@ -142,5 +142,5 @@ def test_the_writer_waits_for_room_and_goes_on_when_told_to_stop(serve):
 
 def test_an_episode_that_is_too_long_is_refused(serve):
     written = Written(serve, WholeEpisodes(4))
-    with pytest.raises(ValueError, match="more than 4 actions: give a larger max_episode_steps"):
+    with pytest.raises(ValueError, match=r"more than 4 actions: give a larger --config\.max_episode_steps"):
         written.write(7, 45)

@@ -53,7 +53,7 @@ def test_a_replay_of_other_actors_is_refused():
     written, _ = channels(Transitions(1, GAMMA), 4, False, 100)
     table, mesh = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100), devices.make_mesh()
     agent = Agent(None, None, None, None, None, None, table, 16)
-    with pytest.raises(ValueError, match="1 actors of 4 environments, and here are 2 of 2: go on in the --placement"):
+    with pytest.raises(ValueError, match="1 actors of 4 environments, and this run has 2 of 2: give the --placement"):
         RingChannel(mesh, agent, table, VECTORS, 16, 2, 2, 10**9, written.state())
 
 

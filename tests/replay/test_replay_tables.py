@@ -175,7 +175,7 @@ def test_three_servers_are_sampled_by_turns_and_their_likelihood_is_that_of_the_
 
 
 def test_a_batch_that_does_not_divide_over_the_servers_is_refused(serve):
-    with pytest.raises(ValueError, match="a batch of 16 does not divide over 3 replay servers"):
+    with pytest.raises(ValueError, match="a batch of 16 is not a multiple of 3, the number of replay servers"):
         Sampler(three_servers(serve), SPEC, STRUCTURE, 16)
 
 

@@ -488,5 +488,5 @@ def test_environments_that_do_not_divide_over_the_devices_are_refused():
     table = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100)
     from replay.rings import Ring
 
-    with pytest.raises(ValueError, match="--envs_per_actor=6 does not divide over 4"):
+    with pytest.raises(ValueError, match="--envs_per_actor=6 must be a multiple of 4"):
         Ring(table, channels.way(table).ring(table, VECTORS), 1, 6, 4, 1000)

@@ -228,7 +228,7 @@ def test_a_restart_brings_back_sequences_and_counts(tmp_path):
 
 
 def test_sequences_that_do_not_overlap_are_refused(serve):
-    with pytest.raises(ValueError, match="overlap by a row"):
+    with pytest.raises(ValueError, match="overlap by at least one row"):
         Written(serve, Sequences(0, 4, 4))
 
 

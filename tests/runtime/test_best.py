@@ -180,7 +180,7 @@ def test_damage_is_seen_or_does_none(seed, tmp_path, caplog):
     except OSError as error:
         assert "is damaged" in str(error) and "\n" not in str(error)
     best.Keeper(tmp_path, SMALL).show(Version(2, 20), params(2), -3.0)
-    assert "it is set aside" in caplog.text and (tmp_path / f"damaged_{best.FILE}").read_bytes() == content
+    assert "it is renamed to damaged_" in caplog.text and (tmp_path / f"damaged_{best.FILE}").read_bytes() == content
     holds(tmp_path, 2, -3.0)
 
 

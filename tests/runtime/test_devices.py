@@ -100,7 +100,7 @@ def test_what_was_put_is_kept_when_the_devices_donate_it(report):
 
 
 def test_what_does_not_divide_is_refused(report):
-    message = "a batch of 17 does not divide over 8 devices" if report["size"] == 8 else None
+    message = "a batch of 17 is not a multiple of 8, the number of devices" if report["size"] == 8 else None
     assert report["round trips"]["refused"] == [message, message, None], "what is whole on each need not divide"
 
 

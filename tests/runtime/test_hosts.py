@@ -97,7 +97,7 @@ def test_other_numbers_of_hosts_and_two_of_one_number_are_told():
 def test_a_host_that_does_not_come_is_named():
     port = free_port()
     failures = meet(host(0, 3, port, {}, seconds=3.0), host(2, 3, port, {}))
-    assert all("of 3 hosts 1 did not come within 3 s" in str(failure) for failure in failures), failures
+    assert all("of 3 hosts 1 did not join within 3 s" in str(failure) for failure in failures), failures
     (failure,) = meet(host(1, 2, free_port(), {}, seconds=0.5))
     assert "host 0 does not answer at localhost:" in str(failure)
 

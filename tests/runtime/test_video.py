@@ -90,7 +90,7 @@ def test_the_ending_says_what_it_is_and_which_there_are(name, there, tmp_path, f
     if name.lower() == "a.gif" or (name.lower() == "a.mp4" and there):
         video.check(path)
         return
-    with pytest.raises(ValueError, match=r"does not end as a video does here, in \.gif") as error:
+    with pytest.raises(ValueError, match=r"must end as a video does, in \.gif") as error:
         video.check(path)
     assert (".gif or .mp4" in str(error.value)) == there and ("ffmpeg" in str(error.value)) == (not there)
 

@@ -72,10 +72,10 @@ def test_what_travels_is_what_arrays_take():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--actors=0",), "--actors=0 is no list of numbers"),
-        (("--hosts=1,,2",), "--hosts=1,,2 is no list of numbers"),
-        (("--carrier=local",), "experience that travels by Reverb"),
-        (("--agent=a3c",), "experience that travels by Reverb"),
+        (("--actors=0",), "--actors=0 must be whole numbers"),
+        (("--hosts=1,,2",), "--hosts=1,,2 must be whole numbers"),
+        (("--carrier=local",), "only for runs with --carrier=reverb"),
+        (("--agent=a3c",), "--travels=experience"),
         (("--network_gigabits=0",), "--network_gigabits must be 0.001 or more"),
     ],
 )

@@ -80,11 +80,11 @@ def test_an_agent_that_is_fed_rewards_says_so(name, made):
     policy, raw = shoal.load(logdir), evaluation.raw[0]
     policy(raw)
     with pytest.raises(
-        ValueError, match=r"^this agent is fed the last reward: call policy\(observation, reward=[^\n]*$"
+        ValueError, match=r"^this agent needs the last reward: call policy\(observation, reward=[^\n]*$"
     ):
         policy(raw)
     policy.reset(np.arange(len(evaluation.rewards[0])) > 0)
-    with pytest.raises(ValueError, match=r"^this agent is fed the last reward"):
+    with pytest.raises(ValueError, match=r"^this agent needs the last reward"):
         policy(raw)
     policy.reset()
     policy(raw)
@@ -177,7 +177,9 @@ def test_a_member_of_a_stacked_population_acts_as_it_does_beside_the_others(made
             policy.reset(timestep.first[member::2])
             same("stacked members", logdir, policy(raw[member::2], reward=reward[member::2]), chosen[member::2], 1e-5)
     for given, words in ((None, "None"), (2, "2"), (-1, "-1")):
-        with pytest.raises(UsageError, match=rf"is of a population: [^\n]* member=0 to member=1\? Not member={words}$"):
+        with pytest.raises(
+            UsageError, match=rf"is the folder of a population: [^\n]* member=0 to member=1, not member={words}$"
+        ):
             shoal.load(logdir, member=given)
 
 
@@ -190,7 +192,7 @@ def test_a_member_with_a_learner_of_its_own_is_an_ordinary_run(made, tmp_path):
     (whole / "config.json").write_text(json.dumps(values | population))
     shutil.copytree(logdir, whole / "member_1")
     same("impala", logdir, shoal.load(whole, member=1)(evaluation.raw[0]), evaluation.actions[0])
-    with pytest.raises(UsageError, match=r"is of a population: [^\n]*Not member=None$"):
+    with pytest.raises(UsageError, match=r"is the folder of a population: [^\n]*not member=None$"):
         shoal.load(whole)
     with pytest.raises(UsageError, match=r"^no run in [^\n]*member_0"):
         shoal.load(whole, member=0)
@@ -299,7 +301,7 @@ def test_what_is_no_trained_run_is_one_line(made, tmp_path):
     logdir, _ = made(ONE)
     for given, words in (
         (tmp_path, rf"^no run in {tmp_path}: its config.json cannot be read"),
-        ("", r"^no run in '': no path$"),
+        ("", r"^no run in '': give the path of a file or a folder$"),
         (str(tmp_path / "nowhere"), r"^no run in [^\n]*nowhere"),
         ("nothing://there", r"^no run in 'nothing://there': "),
         (emptied(logdir, tmp_path / "a", "checkpoints"), r"^no checkpoint in [^\n]*/a/run/checkpoints yet: "),
@@ -309,7 +311,7 @@ def test_what_is_no_trained_run_is_one_line(made, tmp_path):
             shoal.load(given)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "a" / "run" / "checkpoints").exists(), "reading writes nothing"
-    with pytest.raises(UsageError, match=r"is of no population: leave member=0 out$"):
+    with pytest.raises(UsageError, match=r"is not the folder of a population: leave member=0 out$"):
         shoal.load(logdir, member=0)
     with pytest.raises(UsageError, match=r"^--eval_epsilon must be 1 or less, not 2$"):
         shoal.load(logdir, epsilon=2)
@@ -348,7 +350,7 @@ WRONG = {
         (np.zeros(17), "is a ndarray, and not a dict of parts"),
         ({"position": np.zeros(8)}, "lacks its part 'velocity'"),
         ({"position": np.zeros(9), "velocity": np.zeros(8)}, r"in its part '\w+' has the shape"),
-        ({"position": np.zeros((2, 8)), "velocity": np.zeros(9)}, "has parts that are no batch of the same size"),
+        ({"position": np.zeros((2, 8)), "velocity": np.zeros(9)}, "has parts that are not batches of the same size"),
     ],
 }  # fmt: skip
 
@@ -369,7 +371,7 @@ def test_a_batch_is_of_the_same_size_until_all_is_forgotten_where_anything_is_re
     policy, batch = shoal.load(logdir), evaluation.raw[0]
     policy.reset([True])  # before the first call there is nothing to forget
     policy(batch)
-    with pytest.raises(ValueError, match=r"^policy.reset\(done\) of 3, and the batch is of 4$"):
+    with pytest.raises(ValueError, match=r"^policy.reset\(done\) has 3 values, and the batch has 4$"):
         policy.reset([True] * 3)
     if name in ("dqn", "ppo"):
         policy(of_one(batch, 0))

@@ -49,8 +49,8 @@ def test_a_new_run_is_under_runs(tmp_path, monkeypatch):
         ({"config": {"learning_rat": 1}}, r"^unknown config field 'learning_rat'; did you mean learning_rate"),
         ({"max_env_steps": 0}, r"^--max_env_steps must be 1 or more, not 0$"),
         ({"env": "CartPole-v11"}, r"^unknown environment 'CartPole-v11'"),
-        ({"carrier": "reverb"}, r"^shoal.train has carrier='local' [^\n]*scripts/train$"),
-        ({"placement": "processes"}, r"^shoal.train has [^\n]*'processes'[^\n]*scripts/train$"),
+        ({"carrier": "reverb"}, r"^shoal.train takes carrier='local' [^\n]*scripts/train$"),
+        ({"placement": "processes"}, r"^shoal.train takes [^\n]*'processes'[^\n]*scripts/train$"),
     ],
 )
 def test_what_the_command_refuses_is_one_line(flags, words, tmp_path):
