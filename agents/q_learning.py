@@ -86,8 +86,8 @@ class Config:
             raise ValueError(f"config.epsilon_finals must be within [0, 1], not {self.epsilon_finals}")
         if self.epsilon_finals and self.form == "expected_sarsa":
             raise ValueError(
-                f"config.epsilon_finals={self.epsilon_finals}: expected_sarsa learns the values of a single policy: give "
-                "config.epsilon_final instead"
+                f"config.epsilon_finals={self.epsilon_finals}: expected_sarsa learns the values of a single policy: "
+                "give config.epsilon_final instead"
             )
 
 
