@@ -132,7 +132,7 @@ def evaluated(logdir: pathlib.Path) -> list[float]:
         (["--all", "ppo-CartPole-v1"], "--all"),
         (["--jobs=0", "ppo-CartPole-v1"], "--jobs"),
         (["--seeds=0", "ppo-CartPole-v1"], "--seeds"),
-        (["--check", "ppo-CartPole-v1"], "nothing was recorded"),
+        (["--check", "ppo-CartPole-v1"], "ppo-CartPole-v1: --check has no recorded result"),
         (["--minutes=-1", "--list"], "--minutes"),
     ],
 )
