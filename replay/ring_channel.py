@@ -330,56 +330,81 @@ class RingWriter:
         return np.where(opened >= 0, row - opened, self._tail[-1] + 1 + row).astype(np.int32)
 
     def _hand_over(self, row: Row) -> None:
-        ring, first = self._ring, self._head - len(self._tail)
+        """Hands over a chunk of the rows held, with the items that they complete and those that they write over."""
+        ring = self._ring
         steps: Step = jax.tree.map(lambda *x: np.stack(x), *self._held)
-        size = ring.chunk * ring.num_envs
-        # All rows are packed at once, as one batch.
-        kept = ring.cut.kept(jax.tree.map(lambda x: x.reshape(size, *x.shape[2:]), steps))
-        kept = jax.tree.map(lambda x: x.reshape(ring.chunk, ring.num_envs, *x.shape[1:]), kept)
         positions = self._positions(steps.first)
         position = np.concatenate([self._tail, positions])
-        opening = np.where(position == 0, np.arange(len(position))[:, None], NEVER)
-        following = np.minimum.accumulate(opening[::-1])[::-1]
-        over = np.concatenate([following[1:], np.full((1, ring.num_envs), NEVER)])
-        completed = np.where(position >= 0, ring.cut.completed_by(position, over), NEVER)
-        length = len(self._tail)
-        rows, environments = np.nonzero((completed >= length) & (completed < len(position)))
+        rows, environments = self._completed(position)
         devices = environments // ring.share
-        anchors = self._anchors(first + rows, environments)
+        nth = np.zeros(len(devices), int)  # each item's number among the new items of its device
+        for device in range(ring.devices):
+            mine = devices == device
+            nth[mine] = np.arange(np.count_nonzero(mine))
         counts = np.bincount(devices, minlength=ring.devices)
         calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
         items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
-        # Items that need a row that is written over are gone, but not a new item whose anchor is such a row.
-        gone = self._anchors(self._head + np.arange(ring.chunk + ring.cut.back)[:, None], np.arange(ring.num_envs))
-        lost = self._present[gone_rows := (self._head + np.arange(ring.chunk + ring.cut.back)) % ring.length]
-        change = counts - lost.sum(axis=0).reshape(ring.devices, ring.share).sum(axis=1)
-        self._present[gone_rows] = False
-        self._present[(first + rows) % ring.length, environments] = True
-        for device in range(ring.devices):
-            mine = np.flatnonzero(devices == device)
-            items[device, : len(mine)] = anchors[mine]
-            at_once = mine[: ring.at_once]
-            replaced = at_once[rows[at_once] >= length]
-            gone[rows[replaced] - length, environments[replaced]] = ring.anchors
-        parts = [part.reshape(-1) for part in np.split(items, calls, axis=1)]
-        gone = np.moveaxis(gone.reshape(len(gone), ring.devices, ring.share), 1, 0).reshape(-1)
+        items[devices, nth] = self._anchors(self._head - len(self._tail) + rows, environments)
+        with_chunk, *further = (part.reshape(-1) for part in np.split(items, calls, axis=1))
+        gone, lost = self._write_over(rows, environments, nth < ring.at_once)
         chunk = Chunk(
-            kept,
+            self._kept(steps),
             positions,
             self._memories,
             self._slots,
             self._memory_of,
-            parts[0],
+            with_chunk,
             gone,
-            change.astype(np.int32),
+            (counts - lost).astype(np.int32),
             np.int32(self._task),
             np.int32(self._head % ring.length),
         )
         env_steps, self._reported = self._env_steps - self._reported, self._env_steps
-        self._channel.hand_over(_Handed(chunk, parts[1:], row.params, env_steps), counts, self._stopped)
+        self._channel.hand_over(_Handed(chunk, further, row.params, env_steps), counts, self._stopped)
         self._head += ring.chunk
         self._tail = position[-len(self._tail) :]
         self._start()
+
+    def _kept(self, steps: Step) -> Any:
+        """Returns what the ring keeps of Steps [C, E, ...], as `Cut.kept` returns it; all rows are packed at once."""
+        ring = self._ring
+        rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), steps)
+        return jax.tree.map(lambda x: x.reshape(ring.chunk, ring.num_envs, *x.shape[1:]), ring.cut.kept(rows))
+
+    def _completed(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the anchors of the items that the chunk completes: their rows and environments, int [items] each.
+
+        `position` [rows, E] is that of the tail and of the chunk after it; an anchor's row is counted from the first.
+        """
+        opening = np.where(position == 0, np.arange(len(position))[:, None], NEVER)
+        following = np.minimum.accumulate(opening[::-1])[::-1]
+        over = np.concatenate([following[1:], np.full((1, position.shape[1]), NEVER)])
+        completed = np.where(position >= 0, self._ring.cut.completed_by(position, over), NEVER)
+        rows, environments = np.nonzero((completed >= len(self._tail)) & (completed < len(position)))
+        return rows, environments
+
+    def _write_over(
+        self, rows: np.ndarray, environments: np.ndarray, with_chunk: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Notes which anchors have an item once the chunk is written.
+
+        Args:
+          rows, environments: the anchors of the new items, as `_completed` returns them.
+          with_chunk: bool, which of the new items are written together with the chunk; the others follow later.
+
+        Returns:
+          `gone` of the Chunk, the anchors that lose a row, and how many items are lost on each device.
+        """
+        ring = self._ring
+        reach = self._head + np.arange(ring.chunk + ring.cut.back)  # rows without which no old item is whole
+        lost = self._present[reach % ring.length].sum(axis=0).reshape(ring.devices, ring.share).sum(axis=1)
+        self._present[reach % ring.length] = False
+        self._present[(self._head - len(self._tail) + rows) % ring.length, environments] = True
+        gone = self._anchors(reach[:, None], np.arange(ring.num_envs))
+        # A new item whose anchor is a row of the chunk must not be taken for the old item of the same anchor.
+        new = with_chunk & (rows >= len(self._tail))
+        gone[rows[new] - len(self._tail), environments[new]] = ring.anchors
+        return np.moveaxis(gone.reshape(len(reach), ring.devices, ring.share), 1, 0).reshape(-1), lost
 
     def _anchors(self, rows: np.ndarray, environments: np.ndarray) -> np.ndarray:
         """Returns the anchors, counted as on the environments' device, of rows counted from the actor's first ever."""

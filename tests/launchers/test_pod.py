@@ -81,7 +81,7 @@ def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(argume
     more = (f"--max_env_steps={second.env_steps + 500}", "--eval_episodes=1")
     ((code, output),) = ends(start(1, tmp_path, *arguments, *more))
     assert code == 0, output
-    assert ("what is in replay_1 is left out" in output) == (arguments is REPLAY), output
+    assert ("the replays in replay_1 are not used" in output) == (arguments is REPLAY), output
     third = saved(tmp_path)
     assert third.env_steps >= second.env_steps + 500 and third.learner_steps > second.learner_steps
 
