@@ -164,6 +164,20 @@ SMALL_DQN = SMALL | {
 SMALL_APEX = {"loss": "huber", "learning_rate": 2.5e-4, "head_size": 0}
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
+# Larger batches, slower targets and more units than elsewhere: with the settings of other tasks late evaluations swing
+# between 150 and 240.
+LUNAR_LANDER_DQN = SMALL_DQN | {
+    "hidden_sizes": (256, 256),
+    "batch_size": 128,
+    "samples_per_insert": 32.0,
+    "n_step": 3,
+    "target_period": 2_000,
+    "learning_rate": 2.5e-4,
+    "replay_size": 1_000_000,
+    "epsilon_final": 0.02,
+    "epsilon_steps": 25_000,
+}
+LUNAR_LANDER_RUN = DQN_RUN | {"max_env_steps": 1_000_000, "updates_per_dispatch": 16}
 CATCH_RUN = DQN_RUN | {"max_env_steps": 60_000}
 CATCH_DQN = SMALL_DQN | {"n_step": 3, "samples_per_insert": 8.0, "target_period": 200, "learning_rate": 5e-4}
 # For discrete actions. With the slower targets or the higher entropy of the defaults, CartPole's return falls again.
@@ -751,7 +765,10 @@ PRESETS: dict[str, list[Preset]] = {
         ),
     ],
     "dqn": [Preset(BSUITE, BSUITE_RUN | {"updates_per_dispatch": 16}, BSUITE_DQN), *dqn()],
-    "double_dqn": dqn(double=True),
+    "double_dqn": [
+        Preset("LunarLander-v3", LUNAR_LANDER_RUN, LUNAR_LANDER_DQN | {"double": True}),
+        *dqn(double=True),
+    ],
     "dueling_dqn": dqn(DUELING, 400_000, 0.001, double=True, dueling=True, max_gradient_norm=10.0),
     "prioritized_dqn": dqn(PRIORITIZED, 400_000, 0.001, double=True, replay="prioritized"),
     "c51": categorical(dqn(C51_PAPER, 250_000, 0.001, **C51)),
