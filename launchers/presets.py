@@ -164,8 +164,8 @@ SMALL_DQN = SMALL | {
 SMALL_APEX = {"loss": "huber", "learning_rate": 2.5e-4, "head_size": 0}
 SMALL_SCHEDULE = {"epsilon_final": 0.05, "epsilon_steps": 5_000}
 CARTPOLE_DQN = {"learning_rate": 2.5e-4, "replay_size": 400_000}
-# Larger batches, slower targets and more units than elsewhere: with the settings of other tasks late evaluations swing
-# between 150 and 240.
+# Larger batches, slower targets and more units than elsewhere. Evaluations swing all the same: the last ones of seeds 0
+# to 2 were 237, 180 and 175.
 LUNAR_LANDER_DQN = SMALL_DQN | {
     "hidden_sizes": (256, 256),
     "batch_size": 128,
