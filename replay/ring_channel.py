@@ -344,7 +344,7 @@ class RingWriter:
         counts = np.bincount(devices, minlength=ring.devices)
         calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
         items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
-        items[devices, nth] = self._anchors(self._head - len(self._tail) + rows, environments)
+        items[devices, nth] = self._anchors(rows, environments)
         with_chunk, *further = (part.reshape(-1) for part in np.split(items, calls, axis=1))
         gone, lost = self._write_over(rows, environments, nth < ring.at_once)
         chunk = Chunk(
@@ -374,14 +374,15 @@ class RingWriter:
     def _completed(self, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the anchors of the items that the chunk completes: their rows and environments, int [items] each.
 
-        `position` [rows, E] is that of the tail and of the chunk after it; an anchor's row is counted from the first.
+        `position` [rows, E] is that of the tail and of the chunk after it. The rows returned are counted from the
+        actor's first ever.
         """
         opening = np.where(position == 0, np.arange(len(position))[:, None], NEVER)
         following = np.minimum.accumulate(opening[::-1])[::-1]
         over = np.concatenate([following[1:], np.full((1, position.shape[1]), NEVER)])
         completed = np.where(position >= 0, self._ring.cut.completed_by(position, over), NEVER)
         rows, environments = np.nonzero((completed >= len(self._tail)) & (completed < len(position)))
-        return rows, environments
+        return self._head - len(self._tail) + rows, environments
 
     def _write_over(
         self, rows: np.ndarray, environments: np.ndarray, with_chunk: np.ndarray
@@ -399,11 +400,11 @@ class RingWriter:
         reach = self._head + np.arange(ring.chunk + ring.cut.back)  # rows without which no old item is whole
         lost = self._present[reach % ring.length].sum(axis=0).reshape(ring.devices, ring.share).sum(axis=1)
         self._present[reach % ring.length] = False
-        self._present[(self._head - len(self._tail) + rows) % ring.length, environments] = True
+        self._present[rows % ring.length, environments] = True
         gone = self._anchors(reach[:, None], np.arange(ring.num_envs))
         # A new item whose anchor is a row of the chunk must not be taken for the old item of the same anchor.
-        new = with_chunk & (rows >= len(self._tail))
-        gone[rows[new] - len(self._tail), environments[new]] = ring.anchors
+        new = with_chunk & (rows >= self._head)
+        gone[rows[new] - self._head, environments[new]] = ring.anchors
         return np.moveaxis(gone.reshape(len(reach), ring.devices, ring.share), 1, 0).reshape(-1), lost
 
     def _anchors(self, rows: np.ndarray, environments: np.ndarray) -> np.ndarray:
