@@ -27,9 +27,8 @@ from launchers.run import Run, UsageError
 from replay import channels, local, structures
 from replay.blocks import count_for_each
 from replay.local_carrier import LocalCarrier
-from replay.rows import Batch, Variables, never
+from replay.rows import VARIABLES, Batch, Variables, never
 from replay.synchrony import NextVersion
-from replay.variables import VARIABLES
 from runtime import actor, best, devices, evaluator, hosts, learner, worker
 from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged

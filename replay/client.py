@@ -1,13 +1,16 @@
-"""The connection to a replay server: how it is made and kept alive."""
+"""The connection to a replay server: how it is made, asked and kept alive."""
 
 import contextlib
+import math
 import threading
 import time
+from typing import Any
 
 from replay.reverb_import import reverb
-from replay.variables import ReplayUnavailable
+from replay.rows import ReplayUnavailable
 
 HEARTBEAT_SECONDS = 10.0
+RETRY_SECONDS = 0.1
 
 
 def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SECONDS) -> reverb.Client:
@@ -21,18 +24,36 @@ def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SE
       ReplayUnavailable: the server did not answer within `timeout` seconds.
     """
     client = reverb.Client(address)
-    try:
-        client.server_info(timeout=max(1, int(timeout)))
-    except reverb.errors.DeadlineExceededError as error:
-        raise ReplayUnavailable(
-            f"the replay server at {address} did not answer in {timeout:.0f} s: is it running, and is --replay right?"
-        ) from error
+    ask_tables(client, timeout)
     threading.Thread(target=_ask_for_ever, args=(client, heartbeat), name="heartbeat", daemon=True).start()
     return client
+
+
+def ask_tables(client: reverb.Client, timeout: float = 60.0) -> dict[str, Any]:
+    """Returns the TableInfo of each table of the client's server, by the tables' names.
+
+    Reverb waits for a server that is not there yet, but a connection that breaks before the answer is an error of its
+    own (the server ended at this moment, or a proxy closed the connection). Then this function asks again.
+
+    Raises:
+      ReplayUnavailable: the server did not answer within `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            tables: dict[str, Any] = client.server_info(timeout=max(1, math.ceil(deadline - time.monotonic())))
+            return tables
+        except (reverb.errors.ReverbError, RuntimeError) as error:
+            if time.monotonic() + RETRY_SECONDS > deadline:
+                raise ReplayUnavailable(
+                    f"the replay server at {client.server_address} did not answer in {timeout:.0f} s: is it running, "
+                    "and is --replay right?"
+                ) from error
+        time.sleep(RETRY_SECONDS)
 
 
 def _ask_for_ever(client: reverb.Client, seconds: float) -> None:
     while True:
         time.sleep(seconds)
-        with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):  # the server is down or out of reach
-            client.server_info(timeout=max(1, int(seconds)))
+        with contextlib.suppress(ReplayUnavailable):  # the server is down or out of reach
+            ask_tables(client, seconds)

@@ -13,9 +13,8 @@ from agents.agent import Agent, TableSpec, Version
 from replay.channels import QueueChannel, way
 from replay.flushing import STALL_SECONDS
 from replay.ring_channel import RingChannel
-from replay.rows import never
+from replay.rows import VARIABLES, ReplayUnavailable, never
 from replay.structures import Structure
-from replay.variables import VARIABLES, ReplayUnavailable
 
 
 def _same(pushed: Any) -> Any:

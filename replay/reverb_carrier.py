@@ -11,13 +11,14 @@ import numpy as np
 from agents.agent import Agent, TableSpec
 from replay import server
 from replay.channels import QueueChannel, way
+from replay.client import ask_tables
 from replay.flushing import flush
 from replay.priorities import update_priorities
 from replay.reverb_import import reverb
-from replay.rows import Batch, Priority, Writer, never
+from replay.rows import VARIABLES, Batch, Priority, ReplayUnavailable, Writer, never
 from replay.sampler import Replay
 from replay.structures import Structure
-from replay.variables import VARIABLES, VariableContainer
+from replay.variables import VariableContainer
 
 ANSWER_SECONDS = 10  # seconds within which a server that is there answers
 
@@ -48,7 +49,7 @@ class ReverbQueue:
             return self._sample(count)
         taken: list[list[np.ndarray]] = []
         while len(taken) < count:  # one by one: the table may have room for fewer than `count`
-            while not self._client.server_info()[self._name].current_size:
+            while not ask_tables(self._client)[self._name].current_size:
                 self.turn()
             taken += self._sample(1)
         return taken
@@ -93,8 +94,8 @@ class TableChannel:
         """Returns how many items the tables hold, of the servers that answer within ANSWER_SECONDS."""
         count = 0
         for client in self._clients:
-            with contextlib.suppress(reverb.errors.ReverbError, RuntimeError):
-                count += client.server_info(timeout=ANSWER_SECONDS)[self._table.name].current_size
+            with contextlib.suppress(ReplayUnavailable):
+                count += ask_tables(client, ANSWER_SECONDS)[self._table.name].current_size
         return count
 
     def save(self) -> None:

@@ -7,9 +7,14 @@ import numpy as np
 
 from agents.agent import Memory, Params, Step, TimeStep, Version
 
+VARIABLES = "variables"  # the name of the variable container, where there is one alone
 PULL_ITEMS = 32  # transitions that an actor writes between two pulls of parameters
 # The same for stacked frames and for sequences, whose larger networks take longer to pull: 400, as in Ape-X and R2D2.
 PULL_STEPS = 400
+
+
+class ReplayUnavailable(ConnectionError):
+    """A replay server did not answer."""
 
 
 class Row(NamedTuple):

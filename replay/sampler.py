@@ -8,8 +8,9 @@ import numpy as np
 
 from agents.agent import TableSpec
 from replay.channels import way
+from replay.client import ask_tables
 from replay.reverb_import import reverb, tf
-from replay.rows import Batch
+from replay.rows import Batch, ReplayUnavailable
 from replay.structures import Structure
 
 COUNT_SECONDS = 0.2  # seconds between two requests for how much was written; each takes about a millisecond of CPU
@@ -46,8 +47,8 @@ class Replay:
         new = 0
         for index, client in enumerate(self._clients):
             try:
-                info = client.server_info(timeout=60)[self._counter]
-            except (reverb.errors.ReverbError, RuntimeError):
+                info = ask_tables(client)[self._counter]
+            except ReplayUnavailable:
                 continue  # the server is down: a later call counts what this one misses
             written = info.rate_limiter_info.insert_stats.completed
             new += max(0, written - self._written[index])  # a restarted server goes on from its checkpoint's count

@@ -12,9 +12,9 @@ from absl import logging
 from agents.agent import TableSpec
 from replay.limiter import error_buffer
 from replay.reverb_import import reverb, tf
+from replay.rows import VARIABLES
 from replay.sequences import steps_table_name
 from replay.structures import Structure
-from replay.variables import VARIABLES
 
 
 def signature_of(structure: Structure) -> list[tf.TensorSpec]:

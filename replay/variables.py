@@ -11,19 +11,18 @@ import numpy as np
 from absl import logging
 
 from agents.agent import Version
+from replay.client import ask_tables
+from replay.reverb_import import reverb
+from replay.rows import VARIABLES, ReplayUnavailable
 from replay.structures import Structure
-
-VARIABLES = "variables"
-
-
-class ReplayUnavailable(ConnectionError):
-    """A replay server did not answer."""
 
 
 class VariableContainer:
     """A container of parameters, which `push` replaces and `pull` reads from any thread, process or host."""
 
-    def __init__(self, client: Any, structure: Structure, name: str = VARIABLES, max_env_steps: float = math.inf):
+    def __init__(
+        self, client: reverb.Client, structure: Structure, name: str = VARIABLES, max_env_steps: float = math.inf
+    ):
         """
         Args:
           structure: that of (Version, params), as `params_structure` returns it.
@@ -33,9 +32,10 @@ class VariableContainer:
 
         Raises:
           ValueError: the server has no such table, or one for other parameters (another config or environment).
+          ReplayUnavailable: the server does not answer.
         """
         self._client, self._structure, self._name, self._max_env_steps = client, structure, name, max_env_steps
-        info = client.server_info(timeout=60).get(name)
+        info = ask_tables(client).get(name)
         if info is None or info.max_size != 1:
             raise ValueError(f"the replay server has no table {name!r} of size one: it does not serve a run of Shoal")
         theirs = [(tuple(spec.shape), spec.dtype.as_numpy_dtype) for spec in info.signature]
@@ -57,8 +57,8 @@ class VariableContainer:
         self._writer.flush()
 
     def filled(self) -> bool:
-        """Returns whether anything was ever pushed."""
-        return self._pushed is not None or self._client.server_info(timeout=60)[self._name].current_size > 0
+        """Returns whether anything was ever pushed; raises ReplayUnavailable if the server does not answer."""
+        return self._pushed is not None or ask_tables(self._client)[self._name].current_size > 0
 
     def pushes(self) -> int:
         """Returns a number that changes when there may be something new to pull; this costs less than a pull.
@@ -67,11 +67,9 @@ class VariableContainer:
         """
         if self._pushed is not None:
             return self._pushes
-        from reverb import errors  # imported here: the container's users are also imported where there is no Reverb
-
         try:
-            info = self._client.server_info(timeout=60)[self._name]
-        except (errors.ReverbError, RuntimeError):  # the server does not answer
+            info = ask_tables(self._client)[self._name]
+        except ReplayUnavailable:
             return -1
         completed: int = info.rate_limiter_info.insert_stats.completed
         return completed
@@ -80,7 +78,7 @@ class VariableContainer:
         """Returns once something was pushed.
 
         Raises:
-          ReplayUnavailable: nothing was pushed within `timeout` seconds.
+          ReplayUnavailable: nothing was pushed within `timeout` seconds, or the server does not answer.
         """
         deadline = time.monotonic() + timeout
         while not self.filled():

@@ -170,7 +170,7 @@ for name in sys.argv[1:]:
 """
 # The modules that are needed to read a checkpoint, draw a curve, evaluate, and train over the local carrier.
 WITHOUT_REVERB = [
-    *("replay.channels", "replay.local_carrier", "replay.ring_channel", "replay.local", "replay.variables"),
+    *("replay.channels", "replay.local_carrier", "replay.ring_channel", "replay.local", "replay.rows"),
     *("runtime.checkpoint", "runtime.devices", "runtime.metrics", "runtime.plot", "runtime.evaluator"),
     *("runtime.actor", "runtime.learner", "runtime.worker", "runtime.population"),
     *("launchers.roles", "launchers.run", "launchers.train", "launchers.evaluate", "launchers.plot"),

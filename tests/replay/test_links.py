@@ -1,4 +1,4 @@
-"""Links between machines that are cut: the server gives a connection up, and its client is not told."""
+"""Links between machines that are cut, with a word to the client or without one."""
 
 import contextlib
 import socket
@@ -11,17 +11,59 @@ import pytest
 
 from agents.agent import TableSpec, WholeEpisodes
 from replay import server
-from replay.client import connect
+from replay.client import ask_tables, connect
 from replay.reverb_carrier import ReverbQueue
+from replay.rows import ReplayUnavailable
 from replay.structures import Structure
 from tests.launchers.command_line import wait_for
+from tests.waiting import within
+
+PREFACE = b"SM\r\n\r\n"  # how the preface of a client's HTTP/2 connection ends
+SETTINGS, HEADERS, GOAWAY = 4, 1, 7
+
+
+def frame(kind: int, payload: bytes = b"") -> bytes:
+    """Returns an HTTP/2 frame of the connection's own stream, 0."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, 0]) + struct.pack(">I", 0) + payload
+
+
+def asks(data: bytes) -> bool:
+    """Returns whether a client that has sent `data` has begun a call."""
+    at = data.find(PREFACE) + len(PREFACE)
+    while PREFACE in data and at + 9 <= len(data):
+        if data[at + 3] == HEADERS:
+            return True
+        at += 9 + int.from_bytes(data[at : at + 3], "big")
+    return False
+
+
+def reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def refuse(client: socket.socket) -> None:
+    """Says that this call will be answered, and no other."""
+    client.sendall(frame(GOAWAY, struct.pack(">II", 2**31 - 1, 0)))
+
+
+def give_up(client: socket.socket) -> None:
+    """Says that this call will not be answered."""
+    client.sendall(frame(GOAWAY, struct.pack(">II", 0, 0)))
+
+
+BREAKS = {"close": lambda client: None, "reset": reset, "refuse": refuse, "give up": give_up}
 
 
 class Link:
-    """A proxy for a server's port, on a port of its own, that can be cut without telling the clients."""
+    """A proxy for a server's port, on a port of its own, that can be cut without telling the clients.
 
-    def __init__(self, port: int):
-        self._to, self._live = port, True
+    The first `breaks` connections do not reach the server: they end while the client waits for its first answer, in the
+    way that `how` names.
+    """
+
+    def __init__(self, port: int, how: str = "close", breaks: int = 0):
+        self.to, self._live = port, True
+        self._how, self.breaks = how, breaks
         self._connections: list[Connection] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
@@ -31,8 +73,22 @@ class Link:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
-                connection = Connection(client, socket.create_connection(("127.0.0.1", self._to)))
+                if self.breaks:
+                    self.breaks -= 1
+                    threading.Thread(target=self._break, args=(client,), daemon=True).start()
+                    continue
+                connection = Connection(client, socket.create_connection(("127.0.0.1", self.to)))
                 self._connections.append(connection)
+
+    def _break(self, client: socket.socket) -> None:
+        data, more = b"", b"-"
+        with contextlib.suppress(OSError):
+            client.sendall(frame(SETTINGS))
+            while more and not asks(data):
+                more = client.recv(1 << 16)
+                data += more
+            BREAKS[self._how](client)
+        client.close()
 
     def cut(self) -> None:
         for connection in self._connections:
@@ -61,7 +117,7 @@ class Connection:
             self._client.close()
             self._server.close()
         elif source is self._client:
-            self._client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            reset(self._client)
             self._client.close()
 
     def cut(self) -> None:
@@ -117,3 +173,24 @@ def test_a_writer_that_waits_goes_on_after_the_link_was_cut(link, cuts):
         wait_for("the writer to go on", lambda before=before: take() or len(written) >= before + 3, 60)
     assert sorted(set(taken)) == list(range(max(taken) + 1)), "none was lost"
     assert taken == sorted(taken) and len(taken) <= len(set(taken)) + cuts
+
+
+@pytest.mark.parametrize("how", BREAKS)
+@pytest.mark.parametrize("breaks", [1, 2, 5])
+def test_a_question_whose_connection_breaks_is_asked_again(link, how, breaks):
+    """So it is when a server ends at the moment at which a client finds it, and begins again."""
+    link, local = link
+    again = Link(link.to, how, breaks)
+    client = within(60, "the server to answer", connect, f"localhost:{again.port}", 30.0)
+    assert again.breaks == 0, "every break was seen"
+    assert ask_tables(client)["queue"].max_size == ask_tables(local)["queue"].max_size == 1
+    again.close()
+
+
+@pytest.mark.parametrize("how", BREAKS)
+def test_a_server_that_breaks_every_connection_is_unavailable(how):
+    never = Link(0, how, breaks=10**6)
+    with pytest.raises(ReplayUnavailable, match=f"localhost:{never.port} did not answer in 1 s") as error:
+        within(60, "connect to give up", connect, f"localhost:{never.port}", 1.0)
+    assert "\n" not in str(error.value)
+    never.close()

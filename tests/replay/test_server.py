@@ -7,9 +7,10 @@ import pytest
 
 from agents.agent import Blocks, TableSpec, Transitions, Version
 from replay import server
-from replay.client import ReplayUnavailable, connect
+from replay.client import connect
+from replay.rows import VARIABLES, ReplayUnavailable
 from replay.structures import Structure
-from replay.variables import VARIABLES, VariableContainer
+from replay.variables import VariableContainer
 from tests.waiting import within
 
 STRUCTURE = Structure((Version(np.int64(0), np.int64(0)), {"w": np.zeros(2, np.float32)}))

@@ -8,9 +8,10 @@ import pytest
 from agents.agent import Version
 from replay.reverb_carrier import ReverbCarrier
 from replay.reverb_import import reverb
+from replay.rows import VARIABLES, ReplayUnavailable
 from replay.server import build_variables_table
 from replay.structures import Structure
-from replay.variables import VARIABLES, ReplayUnavailable, VariableContainer
+from replay.variables import VariableContainer
 from tests.waiting import within
 
 WAIT = 60.0
