@@ -214,7 +214,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "explained_variance": explained_variance(v.targets - values[:-1], v.targets),
             "rho": v.rhos.mean() / live_fraction,
         }
-        # The paper sums over time and batch. A mean times the whole batch's size is that sum on any number of devices.
+        # The paper sums over time and batch: a mean times the batch's size, on any number of devices. Learner hosts,
+        # if there are several, have a batch each and take the mean of their sums.
         return total * steps_per_update, metrics
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

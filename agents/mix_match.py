@@ -343,7 +343,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "rho": v.rhos.mean() / live_fraction,
         }
         metrics |= {f"entropy_{i}": jnp.mean(live * e) / live_fraction for i, e in enumerate(entropies, start=1)}
-        # IMPALA sums over time and batch. A mean times the whole batch's size is that sum on any number of devices.
+        # IMPALA sums over time and batch: a mean times the batch's size, on any number of devices. Learner hosts,
+        # if there are several, have a batch each and take the mean of their sums.
         return total * steps_per_update, metrics
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

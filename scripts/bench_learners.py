@@ -30,12 +30,13 @@ from launchers import run as runs
 from launchers.run import Run
 from launchers.settings import setting
 from runtime import devices, leave_out_tensorflow
-from scripts.bench import Bench, Timing
+from scripts.bench import Bench
 
 
 @dataclasses.dataclass
 class Choice:
     only: str = setting("", "time only the rows whose name contains this text; empty: all rows")
+    seconds: float = setting(5.0, "seconds for which each row is timed", least=0.1)
 
 
 ROWS: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {  # name: agent, environment, settings, config
@@ -164,7 +165,7 @@ def bench_acting(backend: str) -> dict[str, Any]:
     return {"ms": round(1e3 * seconds, 3), "env_steps_per_second": round(bench.envs / seconds)}
 
 
-@flags.command(Choice, Timing)
+@flags.command(Choice)
 def bench() -> int:
     leave_out_tensorflow()
     device = jax.devices()[0]

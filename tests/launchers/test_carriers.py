@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import signal
 import subprocess
 import sys
 
@@ -87,15 +86,6 @@ CASES = {
         (900, 1300),
     ),
 }
-
-
-@pytest.fixture
-def signals():
-    """Restores the signal handlers after a test, because a placement sets its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def train(name: str, logdir, *lengths: int):

@@ -1,6 +1,5 @@
 """Placement `device`: the learner's devices make the same experience, and learn the same, as other placements."""
 
-import signal
 
 import jax
 import numpy as np
@@ -17,15 +16,6 @@ pytest.importorskip("gymnax")
 
 RUN = {"num_actors": 1, "publish_period": 1, "eval_episodes": 1, "eval_period": 10**6, "carrier": "local"}
 SMALL = {"hidden_sizes": (8,), "unroll_length": 5, "batch_size": 8}
-
-
-@pytest.fixture
-def signals():
-    """Restores the signal handlers after a test, because a placement sets its own."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def train(placement, logdir, agent, env, settings, config):
