@@ -4,6 +4,7 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 from replay.reverb_import import reverb
@@ -11,6 +12,9 @@ from replay.rows import ReplayUnavailable
 
 HEARTBEAT_SECONDS = 10.0
 RETRY_SECONDS = 0.1
+RECONNECT_SECONDS = 5.0  # for a broken connection to be made anew, before a call is given up
+# What is raised where a server fails, or cannot be reached; the first two by Reverb.
+FAILURES = (reverb.errors.ReverbError, RuntimeError, ReplayUnavailable)
 
 
 def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SECONDS) -> reverb.Client:
@@ -43,13 +47,29 @@ def ask_tables(client: reverb.Client, timeout: float = 60.0) -> dict[str, Any]:
         try:
             tables: dict[str, Any] = client.server_info(timeout=max(1, math.ceil(deadline - time.monotonic())))
             return tables
-        except (reverb.errors.ReverbError, RuntimeError) as error:
+        except FAILURES as error:
             if time.monotonic() + RETRY_SECONDS > deadline:
                 raise ReplayUnavailable(
                     f"the replay server at {client.server_address} did not answer in {timeout:.0f} s: is it running, "
                     "and is --replay right?"
                 ) from error
         time.sleep(RETRY_SECONDS)
+
+
+def call_twice(client: reverb.Client, call: Callable[[], Any]) -> None:
+    """Calls a method of the client, and once more if that fails; so what it does may happen twice.
+
+    A connection that broke unnoticed fails at the next call. The second call is made on a new connection, once the
+    server has answered on it.
+
+    Raises:
+      One of FAILURES: the second call failed too, or the server did not answer within RECONNECT_SECONDS.
+    """
+    try:
+        call()
+    except FAILURES:
+        ask_tables(client, RECONNECT_SECONDS)
+        call()
 
 
 def _ask_for_ever(client: reverb.Client, seconds: float) -> None:

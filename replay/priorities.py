@@ -3,6 +3,7 @@
 import numpy as np
 from absl import logging
 
+from replay.client import FAILURES, call_twice
 from replay.reverb_import import reverb
 
 
@@ -17,6 +18,7 @@ def update_priorities(client: reverb.Client, table: str, keys: np.ndarray, prior
         logging.log_every_n_seconds(logging.WARNING, "%d priorities were not finite", 60, np.sum(~finite))
         keys, priorities = keys[finite], priorities[finite]
     try:
-        client.mutate_priorities(table, updates=dict(zip(keys.tolist(), priorities.tolist(), strict=True)))
-    except (reverb.errors.ReverbError, RuntimeError) as error:
+        updates = dict(zip(keys.tolist(), priorities.tolist(), strict=True))
+        call_twice(client, lambda: client.mutate_priorities(table, updates=updates))
+    except FAILURES as error:
         logging.log_every_n_seconds(logging.WARNING, "priorities were lost: %s", 60, error)

@@ -10,6 +10,7 @@ from typing import Any
 from absl import logging
 
 from agents.agent import TableSpec
+from replay.client import FAILURES, call_twice
 from replay.limiter import error_buffer
 from replay.reverb_import import reverb, tf
 from replay.rows import VARIABLES
@@ -175,6 +176,6 @@ def save_tables(client: reverb.Client) -> None:
     goes on.
     """
     try:
-        client.checkpoint()
-    except (reverb.errors.ReverbError, RuntimeError) as error:
+        call_twice(client, client.checkpoint)
+    except FAILURES as error:
         logging.warning("the replay server %s did not save its tables: %s", client.server_address, error)

@@ -1,6 +1,5 @@
 """Placement `device`: the learner's devices make the same experience, and learn the same, as other placements."""
 
-
 import jax
 import numpy as np
 import pytest

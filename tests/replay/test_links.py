@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from agents.agent import TableSpec, WholeEpisodes
+from agents.agent import TableSpec, Transitions, WholeEpisodes
 from replay import server
 from replay.client import ask_tables, connect
+from replay.priorities import update_priorities
 from replay.reverb_carrier import ReverbQueue
 from replay.rows import ReplayUnavailable
 from replay.structures import Structure
@@ -194,3 +195,34 @@ def test_a_server_that_breaks_every_connection_is_unavailable(how):
         within(60, "connect to give up", connect, f"localhost:{never.port}", 1.0)
     assert "\n" not in str(error.value)
     never.close()
+
+
+@pytest.mark.parametrize("cuts", [1, 3])
+def test_priorities_and_saves_are_not_lost_where_the_link_was_cut_unnoticed(cuts, tmp_path):
+    spec = TableSpec("replay", Transitions(1, 1.0), "prioritized", 100)
+    serving = server.serve([server.build_table(spec, Structure([np.zeros((), np.float32)]))], None, tmp_path / "replay")
+    link, local = Link(serving.port), serving.localhost_client()
+    with local.trajectory_writer(num_keep_alive_refs=1) as writer:
+        writer.append([np.float32(0.0)])
+        writer.create_item("replay", 1.0, [column[-1] for column in writer.history])
+    client = connect(f"localhost:{link.port}", heartbeat=1000.0)  # and so learns of no cut
+    (sample,) = local.sample("replay", 1, emit_timesteps=False)
+    for cut in range(cuts):
+        link.cut()
+        within(
+            60,
+            "new priorities",
+            update_priorities,
+            client,
+            "replay",
+            np.array([sample.info.key]),
+            np.array([cut + 2.0]),
+        )
+        (sample,) = local.sample("replay", 1, emit_timesteps=False)
+        assert sample.info.priority == pytest.approx((cut + 2.0) ** spec.priority_exponent)
+        link.cut()
+        before = set(tmp_path.glob("replay/*/DONE"))
+        within(60, "the save", server.save_tables, client)
+        assert set(tmp_path.glob("replay/*/DONE")) - before, "the server has saved"
+    link.close()
+    serving.stop()
