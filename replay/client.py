@@ -4,6 +4,7 @@ import contextlib
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -21,15 +22,16 @@ def connect(address: str, timeout: float = 60.0, heartbeat: float = HEARTBEAT_SE
     """Returns a client of the server at `address` (host:port), once the server answers.
 
     After that, Reverb's writers and samplers survive a restart of the server, and an interrupted network, by
-    themselves: they wait. A thread asks the server for a sign of life every `heartbeat` seconds. After an interruption
-    the server may have given up the connection, and a client that has nothing to send would never notice.
+    themselves: they wait. As long as there is the client, a thread asks the server for a sign of life every `heartbeat`
+    seconds. After an interruption the server may have given up the connection, and a client that has nothing to send
+    would never notice.
 
     Raises:
       ReplayUnavailable: the server did not answer within `timeout` seconds.
     """
     client = reverb.Client(address)
     ask_tables(client, timeout)
-    threading.Thread(target=_ask_for_ever, args=(client, heartbeat), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_keep_alive, args=(weakref.ref(client), heartbeat), name="heartbeat", daemon=True).start()
     return client
 
 
@@ -72,8 +74,13 @@ def call_twice(client: reverb.Client, call: Callable[[], Any]) -> None:
         call()
 
 
-def _ask_for_ever(client: reverb.Client, seconds: float) -> None:
+def _keep_alive(of: Callable[[], reverb.Client | None], seconds: float) -> None:
+    """Asks a server for a sign of life every `seconds`, until `of`, a weak reference, no longer has its client."""
     while True:
         time.sleep(seconds)
+        client = of()
+        if client is None:
+            return
         with contextlib.suppress(ReplayUnavailable):  # the server is down or out of reach
             ask_tables(client, seconds)
+        del client  # else this thread would keep it

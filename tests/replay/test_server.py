@@ -1,6 +1,8 @@
 """Reaching a server, starting one, and starting it again."""
 
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from replay.client import connect
 from replay.rows import VARIABLES, ReplayUnavailable
 from replay.structures import Structure
 from replay.variables import VariableContainer
-from tests.waiting import within
+from tests.waiting import until, within
 
 STRUCTURE = Structure((Version(np.int64(0), np.int64(0)), {"w": np.zeros(2, np.float32)}))
 
@@ -29,10 +31,30 @@ def test_connect_names_the_address_that_does_not_answer():
     assert "\n" not in str(error.value)
 
 
+def heartbeats() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "heartbeat"}
+
+
+def test_a_client_that_is_gone_leaves_no_thread():
+    """A process that makes many runs, one after another, would have more and more threads that ask ended servers."""
+    before = heartbeats()
+    serving = server.serve([server.build_variables_table(STRUCTURE)], None, None)
+    clients = [connect(f"localhost:{serving.port}", heartbeat=0.05) for _ in range(3)]
+    mine = heartbeats() - before
+    assert len(mine) == 3
+    time.sleep(0.3)  # several heartbeats
+    assert mine <= heartbeats(), "they beat as long as there are the clients"
+    clients.clear()
+    until(lambda: not mine & heartbeats(), 60, "the threads' end")
+    serving.stop()
+
+
 @pytest.mark.parametrize("file", ["tables", "chunks", "items", "DONE"])
 @pytest.mark.parametrize("left", [None, 0.0, 0.5])
 def test_a_replay_that_was_damaged_is_begun_anew_and_kept_aside(file, left, tmp_path):
-    """It may also come back whole. Damage never ends the run, and no item differs from what was saved."""
+    """It may also come back whole, or without the items that are lost: Reverb does not notice that the file of the
+    items is shorter, if by chance it ends between two of them. Damage never ends the run, and no item differs from what
+    was saved."""
     path, values = tmp_path / "replay_0", np.arange(40, dtype=np.float32)
 
     def start():
@@ -57,9 +79,10 @@ def test_a_replay_that_was_damaged_is_begun_anew_and_kept_aside(file, left, tmp_
         running, client = start()
         size = client.server_info(timeout=30)["replay"].current_size
         got = [float(sample.data[0]) for sample in client.sample("replay", size, emit_timesteps=False)] if size else []
-        assert size in (0, 40) and set(got) <= set(values.tolist())
+        assert set(got) <= set(values.tolist())
+        assert size in (0, 40) or (file == "items" and size < 40)
         running.stop()
-    assert size == 0 or file == "DONE"
+    assert size == 0 or file == "DONE" or (file == "items" and size < 40), "what is damaged is put aside"
 
 
 def test_a_free_port_is_served():
