@@ -60,7 +60,7 @@ def observations(space: gymnasium.Space) -> Observations:
     picture = _picture(box)
     if picture is not None:
         return picture
-    if np.issubdtype(box.dtype, np.integer) and (high - low).max() <= WIDEST:
+    if np.issubdtype(box.dtype, np.integer) and np.max(high - low) <= WIDEST:
         span = np.maximum(high - low, 1)
         return _numbers(box.shape, lambda x: 2 * (x - low) / span - 1)
     return _numbers(box.shape, lambda x: x)
@@ -102,7 +102,7 @@ def _picture(space: spaces.Box) -> Observations | None:
     A picture has two axes or more and bounds from 0 to 255, or for floats also from 0 to 1. An axis of one channel is
     dropped.
     """
-    low, high = float(space.low.min()), float(space.high.max())
+    low, high = float(np.min(space.low)), float(np.max(space.high))
     if len(space.shape) < 2 or low != 0:
         return None
     if space.dtype == np.uint8:
@@ -202,9 +202,9 @@ def actions(space: gymnasium.Space) -> Actions:
         spec = BoundedActions(np.asarray(box.low, np.float32), np.asarray(box.high, np.float32))
         return Actions(spec, lambda action: np.asarray(action, box.dtype))
     low, sizes = box.low.astype(np.int64), box.high.astype(np.int64) - box.low.astype(np.int64) + 1
-    if sizes.max() > MOST_CHOICES or sizes.min() < 1:
+    if np.max(sizes) > MOST_CHOICES or np.min(sizes) < 1:
         raise ValueError(
-            f"an action of whole numbers from {box.low.min()} to {box.high.max()} has too many choices: "
+            f"an action of whole numbers from {np.min(box.low)} to {np.max(box.high)} has too many choices: "
             f"{MOST_CHOICES} is the most for one number"
         )
     return _factors(box, sizes, low)

@@ -342,7 +342,7 @@ class RingWriter:
             mine = devices == device
             nth[mine] = np.arange(np.count_nonzero(mine))
         counts = np.bincount(devices, minlength=ring.devices)
-        calls = max(1, -(-int(counts.max(initial=0)) // ring.at_once))
+        calls = max(1, -(-int(np.max(counts, initial=0)) // ring.at_once))
         items = np.full((ring.devices, calls * ring.at_once), ring.anchors, np.int32)
         items[devices, nth] = self._anchors(rows, environments)
         with_chunk, *further = (part.reshape(-1) for part in np.split(items, calls, axis=1))

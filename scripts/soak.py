@@ -59,9 +59,9 @@ def growth(minutes: np.ndarray, values: np.ndarray) -> tuple[float, float]:
 def summarize(rows: list[tuple[float, str, float, int, int]], first: float) -> list[str]:
     """Returns a line for each process, of its rows from minute `first` on: what it holds, and how that grows."""
     by_process = defaultdict(list)
-    for minutes, process, *values in rows:
-        if minutes >= first:
-            by_process[process].append((minutes, *values))
+    for minute, process, *numbers in rows:
+        if minute >= first:
+            by_process[process].append((minute, *numbers))
     lines = []
     for process, seen in sorted(by_process.items()):
         minutes, *columns = np.asarray(seen, float).T
