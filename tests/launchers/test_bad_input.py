@@ -193,6 +193,10 @@ MISTAKES = {
 }
 
 
+# Mistakes only where Reverb is the default carrier; elsewhere others are found first, or none.
+OF_REVERB = {"ports", "replay in series", "idle replay servers", "servers of a queue"}
+
+
 def expect_one_line(code: int, output: str, parts: list[str]) -> None:
     lines = [line for line in output.splitlines() if line.startswith("error: ")]
     assert code == 2, output
@@ -204,6 +208,8 @@ def expect_one_line(code: int, output: str, parts: list[str]) -> None:
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistake_is_one_line_and_leaves_nothing(mistake, tmp_path, capfd):
+    if mistake in OF_REVERB:
+        pytest.importorskip("reverb")
     launcher, arguments, parts = MISTAKES[mistake]
     logdir = tmp_path / "logdir"
     if "RUN" in arguments:

@@ -17,7 +17,8 @@ WINDOWS = {
 
 
 def settings(**changes) -> run.Run:
-    return run.make("ddpg", "Pendulum-v1", {"max_env_steps": 10**9} | changes, {})
+    """Returns the settings of a run whose replay is in Reverb's tables."""
+    return run.make("ddpg", "Pendulum-v1", {"max_env_steps": 10**9, "carrier": "reverb"} | changes, {})
 
 
 def agent_of(window, max_size: int) -> Agent:
@@ -82,7 +83,7 @@ def test_no_more_is_counted_than_a_run_will_write(monkeypatch):
 )
 def test_a_window_longer_than_any_episode_is_refused(monkeypatch, window, words):
     with pytest.raises(run.UsageError, match=words) as error:
-        Fixed(monkeypatch, window, 10**4, 100.0).run.check_fit(1)
+        Fixed(monkeypatch, window, 10**4, 100.0, carrier="local").run.check_fit(1)
     assert "\n" not in str(error.value)
 
 
@@ -125,15 +126,20 @@ def test_an_evaluation_has_no_more_processes_than_an_actor(vectorization, count)
 def test_whole_episodes_need_no_turns_and_no_even_parts():
     """Each whole episode is an item of its own, however many environments an actor has."""
     run.make("reinforce", "CartPole-v1", {"envs_per_actor": 3}, {}).check_fit()
-    with pytest.raises(
-        run.UsageError, match=r"reinforce learns from whole episodes, .*; give --carrier=local or --placement=threads$"
-    ):
-        run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "reverb"}, {}).check_fit()
     run.make("reinforce", "CartPole-v1", {"placement": "serial", "carrier": "local"}, {}).check_fit()
     with pytest.raises(
         run.UsageError, match=r"max_episode_steps=20 must be 500 or more, the most steps of this environment's episodes"
     ):
         run.make("reinforce", "CartPole-v1", {}, {"max_episode_steps": 20}).check_fit()
+
+
+def test_whole_episodes_do_not_travel_through_reverb_in_one_thread():
+    carried = {"carrier": "reverb"}
+    run.make("reinforce", "CartPole-v1", carried, {}).check_fit()
+    with pytest.raises(
+        run.UsageError, match=r"reinforce learns from whole episodes, .*; give --carrier=local or --placement=threads$"
+    ):
+        run.make("reinforce", "CartPole-v1", carried | {"placement": "serial"}, {}).check_fit()
 
 
 def test_traces_need_one_actor_whose_environments_are_the_batch():
