@@ -343,8 +343,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             "rho": v.rhos.mean() / live_fraction,
         }
         metrics |= {f"entropy_{i}": jnp.mean(live * e) / live_fraction for i, e in enumerate(entropies, start=1)}
-        # IMPALA sums over time and batch: a mean times the batch's size, on any number of devices. Learner hosts,
-        # if there are several, have a batch each and take the mean of their sums.
+        # The sum over time and batch, as in agents/impala.py.
         return total * steps_per_update, metrics
 
     def update(state: State, key: jax.Array, sample: Sample) -> tuple[State, Feedback]:

@@ -100,7 +100,7 @@ def test_of_the_roles_the_learner_alone_looks_for_accelerators(kind, tmp_path):
 
 
 def test_no_agent_looks_for_devices_while_its_run_is_checked():
-    """Not where Reverb carries, which is where other processes learn: a replay of the local carrier must fit on the
-    devices."""
+    """This holds where Reverb carries, so that other processes may learn. With the local carrier this process learns,
+    and looks whether its replay fits on the devices."""
     pytest.importorskip("reverb")
     said(FIT, *sorted(configs.AGENTS))
