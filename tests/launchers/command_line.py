@@ -1,8 +1,10 @@
 """Runs the launchers as a person does: as commands."""
 
+import contextlib
 import importlib.util
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +15,12 @@ from scripts import chaos
 from tests import compiling
 
 ROOT = pathlib.Path(__file__).parents[2]
-ENVIRONMENT = compiling.as_a_person(os.environ) | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+# With the fault handler, a command that is ended by SIGABRT prints the stacks of its threads.
+ENVIRONMENT = compiling.as_a_person(os.environ) | {
+    "PYTHONPATH": str(ROOT),
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONFAULTHANDLER": "1",
+}
 
 # A run of a few seconds.
 TINY = (
@@ -58,29 +65,68 @@ def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]
 
 def end(command: list[str], timeout: float = 240.0) -> tuple[int, str]:
     """Returns the (exit code, output) of a command that ends by itself."""
-    done = subprocess.run(
-        command,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=timeout,
-    )
-    return done.returncode, done.stdout
+    with subprocess.Popen(
+        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            output = output_of(process, timeout)
+        finally:
+            process.kill()
+    return process.returncode, output
+
+
+def output_of(process: subprocess.Popen, timeout: float = 240.0) -> str:
+    """Returns the output of a process that was started with `ENVIRONMENT` and ends by itself.
+
+    Raises:
+      AssertionError: it did not end within `timeout` seconds. Its message is as `where_it_stands` has it.
+    """
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        command = " ".join(map(str, process.args))
+        raise AssertionError(f"waited {timeout:.0f} s for the end of {command}:\n{where_it_stands(process)}") from None
+
+
+def where_it_stands(process: subprocess.Popen) -> str:
+    """Ends a process that was started with `ENVIRONMENT`, and its children; returns the output, with their stacks."""
+    for number in [*descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGABRT)
+    try:
+        return process.communicate(timeout=10.0)[0]
+    except subprocess.TimeoutExpired as error:  # a process that is no child of its, but has its output open
+        return (error.stdout or b"").decode(errors="replace")
+
+
+def descendants(number: int) -> list[int]:
+    """Returns the ids of a process's children, of theirs, and so on; a process comes after its own children."""
+    found: list[int] = []
+    for thread in pathlib.Path(f"/proc/{number}/task").glob("*"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            for child in map(int, (thread / "children").read_text().split()):
+                found += [*descendants(child), child]
+    return found
 
 
 def wait_for(
     what: str, condition: Callable[[], object], timeout: float = 120.0, running: Sequence[subprocess.Popen] = ()
 ) -> None:
-    """Returns once `condition()` is true. Raises AssertionError, which names `what`, after `timeout` seconds, and at
-    once if a launcher ends that must be `running` meanwhile."""
+    """Returns once `condition()` is true.
+
+    Raises:
+      AssertionError: it is not true after `timeout` seconds, or a launcher has ended that must be `running` meanwhile.
+        The message names `what`, and has the launchers' output (at a time-out as `where_it_stands` has it).
+    """
     deadline = time.monotonic() + timeout
     while not condition():
         for launcher in running:
             if launcher.poll() is not None:
                 output, _ = launcher.communicate(timeout=10.0)
                 raise AssertionError(f"while {what} was waited for, a launcher ended: {output}")
-        assert time.monotonic() < deadline, f"waited {timeout:.0f} s for {what}"
+        if time.monotonic() > deadline:
+            stood = "".join(f"\n{where_it_stands(launcher)}" for launcher in running)
+            raise AssertionError(f"waited {timeout:.0f} s for {what}{stood}")
         time.sleep(0.1)
 
 

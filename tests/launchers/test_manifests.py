@@ -211,7 +211,7 @@ def start(command: list[str], hosts: dict[str, str]) -> subprocess.Popen:
 
 
 def code_and_output(process: subprocess.Popen) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=WAIT)
+    output = command_line.output_of(process, WAIT)
     return process.returncode, output
 
 

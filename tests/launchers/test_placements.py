@@ -68,7 +68,7 @@ def test_signal_then_resume_loses_no_learner_step(tmp_path, number):
     training = command_line.start("train", *arguments)
     command_line.wait_for("learning to begin", lambda: env_steps(tmp_path) > 0, running=[training])
     training.send_signal(number)
-    output, _ = training.communicate(timeout=60)
+    output = command_line.output_of(training, 60)
     assert training.returncode == 0, output
     _, saved = checkpoint(tmp_path)
     assert saved.learner_steps >= metrics.latest(tmp_path, "learner")["learner_steps"]
@@ -117,7 +117,7 @@ def test_processes_survive_any_end_of_any_role_and_leave_nothing_behind(tmp_path
             further = functools.partial(lambda steps: env_steps(tmp_path) > steps, before)
             command_line.wait_for(f"learning to go on without its first {role}", further, running=[training])
         training.send_signal(signal.SIGHUP)
-        output, _ = training.communicate(timeout=120)
+        output = command_line.output_of(training, 120)
         assert training.returncode == 0, output
         assert "actor_0 was ended by SIGTERM; restart 1 of" in output
         assert "learner_0 was killed by SIGKILL; restart 2 of" in output
@@ -152,7 +152,7 @@ def test_a_worker_that_is_killed_loses_its_own_rollout_alone(tmp_path):
             )
         assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
         training.terminate()
-        output, _ = training.communicate(timeout=120)
+        output = command_line.output_of(training, 120)
         assert training.returncode == 0, output
         assert not command_line.processes_of(tmp_path)
         assert metrics.latest(tmp_path, "learner")["loss"] >= 0
@@ -193,7 +193,7 @@ def test_replay_servers_survive_kill_9_with_their_contents(tmp_path):
             )
             assert command_line.processes_of(tmp_path)["learner"] == learner, "the learner was restarted too"
         training.terminate()
-        output, _ = training.communicate(timeout=120)
+        output = command_line.output_of(training, 120)
         assert training.returncode == 0, output
         assert not command_line.processes_of(tmp_path)
     finally:
@@ -205,7 +205,7 @@ def test_a_replay_is_resumed_with_what_it_held(tmp_path):
     training = command_line.start("train", *arguments)
     command_line.wait_for("learning", lambda: env_steps(tmp_path) > 0, running=[training])
     training.terminate()
-    output, _ = training.communicate(timeout=100)
+    output = command_line.output_of(training, 100)
     assert training.returncode == 0, output
     _, saved = checkpoint(tmp_path)
     # There are far fewer new transitions than the replay's minimum, but the saved replay lets it learn at once.
@@ -257,11 +257,11 @@ def test_roles_by_hand_with_two_learner_hosts(tmp_path):
     }
     try:
         for name in ("learner 0", "learner 1"):
-            output, _ = roles[name].communicate(timeout=200)
+            output = command_line.output_of(roles[name], 200)
             assert roles[name].returncode == 0, f"{name}: {output}"
         for name in ("actor", "replay"):
             roles[name].terminate()
-            output, _ = roles[name].communicate(timeout=100)
+            output = command_line.output_of(roles[name], 100)
             assert roles[name].returncode == 128 + signal.SIGTERM, f"{name}: {output}"
     finally:
         for process in roles.values():
@@ -308,7 +308,7 @@ def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
             with pytest.raises(OSError), socket.create_connection((host, port), timeout=2):
                 pass
         training.terminate()
-        output, _ = training.communicate(timeout=60)
+        output = command_line.output_of(training, 60)
         assert training.returncode == 0, output
         assert "listens on every network interface" in output
     finally:

@@ -34,7 +34,7 @@ def start(count, logdir, *arguments, **of_host):
 def ends(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
     """Waits for the processes; returns the (exit code, output) of each."""
     try:
-        return [(process.communicate(timeout=timeout)[0], process.returncode)[::-1] for process in processes]
+        return [(command_line.output_of(process, timeout), process.returncode)[::-1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -69,7 +69,7 @@ def test_hosts_end_together_and_the_same_command_goes_on_with_other_hosts(argume
     command_line.wait_for("a checkpoint of the second sitting", lambda: saved(tmp_path) != first, 300, running=pod)
     pod[0].kill() if arguments is REPLAY else pod[1].kill()
     left = pod[1 if arguments is REPLAY else 0]
-    output, _ = left.communicate(timeout=100)
+    output = command_line.output_of(left, 100)
     for process in pod:
         process.kill()
     second = saved(tmp_path)

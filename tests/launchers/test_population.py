@@ -66,7 +66,7 @@ def test_a_member_that_is_killed_goes_on_from_its_peer(tmp_path):
         steps = env_steps(0)
         command_line.wait_for("it to learn on", lambda: env_steps(0) > steps, running=[training])
         training.terminate()
-        output, _ = training.communicate(timeout=120)
+        output = command_line.output_of(training, 120)
         assert training.returncode == 0, output
         assert "learner_0_member_0 was killed by SIGKILL; restart 1 of" in output
         # The other member has no score if it had just copied the member that was killed.

@@ -60,7 +60,7 @@ def end(launcher: subprocess.Popen) -> str:
     """Asks a launcher to end, waits until all roles have ended, and returns the launcher's output."""
     launcher.send_signal(signal.SIGTERM)
     try:
-        output, _ = launcher.communicate(timeout=180)
+        output = command_line.output_of(launcher, 180)
     finally:
         launcher.kill()
     assert launcher.returncode == 0 and "Traceback" not in output, output

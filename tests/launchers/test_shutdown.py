@@ -88,7 +88,7 @@ def test_a_run_that_gets_notice_is_saved(placement, flags, code, tmp_path):
     try:
         command_line.wait_for("learning", lambda: metrics.latest(logdir, "learner"), running=[training])
         file.touch()
-        output, _ = training.communicate(timeout=120)
+        output = command_line.output_of(training, 120)
     finally:
         training.kill()
     assert training.returncode == code and "will be taken away" in output, output

@@ -169,7 +169,7 @@ def test_roles_by_hand_end_by_themselves_with_two_learner_hosts(tmp_path):
     }
     try:
         for name in ("learner 0", "learner 1", "evaluator"):
-            output, _ = playing[name].communicate(timeout=200)
+            output = command_line.output_of(playing[name], 200)
             assert playing[name].returncode == 0, f"{name}: {output}"
             check_done(tmp_path, 1.0, output)
     finally:

@@ -40,11 +40,7 @@ def start(folder: pathlib.Path, *arguments: str) -> subprocess.Popen:
 
 def end(sweeping: subprocess.Popen, folder: pathlib.Path) -> tuple[int, str]:
     """Waits for a sweep to end; returns its (exit code, output). No process of a trial may be left then."""
-    try:
-        output, _ = sweeping.communicate(timeout=2 * WAIT)
-    except subprocess.TimeoutExpired:
-        sweeping.kill()
-        raise AssertionError(f"waited {2 * WAIT:.0f} s for a sweep to end: {sweeping.communicate()[0]}") from None
+    output = command_line.output_of(sweeping, 2 * WAIT)
     assert not trials_of(folder), "processes are left"
     return sweeping.returncode, output
 
