@@ -5,7 +5,6 @@ import importlib.util
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -128,12 +127,6 @@ def wait_for(
             stood = "".join(f"\n{where_it_stands(launcher)}" for launcher in running)
             raise AssertionError(f"waited {timeout:.0f} s for {what}{stood}")
         time.sleep(0.1)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def processes_of(logdir: pathlib.Path) -> dict[str, list[int]]:

@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from launchers import evaluate, flags, mirror, plot, train
 from launchers.mirror import Mirror
+from launchers.ports import free_port
 from launchers.settings import UsageError
 from runtime import metrics
 from tests import waiting
@@ -400,7 +401,7 @@ def test_processes_write_here_and_their_launcher_uploads(arguments, tmp_path):
 
 def test_roles_on_two_machines_have_one_url(tmp_path):
     pytest.importorskip("reverb")
-    target, url, port = tmp_path / "target", f"--logdir=file://{tmp_path / 'target'}", command_line.free_port()
+    target, url, port = tmp_path / "target", f"--logdir=file://{tmp_path / 'target'}", free_port()
     run = (*command_line.TINY, "--max_env_steps=1600", "--eval_period=800", "--eval_episodes=2")
     replay, own = f"--replay=localhost:{port}", {"first": [], "second": []}
     try:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from launchers import flags, manifests, program, role, train
+from launchers.ports import free_port
 from launchers.run import Run
 from runtime import metrics
 from tests.launchers import command_line, kubernetes
@@ -222,7 +223,7 @@ def has_ended(process: subprocess.Popen) -> bool:
 
 def test_the_commands_of_roles_train_and_end_as_the_job_set_says(tmp_path):
     logdir = tmp_path / "runs" / "cartpole"
-    few = ("--agent=impala", "--max_env_steps=4000", "--eval_episodes=4", f"--port={command_line.free_port()}")
+    few = ("--agent=impala", "--max_env_steps=4000", "--eval_episodes=4", f"--port={free_port()}")
     code, manifest = render(*NEEDED, *command_line.TINY, *few, f"--logdir={logdir}", "--name=cartpole")
     assert code == 0
     here = {"cartpole-replay-0-0.cartpole": "127.0.0.1"}
@@ -256,7 +257,7 @@ def test_hosts_that_are_drained_are_not_done_and_go_on_when_they_start_again(tmp
     def hosts(max_env_steps: int) -> list[subprocess.Popen]:
         code, manifest = render(*arguments, f"--max_env_steps={max_env_steps}")
         assert code == 0
-        here = {"cartpole-host-0-0.cartpole:9000": f"127.0.0.1:{command_line.free_port()}"}
+        here = {"cartpole-host-0-0.cartpole:9000": f"127.0.0.1:{free_port()}"}
         return [start(command, here) for command in pods(manifest).values()]
 
     def env_steps() -> float:

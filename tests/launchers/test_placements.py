@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from launchers import run as runs
+from launchers.ports import free_port
 from runtime import metrics
 from runtime.checkpoint import Checkpointer
 from tests.launchers import command_line
@@ -246,7 +247,7 @@ def test_children_end_when_the_launcher_is_killed_in_order_and_the_learner_saves
 
 def test_roles_by_hand_with_two_learner_hosts(tmp_path):
     """Starts each role by its own command, as a person does on several machines. Two learners average gradients."""
-    ports = [command_line.free_port(), command_line.free_port()]
+    ports = [free_port(), free_port()]
     common = [*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=3000", f"--replay=localhost:{ports[0]}"]
     learner = ["--role=learner", f"--coordinator=localhost:{ports[1]}", "--num_learners=2"]
     roles = {
@@ -293,7 +294,7 @@ def test_a_run_in_a_network_of_its_own_cannot_be_reached(tmp_path):
     apart = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
     if subprocess.run([*apart, "true"], capture_output=True).returncode:
         pytest.skip("this machine allows no network namespaces")
-    port = command_line.free_port()
+    port = free_port()
     arguments = (*command_line.TINY, f"--logdir={tmp_path}", "--max_env_steps=1000000000", f"--port={port}")
     training = subprocess.Popen(
         [*apart, *command_line.command("train", *arguments)],

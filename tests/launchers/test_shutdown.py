@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from launchers import shutdown
+from launchers.ports import free_port
 from launchers.shutdown import noticed
 from runtime import metrics
 from tests.launchers import command_line
@@ -56,7 +57,7 @@ def test_a_url_says_so_by_an_answer(code, body, says):
 
 
 def test_what_does_not_answer_says_nothing():
-    assert not noticed(f"http://localhost:{command_line.free_port()}/notice")
+    assert not noticed(f"http://localhost:{free_port()}/notice")
     assert not noticed("http://no.such.host.invalid/")
 
 
@@ -102,7 +103,7 @@ def test_a_run_that_gets_notice_is_saved(placement, flags, code, tmp_path):
 def test_a_role_by_hand_that_gets_notice_is_not_done(tmp_path):
     file = tmp_path / "notice"
     file.touch()
-    place = ("--role=replay", f"--port={command_line.free_port()}", f"--logdir={tmp_path / 'run'}")
+    place = ("--role=replay", f"--port={free_port()}", f"--logdir={tmp_path / 'run'}")
     code, output = command_line.run(
         "role", *command_line.TINY, *place, f"--preemption_notice={file}", "--carrier=reverb"
     )

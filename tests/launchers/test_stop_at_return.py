@@ -10,6 +10,7 @@ import pytest
 
 from launchers import flags, role, train
 from launchers import run as runs
+from launchers.ports import free_port
 from runtime import metrics
 from runtime.checkpoint import Checkpointer
 from tests.launchers import command_line
@@ -157,7 +158,7 @@ def test_the_hosts_of_a_pod_end_together_though_one_alone_evaluates(tmp_path):
 
 @pytest.mark.timeout(900)
 def test_roles_by_hand_end_by_themselves_with_two_learner_hosts(tmp_path):
-    ports = [command_line.free_port(), command_line.free_port()]
+    ports = [free_port(), free_port()]
     common = [*QUEUE, *FOR_EVER, f"--logdir={tmp_path}", f"--replay=localhost:{ports[0]}", "--stop_at_return=1"]
     learner = ["--role=learner", f"--coordinator=localhost:{ports[1]}", "--num_learners=2"]
     playing = {

@@ -1,6 +1,5 @@
 """Reaching a server, starting one, and starting it again."""
 
-import socket
 import threading
 import time
 
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 
 from agents.agent import Blocks, TableSpec, Transitions, Version
+from launchers.ports import free_port
 from replay import server
 from replay.client import connect
 from replay.rows import VARIABLES, ReplayUnavailable
@@ -16,12 +16,6 @@ from replay.variables import VariableContainer
 from tests.waiting import until, within
 
 STRUCTURE = Structure((Version(np.int64(0), np.int64(0)), {"w": np.zeros(2, np.float32)}))
-
-
-def free_port() -> int:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.bind(("::", 0))
-        return probe.getsockname()[1]
 
 
 def test_connect_names_the_address_that_does_not_answer():
