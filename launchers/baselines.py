@@ -254,6 +254,15 @@ BASELINES: list[Baseline] = [
         "feed-forward",
         seeds=1,
     ),
+    Baseline("--agent=a3c --env=MaskedCartPole-v1", reproduced=475, seeds=3, minutes=5),
+    # The deep network of the paper with its LSTM, where a CPU can still train it.
+    Baseline(
+        "--agent=impala --env=Catch-v0 --config.torso=residual --config.lstm_size=256",
+        "residual-lstm",
+        reproduced=0.95,
+        seeds=3,
+        minutes=6,
+    ),
     *_on("Acrobot-v1", "impala a2c a3c ppo trpo mix_match reinforce reinforce_baseline", reproduced=-100),
     *_on("Acrobot-v1", "actor_critic actor_critic_lambda q_learning sarsa", reproduced=-100, minutes=2),
     *_on("Acrobot-v1", "dqn double_dqn dueling_dqn prioritized_dqn apex_dqn", reproduced=-100, minutes=4),
