@@ -158,8 +158,8 @@ def replay_program(
         kept = _insert(kept._replace(rows=rows, masses=masses, filling=filled), jax.lax.psum(completed, AXIS))
         enough = (kept.inserted >= table.min_size) & (jax.lax.pmin(masses.count[0], AXIS) > 0)
 
-        def is_due(carry: Any) -> Any:
-            return enough & (carry[2].owed >= batch)
+        def are_due(number: int) -> Callable[[Any], Any]:
+            return lambda carry: enough & (carry[2].owed >= number * batch)
 
         def update(carry: Any) -> Any:
             state, step, kept, _, updates = carry
@@ -168,7 +168,13 @@ def replay_program(
             kept = kept._replace(masses=masses, owed=kept.owed - batch, ranked=kept.ranked.at[1].add(batch))
             return state, step, kept, metrics, updates + 1
 
-        state, step, kept, metrics, updates = jax.lax.while_loop(is_due, update, (state, step, kept, metrics, updates))
+        def update_unmeasured(carry: Any) -> Any:
+            return *update(carry)[:3], carry[3], carry[4] + 1
+
+        # Compiled twice: nobody reads the metrics of an update that is not a turn's last, and they take time.
+        carry = state, step, kept, metrics, updates
+        carry = jax.lax.while_loop(are_due(2), update_unmeasured, carry)
+        state, step, kept, metrics, updates = jax.lax.while_loop(are_due(1), update, carry)
         return (state, step, acting, kept, metrics, made, updates), (metrics, ended)
 
     def _insert(kept: Kept, count: Any) -> Kept:
