@@ -51,10 +51,13 @@ def command(module: str, *arguments: str) -> list[str]:
 
 
 def start(module: str, *arguments: str) -> subprocess.Popen:
-    """Starts a launcher as a child process, with its output (both streams) in a pipe."""
-    return subprocess.Popen(
-        command(module, *arguments), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    """Starts a launcher as `launch` does."""
+    return launch(command(module, *arguments))
+
+
+def launch(command: Sequence[str]) -> subprocess.Popen:
+    """Starts a command as a child process in `ENVIRONMENT`, with its output (both streams) in a pipe."""
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]:
@@ -64,9 +67,7 @@ def run(module: str, *arguments: str, timeout: float = 240.0) -> tuple[int, str]
 
 def end(command: list[str], timeout: float = 240.0) -> tuple[int, str]:
     """Returns the (exit code, output) of a command that ends by itself."""
-    with subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with launch(command) as process:
         try:
             output = output_of(process, timeout)
         finally:
@@ -88,14 +89,20 @@ def output_of(process: subprocess.Popen, timeout: float = 240.0) -> str:
 
 
 def where_it_stands(process: subprocess.Popen) -> str:
-    """Ends a process that was started with `ENVIRONMENT`, and its children; returns the output, with their stacks."""
-    for number in [*descendants(process.pid), process.pid]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGABRT)
+    """Aborts a process whose output is in a pipe; returns that output, with the stacks."""
+    abort(process)
     try:
         return process.communicate(timeout=10.0)[0]
     except subprocess.TimeoutExpired as error:  # a process that is no child of its, but has its output open
         return (error.stdout or b"").decode(errors="replace")
+
+
+def abort(process: subprocess.Popen) -> None:
+    """Ends a process, its children and theirs. Those that were started with `ENVIRONMENT` print their threads' stacks
+    first."""
+    for number in [*descendants(process.pid), process.pid]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(number, signal.SIGABRT)
 
 
 def descendants(number: int) -> list[int]:

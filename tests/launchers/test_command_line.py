@@ -1,6 +1,5 @@
 """A test that waits in vain says what it waited for, and where the launcher and its children stood."""
 
-import subprocess
 import sys
 
 import pytest
@@ -20,13 +19,7 @@ child.wait()
 
 @pytest.mark.parametrize("by_condition", [False, True])
 def test_a_vain_wait_shows_the_stacks_of_all_threads_and_leaves_no_process(by_condition):
-    process = subprocess.Popen(
-        [sys.executable, "-c", PARENT],
-        env=command_line.ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    process = command_line.launch([sys.executable, "-c", PARENT])
     command_line.wait_for("a child", lambda: command_line.descendants(process.pid), running=[process])
     with pytest.raises(AssertionError) as raised:
         if by_condition:

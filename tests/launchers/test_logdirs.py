@@ -336,7 +336,7 @@ def start(machine: pathlib.Path, module: str, *arguments: str) -> subprocess.Pop
         "JAX_COMPILATION_CACHE_DIR": str(compiled),
     }
     with open(machine / "output", "ab") as output:
-        command = [sys.executable, "-X", "faulthandler", "-m", f"launchers.{module}", *arguments]
+        command = [sys.executable, "-m", f"launchers.{module}", *arguments]
         return subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
 
@@ -345,7 +345,7 @@ def expect_end(process: subprocess.Popen, machine: pathlib.Path, code: int = 0) 
     try:
         assert process.wait(WAIT) == code, (machine / "output").read_text()
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGABRT)
+        command_line.abort(process)
         process.wait()
         raise AssertionError(f"waited {WAIT} s for its end: {(machine / 'output').read_text()}") from None
 

@@ -105,11 +105,7 @@ def test_a_host_that_dies_at_the_start_is_the_others_end(moment, victim, tmp_pat
     for host in (0, 1):
         given = command_line.command("train", *common, f"--host={host}")
         given = [given[0], "-c", dying, *given[3:]] if host == victim else given
-        pod.append(
-            subprocess.Popen(
-                given, env=command_line.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
+        pod.append(command_line.launch(given))
     (code, output), (other, lines) = ends(pod, timeout=100)[:: 1 if victim else -1]
     assert other == 9, lines
     error = [line for line in output.splitlines() if line.startswith("error:")]
