@@ -26,7 +26,6 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from agents.agent import (
     Agent,
@@ -44,11 +43,11 @@ from agents.agent import (
 from agents.impala import vtrace
 from agents.parts import normalizer, reward_scale, stacking
 from agents.parts.advantages import explained_variance
-from agents.parts.mixtures import few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
-from agents.parts.networks import LSTM, ActorCritic, LSTMState
+from agents.parts.mixtures import Agents, few_actions, kl_from_few, log_prob_of_few, mixture_log_prob, weights
+from agents.parts.networks import LSTMState
 from agents.parts.optimization import check_decay, descend, initial_hypers, learning_rate_of, make_optimizer
-from agents.parts.policies import Policy, make_policy
-from agents.parts.torsos import check_frames, make_torso
+from agents.parts.policies import make_policy
+from agents.parts.torsos import check_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,63 +146,6 @@ class Memory(NamedTuple):
     lstm: tuple[LSTMState, ...]  # the state of each LSTM
     task: chex.Array | None  # int32 [B], each environment's task; None unless the curriculum is of tasks
     discounted_return: Any  # float32 [B], of the episode so far; () where rewards are not normalised
-
-
-class Agents(nn.Module):
-    """The network of all agents' policies and values, which share one body or have a body each.
-
-    A body is a torso and, if there is one, the LSTM. In the curriculum of architectures the LSTM is a part of the last
-    agent's head instead.
-    """
-
-    config: Config
-    policies: tuple[Policy, ...]
-    num_experts: int  # heads of the first agent: one for each task in the curriculum of tasks, else 1
-
-    def initial_states(self, batch: int) -> tuple[LSTMState, ...]:
-        """Returns the states of all LSTMs before an episode."""
-        c = self.config
-        number = 1 if c.shared_body or c.curriculum == "architectures" else len(self.policies)
-        state = LSTM(max(c.lstm_size, 1), parent=None).initial_state(batch)
-        return (state,) * (number if c.lstm_size else 0)
-
-    @nn.compact
-    def __call__(self, observation: chex.Array, first: chex.Array, lstm: Any, task: Any) -> tuple[Any, Any, Any]:
-        """Maps observations [T, B, ...], `first` bool [T, B], the LSTMs' states, and tasks int32 [B] or None to each
-        agent's outputs [T, B, P], values [K, T, B] and the LSTMs' new states."""
-        c, (rows, batch) = self.config, observation.shape[:2]
-        dtype: Any = jnp.dtype(c.dtype)
-        before, after, last = iter(lstm), [], c.curriculum == "architectures"
-
-        def body() -> chex.Array:
-            torso = make_torso(c.torso, c.hidden_sizes, c.activation, dtype)
-            x = torso(observation.reshape(rows * batch, *observation.shape[2:])).reshape(rows, batch, -1)
-            if c.lstm_size and not last:
-                state, x = LSTM(c.lstm_size, dtype)(next(before), x, first)
-                after.append(state)
-            return x
-
-        shared = body() if c.shared_body else None
-        all_outputs, all_values = [], []
-        for i, policy in enumerate(self.policies, start=1):
-            x = shared if c.shared_body else body()
-            experts = self.num_experts if i == 1 else 1
-            size = c.lstm_size if last and i == len(self.policies) else 0
-            heads = []
-            for n in range(experts):
-                name = f"agent_{i}_task_{n}" if experts > 1 else f"agent_{i}"
-                # A head has no hidden layers of its own, because the body has them.
-                options: Any = {"lstm_size": size, "dtype": dtype if size else jnp.float32, "name": name}
-                head = ActorCritic("mlp", policy.num_outputs, (), num_free=policy.num_free, **options)
-                *head_outputs, state = head(x, first, next(before) if size else ())
-                heads.append(head_outputs)
-                after += [state] if size else []
-            outputs, value = heads[0]
-            if experts > 1:  # the head of each environment's task
-                outputs, value = (jnp.stack(x)[task, :, jnp.arange(batch)].swapaxes(0, 1) for x in zip(*heads))
-            all_outputs.append(outputs)
-            all_values.append(value)
-        return tuple(all_outputs), jnp.stack(all_values), tuple(after)
 
 
 def check(config: Config, spec: EnvironmentSpec) -> None:
