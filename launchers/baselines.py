@@ -292,6 +292,7 @@ BASELINES: list[Baseline] = [
         for agent, period in (("actor_critic_lambda", 100_000), ("actor_critic", 100_000), ("off_pac", 50_000))
     ],
     Baseline("--agent=ppo --env=LunarLander-v3 --carrier=local", reproduced=200, minutes=4),
+    Baseline("--agent=impala --env=LunarLander-v3 --carrier=local", reproduced=200, minutes=2),
     Baseline("--agent=double_dqn --env=LunarLander-v3 --carrier=local", reproduced=200, seeds=3, minutes=8),
     # MuJoCo and dm_control -----------------------------------------------------------------------------------------
     *[

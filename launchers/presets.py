@@ -919,6 +919,17 @@ PRESETS: dict[str, list[Preset]] = {
             "Catch-v0", SMALL_RUN, SMALL | ADAM | {"learning_rate": 2e-3, "unroll_length": 10, "entropy_cost": 0.02}
         ),
         Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
+        Preset(
+            "LunarLander-v3",
+            # One actor: with two, whose experience is up to four updates old, every other run learns to hover and not
+            # to land. A greedy policy hovers too.
+            SMALL_RUN | SAMPLED | {"max_env_steps": 1_000_000, "num_actors": 1, "envs_per_actor": 16},
+            SMALL
+            | ADAM
+            | ANY_REWARDS
+            | {"hidden_sizes": (256, 256), "activation": "relu", "unroll_length": 32, "batch_size": 8}
+            | {"discount": 0.995, "lambda_": 0.98, "learning_rate": 1e-3, "entropy_cost": 1e-3},
+        ),
         *vizdoom(VIZDOOM_RUN, SHALLOW_IMPALA | {"batch_size": 8}),
         Preset(atari, VIZDOOM_RUN | SAMPLED, SHALLOW_IMPALA | {"batch_size": 4}),
         *of_frames(VIZDOOM_RUN, SHALLOW_IMPALA | ANY_REWARDS | {"batch_size": 4}, GAUSSIAN),
