@@ -55,6 +55,7 @@ PICTURES = {
     ),
     **{f"{env}": _by_agent(env, "ppo trpo") for env in (*MUJOCO, "Swimmer-v4")},
     "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo vmpo dpg ddpg d4pg td3 sac mpo dmpo"),
+    "LunarLander-v3": _by_agent("LunarLander-v3", "ppo impala double_dqn"),
     "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg mpo dmpo"),
     "OpenLake-v0": Picture(
         {"ppo_rnd-OpenLake-v0": "PPO with RND", "ppo_rnd-OpenLake-v0-extrinsic": "without its intrinsic reward"}
