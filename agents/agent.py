@@ -311,9 +311,11 @@ def check_ranges(
     positive: tuple[str, ...] = (),
     not_negative: tuple[str, ...] = (),
     fractions: tuple[str, ...] = (),
+    not_above: dict[str, str] | None = None,
 ) -> None:
     """Raises ValueError, naming the field, unless each field of `config` fits its type, and the `counts` are 1 or more,
-    the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1].
+    the `positive` above 0, the `not_negative` 0 or more and the `fractions` within [0, 1]. Each field that is a key of
+    `not_above` must not exceed the field that is its value.
 
     A number fits its type if it is not a bool, is finite, and is in the range that a device can hold or, for a whole
     number, count to. The elements of tuple[int, ...] are sizes of 1 or more, and a Literal is one of its choices.
@@ -327,6 +329,10 @@ def check_ranges(
     for name, wanted, holds in rules:
         if not holds(getattr(config, name)):
             raise ValueError(f"config.{name} must be {wanted}, not {getattr(config, name)}")
+    for name, limit in (not_above or {}).items():
+        value, most = getattr(config, name), getattr(config, limit)
+        if value > most:
+            raise ValueError(f"config.{name}={value} must not exceed config.{limit}={most}")
 
 
 def _check_type(name: str, kind: Any, value: Any) -> None:
@@ -360,10 +366,7 @@ def _is_number(kind: type, value: Any) -> bool:
 
 def check_replay_sizes(config: Any) -> None:
     """Raises ValueError unless `config.min_replay_size` fits in `config.replay_size`."""
-    if config.min_replay_size > config.replay_size:
-        raise ValueError(
-            f"config.min_replay_size={config.min_replay_size} must not exceed config.replay_size={config.replay_size}"
-        )
+    check_ranges(config, not_above={"min_replay_size": "replay_size"})
 
 
 def pmean(tree: Any) -> Any:

@@ -76,10 +76,9 @@ class Config:
                 *("decay_env_steps", "warmup_env_steps"),
             ),
             fractions=("discount", "lambda_", "rmsprop_decay", "rmsprop_momentum"),
+            not_above={"c_bar": "rho_bar"},  # section 4.1
         )
         check_decay(self)
-        if self.c_bar > self.rho_bar:
-            raise ValueError(f"config.c_bar={self.c_bar} must not exceed config.rho_bar={self.rho_bar} (section 4.1)")
 
 
 class Hypers(NamedTuple):

@@ -5,9 +5,9 @@ first paper is https://arxiv.org/abs/1801.01290. Discrete actions: Christodoulou
 
 Deviations: hidden layers start orthogonal and the policy's outputs near 0, so that its first actions cover the whole
 range; there is no phase of uniformly random actions. sigma is kept within [1e-3, 10]. The temperature's step uses the
-entropy that the policy's loss found. With discrete actions, targets move softly too (not by copies), and there are no
-convolutions. Beyond the papers: n-step returns (without the entropies in between), prioritised replay (by the largest
-of an item's errors), normalised observations, a policy that may step less often, and any number of critics.
+entropy that the policy's loss found. With discrete actions, targets move softly too, and there are no convolutions.
+Beyond the papers: n-step returns (without the entropies in between), prioritised replay, normalised observations, a
+policy that may step less often, and any number of critics, also as in REDQ (Chen et al. 2021, arXiv 2101.05982).
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of each critic
     normalize_observations: bool = False  # by running statistics
     num_critics: int = 2  # their least value is used in targets and in the policy's loss
-
+    target_critics: int = 0  # REDQ's M: targets use the least of M random critics, the policy's loss the mean of all
     n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 256  # transitions in one update
@@ -58,7 +58,6 @@ class Config:
     discrete_entropy: float = 0.98  # target entropy H with discrete actions, as a fraction of log |A|
     policy_period: int = 1  # critic updates for each update of the policy and of the temperature
     tau: float = 0.005  # fraction by which the target critics move towards the critics at each update
-
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
     min_replay_size: int = 10_000  # items in the replay before the first update
@@ -74,8 +73,12 @@ class Config:
             self,
             counts=("num_critics", "n_step", "batch_size", "policy_period", "replay_size", "min_replay_size"),
             positive=("policy_learning_rate", "critic_learning_rate", "alpha"),
-            not_negative=("alpha_learning_rate", "samples_per_insert", "priority_exponent", "importance_steps"),
+            not_negative=(
+                *("target_critics", "alpha_learning_rate"),
+                *("samples_per_insert", "priority_exponent", "importance_steps"),
+            ),
             fractions=("discount", "tau", "discrete_entropy", "uniform_fraction", "importance_exponent"),
+            not_above={"target_critics": "num_critics"},
         )
         check_replay_sizes(self)
 
@@ -129,7 +132,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
     size = family.num_outputs if discrete else family.num_outputs // 2  # number of actions, or of dimensions of one
     policy: Any = MLP(family.num_outputs, config.hidden_sizes, "relu")
     critic: Any = MLP(size, config.hidden_sizes, "relu") if discrete else ActionCritic(1, config.hidden_sizes)
-    critics, optimizer = Ensemble(critic, config.num_critics), make_optimizer("adam")
+    critics, M, optimizer = Ensemble(critic, config.num_critics), config.target_critics, make_optimizer("adam")
     target_entropy = config.discrete_entropy * math.log(size) if discrete else config.continuous_entropy * size
 
     def outputs(phi, observation) -> chex.Array:
@@ -142,17 +145,17 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             return jnp.take_along_axis(critics.apply(theta, flat(observation)), action[None, :, None], axis=-1)[..., 0]
         return critics.apply(theta, flat(observation), action)[..., 0]
 
-    def soft_value(phi, theta, alpha, key: jax.Array, observation) -> tuple[chex.Array, chex.Array]:
+    def soft_value(phi, theta, alpha, key: jax.Array, observation, over_i=jnp.min) -> tuple[chex.Array, chex.Array]:
         """Computes E[min_i Q_i(s, a) - alpha log pi(a|s)] and the entropy E[-log pi(a|s)], [B] each: as sums over all
         discrete actions, or from one sample of continuous ones, through which gradients pass."""
         x = outputs(phi, observation)
         if discrete:
             entropy = family.entropy(x)
-            value = jnp.sum(jax.nn.softmax(x) * critics.apply(theta, flat(observation)).min(axis=0), axis=-1)
+            value = jnp.sum(jax.nn.softmax(x) * over_i(critics.apply(theta, flat(observation)), axis=0), axis=-1)
         else:
             raw = family.sample(key, x)
             entropy = -family.log_prob(x, raw)
-            value = Q(theta, observation, jnp.tanh(raw)).min(axis=0)
+            value = over_i(Q(theta, observation, jnp.tanh(raw)), axis=0)
         return value + alpha * entropy, entropy
 
     def critic_loss(theta, y, transition, weights):
@@ -160,7 +163,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return jnp.mean(weights * jnp.square(errors).sum(axis=0)), errors
 
     def policy_loss(phi, theta, alpha, key: jax.Array, observation):
-        value, entropy = soft_value(phi, theta, alpha, key, observation)
+        value, entropy = soft_value(phi, theta, alpha, key, observation, jnp.mean if M else jnp.min)
         return -jnp.mean(value), jnp.mean(entropy)
 
     def temperature_loss(log_alpha, entropy):
@@ -169,10 +172,10 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
 
     def init(key: jax.Array) -> State:
         policy_key, critic_key = jax.random.split(key)
-        observation = flat(jnp.zeros((1, *spec.observation_shape)))
-        seen = (observation,) if discrete else (observation, jnp.zeros((1, size)))
+        s = flat(jnp.zeros((1, *spec.observation_shape)))
+        inputs = (s,) if discrete else (s, jnp.zeros((1, size)))
         log_alpha = jnp.float32(math.log(config.alpha))
-        params = Learnt(policy.init(policy_key, observation), critics.init(critic_key, *seen), log_alpha)
+        params = Learnt(policy.init(policy_key, s), critics.init(critic_key, *inputs), log_alpha)
         targets = jax.tree.map(jnp.copy, params.critic)  # copies, for an update may overwrite its input's buffers
         opt_state = Learnt(*map(optimizer.init, params))
         statistics = normalizer.init(spec.observation_shape) if config.normalize_observations else ()
@@ -196,19 +199,18 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
             transition = transition._replace(action=from_bounds(bounds, transition.action))
         s, _, r, discount, s_next = transition
         weights = prioritized.weights(config, sample, state.step)
-        alpha, (target_key, policy_key) = jnp.exp(params.log_alpha), jax.random.split(key)
+        alpha, (target_key, policy_key, drawn_key) = jnp.exp(params.log_alpha), jax.random.split(key, 3)
 
-        v, entropy_next = soft_value(params.policy, state.target_critic, alpha, target_key, s_next)
+        theta_bar = critics.draw(drawn_key, state.target_critic, M) if M else state.target_critic
+        v, entropy_next = soft_value(params.policy, theta_bar, alpha, target_key, s_next)
         y = r + discount * v
         critic = minimize(critic_loss, (y, transition, weights), optimizer, params.critic, opt_state.critic, rate_theta)
-        errors = critic.aux
 
         def climb(phi, log_alpha, opt_phi, opt_alpha):
             """Steps the policy up the updated critics, and the temperature by the policy's entropy."""
             policy = minimize(policy_loss, (critic.params, alpha, policy_key, s), optimizer, phi, opt_phi, rate_phi)
             tuned = minimize(temperature_loss, (policy.aux,), optimizer, log_alpha, opt_alpha, rate_alpha)
-            found = policy.loss, policy.aux, policy.gradient_norm
-            return policy.params, tuned.params, policy.opt_state, tuned.opt_state, *found
+            return policy.params, tuned.params, policy.opt_state, tuned.opt_state, *policy[2:]
 
         def rest(*args):
             # Metrics then are of the next observations, whose values the targets needed anyway.
@@ -218,20 +220,19 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         after = due_every(config.policy_period, step, climb, rest, *before)
         phi, log_alpha, opt_phi, opt_alpha, loss_phi, entropy, norm_phi = after
 
-        priorities, max_priority = prioritized.feedback(config, jnp.abs(errors).max(axis=0), state.max_priority)
+        priorities, max_priority = prioritized.feedback(config, jnp.abs(critic.aux).max(axis=0), state.max_priority)
         metrics = {
             "critic_loss": critic.loss,
             "policy_loss": loss_phi,
             "value": -loss_phi,
             "entropy": entropy,
             "alpha": alpha,
-            "td_error": jnp.abs(errors).mean(),
+            "td_error": jnp.abs(critic.aux).mean(),
             "importance_weight": weights.mean(),
             "critic_gradient_norm": critic.gradient_norm,
             "policy_gradient_norm": norm_phi,
         }
-        params = Learnt(phi, critic.params, log_alpha)
-        opt_state = Learnt(opt_phi, critic.opt_state, opt_alpha)
+        params, opt_state = Learnt(phi, critic.params, log_alpha), Learnt(opt_phi, critic.opt_state, opt_alpha)
         targets = optax.incremental_update(critic.params, state.target_critic, tau)
         state = State(params, targets, opt_state, statistics, max_priority, state.hypers, step)
         return state, Feedback(pmean(metrics), priorities)

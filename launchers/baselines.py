@@ -278,6 +278,24 @@ BASELINES: list[Baseline] = [
     *_on("Pendulum-v1", "vmpo", minutes=2),
     *_on("Pendulum-v1", "ppo trpo", reproduced=-200, minutes=2),
     *_on("Pendulum-v1", "ddpg d4pg td3 sac mpo dmpo", reproduced=-200, minutes=2),
+    # What SAC, and REDQ with twenty updates for each step, know after 2,500 steps.
+    *[
+        Baseline(
+            f"--agent=sac --env=Pendulum-v1 --carrier=local --max_env_steps=2500 --eval_period=250{more}",
+            variant,
+            seeds=3,
+            minutes=minutes,
+        )
+        for more, variant, minutes in (
+            ("", "2500", 0.5),
+            (
+                " --config.num_critics=10 --config.target_critics=2 --config.samples_per_insert=2560"
+                " --config.policy_period=20",
+                "2500-redq",
+                4,
+            ),
+        )
+    ],
     *_on("Pendulum-v1", "dpg", minutes=2),
     Baseline("--agent=dpg --env=Pendulum-v1 --carrier=local --config.alpha_u=0.2", "gradient-q"),
     Baseline(

@@ -55,6 +55,9 @@ PICTURES = {
     ),
     **{f"{env}": _by_agent(env, "ppo trpo") for env in (*MUJOCO, "Swimmer-v4")},
     "Pendulum-v1": _by_agent("Pendulum-v1", "impala a2c ppo trpo vmpo dpg ddpg d4pg td3 sac mpo dmpo"),
+    "sample-efficiency-Pendulum-v1": Picture(
+        {"sac-Pendulum-v1-2500": "SAC", "sac-Pendulum-v1-2500-redq": "REDQ, 20 updates a step"}
+    ),
     "LunarLander-v3": _by_agent("LunarLander-v3", "ppo impala double_dqn"),
     "CartpoleSwingup-v1": _by_agent("CartpoleSwingup-v1", "d4pg apex_dpg mpo dmpo"),
     "OpenLake-v0": Picture(

@@ -284,6 +284,11 @@ class Ensemble(NamedTuple):
         outputs: Any = jax.vmap(lambda params: self.network.apply(params, *inputs))(params)
         return outputs
 
+    def draw(self, key: jax.Array, params: Any, number: int) -> Any:
+        """Returns the parameters of `number` different networks, drawn at random: `apply` takes them too."""
+        chosen = jax.random.choice(key, self.size, (number,), replace=False)
+        return jax.tree.map(lambda x: x[chosen], params)
+
 
 class PolicyAndCritic(NamedTuple):
     """A pair for policy and critic: of parameters, of gradients, or of optimiser states."""

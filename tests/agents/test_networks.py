@@ -344,3 +344,15 @@ def test_an_ensembles_outputs_and_slopes_are_those_of_each_network_alone(size):
         np.testing.assert_allclose(outputs[i], network.apply(alone, s, a), rtol=1e-5, atol=1e-6)
         slope = jax.grad(lambda params: jnp.sum(jnp.square(network.apply(params, s, a))))(alone)
         jax.tree.map(lambda x, y, i=i: np.testing.assert_allclose(x[i], y, rtol=1e-4, atol=1e-6), slopes, slope)
+
+
+@pytest.mark.parametrize(("size", "number"), [(2, 1), (3, 2), (5, 2), (4, 3), (3, 3)])
+def test_an_ensemble_draws_each_of_its_networks_equally_often_and_none_twice(size, number):
+    ensemble = networks.Ensemble(networks.MLP(1), size)
+    params = {"w": jnp.arange(size), "b": 10.0 * jnp.arange(size)}
+    keys = jax.random.split(jax.random.key(0), 2_000)
+    drawn = jax.vmap(lambda key: ensemble.draw(key, params, number))(keys)
+    np.testing.assert_array_equal(drawn["b"], 10.0 * np.asarray(drawn["w"]))
+    assert all(len(set(row)) == number for row in np.asarray(drawn["w"]).tolist())
+    share, expected = np.bincount(np.ravel(drawn["w"]), minlength=size) / 2_000, number / size
+    np.testing.assert_allclose(share, expected, atol=5 * (expected * (1 - expected) / 2_000) ** 0.5)

@@ -74,8 +74,9 @@ def critic_of(theta, i: int):
     return jax.tree.map(lambda x: np.asarray(x, np.float64)[i], theta)
 
 
-def np_soft_value(kind, phi, thetas, alpha, key, s):
-    """Returns E[min_i Q_i - alpha log pi] and E[-log pi] for each state, computed one state after another."""
+def np_soft_value(kind, phi, thetas, alpha, key, s, over_i=min):
+    """Returns E[min_i Q_i - alpha log pi] and E[-log pi] for each state, computed one state after another. `over_i` may
+    be another reduction than the minimum."""
     values, entropies = [], []
     epsilon = np.asarray(jax.random.normal(key, (len(s), 2)), np.float64)
     for k in range(len(s)):
@@ -83,7 +84,7 @@ def np_soft_value(kind, phi, thetas, alpha, key, s):
         if kind == "discrete":
             p = np.exp(x) / np.exp(x).sum()
             Q = [np_mlp(theta, s[k : k + 1])[0] for theta in thetas]
-            values.append(sum(p[a] * (min(q[a] for q in Q) - alpha * math.log(p[a])) for a in range(NUM_ACTIONS)))
+            values.append(sum(p[a] * (over_i(q[a] for q in Q) - alpha * math.log(p[a])) for a in range(NUM_ACTIONS)))
             entropies.append(-sum(p[a] * math.log(p[a]) for a in range(NUM_ACTIONS)))
             continue
         action, log_pi = [], 0.0
@@ -93,8 +94,8 @@ def np_soft_value(kind, phi, thetas, alpha, key, s):
             action.append(math.tanh(u))
             log_pi += -0.5 * ((u - mu) / sigma) ** 2 - math.log(sigma * math.sqrt(2 * math.pi))
             log_pi -= math.log(1 - math.tanh(u) ** 2)
-        least = min(np_Q(theta, s[k : k + 1], np.array([action]))[0, 0] for theta in thetas)
-        values.append(least - alpha * log_pi)
+        value = over_i(np_Q(theta, s[k : k + 1], np.array([action]))[0, 0] for theta in thetas)
+        values.append(value - alpha * log_pi)
         entropies.append(-log_pi)
     return np.array(values), np.array(entropies)
 
@@ -171,6 +172,47 @@ def test_policy_and_temperature_gradients_are_those_of_finite_differences(kind):
     np.testing.assert_allclose(feedback.metrics["entropy"], entropies.mean(), rtol=1e-4)
     np.testing.assert_allclose(feedback.metrics["alpha"], 0.4, rtol=1e-5)
     assert (new.params.log_alpha < state.params.log_alpha) == (entropies.mean() > target_entropy(kind))
+
+
+# The ensemble of REDQ (Chen et al. 2021, https://arxiv.org/abs/2101.05982) -------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(("num_critics", "target_critics"), [(4, 1), (3, 2), (3, 3)])
+def test_targets_use_the_least_of_a_few_critics_and_the_policy_the_mean_of_all(kind, num_critics, target_critics):
+    """One subset of the critics, the same for the whole batch and for all critics' targets, explains the loss; other
+    updates draw other subsets."""
+    agent = make(kind, num_critics=num_critics, target_critics=target_critics, critic_learning_rate=0.1)
+    state, sample = randomized(agent.init(jax.random.key(0))), sample_of(kind, 0)
+    targets = [critic_of(state.target_critic, i) for i in range(num_critics)]
+    thetas = [critic_of(state.params.critic, i) for i in range(num_critics)]
+    phi, update = float64(state.params.policy), jax.jit(agent.update)
+    subsets = list(itertools.combinations(range(num_critics), target_critics))
+    values = np.array([np_values(kind, theta, sample) for theta in thetas])
+
+    def loss_of(subset, key):
+        chosen, s_next = [targets[i] for i in subset], sample.steps.next_observation
+        v, _ = np_soft_value(kind, phi, chosen, 0.4, jax.random.split(key)[0], s_next)
+        return np.mean(np.square(sample.steps.reward + sample.steps.discount * v - values).sum(axis=0))
+
+    drawn = set()
+    for number in range(8):
+        key = jax.random.key(number)
+        new, feedback = update(state, key, sample)
+        misses = [abs(loss_of(subset, key) / feedback.metrics["critic_loss"] - 1) for subset in subsets]
+        assert min(misses) < 1e-4
+        drawn.add(np.argmin(misses))
+    assert len(drawn) > 1 or len(subsets) == 1
+
+    policy_key, s = jax.random.split(key)[1], sample.steps.observation
+    stepped = [critic_of(new.params.critic, i) for i in range(num_critics)]
+
+    def policy_loss(phi):
+        return -np_soft_value(kind, phi, stepped, 0.4, policy_key, s, over_i=lambda q: np.mean(list(q)))[0].mean()
+
+    np.testing.assert_allclose(feedback.metrics["policy_loss"], policy_loss(phi), rtol=1e-4)
+    expected = finite_differences(policy_loss, phi)
+    assert_trees_close(gradient_of(new.opt_state.policy), expected, rtol=2e-3, atol=2e-5)
 
 
 # The squashed Gaussian -----------------------------------------------------------------------------------------------
@@ -471,6 +513,8 @@ def test_frames_and_unbounded_actions_are_refused():
     ("field", "value"),
     [
         ("num_critics", 0),
+        ("target_critics", 3),
+        ("target_critics", -1),
         ("policy_period", 0),
         ("alpha", 0.0),
         ("alpha_learning_rate", -1.0),
