@@ -46,7 +46,7 @@ class Config:
     hidden_sizes: tuple[int, ...] = (256, 256)  # of the policy and of each critic
     normalize_observations: bool = False  # by running statistics
     num_critics: int = 2  # their least value is used in targets and in the policy's loss
-    target_critics: int = 0  # REDQ's M: targets use the least of M random critics, the policy's loss the mean of all
+    target_critics: int = 0  # M > 0: targets use the least of M random ones, the policy's loss the mean of all (REDQ)
     n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 256  # transitions in one update
@@ -207,7 +207,7 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         critic = minimize(critic_loss, (y, transition, weights), optimizer, params.critic, opt_state.critic, rate_theta)
 
         def climb(phi, log_alpha, opt_phi, opt_alpha):
-            """Steps the policy up the updated critics, and the temperature by the policy's entropy."""
+            """Steps policy, up the updated critics, and temperature; also returns loss, entropy and gradient's norm."""
             policy = minimize(policy_loss, (critic.params, alpha, policy_key, s), optimizer, phi, opt_phi, rate_phi)
             tuned = minimize(temperature_loss, (policy.aux,), optimizer, log_alpha, opt_alpha, rate_alpha)
             return policy.params, tuned.params, policy.opt_state, tuned.opt_state, *policy[2:]

@@ -925,8 +925,8 @@ PRESETS: dict[str, list[Preset]] = {
         Preset("Pendulum-v1", PENDULUM_RUN, SMALL | ADAM | PENDULUM),
         Preset(
             "LunarLander-v3",
-            # One actor: with two, whose experience is up to four updates old, every other run learns to hover and not
-            # to land. A greedy policy hovers too.
+            # One actor: with two, whose experience is up to four updates old, two runs of five learnt to hover and not
+            # to land; with one, one of five. A greedy policy hovers too.
             SMALL_RUN | SAMPLED | {"max_env_steps": 1_000_000, "num_actors": 1, "envs_per_actor": 16},
             SMALL
             | ADAM
