@@ -364,11 +364,6 @@ def _is_number(kind: type, value: Any) -> bool:
     return math.isfinite(value) and (value == 0 or LEAST <= abs(float(value)) <= MOST)
 
 
-def check_replay_sizes(config: Any) -> None:
-    """Raises ValueError unless `config.min_replay_size` fits in `config.replay_size`."""
-    check_ranges(config, not_above={"min_replay_size": "replay_size"})
-
-
 def pmean(tree: Any) -> Any:
     """Averages over the learner's devices; where AXIS is not bound, returns `tree` as it is.
 

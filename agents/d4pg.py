@@ -26,7 +26,6 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
-    check_replay_sizes,
     pmean,
     replay_table,
 )
@@ -107,12 +106,12 @@ class Config:
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "tau", "uniform_fraction", "importance_exponent"),
+            not_above={"min_replay_size": "replay_size"},
         )
         if not self.v_min < self.v_max:
             raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}")
         if self.num_atoms < 2:
             raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
-        check_replay_sizes(self)
         check_action_layer(self)
 
 

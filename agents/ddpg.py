@@ -26,7 +26,6 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
-    check_replay_sizes,
     pmean,
     replay_table,
 )
@@ -87,8 +86,8 @@ class Config:
                 *("priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "tau", "uniform_fraction", "importance_exponent"),
+            not_above={"min_replay_size": "replay_size"},
         )
-        check_replay_sizes(self)
         check_action_layer(self)
 
 

@@ -34,7 +34,6 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
-    check_replay_sizes,
     pmean,
     queue_table,
 )
@@ -82,10 +81,10 @@ class Config:
             positive=("alpha_theta", "alpha_w", "alpha_v", "reward_scale", "sigma", "samples_per_insert"),
             not_negative=("alpha_u",),
             fractions=("discount", "noise_correlation"),
+            not_above={"min_replay_size": "replay_size"},
         )
         if self.alpha_u and self.form == "sarsa":
             raise ValueError("config.alpha_u is for config.form=off_policy: config.form=sarsa has no second weights")
-        check_replay_sizes(self)
         features.check_bounds(self)
 
 

@@ -28,7 +28,6 @@ from agents.agent import (
     Transition,
     Transitions,
     check_ranges,
-    check_replay_sizes,
     pmean,
 )
 from agents.parts import normalizer
@@ -84,12 +83,12 @@ class Config:
             ),
             not_negative=("dual_learning_rate", "samples_per_insert"),
             fractions=("discount",),
+            not_above={"min_replay_size": "replay_size"},
         )
         if not self.v_min < self.v_max:
             raise ValueError(f"config.v_min={self.v_min} must be below config.v_max={self.v_max}")
         if self.num_atoms < 2:
             raise ValueError(f"config.num_atoms must be at least 2, not {self.num_atoms}")
-        check_replay_sizes(self)
 
 
 class Hypers(NamedTuple):

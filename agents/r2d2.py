@@ -27,7 +27,6 @@ from agents.agent import (
     Step,
     TimeStep,
     check_ranges,
-    check_replay_sizes,
     pmean,
     replay_table,
 )
@@ -90,13 +89,13 @@ class Config:
                 "priority_exponent",
             ),
             fractions=("discount", "epsilon", "uniform_fraction", "importance_exponent", "priority_eta"),
+            not_above={"min_replay_size": "replay_size"},
         )
         for name in ("overlap", "n_step"):
             if getattr(self, name) >= self.sequence_length:
                 raise ValueError(
                     f"config.{name}={getattr(self, name)} must be below config.sequence_length={self.sequence_length}"
                 )
-        check_replay_sizes(self)
 
 
 class Memory(NamedTuple):

@@ -29,7 +29,6 @@ from agents.agent import (
     TimeStep,
     Transitions,
     check_ranges,
-    check_replay_sizes,
     pmean,
     replay_table,
 )
@@ -47,6 +46,7 @@ class Config:
     normalize_observations: bool = False  # by running statistics
     num_critics: int = 2  # their least value is used in targets and in the policy's loss
     target_critics: int = 0  # M > 0: targets use the least of M random ones, the policy's loss the mean of all (REDQ)
+
     n_step: int = 1  # steps of a target
     discount: float = 0.99  # gamma
     batch_size: int = 256  # transitions in one update
@@ -58,6 +58,7 @@ class Config:
     discrete_entropy: float = 0.98  # target entropy H with discrete actions, as a fraction of log |A|
     policy_period: int = 1  # critic updates for each update of the policy and of the temperature
     tau: float = 0.005  # fraction by which the target critics move towards the critics at each update
+
     replay: Literal["uniform", "prioritized"] = "uniform"
     replay_size: int = 1_000_000
     min_replay_size: int = 10_000  # items in the replay before the first update
@@ -78,9 +79,8 @@ class Config:
                 *("samples_per_insert", "priority_exponent", "importance_steps"),
             ),
             fractions=("discount", "tau", "discrete_entropy", "uniform_fraction", "importance_exponent"),
-            not_above={"target_critics": "num_critics"},
+            not_above={"target_critics": "num_critics", "min_replay_size": "replay_size"},
         )
-        check_replay_sizes(self)
 
 
 class Hypers(NamedTuple):
@@ -146,8 +146,8 @@ def make(config: Config, spec: EnvironmentSpec) -> Agent:
         return critics.apply(theta, flat(observation), action)[..., 0]
 
     def soft_value(phi, theta, alpha, key: jax.Array, observation, over_i=jnp.min) -> tuple[chex.Array, chex.Array]:
-        """Computes E[min_i Q_i(s, a) - alpha log pi(a|s)] and the entropy E[-log pi(a|s)], [B] each: as sums over all
-        discrete actions, or from one sample of continuous ones, through which gradients pass."""
+        """Computes E[min_i Q_i(s, a) - alpha log pi(a|s)] and the entropy E[-log pi(a|s)], [B] each: as sums over
+        all actions, or from one sample of continuous ones, through which gradients pass. `over_i` stands for min_i."""
         x = outputs(phi, observation)
         if discrete:
             entropy = family.entropy(x)

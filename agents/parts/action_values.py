@@ -22,7 +22,6 @@ from agents.agent import (
     TimeStep,
     Transition,
     check_ranges,
-    check_replay_sizes,
     pmax,
     pmean,
     replay_table,
@@ -121,8 +120,8 @@ def check(
             *("discount", "rmsprop_decay", "epsilon_initial", "epsilon_final"),
             *("uniform_fraction", "importance_exponent", *fractions),
         ),
+        not_above={"min_replay_size": "replay_size"},
     )
-    check_replay_sizes(config)
 
 
 class Network(NamedTuple):
