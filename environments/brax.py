@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from agents.agent import BoundedActions, EnvironmentSpec
+from environments.environment import check_limit
 from environments.functional import Functional, cut
 
 EPISODE_LENGTH = 1000  # as in Brax's own training
@@ -31,7 +32,7 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
     except ModuleNotFoundError as error:
         raise ValueError(f"brax:{name} needs Brax, and {error.name} is not installed: pip install brax") from error
     keywords = dict(keywords)
-    length = int(keywords.pop("episode_length", EPISODE_LENGTH))
+    length = check_limit("episode_length", keywords.pop("episode_length", EPISODE_LENGTH))
     try:
         environment = envs.get_environment(name, **keywords)
     except KeyError as error:

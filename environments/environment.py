@@ -60,6 +60,17 @@ def describe(error: BaseException) -> str:
     return words[:MOST_LETTERS] + "".join(places[-1:])
 
 
+def check_limit(name: str, steps: Any) -> int:
+    """Returns `steps`, the most that an episode has, as the user's keyword `name` gives it.
+
+    Raises:
+      ValueError: it is no whole number from 1.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"--env_kwargs: {name} is a number of steps: it must be a whole number from 1, not {steps}")
+    return steps
+
+
 @contextlib.contextmanager
 def making(name: str) -> Iterator[None]:
     """Turns whatever is raised while the environment `name` is made into an EnvironmentFailure.

@@ -12,7 +12,7 @@ import numpy as np
 
 from agents.agent import EnvironmentSpec
 from environments import filmed, minigrid, spaces
-from environments.environment import Environment, making
+from environments.environment import Environment, check_limit, making
 
 OPENGL = filmed.load_opengl()  # must come before EnvPool is imported
 
@@ -210,6 +210,8 @@ def _checked(name: str, keywords: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"--env_kwargs: {key!r} of EnvPool's {name} must be of the type of {default!r}, not {value!r}"
             )
+        if key == "max_episode_steps":
+            check_limit(key, value)
     return dict(keywords)
 
 

@@ -1,14 +1,19 @@
 """gymnax (Lange 2022, https://github.com/RobertTLange/gymnax): classic control, MinAtar and bsuite as JAX functions."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec
+from environments.environment import check_limit
 from environments.functional import Functional
+from environments.spaces import WIDEST
+
+LIMIT = "max_steps_in_episode"  # gymnax's parameter for the most steps of an episode
 
 
 def make(name: str, keywords: Mapping[str, Any]) -> Functional:
@@ -30,15 +35,13 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
     environment, params = gymnax.make(name)
     for field in keywords.keys() - {each for each in vars(params)}:
         raise ValueError(f"--env_kwargs: {name} has no {field!r}; it has {', '.join(sorted(vars(params)))}")
+    if LIMIT in keywords:
+        check_limit(LIMIT, keywords[LIMIT])
     params = params.replace(**keywords)
-    shown, dtype = _observations(environment.observation_space(params))
-    limit = getattr(params, "max_steps_in_episode", None)
-    spec = EnvironmentSpec(
-        shown, np.dtype(dtype), _actions(environment.action_space(params)), None if limit is None else int(limit)
-    )
-
-    def observe(observation):
-        return jnp.asarray(observation, dtype).reshape(shown)
+    shape, dtype, observe = _observations(environment.observation_space(params))
+    limit = getattr(params, LIMIT, None)
+    limit = None if limit is None else int(limit)
+    spec = EnvironmentSpec(shape, np.dtype(dtype), _actions(environment.action_space(params)), limit)
 
     def reset(key):
         observation, state = environment.reset_env(key, params)
@@ -53,14 +56,28 @@ def make(name: str, keywords: Mapping[str, Any]) -> Functional:
     return Functional(spec, reset, step)
 
 
-def _observations(space: Any) -> tuple[tuple[int, ...], Any]:
-    """Returns the shape and type of what agents see: bytes stay bytes, all else is float32, a choice is one number."""
+def _observations(space: Any) -> tuple[tuple[int, ...], Any, Callable[[Any], Any]]:
+    """Returns the shape and type of what agents see, and the function that shows it to them.
+
+    As environments/spaces.py has it: a choice is one-hot, whole numbers are scaled to [-1, 1], bytes stay bytes, and
+    floats keep their values, also those of pictures.
+    """
     from gymnax.environments import spaces
 
-    if not isinstance(space, spaces.Box | spaces.Discrete):
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),), np.float32, lambda observation: jax.nn.one_hot(observation, int(space.n))
+    if not isinstance(space, spaces.Box):
         raise ValueError(f"observations are a {type(space).__name__}: agents take a Box or a Discrete space")
     shape = tuple(space.shape) or (1,)
-    return shape, np.uint8 if space.dtype == jnp.uint8 else np.float32
+    dtype = np.uint8 if space.dtype == jnp.uint8 else np.float32
+    low, span = np.asarray(space.low, np.float64), np.subtract(space.high, space.low, dtype=np.float64)
+    scaled = dtype == np.float32 and jnp.issubdtype(space.dtype, jnp.integer) and np.max(span) <= WIDEST
+
+    def show(observation):
+        x = jnp.asarray(observation, dtype).reshape(shape)
+        return 2 * (x - low.astype(dtype)) / np.maximum(span, 1).astype(dtype) - 1 if scaled else x
+
+    return shape, dtype, show
 
 
 def _actions(space: Any) -> DiscreteActions | BoundedActions:

@@ -18,7 +18,8 @@ from gymnasium.vector import async_vector_env
 from environments.environment import EnvironmentFailure, describe
 
 GRACE_SECONDS = 5.0  # the time for environments to close; then their processes are killed
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # a terminal, or a time-out, sends them to all of a run
+# A terminal, or a time-out, sends them to all of a run.
+SIGNALS = {signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGHUP}
 
 
 def work(index, make, pipe, parent_pipe, shared_memory, error_queue, autoreset_mode, semaphore) -> None:

@@ -80,8 +80,10 @@ def open_learning(
     channel, replay = _channel(parts, num_envs)
     channel.stopped = stopped
     rollout = Rollout(agent, environment, num_envs, mesh.total, seed, clip)
-    # One call makes at most the steps between two evaluations, so that each evaluation has its own parameters.
-    of_program = mesh, agent, rollout, run.seed_of("learner"), min(device_learner.STEPS_AT_ONCE, run.eval_period)
+    # One call makes at most the steps from one evaluation to the next, from one comparison of a population's members to
+    # the next, and those of the whole run: each happens between two calls. All three are steps of each member.
+    each = min(run.eval_period, run.max_env_steps, *([run.ready_env_steps] if run.population else []))
+    of_program = mesh, agent, rollout, run.seed_of("learner"), min(device_learner.STEPS_AT_ONCE, each * run.stacked)
     program = (
         device_learner.replay_program(*of_program, channel)
         if parts.replays

@@ -311,7 +311,13 @@ PAPERS: dict[str, list[Paper]] = {
             atari,
             "Pong-v5",
             FEW_ACTORS | ATARI_STEPS | SAMPLED | {"envs_per_actor": 8, "eval_episodes": 10, "reward_clip": "none"},
-            {"torso": "residual", "lstm_size": 256, "normalize_rewards": True, "decay_env_steps": 0},
+            {
+                "torso": "residual",
+                "lstm_size": 256,
+                "lstm_previous": True,
+                "normalize_rewards": True,
+                "decay_env_steps": 0,
+            },
         )
     ],
     "ddpg": [

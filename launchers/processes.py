@@ -23,7 +23,7 @@ import setproctitle
 from launchers import flags, program, role
 from launchers.ports import free_port
 from launchers.run import Run, UsageError
-from launchers.shutdown import stop_on_signals
+from launchers.shutdown import ENDING, stop_on_signals
 from launchers.supervision import Restarts, RoleLog
 from launchers.terminal import Display
 
@@ -138,7 +138,7 @@ def _play(
         for descriptor in (1, 2):
             os.dup2(file.fileno(), descriptor)
     os.setsid()  # Ctrl-C reaches the launcher alone, which ends the roles in order
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # no terminal sends it here: _end_with_launcher does
     sys.argv = ["launchers.role", *arguments]
     setproctitle.setproctitle(" ".join(sys.argv))  # for ps
@@ -162,19 +162,16 @@ def _end_with_launcher(held: Connection | None, awaited: Sequence[Connection]) -
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-UNHEARD = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}  # what the process from which roles are forked does not hear
-
-
 def _start_forkserver() -> None:
     """Starts the process from which roles are forked. It does not hear signals that a terminal sends to all of its
     processes, and ends when the launcher and the roles have ended."""
     _forks.set_forkserver_preload(list(PRELOADED))
     multiprocessing.resource_tracker.ensure_running()  # else the next lines start it, and it unblocks signals
-    signal.pthread_sigmask(signal.SIG_BLOCK, UNHEARD)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         multiprocessing.forkserver.ensure_running()
     finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, UNHEARD)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def train(run: Run, logdir: pathlib.Path, port: int) -> bool:

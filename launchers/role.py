@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from launchers import flags, mirror, ports
+from launchers import flags, mirror, ports, shutdown
 from launchers.settings import KINDS, MANY, Settings, Sitting, UsageError, setting
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ def _play(logdir: pathlib.Path) -> int:
         run.check_fit()
     from launchers import program
     from launchers.program import Role
-    from launchers.shutdown import stop_on_signals
 
     hosts = values.num_learners
     if hosts > 1:
@@ -113,7 +112,7 @@ def _play(logdir: pathlib.Path) -> int:
     if process.kind == "evaluator":
         run.check_drawn()
     # A launcher on this machine looks for the notice itself, and asks its roles to end in their order.
-    stop = stop_on_signals("" if multiprocessing.parent_process() else run.preemption_notice)
+    stop = shutdown.stop_on_signals("" if multiprocessing.parent_process() else run.preemption_notice)
     if isinstance(values.logdir, str) and run.stop_at_return is not None:
         raise UsageError(
             f"--stop_at_return with --logdir={values.logdir}: the learner reads the evaluations in a folder that all "
@@ -211,6 +210,7 @@ def _carrier(run: Run, addresses: Sequence[str], seconds: float) -> ReverbCarrie
 
 
 def run() -> None:
+    shutdown.listen()
     flags.main(role)
 
 

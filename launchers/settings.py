@@ -44,6 +44,10 @@ GRADIENTS = Only("workers that send gradients: give --travels=gradients", lambda
 REVERB = Only("Reverb's tables: give --carrier=reverb", lambda run: run["carrier"] == "reverb")
 ALONE = Only("a run without a population: leave --population out", lambda run: run["population"] == 0)
 GYMNASIUM = Only("Gymnasium's environments: give --env=gymnasium:ID", lambda run: "gymnasium:" in run["env"])
+DISPATCHED = Only(
+    "placements that dispatch each update from Python: give --placement=threads, or another than device",
+    lambda run: run["placement"] != "device",
+)
 PROCESSES = Only(
     "actors in processes: give --placement=processes or ray", lambda run: run["placement"] in ("processes", "ray")
 )
@@ -305,6 +309,7 @@ class Settings:
         1,
         "number of updates from a replay that run in one call of the compiled program, without Python in between",
         learnt=False,
+        only=DISPATCHED,
         see="replay.md#several-updates-at-once",
     )
     travels: str = setting(

@@ -1,10 +1,9 @@
-"""Ending on request: Ctrl-C, SIGTERM, a closed terminal and a cloud's notice ask for an orderly end; a second Ctrl-C or
-SIGTERM is obeyed at once."""
+"""Ending on request: the signals in ENDING and a cloud's notice ask for an orderly end; a second Ctrl-C or SIGTERM is
+obeyed at once."""
 
 import contextlib
 import http.client
 import os
-import pathlib
 import signal
 import threading
 import urllib.request
@@ -13,6 +12,20 @@ from absl import logging
 
 NOTICE_SECONDS = 1.0  # between two looks for a notice; clouds give half a minute or more
 NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no notice
+
+
+# What asks a process to end: a terminal (Ctrl-C, Ctrl-\, and when it is closed), `kill`, batch systems (SLURM and SGE
+# send the signal that a user chooses), and a limit on CPU time.
+ENDING = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+AT_ONCE = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # whose second one is obeyed at once
 
 
 class Stop(threading.Event):
@@ -25,25 +38,41 @@ class Stop(threading.Event):
     exit_code = 0
 
 
+_listening: Stop | None = None  # what `listen` made
+
+
+def listen() -> None:
+    """Begins to hear signals at the start of a command that calls `stop_on_signals` only later. So one that comes while
+    it starts asks for an orderly end too."""
+    global _listening
+    _listening = stop_on_signals()
+
+
+def asked() -> bool:
+    """Returns whether a signal has asked for the end since `listen` was called."""
+    return _listening is not None and _listening.is_set()
+
+
 def stop_on_signals(notice: str = "") -> Stop:
-    """Returns a Stop that SIGINT, SIGTERM and SIGHUP set, and also the `notice` (see `noticed`) unless it is "".
+    """Returns a Stop that the signals in ENDING set, and also the `notice` (see `noticed`) unless it is "". It is set
+    already if a signal has come since `listen` was called.
 
     Call it in the main thread, which hears signals only when it returns to Python from time to time. Where SIGHUP is
     ignored already, as under nohup, it stays ignored.
     """
-    stop = Stop()
+    stop = _listening or Stop()
 
     def handle(number, frame):
         stop.exit_code = 128 + number
         stop.set()
-        for which in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(which, signal.SIG_DFL)
-        # A terminal that is closed says so more than once: by the kernel and by its shell.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # Others may come more than once: a terminal that is closed says so by the kernel and by its shell.
+        for which in ENDING:
+            signal.signal(which, signal.SIG_DFL if which in AT_ONCE else signal.SIG_IGN)
 
-    for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN:
-            signal.signal(which, handle)
+    if not stop.is_set():
+        for which in ENDING:
+            if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN:
+                signal.signal(which, handle)
     if notice:
         watch(notice, stop)
     return stop
@@ -68,7 +97,7 @@ def noticed(notice: str) -> bool:
     A URL that does not answer, or answers with an error, says nothing.
     """
     if "://" not in notice:
-        return os.path.exists(pathlib.Path(notice).expanduser())
+        return os.path.exists(os.path.expanduser(notice))  # pathlib's raises an error if there is no such user
     request = urllib.request.Request(notice, headers={"Metadata-Flavor": "Google"})  # Google's servers insist on it
     with contextlib.suppress(OSError, http.client.HTTPException), urllib.request.urlopen(request, timeout=5) as answer:
         return answer.read(1000).strip().upper() not in NONE_YET

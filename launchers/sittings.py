@@ -25,9 +25,13 @@ def hold(logdir: pathlib.Path, role: str) -> Iterator[int]:
       UsageError: another process plays the role.
     """
     path = logdir / "sittings" / role
-    path.parent.mkdir(exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file_number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"cannot write to --logdir {logdir}: {error.strerror}") from error
     # The lock is the process's, by fcntl: one by flock would live on in the children of a process that was killed.
-    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", errors="replace") as file:
+    with open(file_number, "r+", errors="replace") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from launchers import configs, flags, settings
+from launchers import configs, flags, settings, shutdown
 from launchers.settings import Ending, RayCluster, Settings, UsageError, setting
 
 if TYPE_CHECKING:
@@ -72,12 +72,11 @@ def sweep() -> int:
 
     from launchers import run as runs
     from launchers import sittings
-    from launchers.shutdown import noticed, stop_on_signals
     from runtime import leave_out_tensorflow
 
     jax.config.update("jax_platforms", "cpu")
     leave_out_tensorflow()
-    if run.preemption_notice and noticed(run.preemption_notice):
+    if run.preemption_notice and shutdown.noticed(run.preemption_notice):
         raise UsageError(f"--preemption_notice={run.preemption_notice} is there already: remove it first")
     ranges = ranges_of(run)
     run.check_fit(run.num_replay_servers)
@@ -88,7 +87,7 @@ def sweep() -> int:
             raise UsageError(f"{logdir} holds another sweep or run ({'; '.join(different)}): choose another --logdir")
     runs.save(run, logdir)
     with sittings.hold(logdir, "sweep"):
-        stop = stop_on_signals(run.preemption_notice)
+        stop = shutdown.stop_on_signals(run.preemption_notice)
         search(run, ranges, logdir, stop)
     return (asked.unfinished_code if stop.is_set() else None) or 0
 
@@ -168,4 +167,5 @@ def search(run: Run, ranges: Ranges, logdir: pathlib.Path, stop: threading.Event
 
 
 if __name__ == "__main__":
+    shutdown.listen()
     flags.main(sweep)

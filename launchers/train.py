@@ -7,7 +7,7 @@ import importlib
 import pathlib
 from typing import TYPE_CHECKING
 
-from launchers import flags, mirror
+from launchers import flags, mirror, shutdown
 from launchers.settings import Ending, Pod, RayCluster, Settings, Sitting, Tracking
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ def train() -> int:
 
     from launchers import population as populations
     from launchers import ports, services, settings
-    from launchers.shutdown import noticed
     from runtime import leave_out_tensorflow
 
-    if run.preemption_notice and noticed(run.preemption_notice):
+    if shutdown.asked():
+        return flags.FLAGS.unfinished_code or 0
+    if run.preemption_notice and shutdown.noticed(run.preemption_notice):
         raise settings.UsageError(f"--preemption_notice={run.preemption_notice} is there already: remove it first")
     settings.check_idle(flags.FLAGS, run)
     meeting = None
@@ -63,7 +64,36 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
     from launchers.terminal import native_lines_in, tell_of_end
 
     host = meeting.hosts.index if meeting else 0
-    populations.save(run, logdir)
+    of_host = f"_{host}" if host else ""
+    track = "none" if host else flags.FLAGS.track
+    with sittings.hold(logdir, f"train{of_host}"):
+        populations.save(run, logdir)  # only now: the run of another command that is still going on keeps its settings
+        _tell_of_begin(run, logdir)
+        native = {"reverb": run.carrier == "reverb", "native": run.placement in ("pod", "ray")}
+        log = next((name for name, there in native.items() if there), None)
+        lines = native_lines_in(logdir / "logs" / f"{log}{of_host}.log") if log else contextlib.nullcontext()
+        placement = importlib.import_module(f"launchers.{run.placement}")  # this one alone: each imports much
+        with lines, tracking.tracked(track, logdir):
+            if shutdown.asked() and not meeting:
+                asked_to_end = True
+            else:  # the hosts of a pod end together
+                asked_to_end = placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
+    code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
+    if host:
+        return code
+    if not asked_to_end:
+        tell_of_end(run, logdir)
+    from runtime import plot
+
+    if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):
+        print(f"the learning curve is {logdir / 'curve.png'}")
+    if plot.draw_lineages(logdir, logdir / "lineages.png"):
+        print(f"the population's hyperparameters and scores are in {logdir / 'lineages.png'}")
+    return code
+
+
+def _tell_of_begin(run: Run, logdir: pathlib.Path) -> None:
+    """Prints what is about to be trained, and what a person may want to know of it."""
     who = f"{run.population} members of {run.agent} learn" if run.population else f"{run.agent} learns"
     print(f"{who} {run.env} for {run.max_env_steps:,} env steps; {run.placement}; in {logdir}", flush=True)
     if run.carrier == "reverb":
@@ -81,29 +111,10 @@ def _train(run: Run, logdir: pathlib.Path, meeting: Meeting | None) -> int:
             f"{limit} is known for {run.env}: an evaluation's episodes are cut after {cut:,} steps (--eval_max_steps)",
             flush=True,
         )
-    placement = importlib.import_module(f"launchers.{run.placement}")  # this one alone, because each imports much
-    native = {"reverb": run.carrier == "reverb", "native": run.placement in ("pod", "ray")}
-    log = next((name for name, there in native.items() if there), None)
-    of_host = f"_{host}" if host else ""
-    lines = native_lines_in(logdir / "logs" / f"{log}{of_host}.log") if log else contextlib.nullcontext()
-    track = "none" if host else flags.FLAGS.track
-    with sittings.hold(logdir, f"train{of_host}"), lines, tracking.tracked(track, logdir):
-        asked_to_end = placement.train(run, logdir, flags.FLAGS.port, *([meeting] if meeting else []))
-    code = (flags.FLAGS.unfinished_code if asked_to_end else None) or 0
-    if host:
-        return code
-    if not asked_to_end:
-        tell_of_end(run, logdir)
-    from runtime import plot
-
-    if plot.draw(populations.logdirs(run, logdir), logdir / "curve.png", settings.decisive):
-        print(f"the learning curve is {logdir / 'curve.png'}")
-    if plot.draw_lineages(logdir, logdir / "lineages.png"):
-        print(f"the population's hyperparameters and scores are in {logdir / 'lineages.png'}")
-    return code
 
 
 def run() -> None:
+    shutdown.listen()
     flags.main(train)
 
 

@@ -9,9 +9,9 @@ from agents.agent import Agent
 from launchers import flags as command_line
 from launchers import train as command
 from launchers.settings import Logdir, UsageError
+from launchers.shutdown import ENDING
 
 HERE = ("threads", "serial")  # the placements of one process that shoal.train takes
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _words(given: dict[str, Any]) -> list[str]:
@@ -46,7 +46,7 @@ def train(*, agent: str = "impala", env: str = "CartPole-v1", **flags: Any) -> L
     command_line.parse(command.train, ["shoal.train", *_words({"agent": agent, "env": env} | given)])
     logdir = command_line.logdir_from_flags()
     command_line.FLAGS["logdir"].value = logdir
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+    before = {number: signal.getsignal(number) for number in ENDING}
     try:
         command.train()
     finally:

@@ -26,8 +26,8 @@ def vectorize(agent: Agent, members: int, num_tasks: int = 1) -> Agent:
     table = agent.table
     if not isinstance(table.items, Blocks):
         raise ValueError(
-            "--population_mode=vmap is for agents that learn from blocks of their actors' rows (a2c, impala, ppo, "
-            "vmpo): give --population_mode=separate"
+            "--population_mode=vmap is for agents that learn from blocks of their actors' rows, such as a2c, "
+            "impala, ppo and pqn: give --population_mode=separate"
         )
 
     def part(x: Any, axis: int = 0) -> jax.Array:

@@ -16,14 +16,10 @@ from agents.agent import (
     EnvironmentSpec,
     FactoredActions,
     Sample,
-    Sequences,
-    Step,
-    TimeStep,
-    Transition,
-    Transitions,
 )
 from agents.parts.torsos import LEAST_SIDES
 from launchers import configs
+from tests.agents.streams import stream
 
 UPDATES, B = 100, 8
 TOLERANCE = 0.02
@@ -112,49 +108,6 @@ def make(module: Any, fields: dict[str, Any], spec: EnvironmentSpec, dtype: str)
     return module.make(module.Config(**small | fields, dtype=dtype), spec)
 
 
-def stream(agent: Agent, state: Any, spec: EnvironmentSpec) -> list[Sample]:
-    """Returns a sample for each update, of actions that `state` takes. The reward is a sign in the observation, or
-    minus this sign if the action's first factor is not above 0. The sign is that of a vector's first number, or of how
-    much brighter a frame's odd columns are than its even ones."""
-    rng, N, items = np.random.default_rng(0), UPDATES * B, agent.table.items
-    if isinstance(items, Transitions):
-        rows = 2
-    else:
-        rows = items.burn_in + items.length if isinstance(items, Sequences) else items.length + 1
-    shape = (rows, N)
-    if spec.frame_sides:
-        light = rng.uniform(-100, 100, (*shape, 1, 1)) * np.where(np.arange(spec.frame_sides[1]) % 2, 1, -1)
-        observation = np.clip(128 + light + rng.normal(size=(*shape, *spec.frame_sides)), 0, 255).astype(np.uint8)
-        sign = np.sign(light[..., 0, 0])
-    else:
-        observation = rng.normal(size=(*shape, *spec.observation_shape)).astype(np.float32)
-        sign = np.sign(observation[..., 0])
-    first = rng.random(shape) < 0.1
-    first[0], first[1] = True, False
-    closing = np.concatenate([first[1:], np.zeros((1, N), bool)])
-
-    before = memory = agent.memory(N, None)
-    act, params, played = jax.jit(agent.act), agent.policy(state), []
-    for t in range(rows):
-        now = TimeStep(observation[t], np.zeros(N, np.float32), np.ones(N, np.float32), first[t], closing[t])
-        action, extras, memory = act(params, jax.random.key(t), now, memory)
-        played.append((action, extras))
-    action, extras = jax.tree.map(lambda *x: np.stack(x), *played)
-    chosen = action if action.ndim == 2 else action[..., 0]
-    reward = (sign * np.where(chosen > 0, 1.0, -1.0)).astype(np.float32)
-    discount = np.where(np.concatenate([closing[1:], closing[:1]]), 0.0, 1.0).astype(np.float32)
-
-    def of(update: int, x: Any, axis: int = 1) -> Any:
-        part = slice(update * B, (update + 1) * B)
-        return jax.tree.map(lambda x: x[(slice(None),) * axis + (part,)], x)
-
-    if isinstance(items, Transitions):
-        rows_of = Transition(observation[0], action[0], reward[0], 0.9 * discount[0], observation[1])
-        return [Sample(of(i, rows_of, 0), likelihood=np.ones(B, np.float32)) for i in range(UPDATES)]
-    steps = Step(observation, action, reward, discount, first, extras)
-    return [Sample(of(i, steps), of(i, before, 0), np.ones(B, np.float32)) for i in range(UPDATES)]
-
-
 def learn(agent: Agent, state: Any, samples: list[Sample]) -> tuple[Any, np.ndarray]:
     """Returns the state after all updates, and the loss of each update."""
     update, losses = jax.jit(agent.update), []
@@ -174,7 +127,7 @@ def test_losses_are_float32s_within_2_percent(name, fields, spec):
     module = modules()[name]
     exact, rough = (make(module, fields, spec, dtype) for dtype in ("float32", "bfloat16"))
     state = exact.init(jax.random.key(0))
-    samples = stream(exact, state, spec)
+    samples = stream(exact, state, spec, UPDATES, B)
     learnt, losses = learn(exact, state, samples)
     roughly_learnt, rough_losses = learn(rough, state, samples)
 

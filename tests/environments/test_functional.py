@@ -107,6 +107,71 @@ def test_every_environment_of_gymnax_keeps_the_contract():
         assert len(environment.finished().returns) == ended, name
 
 
+@pytest.mark.parametrize("limit", [1, 5])
+@pytest.mark.parametrize("name", ["MountainCar-v0", "Pendulum-v1", "Acrobot-v1", "SpaceInvaders-MinAtar"])
+def test_gymnaxs_time_limit_truncates(name, limit):
+    registered()
+    environment = make(f"gymnax:{name}", 3, 0, keywords={"max_steps_in_episode": limit})
+    action = environment.spec.actions
+    still = np.zeros(3, np.int32) if isinstance(action, DiscreteActions) else np.zeros((3, *action.shape), np.float32)
+    timestep = environment.reset()
+    for row in range(1, 2 * limit + 2):
+        timestep = environment.step(still)
+        assert (timestep.last == (row == limit or row == 2 * limit + 1)).all()
+        assert (timestep.discount == 1).all(), "a time limit is no terminal"
+
+
+@pytest.mark.parametrize(
+    ("space", "given", "shown"),
+    [
+        (lambda spaces: spaces.Discrete(4), 2, [0, 0, 1, 0]),
+        (lambda spaces: spaces.Box(0, 1, (2, 2), jnp.int32), [[0, 1], [1, 0]], [[-1, 1], [1, -1]]),
+        (lambda spaces: spaces.Box(-3, 7, (), jnp.int32), 2, [0]),
+        (lambda spaces: spaces.Box(5, 5, (1,), jnp.int32), [5], [-1]),
+        (lambda spaces: spaces.Box(np.array([0, 0]), np.array([4, 8]), (2,), jnp.int32), [1, 8], [-0.5, 1]),
+        (lambda spaces: spaces.Box(-(2**31), 2**31 - 1, (1,), jnp.int32), [9], [9]),
+        (lambda spaces: spaces.Box(0, 255, (2,), jnp.uint8), [0, 200], [0, 200]),
+        (lambda spaces: spaces.Box(0.0, 1.0, (2,), jnp.float32), [0.25, 1], [0.25, 1]),
+        (lambda spaces: spaces.Box(0, 1, (2,), jnp.bool_), [False, True], [0, 1]),
+    ],
+)
+def test_gymnaxs_spaces_are_shown_as_gymnasiums(space, given, shown):
+    """The expected values follow the rule of environments/spaces.py, with pictures as they are."""
+    registered()
+    from gymnax.environments import spaces
+
+    from environments import gymnax
+
+    made = space(spaces)
+    shape, dtype, show = gymnax._observations(made)
+    seen = jax.jit(show)(jnp.asarray(given, made.dtype))
+    assert seen.shape == shape and seen.dtype == dtype
+    np.testing.assert_allclose(seen, shown, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "keyword"),
+    [
+        ("CartPole-v1", "max_episode_steps"),
+        ("Catch-v0", "max_episode_steps"),
+        ("gymnasium:CartPole-v1", "max_episode_steps"),
+        ("gymnax:CartPole-v1", "max_steps_in_episode"),
+        ("gymnax:MountainCar-v0", "max_steps_in_episode"),
+        ("brax:fast", "episode_length"),
+    ],
+)
+@pytest.mark.parametrize("steps", [0, -3, 2.9, True, "5", None])
+def test_a_nonsensical_length_of_episodes_is_one_line(name, keyword, steps):
+    backend = name.partition(":")[0]
+    if backend in ("gymnax", "brax"):
+        pytest.importorskip(backend)
+    if backend == "gymnasium" and steps in (True, None):
+        pytest.skip("Gymnasium takes these for 1, and for the task's own limit")
+    with pytest.raises(ValueError) as error:  # EnvironmentFailure is one
+        make(name, 1, 0, keywords={keyword: steps})
+    assert "\n" not in str(error.value) and keyword in str(error.value)
+
+
 @pytest.mark.parametrize("name", ["inverted_pendulum", "reacher"])
 def test_bodies_of_brax_keep_the_contract(name):
     pytest.importorskip("brax")

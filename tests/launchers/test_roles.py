@@ -42,6 +42,7 @@ from launchers import run as runs
 from launchers.ports import free_port
 from launchers.roles import Parts
 from launchers.settings import UsageError
+from launchers.shutdown import AT_ONCE, ENDING
 from replay import local
 from replay.local_carrier import LocalCarrier
 from replay.rows import Batch
@@ -1354,10 +1355,11 @@ print("ignored", flush=True)
 """
 
 
-@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_it_at_once(second):
+@pytest.mark.parametrize("first", ENDING)
+@pytest.mark.parametrize("second", AT_ONCE)
+def test_a_second_signal_ends_it_at_once(first, second):
     done = subprocess.run(
-        [sys.executable, "-c", SIGNALS, str(int(signal.SIGTERM)), str(int(second))],
+        [sys.executable, "-c", SIGNALS, str(int(first)), str(int(second))],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.stdout.split() == ["asked"] and done.returncode == -second, done.stderr

@@ -2,13 +2,15 @@
 
 import contextlib
 import http.server
+import os
 import signal
 import threading
 from collections.abc import Iterator
 
 import pytest
 
-from launchers import shutdown
+from launchers import flags as command
+from launchers import serial, shutdown, train
 from launchers.ports import free_port
 from launchers.shutdown import noticed
 from runtime import metrics
@@ -76,6 +78,41 @@ def test_a_notice_asks_for_an_orderly_end(tmp_path, monkeypatch):
     assert not stop.wait(0.1)
     file.touch()
     assert stop.wait(WAIT) and stop.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", shutdown.ENDING)
+def test_a_signal_while_a_command_starts_is_heard_by_the_run(number, signals):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
+    assert not shutdown.asked()
+    shutdown.listen()
+    os.kill(os.getpid(), number)
+    assert shutdown.asked()
+    stop = shutdown.stop_on_signals()
+    assert stop.is_set() and stop.exit_code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "a second one is obeyed at once"
+
+
+@pytest.mark.parametrize("code", [None, 75])
+@pytest.mark.parametrize("when", ["while it imports", "when it has begun to write"])
+def test_a_signal_before_the_training_begins_ends_it(when, code, signals, tmp_path, monkeypatch):
+    def come(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    shutdown.listen()
+    monkeypatch.setattr(serial, "train", lambda *_: pytest.fail("it trains"))
+    if when == "while it imports":
+        come()
+    else:
+        monkeypatch.setattr(train, "_tell_of_begin", come)
+    words = ["--agent=a2c", "--placement=serial", "--carrier=local", f"--logdir={tmp_path / 'run'}"]
+    words += [] if code is None else [f"--unfinished_code={code}"]
+    assert command.attempt(train.train, ["train", *words]) == (code or 0)
+    assert (tmp_path / "run").exists() == (when != "while it imports")
+
+
+@pytest.mark.parametrize("path", ["~nouser/notice", "~/no such notice", "relative/notice"])
+def test_a_path_that_cannot_be_says_nothing(path):
+    assert not noticed(path)
 
 
 @pytest.mark.parametrize(
