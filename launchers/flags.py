@@ -14,7 +14,7 @@ import textwrap
 import time
 import traceback
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from absl import flags, logging
@@ -225,13 +225,42 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
         return 1
 
 
+class _Output(io.TextIOWrapper):
+    """The standard output. If nobody reads it any more, as with `| head`, the rest is lost, and that is no error."""
+
+    def write(self, text: str) -> int:
+        with self._heard():
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._heard():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())  # where what is left in the buffer goes too
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write to the standard output: {error.strerror}") from error
+
+
 def main(command: Callable[..., int]) -> NoReturn:
     """Runs a command as the whole process: prints its help for --help, else does what `attempt` does, and exits."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # it was closed; its number must not become that of a file of the run
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name may have letters that the terminal lacks
+    if isinstance(sys.__stdout__, io.TextIOWrapper) and sys.stdout is sys.__stdout__:
+        of = sys.__stdout__
+        sys.stdout = _Output(of.buffer, of.encoding, of.errors, line_buffering=of.line_buffering)
     if {"--help", "-h", "-help"} & set(sys.argv[1:]):
-        print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}")
+        with contextlib.suppress(OSError):
+            print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}", flush=True)
         sys.exit(0)
     code = attempt(command, sys.argv)
     for stream in (sys.stdout, sys.stderr):

@@ -498,7 +498,8 @@ class Ending:
     unfinished_code: int = setting(
         None,
         "the exit code if the run ends before it is done although nothing needs fixing: after a signal, a preemption "
-        "notice or the loss of a pod's host",
+        "notice or the loss of a pod's host; 1 and 2 mean that something needs fixing",
+        least=3,
         most=255,
         free=True,
         see="running.md#programs-that-start-runs-again",
@@ -506,10 +507,15 @@ class Ending:
     )
 
 
-# The flags that belong to one placement. With any other placement they have no effect, and `check_idle` refuses them.
+# The flags that belong to some placements. With any other they have no effect, and `check_idle` refuses them.
 OF_PLACEMENT = {
-    "pod": ("coordinator", "num_hosts", "host"),
-    "ray": ("ray_address", "ray_resources", "num_learners"),
+    "coordinator": ("pod",),
+    "num_hosts": ("pod",),
+    "host": ("pod",),
+    "connect_seconds": ("pod", "ray"),
+    "ray_address": ("ray",),
+    "ray_resources": ("ray",),
+    "num_learners": ("ray",),
 }
 
 
@@ -659,11 +665,14 @@ def _check_on_device(settings: Settings) -> None:
 
 
 def check_idle(flags: Any, settings: Settings) -> None:
-    """Raises UsageError if one of the `flags` that were given is for another placement than the run's."""
-    for placement, names in OF_PLACEMENT.items():
-        for name in names:
-            if placement != settings.placement and name in flags and flags[name].present:
-                raise UsageError(f"--{name} is for --placement={placement}: give that, or leave --{name} out")
+    """Raises UsageError if one of the `flags` that were given has no effect in the run."""
+    given = {name for name in flags if flags[name].present}
+    for name, placements in OF_PLACEMENT.items():
+        if name in given and settings.placement not in placements:
+            which = " or ".join(placements)
+            raise UsageError(f"--{name} is for --placement={which}: give that, or leave --{name} out")
+    if "port" in given and settings.carrier != "reverb":
+        raise UsageError("--port is for Reverb's server: give --carrier=reverb, or leave --port out")
 
 
 def check_port(port: int, settings: Settings) -> None:

@@ -252,7 +252,7 @@ def make(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], 
 
     def play(baseline: Baseline, seed: int) -> None:
         nonlocal done, failed
-        logdir = asked.logdir / baseline.name / f"seed{seed}"
+        logdir = asked.logdir.absolute() / baseline.name / f"seed{seed}"
         if asked.again:
             shutil.rmtree(logdir, ignore_errors=True)
         try:
@@ -281,7 +281,7 @@ def check(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str],
 
     def play(baseline: Baseline) -> None:
         folder = asked.out / baseline.name
-        logdir = asked.logdir / baseline.name / "check"
+        logdir = asked.logdir.absolute() / baseline.name / "check"
         shutil.rmtree(logdir, ignore_errors=True)
         try:
             known = records.read(folder)

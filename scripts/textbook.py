@@ -26,6 +26,7 @@ from launchers.settings import UsageError, setting
 from runtime import statistics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+RECORDED = ROOT / "docs" / "results" / "textbook"
 
 
 @dataclasses.dataclass
@@ -35,10 +36,10 @@ class Textbook:
         1.0,
         "the fraction of each figure's steps (blind_cliffwalk: of its sizes) that is computed; a small one shows "
         "quickly whether all works",
-        least=0,
+        least=0.001,
     )
     out: pathlib.Path = setting(
-        ROOT / "docs" / "results" / "textbook",
+        RECORDED,
         "the folder to which the figures are written",
         default_words="docs/results/textbook",
     )
@@ -411,6 +412,8 @@ def textbook(*names: str) -> int:
     asked = Textbook(**given)
     if not names or not FIGURES.keys() >= set(names):
         raise UsageError(f"textbook draws {', '.join(FIGURES)}: name one or several, not {' '.join(names) or 'none'}")
+    if asked.budget < 1 and asked.out == RECORDED:
+        raise UsageError(f"--budget={asked.budget}: such figures are not to replace the recorded ones: give --out too")
     if not asked.out.is_dir():
         raise UsageError(f"--out={asked.out}: there is no such folder")
     for name in names:

@@ -27,7 +27,8 @@ def least_side(convolutions: Sequence[tuple[int, int, int]]) -> int:
     return side
 
 
-LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "residual": 1}
+# Residual: a single pixel is its own mean, and so is not seen.
+LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "residual": 2}
 
 
 def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
@@ -80,12 +81,17 @@ class Conv(nn.Module):
 
 
 def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
-    """Scales bytes to [-1/2, 1/2]; inputs that are not bytes, such as a board's, keep their values.
+    """Scales bytes, frames [N, H, W, S], to a range of 1 around each observation's own mean; inputs that are not bytes,
+    such as a board's, keep their values.
 
-    The range is not [0, 1], for then a background brighter than 0 would shift all units together, far more than the
-    objects in front of it do. On Pong that kills a third of the units within 500 updates.
+    Without that mean a background that is not 0 would shift all units together, far more than the objects in front of
+    it do. In [0, 1] Pong's grey background does so and Breakout's black one does not; in [-1/2, 1/2] it is the other
+    way round. Either way the game whose background shifts the units is learnt late or not at all.
     """
-    return x.astype(dtype) / 255 - 0.5 if x.dtype == jnp.uint8 else x.astype(dtype)
+    if x.dtype != jnp.uint8:
+        return x.astype(dtype)
+    mean = x.mean(axis=(1, 2, 3), keepdims=True, dtype=jnp.float32)
+    return (x.astype(dtype) - mean.astype(dtype)) / 255
 
 
 class MLPTorso(nn.Module):

@@ -69,20 +69,29 @@ def test_stack_frames(stack, chance, split):
     np.testing.assert_array_equal(np.moveaxis(newest, 1, -1), expected[-1][..., 1:])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("torso", ["shallow", "nature", "residual"])
-def test_pixels_are_centred(torso):
-    """If its biases are 0, a torso's output is proportional to what it sees: here, to the distance from middle grey."""
-    network = torsos.make_torso(torso, (), "relu", jnp.float32)
-    seen = lambda grey: jnp.full((1, 36, 36, 1), grey, jnp.uint8)
-    params = jax.jit(network.init)(jax.random.key(0), seen(0))
-    features = {grey: network.apply(params, seen(grey)) for grey in (0, 51, 204, 255)}
-    assert np.abs(features[0]).max() > 0.01 and np.abs(features[255]).max() > 0.01
-    # 51 and 204 are 1/5 and 4/5 of the range, at a distance of 0.3 from its middle; the ends are at a distance of 0.5.
-    np.testing.assert_allclose(features[51], 0.6 * features[0], rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(features[204], 0.6 * features[255], rtol=1e-3, atol=1e-5)
-    assert torsos.centre_pixels(np.array([0, 51, 255], np.uint8), jnp.float32).tolist() == pytest.approx(
-        [-0.5, -0.3, 0.5]
-    )
+def test_the_same_objects_before_any_background_are_the_same(torso, dtype):
+    """A background that is brighter by any amount leaves a torso's output as it is; other objects do not."""
+    network = torsos.make_torso(torso, (), "relu", jnp.dtype(dtype))
+    rng = np.random.default_rng(0)
+    objects = np.where(rng.random((3, 36, 36, 2)) < 0.1, 100, 0).astype(np.uint8)
+    params = jax.jit(network.init)(jax.random.key(0), objects)
+    seen = jax.jit(lambda x: network.apply(params, x).astype(jnp.float32))
+    before, atol = seen(objects), {"float32": 1e-5, "bfloat16": 0.02}[dtype]
+    assert np.abs(before).max() > 0.05 and np.abs(before[0] - before[1]).max() > 0.05
+    for background in (1, 87, 155):
+        np.testing.assert_allclose(seen(objects + np.uint8(background)), before, rtol=2e-2, atol=atol)
+
+
+def test_pixels_have_a_range_of_1_around_their_own_mean():
+    frames = np.random.default_rng(0).integers(0, 256, (4, 5, 6, 2)).astype(np.uint8)
+    frames[0], frames[1, :3] = 200, 0
+    shown = torsos.centre_pixels(frames, jnp.float32)
+    for frame, own in zip(frames.astype(np.float64), shown, strict=True):
+        np.testing.assert_allclose(own, (frame - frame.mean()) / 255, atol=1e-6)
+    board = np.array([[[[0.5], [2.0]]]], np.float32)
+    np.testing.assert_array_equal(torsos.centre_pixels(board, jnp.float32), board)
 
 
 def lstm_example(rows=7, batch=3, size=5, features=4):
@@ -275,11 +284,8 @@ def test_the_smallest_frame_that_is_let_in_leaves_something_and_one_less_does_no
     assert all(x.size for x in jax.tree.leaves(params))
     one, other = network.apply(params, frames)
     assert np.any(np.asarray(one) != np.asarray(other)), "it sees"
-    if least > 1:
-        with pytest.raises(
-            ValueError, match=rf"torso={torso} needs frames of at least .*, not {least - 1}x99; use torso="
-        ):
-            torsos.check_frames(torso, 4, (least - 1, 99, 3))
+    with pytest.raises(ValueError, match=rf"torso={torso} needs frames of at least .*, not {least - 1}x99; use torso="):
+        torsos.check_frames(torso, 4, (least - 1, 99, 3))
 
 
 def test_what_is_no_frame_has_no_convolutions_and_no_stack():

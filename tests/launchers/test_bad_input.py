@@ -91,6 +91,14 @@ MISTAKES = {
     ),
     "range without an end": ("train", ["--population=2", "--tune=learning_rate:log:1e-4:inf"], ["--tune", "finite"]),
     "port": ("train", ["--port=70000"], ["--port", "65535"]),
+    "port of no server": ("train", ["--carrier=local", "--port=8000"], ["--port", "--carrier=reverb"]),
+    "seconds of no pod": ("train", ["--connect_seconds=9"], ["--connect_seconds", "--placement=pod or ray"]),
+    "code with a meaning": ("train", ["--unfinished_code=2"], ["--unfinished_code", "3 or more"]),
+    "updates on the device": (
+        "train",
+        ["--agent=dqn", "--placement=device", "--env=gymnax:CartPole-v1", "--updates_per_dispatch=4"],
+        ["--updates_per_dispatch", "another than device"],
+    ),
     "ports": (
         "train",
         [*DDPG, "--port=65535", "--num_replay_servers=2", "--num_actors=2", "--config.batch_size=2"],

@@ -1378,7 +1378,7 @@ def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluatio
     port = free_port()
     monkeypatch.setattr(serial, "train", play)
     monkeypatch.setattr(runtime, "leave_out_tensorflow", lambda: None)
-    arguments = ["--agent=a2c", "--placement=serial", "--carrier=local", "--publish_period=9", f"--port={port}"]
+    arguments = ["--agent=a2c", "--placement=serial", "--carrier=reverb", "--publish_period=9", f"--port={port}"]
     assert flags.attempt(train.train, ["train", f"--logdir={tmp_path}", *arguments, "--config.discount=0.5"]) == 0
     ((run, logdir, told),) = played
     assert (run.agent, run.placement, run.publish_period, run.config.discount) == ("a2c", "serial", 9, 0.5)

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from launchers import flags
 from scripts import textbook
 from tests.launchers import command_line
 
@@ -55,3 +56,12 @@ def test_curves_are_compared_where_all_have_points():
     )
     np.testing.assert_array_equal(x, [2.0, 3.0])
     np.testing.assert_allclose(y, [[2.0, 3.0], [1.0, 3.0]])
+
+
+@pytest.mark.parametrize(("budget", "words"), [("0.1", "give --out too"), ("0", "--budget must be 0.001 or more")])
+def test_the_recorded_figures_are_not_replaced_by_smaller_ones(budget, words, capsys):
+    before = (textbook.RECORDED / "baird.csv").read_bytes()
+    assert flags.attempt(textbook.textbook, ["textbook", "baird", f"--budget={budget}"]) == 2
+    said = capsys.readouterr().err
+    assert words in said and said.count("\n") == 1
+    assert (textbook.RECORDED / "baird.csv").read_bytes() == before
