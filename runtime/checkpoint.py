@@ -23,6 +23,8 @@ from agents.agent import Agent, State, Version
 # Orbax is told that each process is the only one, so that what a process saves is its own and it waits for no other.
 # Otherwise orbax would write NumPy's arrays in the first of several processes alone, whatever its options say.
 multihost.process_index = lambda: 0
+# What orbax logs of an error it raises too, and `save` and `restore` say it in one line.
+logging.get_absl_logger().addFilter(lambda record: "orbax" not in record.pathname)
 
 _PREFIX = "learner_steps"
 _DAMAGED = "damaged_"  # in front of the name of a checkpoint that was set aside
@@ -104,7 +106,8 @@ class Checkpointer:
                 state, version, self.counts = self._read(step)
             except Exception as error:  # reading a damaged file may raise anything
                 reasons.append(" ".join(str(error).split())[:200] or type(error).__name__)
-                logging.warning("the checkpoint %s is damaged (%s)", self._path(step).name, reasons[-1])
+                where = f"{self.directory.name}/{self._path(step).name}"
+                logging.warning("what was saved in %s is damaged (%s)", where, reasons[-1])
                 continue
             if reasons:
                 logging.warning("going on from the one before it, at %d environment steps", version.env_steps)

@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,19 +49,29 @@ class Recorder:
             raise OSError(f"{self._path} was removed while the run went on: give it a --logdir that stays")
         wall_seconds = round(time.monotonic() - self._start, 3)
         row = {"env_steps": 0, "learner_steps": 0, "wall_seconds": wall_seconds} | row
-        if self._columns is None:
-            self._columns = list(row)
-            csv.writer(self._file).writerow(self._columns)
-        csv.DictWriter(self._file, self._columns, extrasaction="ignore").writerow(row)
-        for name, value in row.items():
-            if value == value:  # not NaN
-                self._tensorboard.add_scalar(name, value, row["env_steps"])
-        for name, values in (histograms or {}).items():
-            self._tensorboard.add_histogram(name, np.asarray(values), row["env_steps"])
+        with self._named():
+            if self._columns is None:
+                self._columns = list(row)
+                csv.writer(self._file).writerow(self._columns)
+            csv.DictWriter(self._file, self._columns, extrasaction="ignore").writerow(row)
+            for name, value in row.items():
+                if value == value:  # not NaN
+                    self._tensorboard.add_scalar(name, value, row["env_steps"])
+            for name, values in (histograms or {}).items():
+                self._tensorboard.add_histogram(name, np.asarray(values), row["env_steps"])
 
     def close(self) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        with self._named():
+            self._file.close()
+            self._tensorboard.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Has an error of writing say of which file it is, which on a full disk it does not."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(f"cannot write to {self._path}: {error.strerror or error}") from error
 
 
 def show_settings(logdir: pathlib.Path, role: str, settings: Mapping[str, Any]) -> None:

@@ -43,6 +43,15 @@ def test_a_file_that_was_removed_is_missed(tmp_path):
     recorder.close()
 
 
+def test_a_full_disk_is_said_with_the_files_name(tmp_path):
+    recorder = metrics.Recorder(tmp_path, "learner")
+    recorder._file.close()
+    recorder._file = open("/dev/full", "w", buffering=1)  # noqa: SIM115 (closed by close)
+    for write in (lambda: recorder.write({"env_steps": 1, "learner_steps": 1}), recorder.close):
+        with pytest.raises(OSError, match=r"cannot write to .*learner.csv: No space left on device"):
+            write()
+
+
 def test_no_file_is_no_rows(tmp_path):
     assert metrics.read(tmp_path / "actor_0.csv") == []
     assert metrics.latest(tmp_path, "actor_0") is None
