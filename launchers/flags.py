@@ -136,7 +136,11 @@ def parse(command: Callable[..., int], argv: list[str]) -> list[str]:
             continue
         name = argument.lstrip("-").split("=")[0].removeprefix("noconfig.").removeprefix("config.")
         if not takes.of_run or not argument.startswith(("--config.", "--noconfig.")):
-            near = settings.nearest(name, (f"--{known}" for known in takes.declared), listing=not takes.of_run)
+            near = ""
+            if name in types:
+                near = f"; did you mean --config.{name}?"
+            elif argument.startswith("-"):
+                near = settings.nearest(name, (f"--{known}" for known in takes.declared), listing=not takes.of_run)
             raise UsageError(f"unknown argument {argument!r}{near}; --help lists the flags")
         if name not in types:
             raise UsageError(f"unknown config field {name!r}{settings.nearest(name, types)}")

@@ -33,7 +33,7 @@ from runtime import actor, best, devices, evaluator, hosts, learner, worker
 from runtime.advice import Advice
 from runtime.checkpoint import Checkpointer, Damaged
 from runtime.hosts import ALONE, Hosts
-from runtime.metrics import Recorder, return_means, show, show_settings
+from runtime.metrics import Recorder, latest, return_means, show, show_settings
 
 LOG_SECONDS = 1.0  # between two rows of a role's CSV
 PATIENCE_SECONDS = 20.0  # how long a learner host that was asked to end waits for an update at which all end
@@ -369,6 +369,8 @@ class Learning:
         self._checkpointer = Checkpointer(parts.logdir / "checkpoints", parts.agent, owner=self._first_host)
         # In a pod the first host restores for all, so the others need not see its folder.
         saved = self._checkpointer.restore() if self._first_host or not pod else None
+        if self._first_host and saved is None:
+            warn_of_no_checkpoint(parts.logdir)
         state, version = saved or (parts.init(), Version(0, 0))
         self._logdir, self._ends_at = parts.logdir, float(parts.run.max_env_steps)
         self.look()
@@ -519,6 +521,16 @@ def check_shares(agent: Agent, devices: int) -> None:
         raise UsageError(
             f"config.batch_size={size} is {size // devices} for each of {devices} devices, and an update cannot cut "
             f"that into equal parts: give a multiple of {devices * multiple}"
+        )
+
+
+def warn_of_no_checkpoint(logdir: pathlib.Path) -> None:
+    """Warns if a run that has no checkpoint has learnt before, and so begins anew."""
+    if last := latest(logdir, "learner"):
+        logging.warning(
+            "there is no checkpoint in %s, where the run had come to %d environment steps: it begins anew",
+            logdir / "checkpoints",
+            last["env_steps"],
         )
 
 

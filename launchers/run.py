@@ -207,6 +207,13 @@ class Run(settings.Settings):
         longest = spec.max_episode_steps
         return None if longest is not None and longest <= self.eval_max_steps else self.eval_max_steps
 
+    def steps_before_update(self, agent: Agent) -> int:
+        """Returns about how many environment steps the run makes before the agent's first update."""
+        table, items = agent.table, agent.table.items
+        if table.kind != "queue":
+            return table.min_size * getattr(items, "period", 1)
+        return agent.batch_size * items.length if isinstance(items, Blocks) else 0
+
     def eval_steps(self, spec: EnvironmentSpec) -> int:
         """Returns the most steps that an environment makes in an evaluation; one step is lost between two episodes."""
         longest = min(filter(None, (spec.max_episode_steps, self.eval_max_steps)))

@@ -809,9 +809,12 @@ def decisive(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def nearest(name: str, names: Iterable[str], *, listing: bool = True) -> str:
-    """Returns the end of a message about an unknown name: the known names nearest to it, else (if `listing`) all."""
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    """Returns the end of a message about an unknown name: the known names nearest to it, else (if `listing`) all.
+
+    Nearness does not depend on capital letters.
+    """
+    spelt = {name.lower(): name for name in sorted(names)}
+    near = difflib.get_close_matches(name.lower(), spelt, n=3, cutoff=0.5)
     if near:
-        return f"; did you mean {', '.join(near)}?"
-    return f"; there are {', '.join(names)}" if listing else ""
+        return f"; did you mean {', '.join(spelt[each] for each in near)}?"
+    return f"; there are {', '.join(spelt.values())}" if listing else ""

@@ -102,6 +102,13 @@ def _tell_of_begin(run: Run, logdir: pathlib.Path) -> None:
             flush=True,
         )
     spec = run.spec()
+    first = run.steps_before_update(run.make_agent(spec))
+    if first > run.max_env_steps:
+        print(
+            f"the first update is due after {first:,} env steps, and a run is at least that long: for a shorter one "
+            "give a smaller replay to begin with, or smaller batches",
+            flush=True,
+        )
     cut = run.cuts_at(spec)
     if cut is not None:
         limit = (

@@ -22,6 +22,8 @@ TRIALS = ("--trials=3", "--tune=learning_rate:log:1e-4:1e-2")
 # name -> (launcher, arguments, what the line must contain)
 MISTAKES = {
     "agent": ("train", ["--agent=impalla"], ["impalla", "did you mean impala"]),
+    "agent in capitals": ("train", ["--agent=PPO"], ["'PPO'", "did you mean ppo"]),
+    "field as a flag": ("train", ["--learning_rate=1e-3"], ["--learning_rate", "did you mean --config.learning_rate?"]),
     "environment": ("train", ["--env=Pong-v55"], ["Pong-v55", "Pong-v5"]),
     "gymnasium environment": ("train", ["--env=gymnasium:CartPol-v1"], ["CartPol"]),
     "flag": ("train", ["--max_env_stps=10"], ["max_env_stps", "max_env_steps"]),

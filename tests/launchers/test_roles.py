@@ -1388,6 +1388,36 @@ def test_train_hands_the_run_to_its_placement_and_draws_what_it_learnt(evaluatio
     assert (str(picture) in capsys.readouterr().out) == (evaluations > 1)
 
 
+@pytest.mark.parametrize("learnt", [0, 5])
+def test_a_run_whose_checkpoints_were_removed_is_told_that_it_begins_anew(learnt, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(roles.logging, "warning", lambda words, *values: told.append(words % values))
+    recorder = metrics.Recorder(tmp_path, "learner")
+    for steps in range(1, learnt + 1):
+        recorder.write({"env_steps": 100 * steps, "learner_steps": steps})
+    recorder.close()
+    roles.warn_of_no_checkpoint(tmp_path)
+    words = f"there is no checkpoint in {tmp_path / 'checkpoints'}, where the run had come to 500 environment steps"
+    assert told == ([f"{words}: it begins anew"] if learnt else [])
+
+
+@pytest.mark.parametrize(
+    ("agent", "config", "steps"),
+    [
+        ("dqn", {"min_replay_size": 700}, 700),
+        ("r2d2", {"min_replay_size": 20, "sequence_length": 12, "overlap": 2}, 200),
+        ("a2c", {"unroll_length": 50, "batch_size": 32}, 1600),
+        ("reinforce", {}, 0),
+    ],
+)
+def test_a_run_that_is_shorter_than_what_comes_before_its_first_update_is_told(agent, config, steps, capsys):
+    for length, told in ((max(steps, 1), False), (max(steps - 1, 1), steps > 0)):
+        run = runs.make(agent, "CartPole-v1", {"carrier": "local", "max_env_steps": length}, config)
+        assert run.steps_before_update(run.make_agent(run.spec())) == steps
+        train._tell_of_begin(run, pathlib.Path("run"))
+        assert (f"the first update is due after {steps:,} env steps" in capsys.readouterr().out) == told
+
+
 # Threads and turns ---------------------------------------------------------------------------------------------------
 
 
