@@ -212,7 +212,7 @@ class Run(settings.Settings):
         table, items = agent.table, agent.table.items
         if table.kind != "queue":
             return table.min_size * getattr(items, "period", 1)
-        return agent.batch_size * items.length if isinstance(items, Blocks) else 0
+        return agent.batch_size * getattr(items, "length", 0)  # whole episodes have any length
 
     def eval_steps(self, spec: EnvironmentSpec) -> int:
         """Returns the most steps that an environment makes in an evaluation; one step is lost between two episodes."""
