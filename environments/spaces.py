@@ -5,6 +5,7 @@ numbers between bounds are scaled to [-1, 1]; pictures become bytes, whatever th
 float32 and keep their values. A Dict or Tuple becomes one vector of all its parts.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,7 +19,8 @@ from agents.agent import BoundedActions, DiscreteActions, FactoredActions
 
 LEAST_SIDE = 16  # pixels: an array of floats with a smaller side is no picture, but a board or a table
 MOST_CHOICES = 4096  # the most choices that one number may have
-WIDEST = 2**16  # bounds of whole numbers that are further apart than this are taken for no bounds
+# Bounds of whole numbers that are further apart than this are taken for no bounds. No choice of an action has more.
+WIDEST = 2**16
 
 
 class Observations(NamedTuple):
@@ -123,6 +125,11 @@ def _picture(space: spaces.Box) -> Observations | None:
     return Observations(shape, BYTE, show)
 
 
+@functools.cache  # once for each process, which may make an environment several times
+def _warn_of_left_out(parts: str) -> None:
+    logging.warning("these parts of the observation are left out, because they cannot be shown to a network: %s", parts)
+
+
 def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
     parts: list[tuple[Any, gymnasium.Space]] = (
         sorted(space.items()) if isinstance(space, spaces.Dict) else list(enumerate(space.spaces))
@@ -139,10 +146,7 @@ def _parts(space: spaces.Dict | spaces.Tuple) -> Observations:
             f"no part of this observation can be shown to a network: {', '.join(left_out) or 'it is empty'}"
         )
     if left_out:
-        logging.warning(
-            "these parts of the observation are left out, because they cannot be shown to a network: %s",
-            ", ".join(left_out),
-        )
+        _warn_of_left_out(", ".join(left_out))
 
     def flat(part: Observations, batch: Any) -> np.ndarray:
         x = part.show(batch)
@@ -191,6 +195,10 @@ def actions(space: gymnasium.Space) -> Actions:
     Raises:
       ValueError: no agent can choose such actions.
     """
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        most = np.max(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+        if most > WIDEST:
+            raise ValueError(f"an action that is one of {most:,} choices is too much for a network: at most {WIDEST:,}")
     if isinstance(space, spaces.Discrete):
         return Actions(DiscreteActions(int(space.n)), lambda action: np.asarray(action, space.dtype) + space.start)
     if isinstance(space, spaces.MultiDiscrete):

@@ -145,6 +145,33 @@ def test_the_fraction_is_that_of_rows_that_the_predictor_learns_from():
     assert feedback.metrics["predictor_loss"] == pytest.approx(float(feedback.metrics["novelty"]), rel=1e-5)
 
 
+def test_a_fraction_leaves_the_size_of_the_predictors_loss():
+    """The mean is over the drawn rows alone, so over many draws it is that of all rows."""
+    agent = make(predictor_fraction=0.5)
+    state = agent.init(jax.random.key(0))
+    sample, update = played(agent, state, 0), jax.jit(agent.update)
+    metrics = [update(state, jax.random.key(i), sample)[1].metrics for i in range(40)]
+    losses = np.array([each["predictor_loss"] for each in metrics])
+    assert losses.std() > 0, "each draws other rows"
+    assert losses.mean() == pytest.approx(float(metrics[0]["novelty"]), rel=0.1)
+
+
+@pytest.mark.parametrize("baseline_cost", [0.0, 0.5])
+def test_the_intrinsic_value_learns_its_own_target(baseline_cost, monkeypatch):
+    agent = make(baseline_cost=baseline_cost, extrinsic_coefficient=0.0, intrinsic_coefficient=0.0, entropy_cost=0.0)
+    state = agent.init(jax.random.key(0))
+    sample = played(agent, state, 0)
+    rows, _, _ = rows_of(agent, state, sample, monkeypatch)
+    f = ppo_rnd.functions("ppo_rnd", ppo_rnd.Config(**PLAIN | OWN), DISCRETE, num_values=2)
+    V_I = np.asarray(f.unroll(state.params.policy, sample.steps, sample.memory)[1])[:-1, :, 1]
+    after, feedback = jax.jit(agent.update)(state, jax.random.key(0), sample)
+    expected = 0.5 * np.mean((np.asarray(rows.intrinsic_target) - V_I) ** 2)
+    assert feedback.metrics["intrinsic_loss"] == pytest.approx(expected, rel=1e-3)
+    kernels = (x.params.policy["params"]["value"]["kernel"] for x in (state, after))
+    moved = np.abs(np.subtract(*map(np.asarray, kernels))).max(axis=0)
+    assert ((moved > 1e-6) == (baseline_cost > 0)).all(), "both values' columns, by their losses alone"
+
+
 @pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 def test_two_shards_are_one_batch(spec):
     agent = make(spec, epochs=2, predictor_fraction=1.0, normalize_advantages=True, learning_rate=0.01)

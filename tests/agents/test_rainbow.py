@@ -215,3 +215,25 @@ def test_an_updates_noise_is_its_keys_and_sigma_is_learnt():
     new, _ = update(state, jax.random.key(0), random_sample(0))
     before, after = (s.params["params"]["advantage"]["sigma_kernel"] for s in (state, new))
     assert np.abs(after - before).max() > 1e-3
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_each_network_draws_noise_of_its_own(double, monkeypatch):
+    """The online network, the target network and the one that selects the next action have three different keys."""
+    seen: list[bytes] = []
+
+    def make_network(*args, **kwargs):
+        made = real(*args, **kwargs)
+
+        def outputs(params, key, observation):
+            jax.debug.callback(lambda data: seen.append(data.tobytes()), jax.random.key_data(key))
+            return made.outputs(params, key, observation)
+
+        return made._replace(outputs=outputs)
+
+    real = rainbow.action_values.make_network
+    monkeypatch.setattr(rainbow.action_values, "make_network", make_network)
+    agent = make(rainbow, **{**C51, "noisy": True, "double": double})
+    agent.update(agent.init(jax.random.key(0)), jax.random.key(1), random_sample(0))
+    jax.effects_barrier()
+    assert len(set(seen)) == (3 if double else 2)

@@ -181,3 +181,20 @@ def test_dense_layers_see_pixels_in_0_to_1_and_a_vectors_bytes_as_they_are():
     np.testing.assert_allclose(torso.apply(params, pixels), same, rtol=1e-6)
     bits = (pixels.reshape(5, 8) > 99).astype(np.uint8)
     np.testing.assert_array_equal(torso.apply(params, bits), torso.apply(params, bits.astype(np.float32)))
+
+
+@pytest.mark.parametrize("make", [lambda n: Discrete(n), lambda n: MultiDiscrete([2, n])])
+def test_an_action_of_more_choices_than_a_network_can_have_is_refused(make):
+    spaces.actions(make(spaces.WIDEST))
+    with pytest.raises(ValueError, match="one of 65,537 choices is too much") as error:
+        spaces.actions(make(spaces.WIDEST + 1))
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_left_out_is_said_once(monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(spaces.logging, "warning", lambda words, *values: told.append(words % values))
+    spaces._warn_of_left_out.cache_clear()
+    for key in ("a", "b", "a", "b"):
+        spaces.observations(Dict({key: Text(3), "x": Box(0, 1, (2,))}))
+    assert [text.split(": ")[1] for text in told] == ["a (Text)", "b (Text)"]
