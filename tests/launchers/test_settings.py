@@ -38,9 +38,14 @@ HOLDING = {
     settings.GRADIENTS: {"travels": "gradients"},
     settings.PROCESSES: {"placement": "processes"},
     settings.REVERB: {"carrier": "reverb"},
+    settings.DISPATCHED: {},
 }
 # Condition -> settings with which the condition fails, if it holds by default.
-FAILING = {settings.REVERB: {"carrier": "local"}, settings.ALONE: {"population": 4}}
+FAILING = {
+    settings.REVERB: {"carrier": "local"},
+    settings.ALONE: {"population": 4},
+    settings.DISPATCHED: {"placement": "device", "carrier": "local", "env": "gymnax:CartPole-v1"},
+}
 CONDITIONAL = [name for name, declared in DECLARED.items() if declared.only]
 
 
