@@ -52,7 +52,7 @@ def spec_of(run: Run, logdir: pathlib.Path) -> tuple[EnvironmentSpec, str]:
         return interface.from_json(values), str(values["reward_clip"])
     except Exception as error:  # the file may hold anything
         raise UsageError(
-            f"{path} cannot be read ({type(error).__name__}): remove it, and Shoal makes the environment to see its spec"
+            f"{path} cannot be read ({type(error).__name__}): remove it, and Shoal makes the environment to see it"
         ) from error
 
 
