@@ -1345,6 +1345,7 @@ def test_the_exit_code_says_how_it_ended(error, code, monkeypatch, capsys):
 SIGNALS = """
 import os, signal, sys, time
 from launchers.shutdown import stop_on_signals
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored
 stop = stop_on_signals()
 os.kill(os.getpid(), int(sys.argv[1]))
 assert stop.wait(5)
