@@ -308,6 +308,7 @@ class Settings:
     updates_per_dispatch: int = setting(
         1,
         "number of updates from a replay that run in one call of the compiled program, without Python in between",
+        free=True,
         learnt=False,
         only=DISPATCHED,
         see="replay.md#several-updates-at-once",

@@ -73,7 +73,8 @@ def test_a_replay_goes_on_in_either_placement(agent, env, config, tmp_path, sign
     monkeypatch.setattr(device_learner, "STEPS_AT_ONCE", 256)
     counts, sampled = [], []
     for placement, length in (("device", 1500), ("serial", 2500), ("device", 3500)):
-        settings = {"envs_per_actor": 4, "max_env_steps": length, "updates_per_dispatch": 1}
+        settings = {"envs_per_actor": 4, "max_env_steps": length}
+        settings |= {} if placement == "device" else {"updates_per_dispatch": 1}
         _, version = train(placement, tmp_path, agent, f"gymnax:{env}", settings, config)
         assert version.env_steps >= length
         replay, _ = Checkpointer(tmp_path / "replay_0", None).restore()
