@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import pathlib
+import signal
 import sys
 import textwrap
 import time
@@ -223,6 +224,8 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
         with contextlib.suppress(OSError):  # nobody may be there to read it
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
+    except KeyboardInterrupt:  # Ctrl-C in a command that has nothing to save
+        return 128 + signal.SIGINT
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()

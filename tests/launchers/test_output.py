@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from launchers import flags
 from tests.launchers.command_line import ENVIRONMENT, ROOT
 
 PRINTING = """
@@ -44,6 +45,15 @@ def test_what_nobody_reads_is_no_error():
 
 def test_a_closed_output_is_no_error():
     assert run(None) == (7, ["done"])
+
+
+def test_ctrl_c_is_no_traceback(capsys):
+    @flags.command()
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert flags.attempt(interrupted, ["interrupted"]) == 130
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",)])
