@@ -4,7 +4,7 @@ Gallici et al. 2024, https://arxiv.org/abs/2407.04811: Q(lambda) targets are lea
 the optimiser is RAdam (Liu et al. 2020, https://arxiv.org/abs/1908.03265). Exploratory actions do not cut the traces,
 as in Peng and Williams 1996, https://doi.org/10.1007/BF00114731.
 
-Deviations: layers start orthogonal, with values near 0, and pixels are centred around each observation's mean. Without
+Deviations: layers start orthogonal, with values near 0, and pixels are centred around their background. Without
 `--synchronous`, actors may be a batch or two behind, but targets always use the newest parameters. A row that closes an
 episode, whose action the environment threw away, is not a transition and the agent does not learn from it; if a time
 limit ended the episode, the target bootstraps from the episode's last observation.

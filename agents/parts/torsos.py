@@ -27,8 +27,11 @@ def least_side(convolutions: Sequence[tuple[int, int, int]]) -> int:
     return side
 
 
-# Residual: a single pixel is its own mean, and so is not seen.
+# Residual: a single pixel is its own background, and so is not seen.
 LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "residual": 2}
+
+
+GRID = 14  # pixels along each side of the grid whose median is taken for the background
 
 
 def check_frames(torso: str, frame_stack: int, shape: tuple[int, ...]) -> None:
@@ -81,17 +84,18 @@ class Conv(nn.Module):
 
 
 def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
-    """Scales bytes, frames [N, H, W, S], to a range of 1 around each observation's own mean; inputs that are not bytes,
-    such as a board's, keep their values.
+    """Scales bytes, frames [N, H, W, S], to a range of 1 around each observation's background; inputs that are not
+    bytes, such as a board's, keep their values.
 
-    Without that mean a background that is not 0 would shift all units together, far more than the objects in front of
-    it do. In [0, 1] Pong's grey background does so and Breakout's black one does not; in [-1/2, 1/2] it is the other
-    way round. Either way the game whose background shifts the units is learnt late or not at all.
+    The background is the median of a grid of about GRID x GRID pixels. So it is 0, whatever its brightness: otherwise
+    it would shift all units together, far more than the objects in front of it do. In [0, 1] Pong's grey background
+    does so and Breakout's black one does not; in [-1/2, 1/2] it is the other way round.
     """
     if x.dtype != jnp.uint8:
         return x.astype(dtype)
-    mean = x.mean(axis=(1, 2, 3), keepdims=True, dtype=jnp.float32)
-    return (x.astype(dtype) - mean.astype(dtype)) / 255
+    grid = x[:, :: max(1, x.shape[1] // GRID), :: max(1, x.shape[2] // GRID)].reshape(x.shape[0], -1)
+    background = jnp.sort(grid, axis=1)[:, grid.shape[1] // 2, None, None, None]
+    return (x.astype(dtype) - background.astype(dtype)) / 255
 
 
 class MLPTorso(nn.Module):
