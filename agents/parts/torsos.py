@@ -87,13 +87,14 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
     """Scales bytes, frames [N, H, W, S], to a range of 1 around each observation's background; inputs that are not
     bytes, such as a board's, keep their values.
 
-    The background is the median of a grid of about GRID x GRID pixels. So it is 0, whatever its brightness: otherwise
-    it would shift all units together, far more than the objects in front of it do. In [0, 1] Pong's grey background
-    does so and Breakout's black one does not; in [-1/2, 1/2] it is the other way round.
+    The background is the median of a grid of about GRID x GRID pixels of the newest frame, or of the last channel. So
+    it is 0, whatever its brightness: otherwise it would shift all units together, far more than the objects in front of
+    it do. In [0, 1] Pong's grey background does so and Breakout's black one does not; in [-1/2, 1/2] it is the other
+    way round.
     """
     if x.dtype != jnp.uint8:
         return x.astype(dtype)
-    grid = x[:, :: max(1, x.shape[1] // GRID), :: max(1, x.shape[2] // GRID)].reshape(x.shape[0], -1)
+    grid = x[:, :: max(1, x.shape[1] // GRID), :: max(1, x.shape[2] // GRID), -1].reshape(x.shape[0], -1)
     background = jnp.sort(grid, axis=1)[:, grid.shape[1] // 2, None, None, None]
     return (x.astype(dtype) - background.astype(dtype)) / 255
 
