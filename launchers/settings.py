@@ -673,7 +673,9 @@ def check_idle(flags: Any, settings: Settings) -> None:
             which = " or ".join(placements)
             raise UsageError(f"--{name} is for --placement={which}: give that, or leave --{name} out")
     if "port" in given and settings.carrier != "reverb":
-        raise UsageError("--port is for Reverb's server: give --carrier=reverb, or leave --port out")
+        raise UsageError(
+            f"--port={flags['port'].value} is for Reverb's server: give --carrier=reverb, or leave --port out"
+        )
 
 
 def check_port(port: int, settings: Settings) -> None:

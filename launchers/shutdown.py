@@ -13,7 +13,6 @@ from absl import logging
 NOTICE_SECONDS = 1.0  # between two looks for a notice; clouds give half a minute or more
 NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no notice
 
-
 # What asks a process to end: a terminal (Ctrl-C, Ctrl-\, and when it is closed), `kill`, batch systems (SLURM and SGE
 # send the signal that a user chooses), and a limit on CPU time.
 ENDING = (

@@ -29,8 +29,6 @@ def least_side(convolutions: Sequence[tuple[int, int, int]]) -> int:
 
 # Residual: a single pixel is its own background, and so is not seen.
 LEAST_SIDES = {"shallow": least_side(SHALLOW), "nature": least_side(NATURE), "residual": 2}
-
-
 GRID = 14  # pixels along each side of the grid whose median is taken for the background
 
 

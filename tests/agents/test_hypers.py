@@ -12,7 +12,7 @@ import pytest
 from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, TimeStep
 from launchers import configs
 from tests.agents.streams import stream
-from tests.agents.test_bfloat16 import SMALL
+from tests.agents.test_bfloat16 import SMALL, fields_of
 
 B, D = 8, 2  # items in a batch, numbers in an observation
 ACTING = 500  # environments, enough to see that a few act at random
@@ -47,8 +47,7 @@ CONTINUOUS = {"vmpo"}  # act in actions of either kind, and most of their hyperp
 
 def make(module: Any, **fields: Any) -> tuple[Any, EnvironmentSpec]:
     """Makes the module's agent for discrete actions, or if it acts in others, for those."""
-    names = {field.name for field in dataclasses.fields(module.Config)}
-    small = {name: value for name, value in (OF_ALL | SMALL).items() if name in names}
+    small = {name: value for name, value in (OF_ALL | SMALL).items() if name in fields_of(module)}
     name = module.__name__.removeprefix("agents.")
     config = module.Config(**small | OF.get(name, {}) | fields)
     spec = EnvironmentSpec((D,), np.dtype(np.float32), DiscreteActions(4), max_episode_steps=6)
@@ -93,8 +92,8 @@ def test_each_is_the_states_and_makes_a_difference(name):
     module = MODULES[name]
     agent, spec = make(module)
     state = agent.init(jax.random.key(0))
-    of_config = {field.name for field in dataclasses.fields(module.Config)}  # a field may be made from others
-    fields = [field for field in state.hypers._fields if field in of_config - FOR_DISCRETE_ACTIONS.get(name, set())]
+    of_config = fields_of(module) - FOR_DISCRETE_ACTIONS.get(name, set())  # a hyperparameter may be made from others
+    fields = [field for field in state.hypers._fields if field in of_config]
     changed, _ = make(module, **{field: other(getattr(module.Config(), field)) for field in fields})
     tuned, samples = changed.init(jax.random.key(0)).hypers, stream(agent, state, spec, 3, B)
     ours = Outcome(agent, samples)
