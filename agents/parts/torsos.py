@@ -93,8 +93,21 @@ def centre_pixels(x: chex.Array, dtype: Any) -> chex.Array:
     if x.dtype != jnp.uint8:
         return x.astype(dtype)
     grid = x[:, :: max(1, x.shape[1] // GRID), :: max(1, x.shape[2] // GRID), -1].reshape(x.shape[0], -1)
-    background = jnp.sort(grid, axis=1)[:, grid.shape[1] // 2, None, None, None]
+    background = median_of_bytes(grid)[:, None, None, None]
     return (x.astype(dtype) - background.astype(dtype)) / 255
+
+
+def median_of_bytes(x: chex.Array) -> chex.Array:
+    """Returns each row's element M // 2 in order: uint8 [N, M] -> uint8 [N].
+
+    It is the largest byte that at most M // 2 elements are less than. Its bits are found from the highest on, each by a
+    count, which takes a fraction of the time of sorting.
+    """
+    median = jnp.zeros(x.shape[0], jnp.uint8)
+    for bit in (128, 64, 32, 16, 8, 4, 2, 1):
+        larger = median + jnp.uint8(bit)
+        median = jnp.where(jnp.sum(x < larger[:, None], axis=1) <= x.shape[1] // 2, larger, median)
+    return median
 
 
 class MLPTorso(nn.Module):

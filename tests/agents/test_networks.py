@@ -96,6 +96,15 @@ def test_pixels_have_a_range_of_1_around_their_background(shape):
     np.testing.assert_array_equal(torsos.centre_pixels(board, jnp.float32), board)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 196])
+@pytest.mark.parametrize("values", [2, 5, 256])
+def test_median_of_bytes_is_the_middle_of_the_sorted(size, values):
+    rng = np.random.default_rng(size)
+    x = rng.choice(rng.choice(256, values, replace=False), (500, size)).astype(np.uint8)
+    x[:3] = np.array([[0], [127], [255]])
+    np.testing.assert_array_equal(jax.jit(torsos.median_of_bytes)(x), np.sort(x, axis=1)[:, size // 2])
+
+
 def lstm_example(rows=7, batch=3, size=5, features=4):
     keys = jax.random.split(jax.random.key(1), 4)
     lstm = networks.LSTM(size)
