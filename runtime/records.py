@@ -23,7 +23,7 @@ class Result:
     episodes: int = 100
     env_steps: int | None = None
     wall_seconds: float | None = None  # taken by scripts/train
-    cpu_seconds: float | None = None
+    cpu_seconds: float | None = None  # taken by all its sittings
     params: str | None = None  # the digest of the parameters that scripts/evaluate prints
     date: str = ""
     commit: str = ""  # the code's; a "+" behind it: the code had changes that were not committed

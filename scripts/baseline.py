@@ -43,6 +43,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
 CODE = ("agents", "environments", "launchers", "replay", "requirements", "runtime")
 LOG = "log_0.csv"  # the rows that the environments of a run's first actor logged
+CPU_SECONDS = "cpu_seconds.txt"  # the file in a run's folder that adds up the CPU time of its sittings
 FRESH = 1000  # the seed of --check, which no record has
 
 
@@ -111,7 +112,7 @@ class Runs:
             os.sched_setaffinity(0, share)  # for this thread, and so for the processes that it starts
             words = [*baseline.flags.split(), f"--seed={seed}", f"--logdir={logdir}"]
             logdir.mkdir(parents=True, exist_ok=True)
-            cpu_seconds = self._play(["scripts/train", *words], logdir)[1]
+            self._play(["scripts/train", *words], logdir, logdir / CPU_SECONDS)
             learners = learners_in(logdir)
             played = [self._evaluate(each, logdir) for each in learners]
         finally:
@@ -125,14 +126,14 @@ class Runs:
             episodes=sum(each.episodes for each in played),
             env_steps=max(each.env_steps for each in played),
             wall_seconds=round(max(row["wall_seconds"] for row in last), 1),
-            cpu_seconds=round(cpu_seconds, 1),
+            cpu_seconds=spent(logdir / CPU_SECONDS),
             params=played[0].params if len(played) == 1 else None,
             date=time.strftime("%Y-%m-%d"),
             **_origin(len(share)),
         )
 
     def _evaluate(self, member: pathlib.Path, logdir: pathlib.Path) -> Played:
-        said, _ = self._play(["scripts/evaluate", f"--logdir={member}", f"--episodes={self._asked.episodes}"], logdir)
+        said = self._play(["scripts/evaluate", f"--logdir={member}", f"--episodes={self._asked.episodes}"], logdir)
         (line,) = (line for line in said.splitlines() if line.startswith("episodes="))
         found = dict(word.split("=", 1) for word in line.split())
         return Played(
@@ -143,8 +144,9 @@ class Runs:
             found["params"],
         )
 
-    def _play(self, command: list[str], logdir: pathlib.Path) -> tuple[str, float]:
-        """Runs a command; returns what it printed, which LOGDIR/baseline.log keeps, and the CPU seconds that it took.
+    def _play(self, command: list[str], logdir: pathlib.Path, costs: pathlib.Path | None = None) -> str:
+        """Runs a command; returns what it printed, which LOGDIR/baseline.log keeps. The CPU seconds that it took are
+        added to the number in the file `costs`, however it ends.
 
         Raises:
           Failure: the command failed, or all runs were asked to end.
@@ -160,6 +162,8 @@ class Runs:
                 self._children.add(child)
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
+            if costs:
+                costs.write_text(f"{spent(costs) + used.ru_utime + used.ru_stime:.1f}\n")
             with self._lock:
                 self._children.remove(child)
             file.seek(start)
@@ -169,7 +173,7 @@ class Runs:
         if child.returncode:
             words = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise Failure(f"{command[0]} ended with {child.returncode}: {words} ({log} has the rest)")
-        return said, used.ru_utime + used.ru_stime
+        return said
 
     def end(self) -> None:
         """Asks every run to save what it has and end."""
@@ -177,6 +181,11 @@ class Runs:
             for child in self._children:
                 with contextlib.suppress(ProcessLookupError):
                     child.send_signal(signal.SIGTERM)
+
+
+def spent(costs: pathlib.Path) -> float:
+    """Returns the CPU seconds that a run's sittings have taken so far, as its file `costs` has them; 0 without one."""
+    return float(costs.read_text()) if costs.exists() else 0.0
 
 
 def _origin(cores: int) -> dict[str, str]:

@@ -106,7 +106,8 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tmp_path):
     assert child.returncode == 128 + signal.SIGTERM, output
     assert "the same command goes on" in output
     assert not processes_of(tmp_path)
-    before = [evaluated(logdir) for logdir in logdirs]
+    before, costs = [evaluated(logdir) for logdir in logdirs], [spent(logdir) for logdir in logdirs]
+    assert min(costs) > 0
     steps = int(max(rows[-1] for rows in before)) + 3000
     for logdir in logdirs:  # a run may be made shorter, or longer
         config = json.loads((logdir / "config.json").read_text()) | {"max_env_steps": steps}
@@ -117,6 +118,14 @@ def test_a_signal_ends_all_runs_and_the_same_command_goes_on(tmp_path):
         rows = evaluated(logdir)
         assert rows[: len(earlier)] == earlier and rows[-1] >= steps
         assert rows == sorted(rows), "it went on and did not begin anew"
+    results = records.read(tmp_path / "out" / NAME).results
+    for seed, (logdir, earlier) in enumerate(zip(logdirs, costs, strict=True)):
+        assert results[seed].cpu_seconds == spent(logdir) > earlier + 1, "the time of both sittings counts"
+
+
+def spent(logdir: pathlib.Path) -> float:
+    """Returns the CPU seconds that a run's sittings have taken."""
+    return float((logdir / "cpu_seconds.txt").read_text())
 
 
 def evaluated(logdir: pathlib.Path) -> list[float]:
