@@ -71,6 +71,7 @@ def _on(env: str, agents: str, **kwargs) -> list[Baseline]:
     return [Baseline(f"--agent={agent} --env={env}", **kwargs) for agent in agents.split()]
 
 
+IMPALA_ATARI = "after 200 million frames, not 10: Espeholt et al. 2018, table C.1"
 PPO_ATARI = "after 40 million frames, not 10: Schulman et al. 2017, table 6"
 TD3 = "Fujimoto et al. 2018, table 1: the best evaluation of 1,000,000 steps, v1 tasks, 10 seeds"
 # The returns of (PPO, TRPO) in that table.
@@ -422,8 +423,19 @@ BASELINES: list[Baseline] = [
         "--agent=impala --env=Pong-v5",
         seeds=3,
         minutes=60,
-        published=Published(None, "after 200 million frames, not 10: Espeholt et al. 2018, table C.1"),
+        published=Published(None, IMPALA_ATARI),
     ),
+    *[
+        Baseline(
+            f"--agent=impala --env={env} --carrier=local --max_env_steps=2500000 --eval_period=125000"
+            " --config.entropy_cost=0.003 --config.decay_env_steps=5000000",
+            reproduced=reproduced,
+            published=Published(None, IMPALA_ATARI),
+            seeds=1,
+            minutes=55,
+        )
+        for env, reproduced in (("Breakout-v5", 100), ("SpaceInvaders-v5", None))
+    ],
     Baseline(
         "--agent=ppo --env=Pong-v5 --max_env_steps=2500000 --eval_period=125000 --config.torso=shallow"
         " --config.learning_rate=7e-4 --config.clip_epsilon=0.2 --config.baseline_cost=0.5 --eval_policy=sampled",
