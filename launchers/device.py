@@ -107,5 +107,5 @@ def open_learning(
         members=run.stacked,
     )
     push = parts.variables(carrier).push
-    learning = roles.Learning(parts, push, carrier, channel, replay, make_learner=make_learner)
+    learning = roles.Learning(parts, push, carrier, channel, replay, make_learner=make_learner, report=report)
     return learning, channel.batches()

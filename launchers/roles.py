@@ -347,6 +347,7 @@ class Learning:
         replay: Checkpointer | None,
         asked: Callable[[], bool] = never,
         make_learner: Callable[..., learner.Learner] | None = None,
+        report: ActorReport | None = None,
     ):
         """Restores the newest checkpoint, if there is one, and makes the learner.
 
@@ -359,8 +360,9 @@ class Learning:
           channel, replay: as `open_channel` returns them.
           asked: where there are several learner hosts, whether this one is asked to end.
           make_learner: called with a Learner's arguments to make the learner; None means Learner itself.
+          report: that of the actor, if this is part of the learner; `close` closes it too.
         """
-        self._run, self._mesh = parts.run, parts.mesh
+        self._run, self._mesh, self._report = parts.run, parts.mesh, report
         pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
         if not parts.gradients:
             check_shares(parts.agent, parts.mesh.total if pod else parts.mesh.size)
@@ -505,10 +507,9 @@ class Learning:
     def close(self) -> None:
         if self._priorities:
             self._priorities.close()
-        if self._recorder:
-            self._recorder.close()
-        if self._exchange:
-            self._exchange.close()
+        for recording in (self._recorder, self._exchange, self._report):
+            if recording:
+                recording.close()
         self._checkpointer.close()
 
 

@@ -9,9 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from agents.agent import Blocks, Step, TableSpec, TimeStep, Version
 from launchers import run as runs
 from launchers import serial
 from launchers.settings import UsageError
+from replay.blocks import Block
+from replay.local_carrier import LocalCarrier
+from replay.rows import Row
+from replay.structures import Structure
+from runtime import devices
 from runtime.checkpoint import Checkpointer
 from tests.launchers import command_line
 
@@ -201,3 +207,46 @@ def test_what_reverbs_sampler_cannot_do_is_refused(agent, field, value):
 @pytest.mark.skipif(importlib.util.find_spec("reverb") is None, reason="its sampler refuses")
 def test_a_uniform_replay_has_no_priorities_to_refuse():
     runs.make("dqn", "Catch-v0", {"carrier": "reverb"}, {"priority": "rank", "uniform_fraction": 0.1}).check_fit()
+
+
+@pytest.mark.parametrize("mapper", devices.MAPPERS)
+@pytest.mark.parametrize("name", ["variables", "member_3_variables"])
+def test_actors_pull_parameters_as_one_device_has_them_and_all_else_as_it_was_pushed(mapper, name):
+    device = jax.local_devices()[0]
+    mesh = devices.make_mesh(mapper, [device])
+    carrier, params = LocalCarrier(mesh, device), {"w": np.arange(6.0).reshape(2, 3), "b": np.int32(7)}
+    container = carrier.variables(None, name)
+    assert not container.filled() and container.pushes() == 0
+    container.push(Version(1, 20), mesh.put(params))
+    version, pulled = container.pull()
+    assert version == Version(1, 20) and carrier.variables(None, name) is container
+    for x, y in zip(jax.tree.leaves(pulled), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(x, y, strict=False)
+        assert np.shape(x) == np.shape(y) and x.devices() == {device}
+    container.push(Version(2, 40), mesh.put({"w": params["w"] + 1, "b": params["b"]}))
+    version, pulled = container.pull()
+    assert version == Version(2, 40) and container.pushes() == 2 and pulled["w"][0, 0] == 1.0
+    state = {"w": np.arange(3.0)}
+    carrier.variables(None, "member_3_state").push(Version(1, 20), state)
+    assert carrier.variables(None, "member_3_state").pull()[1] is state
+
+
+@pytest.mark.parametrize(("max_size", "num_envs"), [(1, 4), (7, 1), (8, 4), (11, 4), (20, 3)])
+def test_a_local_queue_has_room_for_as_many_sequences_as_the_table_says(max_size, num_envs):
+    number, flags = np.zeros((2, num_envs), np.float32), np.zeros((2, num_envs), bool)
+    steps = Step(number, number, number, number, flags, {})
+    structure = Structure(Block(steps, np.zeros(num_envs, np.float32), np.int64(0)))
+    table, device = TableSpec("queue", Blocks(1), "queue", max_size), jax.local_devices()[0]
+    carrier = LocalCarrier(devices.make_mesh(devices=[device]), device)
+    channel = carrier.channel(None, table, structure, num_envs, 1, num_envs, 100)  # type: ignore[arg-type]
+    asked: list[int] = []  # a writer asks whether it is stopped only where it would have to wait
+    writer = channel.writer(0, None, lambda: asked.append(1) is None)
+    count = 0
+    while not asked:
+        count += 1
+        step = jax.tree.map(lambda x, count=count: np.full_like(x[0], count), steps)
+        answer = TimeStep(step.observation, step.reward, step.discount, step.first, step.first)
+        assert writer.append(Row(step, np.zeros(num_envs, np.float32), Version(count, 0), None, answer))
+    assert count - 1 == max(1, max_size // num_envs)
+    batches = channel.batches()
+    assert [next(batches).learner_steps.tolist() for _ in range(count)] == [[n] for n in range(1, count + 1)]

@@ -188,3 +188,72 @@ def test_each_device_gets_as_many_of_each_stacked_member():
     roles.check_shares(made, 2)
     with pytest.raises(run.UsageError, match="give a multiple of 48"):
         roles.check_shares(made, 4)
+
+
+MEMBERS = {"population": 2, "tune": "learning_rate:log:1e-4:1e-2"}
+
+
+@pytest.mark.parametrize(
+    ("agent", "changes", "on_hosts", "on_pod"),
+    [
+        ("impala", {}, None, None),
+        ("reinforce", {"synchronous": False}, None, None),
+        ("dqn", {"carrier": "local"}, "an agent with a replay learns on one host", None),
+        ("actor_critic", {}, "eligibility traces learns on one host", "eligibility traces learns on one host"),
+        ("a2c", MEMBERS, "each learner of a population is on one host", "the members of a population cannot be on"),
+        ("a2c", {"synchronous": True}, "with --synchronous .* the learner is on one host", None),
+        ("a2c", {"synchronous": False}, None, None),
+        ("a3c", {}, "with --travels=gradients the learner is on one host", "with --travels=gradients the learner is"),
+    ],
+)
+def test_what_one_host_alone_can_learn_is_refused_on_several(agent, changes, on_hosts, on_pod):
+    made = run.make(agent, "CartPole-v1", changes, {})
+    for check, why, flag in ((made.check_hosts, on_hosts, "--num_learners=2"), (made.check_pod, on_pod, "--placement")):
+        if why is None:
+            check(2)
+            continue
+        with pytest.raises(run.UsageError, match=f"^{flag}.*{why}") as error:
+            check(2)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("batch", [8, 12])
+def test_each_host_of_a_pod_has_an_equal_part_of_a_batch_that_its_blocks_can_make(batch):
+    for envs in (1, 2, 3, 4, 6, 8, 12, 24):
+        if batch % envs and envs % batch:
+            continue  # not on one host either
+        made = run.make("impala", "CartPole-v1", {"placement": "pod", "envs_per_actor": envs}, {"batch_size": batch})
+        for count in range(1, 7):
+            share = batch // count
+            if batch % count:
+                words = f"--num_hosts={count} must divide config.batch_size={batch}"
+            elif share % envs and envs % share:
+                words = f"a host's part of a batch is {share}, and --envs_per_actor={envs} must divide it"
+            else:
+                made.check_pod(count)
+                continue
+            with pytest.raises(run.UsageError) as error:
+                made.check_pod(count)
+            assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_task_has_equally_many_episodes_in_an_evaluation():
+    names = ["CartPole-v1", "Acrobot-v1", "MountainCar-v0"]
+    usual = run.make("a2c", names[0], {}, {}).eval_episodes
+    for count in (1, 2, 3):
+        together = run.make("a2c", ",".join(names[:count]), {"envs_per_actor": 6 * count}, {"batch_size": 12 * count})
+        assert together.eval_episodes % count == 0 and 0 <= together.eval_episodes - usual < count
+        assert together.eval_envs % count == 0 and together.eval_episodes % together.eval_envs == 0
+
+
+def test_checkpoints_without_a_config_are_no_run_to_go_on_with(tmp_path):
+    made = run.make("a2c", "CartPole-v1", {}, {})
+    run.save(made, tmp_path / "new")
+    assert run.load(tmp_path / "new") == made
+    checkpoint = tmp_path / "old" / "checkpoints" / "learner_steps_3"
+    checkpoint.mkdir(parents=True)
+    with pytest.raises(run.UsageError, match=r"has checkpoints of a run, but no config\.json to say which"):
+        run.save(made, tmp_path / "old")
+    assert not (tmp_path / "old" / "config.json").exists()
+    checkpoint.rmdir()
+    run.save(made, tmp_path / "old")

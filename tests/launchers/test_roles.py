@@ -24,6 +24,7 @@ from agents.agent import BoundedActions, DiscreteActions, EnvironmentSpec, Feedb
 from environments import tasks
 from environments.environment import Episodes
 from launchers import (
+    device,
     evaluate,
     flags,
     kinds,
@@ -46,7 +47,8 @@ from launchers.shutdown import AT_ONCE, ENDING
 from replay import local
 from replay.local_carrier import LocalCarrier
 from replay.rows import Batch
-from runtime import actor, evaluator, learner, metrics, scheduling, worker
+from runtime import actor, best, device_learner, evaluator, learner, metrics, scheduling, worker
+from runtime.hosts import Hosts
 from tests.conftest import HAS_REVERB
 from tests.launchers import command_line
 from tests.pictures import has_curve
@@ -516,6 +518,17 @@ def test_the_learner_has_what_the_command_line_says(name, carrier, fakes, tmp_pa
         assert not fakes.exchanges
 
 
+@pytest.mark.parametrize("learner_steps", [4, 2**20])
+def test_a_populations_choices_have_other_keys_after_a_resume(learner_steps, fakes, tmp_path):
+    """Its first turns would repeat the draws of the turns after the start."""
+    FakeCheckpointer.saved = {"checkpoints": ("an old state", Version(learner_steps, 90))}
+    run = make("stacked")
+    roles.open_learning(Parts(run, tmp_path), Carrier(), lambda: False)
+    (exchange,) = fakes.exchanges
+    assert same(exchange.key, jax.random.key(run.seed_of("exchange", learner_steps))) and exchange.env_steps == 90
+    assert not same(exchange.key, jax.random.key(run.seed_of("exchange")))
+
+
 def settings_of(name: str, **settings) -> runs.Run:
     """Returns a run with changed settings, unchecked: also with carrier=reverb where Reverb is not installed."""
     run = make(name)
@@ -675,6 +688,85 @@ def test_of_several_hosts_the_first_alone_publishes_records_and_saves(fakes, sav
     assert carrier.of["variables"].calls == [] and not fakes.recorders and not saves and not carrier.one.calls
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "servers"), [("uniform", 1, 1), ("uniform", 2, 1), ("uniform", 1, 2), ("queue", 1, 1)]
+)
+def test_replays_of_hosts_that_are_gone_are_told(name, count, servers, fakes, tmp_path, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(roles.logging, "warning", lambda words, *values: told.append(words % values))
+    parts = Parts(settings_of(name, num_replay_servers=servers), tmp_path, hosts=Hosts(0, count))
+    used = count * servers
+    for there in range(used + 3):
+        roles.warn_of_left_out(parts)
+        left = ", ".join(f"replay_{k}" for k in range(used, there))
+        words = f"there were more hosts before: the replays in {left} are not used"
+        assert told == ([words] if left and name == "uniform" else [])
+        told.clear()
+        (tmp_path / f"replay_{there}").mkdir()
+
+
+class Program(NamedTuple):
+    """Stands for a compiled program."""
+
+    name: str
+
+
+@pytest.mark.parametrize("name", ["queue", "uniform", "stacked"])
+def test_a_learner_on_the_device_has_what_the_command_line_says(name, fakes, tmp_path, monkeypatch):
+    _, _, own, config = RUNS[name]
+    agent = {"queue": "a2c", "uniform": "dqn", "stacked": "a2c"}[name]
+    changes = {"placement": "device", "ready_env_steps": 50} if name == "stacked" else {"placement": "device"}
+    settings = {key: value for key, value in (COMMON | own).items() if key != "updates_per_dispatch"} | changes
+    config = {key: value for key, value in config.items() if key != "replay"}
+    run = runs.make(agent, "gymnax:CartPole-v1", settings | {"reward_clip": "unit"}, config)
+    members = 3 if name == "stacked" else 1
+    made = SimpleNamespace()
+    for attribute, where, gives in (
+        ("Rollout", device, lambda _: SimpleNamespace(start=lambda params: params, specs=lambda mesh: mesh.REPLICATED)),
+        ("FilledRings", device, lambda _: Channel("the rings")),
+        ("blocks_program", device_learner, lambda _: Program("blocks")),
+        ("replay_program", device_learner, lambda _: Program("replay")),
+        ("DeviceLearner", device_learner, lambda call: SimpleNamespace(version=call.args[2], done=False)),
+    ):
+        noted = Noted(getattr(where, attribute), gives)
+        setattr(made, attribute, noted)
+        monkeypatch.setattr(where, attribute, noted)
+    monkeypatch.setattr(device.functional, "make", lambda env, keywords: (env, keywords))
+    parts, stop = Parts(run, tmp_path), threading.Event()
+    for sitting in (0, 1):
+        carrier = Carrier()
+        learning, batches, publisher = roles.open_learning(parts, carrier, stop.is_set)
+        rollout, learner_ = made.Rollout[sitting], made.DeviceLearner[sitting]
+        assert publisher is None and learner_.args[4] == carrier.of["variables"].push
+        assert rollout.agent is parts.agent and rollout.environment == ("gymnax:CartPole-v1", {})
+        assert rollout.num_envs == 2 * 4 * members and rollout.devices == parts.mesh.total
+        assert rollout.seed == run.seed_of("actor", 0, sitting), "a sitting goes on to other episodes"
+        assert rollout.clip(np.float32(-7)) == -1
+        programs, others = made.blocks_program, made.replay_program
+        if name == "uniform":
+            programs, others = others, programs
+            assert programs[sitting].source is learner_.replay
+            given = made.FilledRings[sitting]
+            assert given.table is parts.table and given.structure is parts.items and given.saved is None
+            assert (given.batch_size, given.num_actors, given.num_envs, given.max_rows) == (8, 1, 2 * 4, 2000)
+        else:
+            assert programs[sitting].members == members
+        program_ = programs[sitting]
+        assert program_.agent is parts.agent and program_.seed == run.seed_of("learner") and not others
+        assert program_.most_steps == {"stacked": 50 * 3}.get(name, 70), "no call goes beyond what is due"
+        assert learner_.program == Program("replay" if name == "uniform" else "blocks")
+        assert learner_.members == members
+        actor_recorder, learner_recorder = (r.made for r in fakes.recorders[2 * sitting :])
+        assert [r.role for r in fakes.recorders[2 * sitting :]] == ["actor_0", "learner"]
+        for steps, total in ((30, 30), (12, 42)):
+            fakes.clock.now += 2.0
+            learner_.played(Version(4, 90), steps, Episodes([0], [3.0], [5]))
+            assert (actor_recorder.rows[-1]["env_steps"], actor_recorder.rows[-1]["actor_steps"]) == (90, total)
+        assert next(batches).env_steps in (0, 30)
+        learning.close()
+        assert actor_recorder.closed and learner_recorder.closed, "else their last rows may be lost"
+
+
 # Evaluations ---------------------------------------------------------------------------------------------------------
 
 
@@ -779,6 +871,54 @@ def test_members_are_judged_by_whose_episodes_it_says(fitness, fakes, tmp_path):
     parts.peers.exchange(carrier, parts.agent, jax.random.key(0), 0)
     (containers,) = fakes.exchanges[-1].returns
     assert [c.name for c in containers] == expected
+
+
+@pytest.mark.parametrize("fitness", ["training", "evaluation"])
+def test_members_are_told_with_which_parameters_their_episodes_were_played(fitness, fakes, tmp_path, monkeypatch):
+    told: list[Any] = []
+    returns = SimpleNamespace(add=lambda version, episodes: told.append((version, episodes)))
+    monkeypatch.setattr(fakes.returns, "_gives", lambda _: returns)
+    played = [Episodes([0, 2], [1.0, 2.0], [3, 4]), Episodes([1], [5.0], [6])]
+    turns = [({"learner_steps": 4, "env_steps": 100, "actor_steps": 9}, played[0])]
+    turns.append(({"learner_steps": 7, "env_steps": 150, "actor_steps": 19}, played[1]))
+
+    def play(_):
+        for metrics_, episodes in turns:
+            fakes.clock.now += 2.0
+            yield metrics_, episodes
+
+    monkeypatch.setattr(fakes.actors, "_gives", play)
+    rows = [({"learner_steps": 4, "env_steps": 100, "return_mean": 1.5}, played[0])]
+    rows.append(({"learner_steps": 7, "env_steps": 150, "return_mean": 5.0}, played[1]))
+    evaluations = [evaluator.Evaluation(row, episodes, None) for row, episodes in rows]
+    monkeypatch.setattr(fakes.evaluators, "_gives", lambda _: iter(evaluations))
+    monkeypatch.setattr(best, "Keeper", lambda *_: SimpleNamespace(show=lambda *_: None))
+    parts = Parts(make("stacked", fitness=fitness), tmp_path)
+    list(roles.act(parts, Carrier(), 0, 0, threading.Event()))
+    list(roles.evaluate(parts, Carrier(), threading.Event()))
+    assert told == [(Version(4, 100), played[0]), (Version(7, 150), played[1])], "once, by one of the two roles"
+
+
+def test_the_best_parameters_are_kept_before_the_row_that_may_end_the_run(fakes, tmp_path, monkeypatch):
+    order: list[Any] = []
+
+    def keeper(logdir, structure):
+        return SimpleNamespace(show=lambda *said: order.append((logdir, structure, *said)))
+
+    rows = [{"learner_steps": n, "env_steps": 100 * n, "return_mean": float(n % 3)} for n in range(1, 5)]
+    evaluations = [
+        evaluator.Evaluation(dict(row), Episodes([0], [1.0], [1]), f"params {n}") for n, row in enumerate(rows)
+    ]
+    monkeypatch.setattr(fakes.evaluators, "_gives", lambda _: iter(evaluations))
+    monkeypatch.setattr(best, "Keeper", keeper)
+    monkeypatch.setattr(FakeRecorder, "write", lambda self, row: order.append(row["env_steps"]))
+    parts = Parts(make("queue"), tmp_path)
+    assert len(list(roles.evaluate(parts, Carrier(), threading.Event()))) == 4
+    expected: list[Any] = []
+    for n, row in enumerate(rows):
+        version = Version(row["learner_steps"], row["env_steps"])
+        expected += [(tmp_path, parts.params, version, f"params {n}", row["return_mean"]), row["env_steps"]]
+    assert order == expected
 
 
 def test_separate_members_have_tables_folders_and_seeds_of_their_own(fakes, tmp_path):

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from agents.agent import Agent, Blocks, TableSpec, Version
 from environments.counting import CountingEnvironment
 from replay import blocks
-from replay.blocks import BlockWriter
+from replay.blocks import BlockWriter, count_for_each
 from replay.reverb_carrier import ReverbQueue
 from replay.rows import Batch, Row
 from replay.structures import params_structure
@@ -307,3 +308,44 @@ def test_a_queue_gives_each_block_once(serve_here):
     assert path.client.server_info()["queue"].current_size == 4
     path.batches(3)
     assert path.client.server_info()["queue"].current_size == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_members_share_the_steps_evenly_and_none_is_lost(seed):
+    rng = np.random.default_rng(seed)
+    members, steps = int(rng.integers(1, 9)), rng.integers(0, 40, 50).tolist()
+    batches = [Batch(number, np.array([number]), count) for number, count in enumerate(steps)]
+    counted = list(count_for_each(iter(batches), members))
+    assert [batch.sample for batch in counted] == list(range(50))
+    assert [batch.learner_steps.tolist() for batch in counted] == [[number] for number in range(50)]
+    np.testing.assert_array_equal(np.cumsum([batch.env_steps for batch in counted]), np.cumsum(steps) // members)
+
+
+@pytest.mark.parametrize("placement", ["threads", "device"])
+@pytest.mark.parametrize("num_actors", [1, 2, 3])
+def test_a_batch_is_of_whole_blocks_or_an_equal_part_of_one(placement, num_actors):
+    """With --placement=device, a block has the environments of all actors."""
+    for envs in range(1, 13):
+        for batch in range(1, 13):
+            agent = counting_agent(Blocks(2), 10)._replace(batch_size=batch)
+            run = SimpleNamespace(agent="a2c", placement=placement, num_actors=num_actors, envs_per_actor=envs)
+            block = envs * num_actors if placement == "device" else envs
+            if batch % block == 0 or block % batch == 0:
+                blocks.refuse(agent, run, None)
+                continue
+            with pytest.raises(
+                ValueError, match=rf"config.batch_size={batch} and .*--envs_per_actor={envs}: "
+            ) as error:
+                blocks.refuse(agent, run, None)
+            assert (f"--num_actors={num_actors} times" in str(error.value)) == (placement == "device")
+
+
+@pytest.mark.parametrize(("num_actors", "envs"), [(1, 4), (2, 2), (1, 2), (2, 4), (4, 1)])
+def test_traces_need_the_batch_to_be_one_actors_environments(num_actors, envs):
+    agent = counting_agent(Blocks(2), 10)._replace(batch_size=4, in_order=True)
+    run = SimpleNamespace(agent="actor_critic", placement="threads", num_actors=num_actors, envs_per_actor=envs)
+    if (num_actors, envs) == (1, 4):
+        blocks.refuse(agent, run, None)
+        return
+    with pytest.raises(ValueError, match=rf"--num_actors=1 --envs_per_actor=4.* not {num_actors} actors with {envs}"):
+        blocks.refuse(agent, run, None)

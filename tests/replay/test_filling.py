@@ -95,3 +95,22 @@ def test_the_same_rows_fill_the_same_rings(kind, prioritized, num_envs):
         np.testing.assert_array_equal(expected["opened"] % ring.memory_slots, found["opened"] % ring.memory_slots)
     assert filled.count() == written.count()
     np.testing.assert_array_equal(written.masses.count, filled.masses.count)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 4.0])
+@pytest.mark.parametrize("inserted", [30, 100, 5_000])
+def test_samples_that_are_owed_are_owed_after_a_resume_too(inserted, ratio):
+    table = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100, min_size=50, samples_per_insert=ratio)
+    agent = Agent(None, None, None, None, None, None, table, 16)
+    mesh = devices.make_mesh(devices=jax.local_devices()[:1])
+    for owed in (0, 11) if inserted > 50 else (0,):
+        filled = FilledRings(mesh, agent, table, VECTORS, 16, 1, 4, 10**9)
+        kept = filled.give()
+        counts = {"inserted": mesh.put(np.int32(inserted)), "owed": mesh.put(np.float32(owed))}
+        filled.take(kept._replace(**counts), filled.ring.chunk)
+        saved = jax.tree.map(np.array, filled.state())
+        again = FilledRings(mesh, agent, table, VECTORS, 16, 1, 4, 10**9, saved)
+        kept = again.give()
+        assert int(mesh.host(kept.inserted)) == inserted == again.count()
+        assert float(mesh.host(kept.owed)) == owed
+        assert again.heads[0] == again.ring.chunk and int(mesh.host(kept.filling.slot)) == again.ring.chunk

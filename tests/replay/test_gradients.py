@@ -132,3 +132,18 @@ def test_a_local_replay_is_sampled_as_often_as_asked_and_after_its_minimum():
         assert sum(counts) == (0 if first is None else (written - first) * 4 // 8)
     assert 50 <= first <= 50 + PULL_ITEMS + CHUNK_ITEMS and sum(counts) > 100
     assert len(seen) > 200, "of all that was written"
+
+
+def test_each_worker_draws_by_a_seed_of_its_own():
+    table = TableSpec("replay", Transitions(1, 0.9), "uniform", max_size=1000)
+    agent = dqn.make(dqn.Config(torso="mlp", frame_stack=1), SPEC)._replace(table=table)
+    mesh, drawn = devices.make_mesh(devices=jax.local_devices()[:1]), []
+    for seed in (3, 3, 4):
+        replay = LocalReplay(mesh, agent, item_structure(agent, SPEC, 1), 8, 1, max_rows=10**6, workers=1, seed=seed)
+        samples = []
+        for step in stream(1, 300):
+            if replay.append(Row(step, (), Version(0, 0), None)):
+                samples += [sample.steps.action.tolist() for sample in replay.samples()]
+        drawn.append(samples)
+    assert len(drawn[0]) > 3 and drawn[0] == drawn[1] and drawn[0] != drawn[2]
+    assert len({tuple(sample) for sample in drawn[0]}) == len(drawn[0]), "nor is a draw repeated"

@@ -13,7 +13,7 @@ from agents.agent import Agent, Sample, Sequences, Stacks, Step, TableSpec, Tran
 from replay import channels, sums
 from replay.limiter import Limiter
 from replay.ring_channel import RingChannel, RingWriter
-from replay.rows import Row, never
+from replay.rows import PULL_ITEMS, PULL_STEPS, Row, never
 from replay.structures import Structure
 from runtime import devices
 from tests.replay import ring_drawing, told_sequences, told_stacks
@@ -232,6 +232,32 @@ def test_a_full_ring_of_sequences_is_whole(window):
         check_sequence(sample, column, int(environment), found[1])
 
 
+@pytest.mark.parametrize(
+    ("items", "period"),
+    [(Transitions(2, GAMMA), PULL_ITEMS), (Stacks(2, GAMMA, 4), PULL_STEPS), (WINDOWS[0], PULL_STEPS)],
+)
+def test_an_actor_pulls_after_so_many_transitions(items, period):
+    num_envs, made, pulls = 24, 0, 0
+    if isinstance(items, Sequences):
+        structure = told_sequences.structure_of(items)
+        steps = [
+            (Step(*step[:5], {"number": np.zeros(num_envs, np.int32)}), memory_before(row, range(num_envs)))
+            for row, step in enumerate(stream(num_envs, 60))
+        ]
+    elif isinstance(items, Stacks):
+        structure = told_stacks.structure_of(items.stack, (2, 3))
+        steps = [(step, ()) for step in told_stacks.framed(num_envs, 60)]
+    else:
+        structure, steps = VECTORS, [(step, ()) for step in stream(num_envs, 60)]
+    writer = make_channel(items, structure, num_envs).writer(0, None, never)
+    for step, memory in steps:
+        before, made = made, made + int(np.sum(~step.first))
+        pull = append(writer, step, memory)
+        assert pull == (before // period != made // period), f"{made} transitions"
+        pulls += pull
+    assert pulls >= 2
+
+
 def test_rings_are_no_longer_than_a_run_can_fill():
     short = make_channel(Transitions(1, GAMMA), VECTORS, 4, max_size=1_000_000, max_rows=400)
     assert short.ring.length * 4 < 800
@@ -433,6 +459,29 @@ def test_an_actor_waits_for_samples_until_it_is_stopped_and_a_learner_for_items(
     assert within(WAIT, "the learner to end", lambda: next(batches, None)) is None
 
 
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 8.0])
+def test_in_one_thread_actors_take_turns_as_the_ratio_says_and_without_one_a_turn_for_each_batch(ratio):
+    table = {"min_size": 20, "samples_per_insert": ratio}
+    channel = make_channel(Transitions(1, GAMMA), VECTORS, 4, table=table, batch_size=8)
+    writer, rows, turns = channel.writer(0, None, never), stream(4, 10_000), []
+
+    def turn():
+        assert not ratio or channel.count() <= 20 or not channel._limiter.may_sample(8), "a batch is due"
+        turns.append(channel.count())
+        for _ in range(5):
+            writer.append(Row(next(rows), (), Version(0, 0), None))
+
+    channel.turn, batches, counts = turn, channel.batches(), []
+    for _ in range(200):
+        within(WAIT, "a batch", next, batches)
+        counts.append(len(turns))
+    assert counts[0] > 0 and turns[-1] > 20, "actors had turns later too"
+    if ratio:
+        assert 0 in np.diff(counts), "some batches are drawn without a turn"
+    else:
+        assert set(np.diff(counts)) == {1}
+
+
 def test_environment_steps_are_transitions_made():
     channel, num_envs, rows = make_channel(Transitions(1, GAMMA), VECTORS, 4), 4, 64
     writer = channel.writer(0, None, never)
@@ -490,3 +539,42 @@ def test_environments_that_do_not_divide_over_the_devices_are_refused():
 
     with pytest.raises(ValueError, match="--envs_per_actor=6 must be a multiple of 4"):
         Ring(table, channels.way(table).ring(table, VECTORS), 1, 6, 4, 1000)
+
+
+@pytest.mark.parametrize("rows", [64, 320])
+@pytest.mark.parametrize("items", [Transitions(3, GAMMA), *WINDOWS[:2]])
+def test_a_resumed_replay_is_as_it_would_be_without_the_stop(items, rows):
+    """The environments of a new sitting begin anew, which ends the episodes of the one before. The rings are not full
+    after 64 rows, and have been written over after 320."""
+    num_envs = 4
+    structure = VECTORS if isinstance(items, Transitions) else told_sequences.structure_of(items)
+
+    def play(writer, count):
+        if isinstance(items, Sequences):
+            write_sequences(writer, num_envs, count)
+            return
+        for step in stream(num_envs, count):
+            append(writer, step)
+
+    def draw(channel, count):
+        batches = channel.batches()
+        for _ in range(count):
+            within(WAIT, "a batch", next, batches)
+
+    straight = make_channel(items, structure, num_envs, max_size=200)
+    writer = straight.writer(0, None, never)
+    play(writer, rows)
+    draw(straight, 3)
+    saved = jax.tree.map(np.array, straight.state())
+    resumed = make_channel(items, structure, num_envs, max_size=200, saved=saved)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state(), saved)
+    for channel, each in ((straight, writer), (resumed, resumed.writer(0, None, never))):
+        play(each, 48)
+        draw(channel, 2)
+    expected, found = straight.state(), resumed.state()
+    assert expected["counts"].tolist() == [straight.count(), 5 * 16]
+    assert expected.keys() == found.keys()
+    for name in expected:
+        jax.tree.map(np.testing.assert_array_equal, expected[name], found[name])
+    jax.tree.map(np.testing.assert_array_equal, all_items(straight), all_items(resumed))
+    assert straight._limiter.owed() == resumed._limiter.owed()

@@ -2,6 +2,7 @@
 batch, are compared with a loop over one environment at a time in plain notation."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import pytest
 
 from agents.agent import Agent, Step, TableSpec, Transition, Transitions, Version
 from environments.counting import CountingEnvironment
-from replay import server
+from replay import sampler, server
 from replay.channels import item_structure, way
-from replay.rows import PULL_ITEMS, Row, never
+from replay.rows import PULL_ITEMS, ReplayUnavailable, Row, never
 from replay.sampler import Replay as Sampler
 from replay.structures import Packing, Structure, params_structure
 from replay.transitions import LOCAL_ITEMS, NStep, TransitionWriter
@@ -315,3 +316,31 @@ def test_new_experience_is_counted_in_items_of_all_servers(serve):
 
     until(all_counted, WAIT, f"{expected} steps are counted")
     assert counted[-1] == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_server_that_comes_back_with_less_takes_nothing_from_the_count(seed, monkeypatch):
+    """A server that was restarted goes on from the count of its checkpoint; one that is down is counted later."""
+    rng, asked, numbers = np.random.default_rng(seed), [], [5, 9]
+
+    def ask(client):
+        asked.append(client)
+        if numbers[client] is None:
+            raise ReplayUnavailable("it is down")
+        stats = SimpleNamespace(insert_stats=SimpleNamespace(completed=numbers[client]))
+        return {"replay": SimpleNamespace(rate_limiter_info=stats)}
+
+    monkeypatch.setattr(sampler, "ask_tables", ask)
+    table = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100)
+    replay = Sampler([0, 1], table, Structure(np.zeros(1, np.float32)), 4)
+    known = list(numbers)
+    for _ in range(40):
+        expected = 0
+        for index in (0, 1):
+            down = rng.random() < 0.2
+            numbers[index] = None if down else max(0, known[index] + int(rng.integers(-5, 12)))
+            if not down:
+                expected += max(0, numbers[index] - known[index])
+                known[index] = numbers[index]
+        assert replay._count_new() == expected
+    assert set(asked) == {0, 1}

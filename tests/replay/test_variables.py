@@ -1,11 +1,14 @@
 """The variable container on a real Reverb server."""
 
 import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from agents.agent import Version
+from replay import variables
 from replay.reverb_carrier import ReverbCarrier
 from replay.reverb_import import reverb
 from replay.rows import VARIABLES, ReplayUnavailable
@@ -128,3 +131,21 @@ def test_where_all_are_in_the_servers_process_what_was_pushed_is_pulled_as_it_is
         pulled_version, pulled = within(WAIT, "a pull", elsewhere.variables(STRUCTURE).pull)
         assert pulled_version == Version(version, 7)
         np.testing.assert_array_equal(pulled["w"], params["w"])
+
+
+@pytest.mark.parametrize("most", [0, 1000, 2**40])
+def test_parameters_that_this_run_cannot_have_are_not_pulled(client, most, monkeypatch):
+    """Somebody else writes to the server; the parameters of the run's own learner come later."""
+    other, learner = (VariableContainer(client, STRUCTURE) for _ in range(2))
+    actor = ReverbCarrier([client], max_env_steps=most).variables(STRUCTURE)
+    other.push(Version(5, most + 1), numbered(5))
+    slept = []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        learner.push(Version(3, most), numbered(3))
+
+    monkeypatch.setattr(variables, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    version, params = within(WAIT, "the learner's parameters", actor.pull)
+    assert version == Version(3, most) and slept
+    np.testing.assert_array_equal(params["w"], numbered(3)["w"])

@@ -1,5 +1,7 @@
 """The actor's loop: the order of its calls, and what it hands on. The whole path is in tests/replay/test_blocks.py."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -100,6 +102,31 @@ def test_metrics_count_transitions_and_the_episodes_that_ended_are_told():
     assert first_episodes == ([0, 0], [1.0, 11.0 + 12 + 13], [1, 3])
     assert second_episodes == ([0], [21.0 + 22 + 23 + 24 + 25], [5])
     assert 0 <= first["wait_fraction"] <= 1 and 0 <= first["pull_fraction"] <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_pulling_and_waiting_took_is_told_as_a_share_of_the_turn(seed, monkeypatch):
+    rng, now, spent = np.random.default_rng(seed), [7.0], {}
+
+    def taking(name, function):
+        def call(*args):
+            seconds = float(rng.integers(1, 9))
+            now[0] += seconds
+            spent[name] = spent.get(name, 0.0) + seconds
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(actor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    fakes = Recorded(item_every=3)
+    for name in ("pull", "act", "step", "append"):
+        monkeypatch.setattr(fakes, name, taking(name, getattr(fakes, name)))
+    loop = fakes.run()
+    for _ in range(3):
+        spent.clear()
+        told, _ = next(loop)
+        assert told["pull_fraction"] == pytest.approx(spent["pull"] / sum(spent.values()))
+        assert told["wait_fraction"] == pytest.approx(spent["append"] / sum(spent.values()))
 
 
 def test_stopped_is_asked_before_every_pull():

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -211,3 +212,17 @@ def test_a_pod_learns_what_one_host_with_its_devices_does(count, devices):
         assert each["agreed"] == [[0, False, False]] * 2 + late
         assert each["said"] == [True, False]
         assert each["shared"] == [[0, 0], [1, 5_000_000_000]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_host_that_is_asked_to_end_waits_so_long_for_an_update(seed, monkeypatch):
+    rng, now = np.random.default_rng(seed), [50.0]
+    monkeypatch.setattr(hosts, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    asked_at, seconds = rng.uniform(50, 60), rng.uniform(1, 20)
+    patience, seen = hosts.asked_for(lambda: now[0] >= asked_at, seconds), None
+    for _ in range(100):
+        if now[0] >= asked_at and seen is None:
+            seen = now[0]  # the time counts from the first look after it was asked
+        assert patience() == (seen is not None and now[0] - seen > seconds)
+        now[0] += rng.uniform(0, 1)
+    assert patience()

@@ -143,6 +143,17 @@ def test_a_resumed_learner_publishes_and_counts_on():
     assert calls == [("publish", Version(4, 40), 4), ("publish", Version(6, 60), 6)]
 
 
+@pytest.mark.parametrize("period", [1, 5])
+def test_a_learner_goes_on_from_a_state_that_it_is_given_and_publishes_it_at_once(period):
+    calls = Calls()
+    the_learner = calls.learner(start=3, publish_period=period)
+    list(the_learner.run(iter([batch(1.0)])))
+    the_learner.replace(State(np.int32(100), np.float32(7)))
+    assert calls[-1] == ("publish", Version(4, 40), 100)
+    list(the_learner.run(iter([batch(2.0)])))
+    assert the_learner.host_state() == (101, 9.0) and calls[-1] == ("publish", Version(5, 50), 101)
+
+
 def test_published_parameters_outlive_the_updates_after_them():
     """The state's own buffers are donated to the next update."""
     published = []

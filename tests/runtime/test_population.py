@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from agents import pbt
 from agents.agent import Version
 from agents.pbt import Range
 from environments.environment import Episodes
@@ -310,3 +311,80 @@ def test_stacked_members_take_their_turns_together(tmp_path):
     assert after[1].hypers.learning_rate != states[0].hypers.learning_rate
     assert metrics.read(tmp_path / "lineage_1.csv")[-1]["donor"] == 0
     running.stop()
+
+
+def separate(size: int, logdir, member: int, **changes) -> tuple[Exchange, list[Returns], list[Container]]:
+    """Returns the exchange of one of several separate members, what tells the returns of each, and the containers of
+    their states. All containers are in memory."""
+    each = [population(size, m, logdir, **changes) for m in range(size)]
+    told, states, copied = ([Container() for _ in range(size)] for _ in range(3))
+    exchange = Exchange(each[member], [[c] for c in told], states, copied, jax.random.key(member), 0)
+    return exchange, [Returns(each[m], told[m]) for m in range(size)], states
+
+
+def test_each_random_choice_of_each_turn_has_a_key_of_its_own(tmp_path, monkeypatch):
+    keys = []
+
+    def exploit(key, returns):
+        keys.append(key)
+        return np.array([1, 1])
+
+    def explore(key, rule, values, ranges):
+        keys.append(key)
+        return values
+
+    monkeypatch.setitem(pbt.EXPLOIT, "truncation", exploit)
+    monkeypatch.setattr(pbt, "explore", explore)
+    for member in (0, 1):
+        exchange, _, states = separate(2, tmp_path, member)
+        learner = Learner(state_of(0))
+        states[1].push(Version(0, 0), state_of(1))
+        for turn in range(1, 6):
+            learner.advance(100 * turn)
+            exchange(learner)
+        assert learner.replaced == (5 if member == 0 else 0)
+    assert len(keys) == 2 * 5 + 5
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+
+
+def test_a_peer_whose_state_is_not_there_is_not_copied(tmp_path):
+    """A replay server that was started again has no states until members show theirs."""
+    exchange, reports, states = separate(3, tmp_path, 0)
+    for m, value in enumerate((1.0, 2.0, 9.0)):
+        report(reports[m], value)
+    learner = Learner(state_of(0))
+    learner.advance(100)
+    exchange(learner)
+    assert learner.replaced == 0, "nobody else has shown a state"
+    states[1].push(Version(0, 0), state_of(1))
+    learner.advance(200)
+    exchange(learner)
+    assert_same(learner.state.params, state_of(1).params)
+    states[2].push(Version(0, 0), state_of(2))
+    report(reports[0], 1.0, env_steps=250)
+    learner.advance(300)
+    exchange(learner)
+    assert_same(learner.state.params, state_of(2).params)
+    assert [row["donor"] for row in metrics.read(tmp_path / "lineage_0.csv")] == [0, 1, 2]
+
+
+def test_each_stacked_member_records_its_own_hyperparameters_and_score(tmp_path):
+    each, container = population(4, None, tmp_path), Container()
+    Returns(each, container).add(Version(0, 0), Episodes(list(range(4)), [5.0, 3.0, 9.0, 4.0], [1] * 4))
+    learner = Learner(jax.tree.map(lambda *x: np.stack(x), *(state_of(m) for m in range(4))), env_steps=30)
+    exchange = Exchange(each, [[container]], [], [], jax.random.key(0), 30)
+    exchange.start(learner)
+    learner.advance(100)
+    exchange(learner)
+    exchange.close()
+    for m, score in enumerate([5.0, 3.0, 9.0, 4.0]):
+        before, after = metrics.read(tmp_path / f"lineage_{m}.csv")
+        assert (before["env_steps"], before["member"], before["donor"], before["score"]) == (30, m, m, score)
+        assert before["learning_rate"] == pytest.approx(1e-3 * (m + 1))
+        assert (after["env_steps"], after["member"], after["donor"], after["score"]) == (
+            100,
+            m,
+            2 if m == 1 else m,
+            score,
+        )
+        assert after["learning_rate"] == pytest.approx(float(learner.state.hypers.learning_rate[m]))

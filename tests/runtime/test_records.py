@@ -114,3 +114,25 @@ def test_a_profile_is_the_share_of_runs_above():
     scores = {"a": np.array([0.0, 1.0]), "b": np.array([0.5, 0.5, 2.0])}
     shares = statistics.profile(scores, np.array([-1.0, 0.25, 0.75, 1.5, 3.0]))
     np.testing.assert_allclose(shares, [1.0, (0.5 + 1) / 2, (0.5 + 1 / 3) / 2, (0 + 1 / 3) / 2, 0.0])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_curve_goes_only_forward_and_the_later_sitting_counts(seed, tmp_path):
+    """Each sitting goes on from a checkpoint, before or at the last evaluation of the one before it."""
+    rng, path = np.random.default_rng(seed), tmp_path / "evaluator.csv"
+    rows, expected, last = ["env_steps,learner_steps,return_mean"], {}, 0
+    for _ in range(4):
+        start = int(rng.integers(0, last + 1))
+        for steps in np.sort(rng.choice(np.arange(start, start + 12), 5, replace=False)).tolist():
+            value = float(rng.choice([rng.normal(), np.nan, np.inf], p=[0.8, 0.1, 0.1]))
+            rows.append(f"{steps},{steps // 2},{value!r}")
+            if np.isfinite(value):
+                expected = {other: old for other, old in expected.items() if other < steps} | {steps: value}
+            last = steps
+    path.write_text("\n".join(rows) + "\n")
+    found = records.curve(path)
+    np.testing.assert_array_equal(found, np.array(list(expected.items())).reshape(-1, 2))
+    assert np.all(np.diff(found[:, 0]) > 0)
+    assert records.curve(tmp_path / "none.csv").shape == (0, 2)
+    with pytest.raises(ValueError, match="has no column wall_seconds"):
+        records.curve(path, "wall_seconds")
