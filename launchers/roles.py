@@ -439,6 +439,14 @@ class Learning:
         if hosts.first_says(self.done):
             self._learner.done = True
             return
+        try:
+            yield from self._learn(batches)
+        except Exception:
+            with contextlib.suppress(OSError):  # the first error says more
+                self._close_records()  # else TensorBoard would lack the last minutes, which show what went wrong
+            raise
+
+    def _learn(self, batches: Iterator[Batch]) -> Iterator[Version]:
         due = Throttle()
         start, start_version, waited = time.perf_counter(), self.version, 0.0
         lags: list[float] = []
@@ -507,10 +515,13 @@ class Learning:
     def close(self) -> None:
         if self._priorities:
             self._priorities.close()
+        self._close_records()
+        self._checkpointer.close()
+
+    def _close_records(self) -> None:
         for recording in (self._recorder, self._exchange, self._report):
             if recording:
                 recording.close()
-        self._checkpointer.close()
 
 
 def check_shares(agent: Agent, devices: int) -> None:

@@ -574,6 +574,23 @@ def test_a_damaged_replay_on_the_devices_is_begun_anew(fakes, tmp_path, monkeypa
     assert carrier.channel[0].saved is None and aside == [("replay_0", True)] and learning.version == Version(4, 90)
 
 
+@pytest.mark.parametrize("host", [0, 1])
+def test_a_replay_on_the_devices_keeps_its_newest_checkpoint_alone(host, tmp_path):
+    """It may be as large as the memory, so a disk has no room for two for long."""
+    parts: Any = SimpleNamespace(logdir=tmp_path, hosts=Hosts(host, 2))
+    checkpointer, saved = roles.restore_replay(parts)
+    assert saved is None
+    for steps in (3, 8):
+        checkpointer.save({"rows": np.arange(steps)}, Version(steps, 10 * steps))
+        there = [path.name for path in (tmp_path / f"replay_{host}").glob("learner_steps_*")]
+        assert there == [f"learner_steps_{steps}"]
+    checkpointer.close()
+    checkpointer, saved = roles.restore_replay(parts)
+    assert saved is not None
+    np.testing.assert_array_equal(saved["rows"], np.arange(8))
+    checkpointer.close()
+
+
 class Saving(FakeCheckpointer):
     """Notes each save of a run in `order`, as (folder name, state, version)."""
 
@@ -628,6 +645,23 @@ def test_what_is_not_finite_is_not_saved(recorded, fakes, saves, tmp_path, monke
     with pytest.raises(learner.NotFinite):
         list(roles.learn(Parts(run, tmp_path), Carrier(), threading.Event()))
     assert [version for _, _, version in saves] == ([] if recorded else [Version(1, 10)])
+
+
+@pytest.mark.parametrize("error", [learner.NotFinite("nan"), OSError("no space left"), RuntimeError("out of memory")])
+@pytest.mark.parametrize("updates", [1, 3])
+def test_what_was_recorded_is_kept_whatever_error_ends_the_learner(updates, error, fakes, saves, tmp_path, monkeypatch):
+    FakeLearner.turns = tuple((3.0, Version(n, n), {"wait_seconds": 0.0}, {"loss": 1.0 * n}) for n in range(1, 9))
+
+    def read(given):
+        if given.feedback.metrics["loss"] > updates:
+            raise error
+        return dict(given.feedback.metrics)
+
+    monkeypatch.setattr(fakes.metrics, "_gives", read)
+    with pytest.raises(type(error)):
+        list(roles.learn(Parts(make("queue"), tmp_path), Carrier(), threading.Event()))
+    recorder = fakes.recorders[0].made
+    assert [row["learner_steps"] for row in recorder.rows] == list(range(1, updates + 1)) and recorder.closed
 
 
 def test_a_member_that_is_not_finite_goes_on_from_a_peer(fakes, saves, tmp_path, monkeypatch):

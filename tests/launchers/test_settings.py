@@ -1,15 +1,18 @@
 """All that the project knows of a setting follows from its one declaration."""
 
+import ast
 import dataclasses
 import json
 import math
+import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
 
 from agents import pbt
-from launchers import evaluate, flags, manifests, plot, role, settings, sweep
+from launchers import configs, evaluate, flags, manifests, plot, role, settings, sweep, train
 from launchers import run as runs
 from launchers.settings import DECLARED, UsageError
 from scripts import flags_page
@@ -21,6 +24,7 @@ DECLARING = (
         settings.Sitting,
         settings.Tracking,
         settings.Pod,
+        settings.RayCluster,
         settings.Ending,
         role.Place,
         manifests.Manifest,
@@ -109,6 +113,18 @@ def test_no_flag_of_an_earlier_command_line_is_left():
     assert flags.any_given() and flags.run_from_flags().config.epochs == 2
     flags.parse(nothing, ["train"])
     assert not flags.any_given() and flags.run_from_flags().agent == "impala"
+
+
+@pytest.mark.parametrize(
+    "env", ["CartPole-v1", "gymnasium:ALE/Pong-v5", "CartPole-v1,Acrobot-v1", "binned:5:Pendulum-v1"]
+)
+def test_a_run_without_a_logdir_gets_a_folder_of_its_own(env):
+    flags.parse(train.train, ["train", "--agent=ppo", f"--env={env}"])
+    logdir = flags.logdir_from_flags()
+    assert logdir.parent == pathlib.Path("runs"), "one folder, whatever the environment is called"
+    assert re.fullmatch(r"ppo-[\w.+-]+-\d{8}-\d{6}", logdir.name) and "v" in logdir.name
+    flags.parse(train.train, ["train", "--agent=ppo", f"--env={env}", "--logdir=my/own"])
+    assert flags.logdir_from_flags() == pathlib.Path("my/own")
 
 
 @pytest.mark.parametrize("name", DECLARED)
@@ -255,3 +271,32 @@ def test_keywords_are_the_same_run_however_they_are_written(tmp_path):
     for other in ('{"max_episode_steps": 8}', ""):
         with pytest.raises(settings.UsageError, match=r"holds another run \(env_kwargs is "):
             runs.save(make(other), tmp_path)
+
+
+# Flags that are named but not declared: absl's, the prefix of a Config's fields, scripts/baseline's and Ray's own.
+OTHERS = {"help", "flagfile", "config", "list", "head"}
+FIELDS = {name for agent in configs.AGENTS for name in configs.fields(agent)}
+
+
+def texts(path: pathlib.Path) -> list[str]:
+    """Returns the texts in a module's code, among them those of its messages, without its docstrings."""
+    module = ast.parse(path.read_text())
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    docs = {id(node.body[0].value) for node in ast.walk(module)
+            if isinstance(node, documented) and node.body and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+    constants = [node for node in ast.walk(module) if isinstance(node, ast.Constant) and id(node) not in docs]
+    return [node.value for node in constants if isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize("room", ["agents", "environments", "launchers", "replay", "runtime", "shoal"])
+def test_messages_name_flags_and_fields_that_there_are(room):
+    files = sorted((command_line.ROOT / room).rglob("*.py"))
+    said = [(path.name, text) for path in files for text in texts(path)]
+    flags_ = {
+        (name, file) for file, text in said for name in re.findall(r"(?<![\w-])--([a-z][a-z_]*)(?![\w.{-])", text)
+    }
+    fields = {(name, file) for file, text in said for name in re.findall(r"(?<![\w./])config\.([a-z]\w*)", text)}
+    assert not sorted((name, file) for name, file in flags_ if name not in ALL.keys() | OTHERS)
+    fields = {(name, file) for name, file in fields if name != "json"}
+    assert not sorted((name, file) for name, file in fields if name not in FIELDS)
+    assert flags_ or room in ("agents", "environments", "shoal")

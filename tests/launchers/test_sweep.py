@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -312,3 +313,84 @@ def test_several_trials_share_an_accelerators_memory(monkeypatch):
         assert 0.7 < jobs * float(trial.memory_share(jobs)["XLA_CLIENT_MEM_FRACTION"]) < 0.76
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.1")
     assert trial.memory_share(4) == {}
+
+
+class Looks:
+    """Stands for a running trial, which is done at its second look. `now` are those that run, `most` how many did."""
+
+    now: list["Looks"] = []
+    most = 0
+    cores: list[list[int]] = []
+
+    def __init__(self, trial, run, sweep, cores):
+        self.trial, self.left = trial, 2
+        self.process = SimpleNamespace(terminate=lambda: None, wait=lambda: None)
+        Looks.now.append(self)
+        Looks.most = max(Looks.most, len(Looks.now))
+        Looks.cores.append(list(cores))
+
+    def look(self, stop):
+        self.left -= 1
+        if not self.left:
+            Looks.now.remove(self)
+            self.trial.study.tell(self.trial, float(self.trial.number % 5))
+        return not self.left
+
+
+@pytest.mark.parametrize("sampler", sorted(study.SAMPLERS))
+def test_each_trial_is_drawn_by_a_seed_of_its_own_and_so_many_run_at_a_time(sampler, tmp_path, monkeypatch, capsys):
+    for name, value in {"now": [], "most": 0, "cores": []}.items():
+        monkeypatch.setattr(Looks, name, value)
+    monkeypatch.setattr(trial, "RunningTrial", Looks)
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 5, 7})
+    drawn = []
+    for seed, folder in ((1, "one"), (1, "again"), (2, "other")):
+        given = (*SMALL, TUNE, f"--sampler={sampler}", "--trials=7", "--jobs=3", f"--seed={seed}")
+        flags.parse(sweep.sweep, ["sweep", *given])
+        run, logdir = flags.run_from_flags(used=("tune",)), tmp_path / folder
+        logdir.mkdir()
+        sweep.search(run, sweep.ranges_of(run), logdir, threading.Event())
+        trials = known(logdir)
+        assert [each.state for each in trials] == [TrialState.COMPLETE] * 7
+        drawn.append([each.params["learning_rate"] for each in trials])
+        assert len(set(drawn[-1])) == 7
+        assert "the best is trial_4" in capsys.readouterr().out
+    assert drawn[0] == drawn[1] != drawn[2] and not Looks.now
+    assert Looks.most == 3 and {tuple(each) for each in Looks.cores} == {(1,), (5,), (7,)}
+
+
+@pytest.mark.parametrize("known_before", [0, 3])
+def test_optuna_is_told_the_mean_of_the_last_evaluations_once_for_each_step(known_before, tmp_path, monkeypatch):
+    """A sweep that goes on with a trial reports only what it did not report before."""
+    returns, said = [float(number**2) for number in range(12)], []
+    reported, ended = [], []
+    before = {step: 0.0 for step in range(1, known_before + 1)}
+    of = SimpleNamespace(
+        get_trials=lambda deepcopy: [SimpleNamespace(intermediate_values=before)],
+        tell=lambda told, value=None, state=None: ended.append((value, state)),
+    )
+    fake = SimpleNamespace(
+        number=0, params={}, study=of, report=lambda *what: reported.append(what), should_prune=lambda: False
+    )
+    process = SimpleNamespace(code=None, poll=lambda: process.code, terminate=lambda: said.append("terminated"))
+    monkeypatch.setattr(trial.subprocess, "Popen", lambda *_, **__: process)
+    monkeypatch.setattr(trial, "words", lambda *_: [])
+    monkeypatch.setattr(trial, "say", said.append)
+    flags.parse(sweep.sweep, ["sweep", *SMALL, TUNE, "--trials=1"])
+    running = trial.RunningTrial(fake, SimpleNamespace(eval_period=100), tmp_path, [0])
+    (tmp_path / "trial_0").mkdir()
+    recorder = metrics.Recorder(tmp_path / "trial_0", "evaluator")
+    stop = threading.Event()
+    for number, value in enumerate(returns, 1):
+        recorder.write({"env_steps": 100 * number + 7, "learner_steps": number, "return_mean": value})
+        if number % 3 == 0:
+            assert not running.look(stop)
+    process.code = 0
+    assert running.look(stop)
+    recorder.close()
+    means = [sum(returns[max(0, n - trial.LAST) : n]) / min(n, trial.LAST) for n in range(1, 13)]
+    assert [step for _, step in reported] == list(range(known_before + 1, 13))
+    assert [value for value, _ in reported] == pytest.approx(means[known_before:])
+    assert [value for value, _ in ended] == pytest.approx(means[-1:]) and not stop.is_set()
+    assert "terminated" not in said

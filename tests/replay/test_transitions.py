@@ -11,7 +11,7 @@ import pytest
 
 from agents.agent import Agent, Step, TableSpec, Transition, Transitions, Version
 from environments.counting import CountingEnvironment
-from replay import sampler, server
+from replay import reverb_carrier, sampler, server
 from replay.channels import item_structure, way
 from replay.rows import PULL_ITEMS, ReplayUnavailable, Row, never
 from replay.sampler import Replay as Sampler
@@ -344,3 +344,29 @@ def test_a_server_that_comes_back_with_less_takes_nothing_from_the_count(seed, m
                 known[index] = numbers[index]
         assert replay._count_new() == expected
     assert set(asked) == {0, 1}
+
+
+def test_the_items_of_all_servers_that_answer_are_counted(monkeypatch):
+    sizes = {0: 7, 1: None, 2: 30}
+
+    def ask(client, seconds):
+        if sizes[client] is None:
+            raise ReplayUnavailable("it is down")
+        return {"replay": SimpleNamespace(current_size=sizes[client]), "other": SimpleNamespace(current_size=1000)}
+
+    monkeypatch.setattr(reverb_carrier, "ask_tables", ask)
+    table = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100)
+    channel = reverb_carrier.TableChannel([0, 1, 2], table, Structure(np.zeros(1, np.float32)), 6)
+    assert channel.count() == 37
+    sizes[1] = 4
+    assert channel.count() == 41
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+def test_actors_write_to_the_servers_by_turns(servers, monkeypatch):
+    table = TableSpec("replay", Transitions(1, GAMMA), "uniform", 100)
+    channel = reverb_carrier.TableChannel([f"server {k}" for k in range(servers)], table, None, 6)
+    fake = SimpleNamespace(writer=lambda client, *_: client)
+    monkeypatch.setattr(reverb_carrier, "way", lambda _: fake)
+    used = [channel.writer(task, None, never) for task in range(7)]
+    assert used == [f"server {task % servers}" for task in range(7)]

@@ -156,3 +156,35 @@ def test_a_radar_is_drawn_as_png_and_the_same_svg_each_time(tmp_path):
     assert "credit assignment" in outs[1].read_text()  # the words are in a comment beside their outlines
     plot.draw_radar({}, tmp_path / "none.png")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_line_of_descent_has_its_founders_colour_and_goes_on_where_the_donor_was(seed, tmp_path, monkeypatch):
+    """A score goes on from the member's own, for it is of the state before the copy."""
+    rng, figures = np.random.default_rng(seed), []
+    members, turns = 4, 6
+    donors = np.where(rng.random((turns, members)) < 0.4, rng.integers(members, size=(turns, members)), range(members))
+    donors[0] = range(members)
+    scores, rates = rng.normal(size=(turns, members)), rng.uniform(1, 2, (turns, members))
+    for member in range(members):
+        recorder = metrics.Recorder(tmp_path, f"lineage_{member}")
+        for turn in range(turns):
+            row = {"member": member, "donor": int(donors[turn, member]), "score": scores[turn, member]}
+            recorder.write({"env_steps": 100 * turn} | row | {"learning_rate": rates[turn, member]})
+        recorder.close()
+    monkeypatch.setattr(plot.pyplot, "close", figures.append)
+    assert plot.draw_lineages(tmp_path, tmp_path / "lineages.png") and has_curve(tmp_path / "lineages.png")
+    expected, founders = ([], []), list(range(members))
+    for turn in range(1, turns):
+        founders = [founders[donor] for donor in donors[turn]]
+        for member, donor in enumerate(donors[turn]):
+            for lines, values, start in ((expected[0], scores, member), (expected[1], rates, donor)):
+                ends = float(values[turn - 1, start]), float(values[turn, member])
+                lines.append((100 * (turn - 1), *ends, plot.pyplot.get_cmap("tab20")(founders[member])))
+    (figure,) = figures
+    for axes, lines, name in zip(figure.axes, expected, ("score", "learning rate"), strict=True):
+        assert axes.get_ylabel() == name
+        found = [(line.get_xdata()[0], *map(float, line.get_ydata()), line.get_color()) for line in axes.lines]
+        assert sorted(found) == sorted(lines)
+        assert all(line.get_xdata()[1] == line.get_xdata()[0] + 100 for line in axes.lines)
+    assert not plot.draw_lineages(tmp_path / "nothing", tmp_path / "none.png")

@@ -57,7 +57,7 @@ def played(on_policy: bool, times: int, turns: int):
 
     def gradient(state, key, sample):
         metrics = {"loss": sample.steps.action.sum().astype(jnp.float32), "random": jax.random.uniform(key)}
-        return {"w": state}, Feedback(metrics)
+        return {"w": state}, Feedback(metrics | {"key": jax.random.key_data(key)})
 
     table = TableSpec("queue", Blocks(2), "queue", 1)
     agent = Agent(
@@ -114,6 +114,14 @@ def test_from_a_replay_each_gradient_is_at_parameters_of_its_own():
     assert [g.learner_steps for g in gradients] == [2, 3, 5, 6]
     steps = [int(g.env_steps) for g in gradients]
     assert steps == [transitions(range(3)), 0, transitions(range(3, 6)), 0], "experience is counted once"
+
+
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_no_gradient_has_the_key_of_an_action(on_policy):
+    _, gradients = played(on_policy, times=1, turns=4)
+    actions = [jax.random.fold_in(jax.random.key(0), np.uint32(count)) for count in range(4 * 3 + 1)]
+    keys = [jax.random.key_data(key).tolist() for key in actions]
+    assert not [key for gradient in gradients if (key := gradient.metrics["key"].tolist()) in keys]
 
 
 @pytest.mark.parametrize("times", [0, 1])
