@@ -1,13 +1,16 @@
 """Populations from the command line: members stacked in one learner, and members with learners that are killed."""
 
 import json
+import math
 import os
+import random
 import signal
 
 import jax
 import numpy as np
 import pytest
 
+from agents.pbt import Range
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import UsageError
@@ -141,3 +144,23 @@ def test_a_replay_cannot_be_stacked():
     with pytest.raises(UsageError, match="--population_mode=separate"):
         populations.check(run)
     populations.check(runs.replace(run, population_mode="separate"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_ranges_are_read_as_they_are_written_or_refused_in_one_line(seed):
+    draw = random.Random(seed)
+    for _ in range(300):
+        scale, step = draw.choice(["log", "linear", "step", "exp"]), draw.choice([-1.0, 0.0, 0.25])
+        low, high = (draw.choice([-1.0, 0.0, 1e-3, 0.5, 1.0, math.inf, math.nan]) for _ in range(2))
+        words = f"alpha:{scale}{f'={step}' if scale == 'step' else ''}:{low}:{high}"
+        known = scale != "exp" and (scale != "step" or step > 0)
+        if known and math.isfinite(low) and math.isfinite(high) and low < high and (scale != "log" or low > 0):
+            expected = Range(scale, low, high, step if scale == "step" else 0.0)
+            assert populations.parse_ranges(f"beta:linear:0:1,{words}") == {
+                "beta": Range("linear", 0, 1),
+                "alpha": expected,
+            }
+            continue
+        with pytest.raises(UsageError) as error:
+            populations.parse_ranges(f"beta:linear:0:1,{words}")
+        assert words in str(error.value) and "\n" not in str(error.value)

@@ -722,6 +722,18 @@ def test_of_several_hosts_the_first_alone_publishes_records_and_saves(fakes, sav
     assert carrier.of["variables"].calls == [] and not fakes.recorders and not saves and not carrier.one.calls
 
 
+def test_each_host_of_a_pod_saves_its_own_replay_and_publishes_to_its_own_actors(fakes, saves, tmp_path, monkeypatch):
+    FakeLearner.turns = ((1.0, Version(1, 2000), {"wait_seconds": 0.0}, {}),)
+    parts, carrier = Parts(make("uniform"), tmp_path, hosts=Hosts(1, 2)), Carrier("the rings")
+    assert parts.mesh.size
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(roles.hosts, "share_state", lambda state, version: (state, version))
+    list(roles.learn(parts, carrier, threading.Event()))
+    assert fakes.learners[0].publish == carrier.of["variables"].push
+    assert saves == [("replay_1", "what the replay holds", Version(1, 2000))]
+    assert not fakes.recorders and not carrier.one.calls
+
+
 @pytest.mark.parametrize(
     ("name", "count", "servers"), [("uniform", 1, 1), ("uniform", 2, 1), ("uniform", 1, 2), ("queue", 1, 1)]
 )

@@ -14,6 +14,7 @@ import time
 import pytest
 
 from launchers import run as runs
+from launchers.population import logdirs
 from launchers.terminal import Display
 from runtime import metrics
 from tests.launchers import command_line
@@ -209,3 +210,28 @@ def test_the_time_left_is_by_the_speed_of_this_sitting(before, speed, tmp_path):
         display._advance()
     left = (10**6 - before - speed * now) / speed
     assert display._progress.tasks[0].time_remaining == pytest.approx(left, abs=1.5)
+
+
+@pytest.mark.parametrize("mode", ["separate", "vmap"])
+def test_a_populations_line_is_of_all_its_learners(mode, tmp_path):
+    """Steps, waits and returns are means over the members, speeds are sums. Who has no episodes yet has no return."""
+    tuned = {"population": 3, "population_mode": mode, "tune": "learning_rate:log:1e-4:1e-2"}
+    here = runs.make("a2c", "CartPole-v1", tuned | {"max_env_steps": 9000, "num_actors": 2}, {})
+    folders = logdirs(here, tmp_path)
+    assert len(folders) == (3 if mode == "separate" else 1)
+    for number, folder in enumerate(folders, 1):
+        folder.mkdir(exist_ok=True)
+        row = {"env_steps": 1000 * number, "env_steps_per_second": 100 * number, "wait_fraction": 0.1 * number}
+        rows = {"learner": row | {"learner_steps_per_second": 10 * number, "lag": number}}
+        for task in (0, 1):
+            played = {"episodes": number - 1, "return_mean": 50.0 * number + task}
+            rows[f"actor_{task}"] = {"env_steps": 0, "wait_fraction": 0.2 * number} | played
+        for role, values in rows.items():
+            recorder = metrics.Recorder(folder, role)
+            recorder.write(values)
+            recorder.close()
+    separate = ["2,000/9,000 env steps of each", "600/s", "60.0 updates/s", "lag 2.0", "learner waits 20%",
+                "actors wait 40%", "return 125.5"]  # fmt: skip
+    stacked = ["1,000/9,000 env steps of each", "100/s", "10.0 updates/s", "lag 1.0", "learner waits 10%",
+               "actors wait 20%"]  # fmt: skip
+    assert Display(here, tmp_path)._text().split(" · ") == (separate if mode == "separate" else stacked)
