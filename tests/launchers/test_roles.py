@@ -387,6 +387,16 @@ def test_each_actor_has_what_is_its_own(sitting, name, fakes, tmp_path):
     assert all(w.stopped() for w in writers)
 
 
+def test_environments_have_their_places_among_those_of_all_hosts(fakes, tmp_path):
+    for host in range(3):
+        parts = Parts(make("queue"), tmp_path, hosts=Hosts(host, 3))
+        for task in range(2):
+            list(roles.act(parts, Carrier(), task, 0, threading.Event()))
+    ranks = np.concatenate([call.ranks for call in fakes.actors])
+    np.testing.assert_allclose(ranks, np.arange(3 * 2 * 4) / (3 * 2 * 4 - 1), rtol=1e-6)
+    assert len({tuple(jax.random.key_data(call.key).tolist()) for call in fakes.actors}) == 3 * 2
+
+
 def test_a_lone_environment_is_the_first_of_all(fakes, tmp_path):
     list(roles.act(Parts(make("queue", num_actors=1, envs_per_actor=1), tmp_path), Carrier(), 0, 0, threading.Event()))
     assert fakes.actors[0].ranks.tolist() == [0.0]
