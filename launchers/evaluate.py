@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -78,12 +79,12 @@ def evaluate() -> int:
     environment = run.make_environment(seed, run.stacked * run.eval_envs, evaluation=True, drawn=bool(video))
     if video:
         environment = filmed.Filmed(environment)
-    params = jax.device_put(params, parts.device)
-    key = jax.random.key(seed)
-    of_all = run.stacked * episodes
-    playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
-    played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
-    environment.close()  # its games may be processes, which would outlive this one
+    with contextlib.closing(environment):  # its games may be processes, which would outlive this one
+        params = jax.device_put(params, parts.device)
+        key = jax.random.key(seed)
+        of_all = run.stacked * episodes
+        playing = evaluator.play(parts.agent, parts.act_in_evaluations, environment, params, key, of_all)
+        played = terminal.watch(playing, of_all, run.eval_steps(parts.spec))
     for name, mean in parts.return_means(played.environments, played.returns).items():
         print(f"{name}={mean:.4f}")
     print(

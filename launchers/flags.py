@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 from absl import flags, logging
 
 from environments.environment import EnvironmentFailure
-from launchers import configs, mirror, settings
+from launchers import configs, mirror, settings, shutdown
 from launchers.settings import Logdir, Setting, Settings, UsageError
 
 if TYPE_CHECKING:
@@ -210,7 +210,10 @@ def logdir_from_flags() -> Logdir:
 
 def one_line(error: BaseException) -> str:
     """Returns an error's message on one line, cut after MOST_LETTERS."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    said = str(error)
+    if isinstance(error, OSError) and error.strerror:  # without its number
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    words = " ".join(said.split()) or type(error).__name__
     return words if len(words) <= MOST_LETTERS else f"{words[:MOST_LETTERS]} ..."
 
 
@@ -224,8 +227,8 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
         with contextlib.suppress(OSError):  # nobody may be there to read it
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt:  # Ctrl-C in a command that has nothing to save
-        return 128 + signal.SIGINT
+    except KeyboardInterrupt as error:  # a signal, in a command that has nothing to save
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()
@@ -269,6 +272,7 @@ def main(command: Callable[..., int]) -> NoReturn:
         with contextlib.suppress(OSError):
             print(f"{sys.modules['__main__'].__doc__}\n\n{_usage(_takes.get(command, _Takes()))}", flush=True)
         sys.exit(0)
+    shutdown.interrupt_on_signals()
     code = attempt(command, sys.argv)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

@@ -125,7 +125,10 @@ def manifests() -> int:
         jobs = _roles(run, name, logdir, accelerators, resources)
     text = yaml.safe_dump(_job_set(name, jobs, exclusive=bool(values.tpu) and count > 1), sort_keys=False)
     if values.output:
-        values.output.write_text(text)
+        from runtime.files import replacing
+
+        with replacing(values.output) as new:
+            new.write_text(text)
     else:
         print(text, end="")
     return 0

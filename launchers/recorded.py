@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 import environments
 from agents.agent import Agent, EnvironmentSpec, State, Version
 from launchers.settings import UsageError
+from runtime.files import replacing
 
 if TYPE_CHECKING:
     from launchers.run import Run
@@ -22,9 +22,8 @@ SPEC = "spec.json"
 
 def write(path: pathlib.Path, values: dict[str, Any]) -> None:
     """Writes a JSON file, whole or not at all, because several roles may write and read it at the same time."""
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
-    temporary.rename(path)
+    with replacing(path) as new:
+        new.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def save_spec(run: Run, logdir: pathlib.Path) -> None:

@@ -1,5 +1,5 @@
 """Ending on request: the signals in ENDING and a cloud's notice ask for an orderly end; a second Ctrl-C or SIGTERM is
-obeyed at once."""
+obeyed at once. Commands that have nothing to save end by a KeyboardInterrupt."""
 
 import contextlib
 import http.client
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import urllib.request
+from collections.abc import Iterator
 
 from absl import logging
 
@@ -56,8 +57,8 @@ def stop_on_signals(notice: str = "") -> Stop:
     """Returns a Stop that the signals in ENDING set, and also the `notice` (see `noticed`) unless it is "". It is set
     already if a signal has come since `listen` was called.
 
-    Call it in the main thread, which hears signals only when it returns to Python from time to time. Where SIGHUP is
-    ignored already, as under nohup, it stays ignored.
+    The main thread hears signals, when it returns to Python from time to time; called in another thread, this sets no
+    handlers. Where SIGHUP is ignored already, as under nohup, it stays ignored.
     """
     stop = _listening or Stop()
 
@@ -68,7 +69,7 @@ def stop_on_signals(notice: str = "") -> Stop:
         for which in ENDING:
             signal.signal(which, signal.SIG_DFL if which in AT_ONCE else signal.SIG_IGN)
 
-    if not stop.is_set():
+    if not stop.is_set() and _hears():
         for which in ENDING:
             if which != signal.SIGHUP or signal.getsignal(which) != signal.SIG_IGN:
                 signal.signal(which, handle)
@@ -88,6 +89,40 @@ def _watch(notice: str, stop: Stop) -> None:
             logging.warning("%s says that this machine will be taken away: the run saves and ends", notice)
             stop.exit_code = 128 + signal.SIGTERM
             stop.set()
+
+
+def _hears() -> bool:
+    """Returns whether this thread is the one that hears signals."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextlib.contextmanager
+def handlers_kept() -> Iterator[None]:
+    """Puts back how signals were heard before the block, for a run is made in it and this process goes on."""
+    before = {number: signal.getsignal(number) for number in ENDING if _hears()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def interrupt_on_signals() -> None:
+    """Has SIGTERM and SIGHUP end a command as Ctrl-C does: by a KeyboardInterrupt, which has the signal's number, so that
+    what the command began is tidied up. A second one is obeyed at once.
+
+    Signals that are ignored, or that the command hears already, are left alone; call it in the main thread.
+    """
+    alone = [which for which in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(which) == signal.SIG_DFL]
+
+    def interrupt(number, frame):
+        for which in alone:
+            if signal.getsignal(which) == interrupt:
+                signal.signal(which, signal.SIG_DFL)
+        raise KeyboardInterrupt(number)
+
+    for which in alone:
+        signal.signal(which, interrupt)
 
 
 def noticed(notice: str) -> bool:

@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from agents.pbt import Ranges
 from launchers.settings import UsageError
 from launchers.trial import LAST
+from runtime.files import replacing
 
 FIRST_TRIALS = 5  # so many must have come to their end before any trial is pruned
 SAMPLERS = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
@@ -125,4 +126,5 @@ def _draw(ended: list[FrozenTrial], ranges: Ranges, out: pathlib.Path) -> None:
     axes[0].legend(fontsize="small")
     for spare in axes[1 + len(ranges) :]:
         spare.remove()
-    figure.savefig(out, dpi=120)
+    with replacing(out) as new:
+        figure.savefig(new, dpi=120, format="png")

@@ -14,6 +14,7 @@ from absl import logging
 
 from agents.agent import Version
 from replay.structures import Structure
+from runtime.files import replacing
 
 FILE = "best.npz"
 
@@ -78,13 +79,11 @@ class Keeper:
         leaves = self._structure.flatten((Version(*map(np.int64, version)), params))
         if not all(np.isfinite(leaf).all() for leaf in leaves if jax.dtypes.issubdtype(leaf.dtype, np.floating)):
             return
-        new = self._path.with_suffix(".new")
         try:
-            with open(new, "wb") as file:
+            with replacing(self._path) as new, open(new, "wb") as file:
                 np.savez(file, *leaves, return_mean=np.float64(return_mean))
                 file.flush()
                 os.fsync(file.fileno())
-            new.replace(self._path)
         except OSError as error:
             raise OSError(
                 f"cannot write the best parameters to {self._path}: {error.strerror or error}; those before are kept: "

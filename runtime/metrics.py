@@ -15,6 +15,8 @@ import tensorboardX.record_writer
 import tensorboardX.summary
 from tensorboardX.proto.event_pb2 import Event
 
+from runtime.files import replacing
+
 SETTINGS = "events.out.tfevents.0.settings"  # sorts before the files that a Recorder writes
 
 
@@ -97,16 +99,15 @@ def show_settings(logdir: pathlib.Path, role: str, settings: Mapping[str, Any]) 
     block = "\n".join(f"    {line}" for line in json.dumps(settings, indent=2).splitlines())  # code, in Markdown
     folder, now = logdir / "tensorboard" / role, time.time()
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / "settings.new"  # TensorBoard reads no file of this name
-    writer = tensorboardX.record_writer.RecordWriter(str(new))
-    for event in (
-        Event(wall_time=now, file_version="brain.Event:2"),
-        Event(wall_time=now, summary=hparams),
-        Event(wall_time=now, summary=tensorboardX.summary.text("config", block)),
-    ):
-        writer.write(event.SerializeToString())
-    writer.close()
-    new.replace(folder / SETTINGS)
+    with replacing(folder / SETTINGS) as new:  # TensorBoard reads no file of the new one's name
+        writer = tensorboardX.record_writer.RecordWriter(str(new))
+        for event in (
+            Event(wall_time=now, file_version="brain.Event:2"),
+            Event(wall_time=now, summary=hparams),
+            Event(wall_time=now, summary=tensorboardX.summary.text("config", block)),
+        ):
+            writer.write(event.SerializeToString())
+        writer.close()
 
 
 def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> None:
@@ -115,9 +116,8 @@ def show(logdir: pathlib.Path, name: str, row: Mapping[str, float] | None) -> No
     if row is None:
         path.unlink(missing_ok=True)
         return
-    new = path.with_suffix(".new")  # so that readers see either the old file or the new one, whole
-    new.write_text(",".join(row) + "\n" + ",".join(str(value) for value in row.values()) + "\n")
-    new.rename(path)
+    with replacing(path) as new:
+        new.write_text(",".join(row) + "\n" + ",".join(str(value) for value in row.values()) + "\n")
 
 
 def return_means(names: Sequence[str], owners: Any, returns: Any) -> dict[str, float]:

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 
 from runtime import metrics, records, statistics
+from runtime.files import replacing
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
@@ -199,7 +200,8 @@ def _write(figure: Figure, out: pathlib.Path) -> None:
         figure.savefig(picture, dpi=120, format=ending, metadata=metadata)
     finally:
         pyplot.close(figure)
-    out.write_bytes(picture.getvalue())
+    with replacing(out) as new:
+        new.write_bytes(picture.getvalue())
 
 
 def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:

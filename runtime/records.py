@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from runtime import metrics, statistics
+from runtime.files import replacing
 
 FILE = "record.json"
 
@@ -56,7 +57,7 @@ def read(folder: pathlib.Path) -> Record | None:
     """Returns a baseline's record, or None if nothing was recorded.
 
     Raises:
-      ValueError: the file is not as `write` leaves it.
+      OSError: the file cannot be read, or is not as `write` leaves it.
     """
     path = folder / FILE
     if not path.exists():
@@ -65,18 +66,17 @@ def read(folder: pathlib.Path) -> Record | None:
         values = json.loads(path.read_text())
         return Record(values["command"], {int(seed): Result(**each) for seed, each in values["seeds"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is not the record of a baseline: {error!r}") from error
+        raise OSError(f"{path} is not the record of a baseline: {error!r}") from error
 
 
 def write(folder: pathlib.Path, record: Record) -> None:
-    """Writes a record, either whole or not at all."""
+    """Writes a record, whole or not at all."""
     seeds = {
         str(seed): {name: value for name, value in dataclasses.asdict(result).items() if value not in (None, "")}
         for seed, result in sorted(record.results.items())
     }
-    unfinished = folder / f"{FILE}.unfinished"
-    unfinished.write_text(json.dumps({"command": record.command, "seeds": seeds}, indent=1) + "\n")
-    unfinished.replace(folder / FILE)
+    with replacing(folder / FILE) as new:
+        new.write_text(json.dumps({"command": record.command, "seeds": seeds}, indent=1) + "\n")
 
 
 def curve(path: pathlib.Path, x: str = "env_steps") -> np.ndarray:

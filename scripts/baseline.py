@@ -37,6 +37,7 @@ from launchers.settings import UsageError, setting
 from launchers.shutdown import Stop, stop_on_signals
 from launchers.sweep import share_of
 from runtime import metrics, records, statistics
+from runtime.files import replacing
 from runtime.records import Record, Result
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -220,6 +221,7 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
     """Adds a seed to a baseline's record and draws its curve.
 
     Recorded seeds are removed if their decisive settings differ, or an older version made them and kept no settings.
+    They are removed first, so that no result ever stands beside other settings, whatever ends the process.
     """
     folder = out / baseline.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,9 +230,11 @@ def record(baseline: Baseline, seed: int, result: Result, logdir: pathlib.Path, 
     same = config.exists() and settings.decisive(json.loads(config.read_text())) == settings.decisive(made)
     kept = {} if known is None or not same else known.results
     if known and not kept:
+        records.write(folder, dataclasses.replace(known, results={}))
         for path in [*folder.glob("seed*.csv"), *folder.glob("log-seed*.csv")]:
             path.unlink()
-    config.write_text(json.dumps(made, indent=1) + "\n")
+    with replacing(config) as new:
+        new.write_text(json.dumps(made, indent=1) + "\n")
     for learner in learners_in(logdir):
         name = f"seed{seed}.csv" if learner == logdir else f"seed{seed}-{learner.name}.csv"
         shutil.copyfile(learner / "evaluator.csv", folder / name)

@@ -92,7 +92,8 @@ class Bench:
 
     def __init__(self, run: Run, member: int | None = None):
         self.run = run
-        self.parts = roles.Parts(run, pathlib.Path(tempfile.mkdtemp(prefix="shoal-bench-")), member)
+        self._folder = tempfile.TemporaryDirectory(prefix="shoal-bench-")  # it is removed with this object
+        self.parts = roles.Parts(run, pathlib.Path(self._folder.name), member)
         self.agent, self.envs = self.parts.agent, self.parts.num_envs
         if run.travels == "gradients":
             self.steps_per_update = 1.0  # only updates are counted
@@ -100,6 +101,8 @@ class Bench:
             if not self.parts.table.samples_per_insert:
                 raise UsageError("bench.py needs --config.samples_per_insert above 0")
             self.steps_per_update = self.agent.batch_size / self.parts.table.samples_per_insert
+        elif not hasattr(run.config, "unroll_length"):
+            raise UsageError(f"--agent={run.agent} learns from whole episodes, which cannot be timed here")
         else:
             self.steps_per_update = self.agent.batch_size * run.config.unroll_length
         self.state = self.parts.init()

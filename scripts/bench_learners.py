@@ -28,7 +28,7 @@ import numpy as np
 from launchers import flags
 from launchers import run as runs
 from launchers.run import Run
-from launchers.settings import setting
+from launchers.settings import UsageError, nearest, setting
 from runtime import devices, leave_out_tensorflow
 from scripts.bench import Bench
 
@@ -167,17 +167,20 @@ def bench_acting(backend: str) -> dict[str, Any]:
 
 @flags.command(Choice)
 def bench() -> int:
+    only = flags.FLAGS.only
+    rows, backends = [name for name in ROWS if only in name], [each for each in BACKENDS if only in f"acting {each}"]
+    if not rows and not backends:
+        names = [*ROWS, *(f"acting {each}" for each in BACKENDS)]
+        raise UsageError(f"--only={only}: no row has this in its name{nearest(only, names)}")
     leave_out_tensorflow()
     device = jax.devices()[0]
     ceiling = ceilings(flags.FLAGS.seconds)
     rounded = {name: float(f"{value:.3g}") for name, value in ceiling.items()}
     print(json.dumps({"device": device.device_kind, "ceilings_per_second": rounded}), flush=True)
-    for name in ROWS:
-        if flags.FLAGS.only in name:
-            print(json.dumps({"update": name} | bench_update(name, ceiling)), flush=True)
-    for backend in BACKENDS:
-        if flags.FLAGS.only in "acting":
-            print(json.dumps({"acting": backend} | bench_acting(backend)), flush=True)
+    for name in rows:
+        print(json.dumps({"update": name} | bench_update(name, ceiling)), flush=True)
+    for backend in backends:
+        print(json.dumps({"acting": backend} | bench_acting(backend)), flush=True)
     return 0
 
 

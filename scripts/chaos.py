@@ -225,7 +225,10 @@ class Run:
     def check_evaluates(self) -> None:
         """Raises Failure unless the newest checkpoint can be evaluated."""
         command = [str(ROOT / "scripts" / "evaluate"), f"--logdir={self.logdir}", "--episodes=5"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        except subprocess.TimeoutExpired as error:
+            raise Failure(f"waited {error.timeout:.0f} s for the end of evaluate") from error
         if done.returncode:
             raise Failure(f"evaluate ended with exit code {done.returncode}: {done.stderr.strip()[-300:]}")
 
@@ -320,20 +323,25 @@ def _send(process: int, number: signal.Signals) -> None:
 
 
 def folder_for_runs(logdir: pathlib.Path | None, name: str) -> pathlib.Path:
-    """Returns the folder for the runs of the command `name`, and makes this process ready to start them."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the launchers, too, would ignore this signal
-    return pathlib.Path(logdir or tempfile.mkdtemp(prefix=f"shoal_{name}_")).absolute()
+    """Returns the folder for the runs of the command `name`, prints it, and makes this process ready to start them."""
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)  # under nohup the launchers, too, would ignore this signal
+    folder = pathlib.Path(logdir or tempfile.mkdtemp(prefix=f"shoal_{name}_")).absolute()
+    print(f"the runs are in {folder}", flush=True)
+    return folder
 
 
 def named(runs: str) -> list[str]:
     """Returns the names of RUNS in a flag.
 
     Raises:
-      UsageError: a name is not in RUNS.
+      UsageError: a name is not in RUNS, or there twice.
     """
     names = runs.split(",")
     if unknown := set(names) - set(RUNS):
         raise UsageError(f"--runs={runs}: {unknown.pop()!r} is not one of {', '.join(RUNS)}")
+    if len(set(names)) < len(names):
+        raise UsageError(f"--runs={runs}: name each run once")
     return names
 
 
@@ -358,7 +366,8 @@ def harass(run: Run, kills: int, finish: bool, stop_seconds: float, rng: random.
         except Failure as failure:
             failures.append(str(failure))
             print(f"{run.name} {done}/{kills}: FAILED: {failure} ({run.logdir})", flush=True)
-            run.kill()
+        finally:
+            run.kill()  # what is left after a failure, or when this command is ended
         if own_end or (done >= kills and not finish):
             return failures
 

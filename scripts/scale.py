@@ -168,15 +168,18 @@ def watch(commands: Sequence[Sequence[str]], logdir: pathlib.Path, seconds: floa
     Raises:
       UsageError: the run did not start or end in time.
     """
-    with open(logdir.with_suffix(".log"), "ab") as log:
+    path = logdir.with_suffix(".log")
+    with open(path, "ab") as log:
         processes = [subprocess.Popen(command, stdout=log, stderr=log) for command in commands]
+    made = lambda: metrics.read(logdir / "learner.csv")[3:]  # the rows after the run's start
     try:
-        wait_for("its first updates", lambda: len(metrics.read(logdir / "learner.csv")) > 3, processes)
+        wait_for("its first updates", made, processes, path)
         time.sleep(seconds)
-        rows = metrics.read(logdir / "learner.csv")[3:]
+        wait_for("further updates", lambda: len(made()) > 1, processes, path)
+        rows = made()
         for process in processes:
             process.send_signal(signal.SIGTERM)
-        wait_for("its end", lambda: all(process.poll() is not None for process in processes), [])
+        wait_for("its end", lambda: all(process.poll() is not None for process in processes), [], path)
     finally:
         for process in processes:
             process.kill()
@@ -184,12 +187,14 @@ def watch(commands: Sequence[Sequence[str]], logdir: pathlib.Path, seconds: floa
     return (last["env_steps"] - first["env_steps"]) / (last["wall_seconds"] - first["wall_seconds"])
 
 
-def wait_for(what: str, condition: Callable[[], bool], processes: Sequence[subprocess.Popen]) -> None:
+def wait_for(
+    what: str, condition: Callable[[], object], processes: Sequence[subprocess.Popen], log: pathlib.Path
+) -> None:
     deadline = time.monotonic() + (START_SECONDS if processes else END_SECONDS)
     while not condition():
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise UsageError(
-                f"a real run did not come to {what} in time: leave --check out, and see whether scripts/train works"
+                f"a real run did not come to {what} in time: {log} has what it said; leave --check out to do without"
             )
         time.sleep(0.2)
 

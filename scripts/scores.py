@@ -10,17 +10,17 @@ from the first on. It reads them from LOGDIR/log_0.csv.
 import contextlib
 import csv
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from launchers import flags
+from launchers import flags, settings
 from launchers.baselines import BSUITE
 from launchers.settings import UsageError, setting
 from runtime import metrics
+from runtime.files import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RANDOM = ROOT / "docs" / "results" / "random-bsuite"
@@ -146,7 +146,7 @@ def record_random(out: pathlib.Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for experiment in BSUITE:
         rows = play_randomly(f"{experiment}/0")
-        with open(out / f"{experiment}-0.csv", "w", newline="") as file:
+        with replacing(out / f"{experiment}-0.csv") as new, open(new, "w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
@@ -161,10 +161,7 @@ def scores(*logdirs: str) -> int:
         record_random(flags.FLAGS.out)
         return 0
     for logdir in map(pathlib.Path, logdirs):
-        try:
-            config = json.loads((logdir / "config.json").read_text())
-        except OSError as error:
-            raise UsageError(f"{logdir} is not the folder of a run: {error.strerror}") from error
+        config = settings.saved(logdir)
         level, rows = level_of(config["env"]), rows_of(logdir / "log_0.csv")
         asked = analysis()[level.split("/")[0]].episode
         print(f"{config['agent']} {level} episodes={rows[-1]['episode']:.0f}/{asked} score={score(level, rows):.3f}")

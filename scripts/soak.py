@@ -19,11 +19,12 @@ import numpy as np
 import rich.progress
 
 from launchers import flags
-from launchers.settings import setting
+from launchers.settings import UsageError, setting
 from scripts.chaos import ENDLESS, Run, folder_for_runs, named
 
 PERIOD_SECONDS = 15.0
 WARM_UP = 1 / 6  # share of the time that the levels and growths leave out
+ROWS = "soak.csv"
 COLUMNS = ("minutes", "process", "mb", "threads", "descriptors")
 
 
@@ -76,14 +77,19 @@ def summarize(rows: list[tuple[float, str, float, int, int]], first: float) -> l
 @flags.command(Soak)
 def soak() -> int:
     asked = flags.FLAGS
+    names = named(asked.runs)
+    if asked.logdir and (asked.logdir / ROWS).exists():
+        raise UsageError(f"{asked.logdir / ROWS} has the rows of an earlier call: choose another --logdir")
     folder, arguments = folder_for_runs(asked.logdir, "soak"), [f"--seed={asked.seed}", ENDLESS]
-    runs = [Run(name, folder / name, arguments, patience=60.0) for name in named(asked.runs)]
+    runs: list[Run] = []
     rows: list[tuple[float, str, float, int, int]] = []
-    for run in runs:
-        run.start()
-    start = time.monotonic()
     try:
-        with open(folder / "soak.csv", "w", newline="") as file, rich.progress.Progress() as progress:
+        for name in names:
+            run = Run(name, folder / name, arguments, patience=60.0)
+            run.start()
+            runs.append(run)
+        start = time.monotonic()
+        with open(folder / ROWS, "w", newline="") as file, rich.progress.Progress() as progress:
             writer = csv.writer(file)
             writer.writerow(COLUMNS)
             bar = progress.add_task("minutes", total=asked.minutes)
@@ -108,7 +114,7 @@ def soak() -> int:
         for run in runs:
             run.kill()
     print("\n".join(summarize(rows, asked.minutes * WARM_UP)))
-    print(f"rows: {folder / 'soak.csv'}")
+    print(f"rows: {folder / ROWS}")
     return 0
 
 

@@ -15,15 +15,17 @@ import csv
 import dataclasses
 import functools
 import pathlib
+import signal
 import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from launchers import flags
+from launchers import flags, shutdown
 from launchers.settings import UsageError, setting
 from runtime import statistics
+from runtime.files import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RECORDED = ROOT / "docs" / "results" / "textbook"
@@ -157,13 +159,17 @@ def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
 
     Raises:
       UsageError: the run did not come to its end.
+      KeyboardInterrupt: it was asked to end.
     """
     from launchers import train as launcher
     from runtime import metrics
 
     command = [f"--logdir={logdir}", f"--seed={seed}", f"--max_env_steps={steps}", *arguments]
     command += ["--placement=serial", "--carrier=local", "--num_actors=1"]
-    code = flags.attempt(launcher.train, ["train", *command])
+    with shutdown.handlers_kept():
+        code = flags.attempt(launcher.train, ["train", *command, f"--unfinished_code={128 + signal.SIGINT}"])
+    if code > 128:  # a signal asked for that
+        raise KeyboardInterrupt(code - 128)
     done = metrics.latest(logdir, "evaluator") if code == 0 else None
     if not done or done["env_steps"] < steps:
         raise UsageError(
@@ -380,7 +386,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     drawing, panels = pyplot.subplots(
         1, len(titles), squeeze=False, sharey=True, figsize=(max(7.0, 3.8 * len(titles)), 4.6), layout="constrained"
     )
-    with open(out.with_suffix(".csv"), "w", newline="") as file:
+    with replacing(out.with_suffix(".csv")) as new, open(new, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["panel", "line", "x", "mean", "low", "high", "seeds"])
         for line in lines:
@@ -401,7 +407,8 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())}
     title = f"means of {len(lines[0].runs)} seeds, with 95 % bootstrap intervals"
     drawing.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", title=title)
-    drawing.savefig(out, dpi=120)
+    with replacing(out) as new:
+        drawing.savefig(new, dpi=120, format="png")
     pyplot.close(drawing)
 
 

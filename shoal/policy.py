@@ -17,6 +17,7 @@ from launchers import population as populations
 from launchers import run as runs
 from launchers.settings import UsageError
 from runtime import actor, best, evaluator
+from runtime.files import replacing
 from shoal import exporting
 
 
@@ -139,7 +140,9 @@ class Policy:
           ValueError: the policy cannot be exported.
           OSError: the file cannot be written.
         """
-        pathlib.Path(path).write_bytes(exporting.export(self._flat, self._key, batch_size))
+        program = exporting.export(self._flat, self._key, batch_size)
+        with replacing(pathlib.Path(path)) as new:
+            new.write_bytes(program)
 
 
 def load(

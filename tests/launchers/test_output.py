@@ -1,8 +1,11 @@
 """What becomes of a command whose output nobody reads, or has no room for: it goes on, or says so in one line."""
 
 import os
+import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -64,3 +67,48 @@ def test_an_output_without_room_is_said_in_one_line(arguments):
         assert (code, lines) == (0, [])
     else:
         assert code == 2 and len(lines) == 1 and "cannot write to the standard output" in lines[0]
+
+
+@flags.command()
+def waiting() -> int:
+    """Tidies up after a wait."""
+    try:
+        print("waiting", flush=True)
+        time.sleep(60)
+    finally:
+        print("tidied up", flush=True)
+    return 0
+
+
+WAITING = """
+from launchers import flags
+from tests.launchers.test_output import waiting
+flags.main(waiting)
+"""
+
+
+@pytest.mark.parametrize("nohup", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_which_tidies_up(number, nohup):
+    """The exit code is that of shells. Under nohup the command goes on when its terminal is closed."""
+    words = [*["nohup"] * nohup, sys.executable, "-c", WAITING]
+    with subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(number)
+        ignored = nohup and number == signal.SIGHUP
+        if ignored:
+            process.send_signal(signal.SIGTERM)
+        said, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + (signal.SIGTERM if ignored else number)
+    assert said == b"tidied up\n" and (errors == b"" or nohup)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, PermissionError, IsADirectoryError, OSError])
+@pytest.mark.parametrize("name", [None, "a/file", pathlib.Path("b/file")])
+def test_an_error_of_a_file_names_it_and_what_is_wrong(error, name, capsys):
+    @flags.command()
+    def failing():
+        raise error(28, "why not", name)
+
+    assert flags.attempt(failing, ["failing"]) == 2
+    assert capsys.readouterr().err == (f"error: {name}: why not\n" if name else "error: why not\n")

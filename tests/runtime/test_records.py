@@ -31,7 +31,7 @@ def test_where_nothing_was_recorded_there_is_no_record(tmp_path):
 )
 def test_a_file_that_is_no_record_is_said_to_be_none(tmp_path, text):
     (tmp_path / records.FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"record\.json is not the record of a baseline"):
+    with pytest.raises(OSError, match=r"record\.json is not the record of a baseline"):
         records.read(tmp_path)
 
 

@@ -1,11 +1,14 @@
 """Short uses of scripts/chaos, which harasses real runs, and of scripts/soak, which watches them."""
 
+import random
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from launchers import flags
 from scripts import chaos, soak
 from tests.launchers import command_line
 
@@ -28,6 +31,51 @@ def test_a_run_takes_faults_and_leaves_nothing(placement, kills, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kills} faults, 0 failures" in done.stdout and f"queue {kills}/{kills}: " in done.stdout
     assert not list(chaos.processes_of(tmp_path / "queue"))
+
+
+class Interrupted(chaos.Run):
+    """A run, of a process that only sleeps, in whose fault this command is interrupted."""
+
+    error: BaseException
+
+    def start(self):
+        self.launcher = subprocess.Popen(["sleep", "600"])
+
+    def rows(self, role):
+        return 1
+
+    def fault(self, rng, stop_seconds):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(15), KeyboardInterrupt(), OSError("full"), chaos.Failure("late")])
+def test_no_run_outlives_the_command(error, tmp_path):
+    run = Interrupted("queue", tmp_path / "queue", [], patience=1.0)
+    run.error, fault = error, isinstance(error, chaos.Failure)
+    try:
+        assert chaos.harass(run, 1, False, 0.0, random.Random(0)) == ["late"] and fault
+    except (KeyboardInterrupt, OSError) as raised:
+        assert raised is error
+    finally:
+        run.launcher.terminate()
+    assert run.launcher.wait(timeout=60) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("command", [chaos.chaos, soak.soak])
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [("", "'' is not one of"), ("quue", "'quue' is not one of queue, replay"), ("queue,queue", "once")],
+)
+def test_unknown_runs_are_refused(command, runs, words, capsys):
+    assert flags.attempt(command, ["command", f"--runs={runs}"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_the_rows_of_an_earlier_call_are_kept(tmp_path, capsys):
+    (tmp_path / soak.ROWS).write_text("an hour of rows")
+    assert flags.attempt(soak.soak, ["soak", f"--logdir={tmp_path}"]) == 2
+    assert "choose another --logdir" in capsys.readouterr().err
+    assert (tmp_path / soak.ROWS).read_text() == "an hour of rows"
 
 
 HOLDING = """
