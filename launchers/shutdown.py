@@ -108,10 +108,11 @@ def handlers_kept() -> Iterator[None]:
 
 
 def interrupt_on_signals() -> None:
-    """Has SIGTERM and SIGHUP end a command as Ctrl-C does: by a KeyboardInterrupt, which has the signal's number, so that
-    what the command began is tidied up. A second one is obeyed at once.
+    """Has SIGTERM and SIGHUP end a command as Ctrl-C does: by a KeyboardInterrupt, so that what it began is tidied up.
 
-    Signals that are ignored, or that the command hears already, are left alone; call it in the main thread.
+    The KeyboardInterrupt has the signal's number. A second signal is obeyed at once.
+
+    Signals that are ignored, or that the command hears already, are left alone. Call it in the main thread.
     """
     alone = [which for which in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(which) == signal.SIG_DFL]
 

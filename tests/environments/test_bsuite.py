@@ -13,6 +13,7 @@ import environments
 from environments import bsuite as suite
 from environments.bsuite import Behaviour
 from environments.gymnasium import LOG
+from launchers import flags
 from launchers.baselines import BSUITE
 from launchers.settings import UsageError
 from runtime import metrics
@@ -188,6 +189,17 @@ def test_what_bsuite_cannot_score_is_refused(rows, words, tmp_path):
     path.write_text("steps,environment,episode\n" + "".join(f"0,{each},{episode}\n" for each, episode in rows))
     with pytest.raises(UsageError, match=words):
         scores.rows_of(path)
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "{}", '{"config": {}}', '{"config": {}, "env": 3, "agent": "a2c"}']
+)
+def test_what_is_no_run_is_one_line(text, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / "config.json").write_text(text)
+    assert flags.attempt(scores.scores, ["scores", str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
 
 
 def test_a_run_logs_its_training_and_not_its_evaluations(tmp_path):

@@ -1,5 +1,6 @@
 """scripts/baseline: runs are made, recorded, resumed and checked, and the pages say what the record says."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -204,6 +205,53 @@ def test_seeds_of_other_settings_make_room(tmp_path):
         assert {path.name for path in (tmp_path / PPO.name).glob("seed*.csv")} == {
             f"seed{seed}.csv" for seed in record.results
         }
+
+
+@pytest.mark.parametrize("at", range(12))
+def test_a_record_that_was_broken_off_has_no_result_of_other_settings(at, tmp_path, monkeypatch):
+    """Recording a seed of new settings fails at its `at`-th step. What it leaves is whole, and recording goes on."""
+    folder, left, discounts = tmp_path / PPO.name, at, {0: 0.9, 1: 0.9, 2: 0.99}
+    for seed, discount in discounts.items():
+        make_run(tmp_path / f"run{seed}", seed=seed, config={"discount": discount})
+    record = lambda seed: tool.record(PPO, seed, Result(float(seed)), tmp_path / f"run{seed}", tmp_path)
+    record(0), record(1)
+
+    def failing(function):
+        def step(*args, **named):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError("no space left")
+            return function(*args, **named)
+
+        return step
+
+    with monkeypatch.context() as patched, contextlib.suppress(OSError):
+        for owner, name in [
+            *((tool.records, "write"), (tool.shutil, "copyfile"), (tool, "replacing")),
+            *((pathlib.Path, "unlink"), (pathlib.Path, "write_text")),
+        ]:
+            patched.setattr(owner, name, failing(getattr(owner, name)))
+        record(2)
+    known = records.read(folder)
+    config = json.loads((folder / "config.json").read_text())["config"]
+    for seed in known.results:
+        assert (folder / f"seed{seed}.csv").exists()
+        assert config["discount"] == discounts[seed], f"seed {seed} was made with {discounts[seed]}"
+    record(2)
+    assert set(records.read(folder).results) == {2}
+    assert {path.name for path in folder.glob("seed*.csv")} == {"seed2.csv"}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"command": "x"}', '{"command": "x", "seeds": {"0": {"mean": 1}}}'])
+@pytest.mark.parametrize("words", [("--list",), (PPO.name,), ("--check", PPO.name)])
+def test_a_damaged_record_is_one_line(text, words, tmp_path, capsys):
+    (tmp_path / PPO.name).mkdir()
+    (tmp_path / PPO.name / records.FILE).write_text(text)
+    logdir = f"--logdir={tmp_path / 'runs'}"
+    assert flags.attempt(tool.baseline, ["baseline", *words, f"--out={tmp_path}", logdir]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path / PPO.name / records.FILE) in line and not (tmp_path / "runs").exists()
 
 
 def test_seeds_of_an_earlier_version_make_room(tmp_path):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launchers import flags
+from scripts import bench_learners
 from scripts.bench_learners import BACKENDS, ROWS, acting_run, operations, run_of
 
 
@@ -64,3 +66,12 @@ def test_every_row_is_a_run_that_there_can_be():
         run_of(name).check_fit()
     for backend in BACKENDS:
         assert acting_run(backend).actor_backend == backend
+
+
+@pytest.mark.parametrize("only", ["impalla", "zz", "acting gpu", "impala shallow float16"])
+def test_a_name_of_no_row_is_one_line_before_anything_is_timed(only, capsys, monkeypatch):
+    monkeypatch.setattr(bench_learners, "ceilings", None)
+    assert flags.attempt(bench_learners.bench, ["bench", f"--only={only}"]) == 2
+    printed = capsys.readouterr()
+    assert f"--only={only}: no row has this in its name" in printed.err and printed.err.count("\n") == 1
+    assert printed.out == ""

@@ -1,13 +1,16 @@
 """Textbook figures on tiny budgets: each is drawn, with the lines and seeds that it should have."""
 
 import csv
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from launchers import flags
+import launchers.train
+from launchers import flags, shutdown
+from launchers.settings import Ending, Settings, Sitting
 from scripts import textbook
 from tests.launchers import command_line
 
@@ -65,3 +68,28 @@ def test_the_recorded_figures_are_not_replaced_by_smaller_ones(budget, words, ca
     said = capsys.readouterr().err
     assert words in said and said.count("\n") == 1
     assert (textbook.RECORDED / "baird.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("when", ["before the run", "in the run"])
+def test_a_signal_in_a_run_ends_the_command(number, when, tmp_path, monkeypatch):
+    """It is no mistake of the person's, and how this process hears signals is as it was."""
+
+    def train() -> int:
+        if when == "in the run":
+            stop = shutdown.stop_on_signals()
+        signal.raise_signal(number)
+        return flags.FLAGS.unfinished_code if stop.is_set() else 0
+
+    before = {each: signal.getsignal(each) for each in shutdown.ENDING}
+    monkeypatch.setattr(launchers.train, "train", flags.command(Settings, Sitting, Ending)(train))
+    try:
+        shutdown.interrupt_on_signals()
+        heard = {each: signal.getsignal(each) for each in shutdown.ENDING}
+        with pytest.raises(KeyboardInterrupt):
+            textbook.train(tmp_path, 0, 10, "--agent=a2c")
+        if when == "in the run":
+            assert heard == {each: signal.getsignal(each) for each in shutdown.ENDING}
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

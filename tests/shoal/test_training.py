@@ -5,12 +5,14 @@ import json
 import pathlib
 import signal
 import sys
+import threading
 
 import jax
 import numpy as np
 import pytest
 
 import shoal
+from launchers import train as command
 from launchers.settings import UsageError
 
 TINY = {
@@ -35,6 +37,32 @@ def test_a_run_is_trained_resumed_and_loaded(tmp_path, capsys):
     assert shoal.load(logdir).version.env_steps >= 400
 
 
+def test_a_run_is_made_in_any_thread_and_one_at_a_time(tmp_path):
+    """A second call meanwhile is refused, and does not change the settings of the first."""
+    going_on, refused = threading.Event(), []
+
+    def train():
+        done.append(shoal.train(**TINY, logdir=tmp_path / "run"))
+
+    def while_it_runs(run, *args):
+        with pytest.raises(UsageError, match="makes one run at a time") as caught:
+            shoal.train(**TINY, logdir=tmp_path / "other")
+        refused.append(caught)
+        going_on.set()
+        return begin(run, *args)
+
+    done, begin = [], command._train
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(command, "_train", while_it_runs)
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join(timeout=120)
+    assert going_on.is_set() and done == [tmp_path / "run"] and not (tmp_path / "other").exists()
+    with pytest.raises(UsageError):  # a call that fails does not stand in the way of the next
+        shoal.train(agent="none")
+    assert shoal.train(**TINY, logdir=tmp_path / "other") == tmp_path / "other"
+
+
 def test_a_new_run_is_under_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     logdir = shoal.train(**TINY)
@@ -47,6 +75,7 @@ def test_a_new_run_is_under_runs(tmp_path, monkeypatch):
         ({"agent": "impalla"}, r"^unknown agent 'impalla'; did you mean impala\?$"),
         ({"max_env_step": 5}, r"^unknown argument '--max_env_step=5'; did you mean --max_env_steps"),
         ({"config": {"learning_rat": 1}}, r"^unknown config field 'learning_rat'; did you mean learning_rate"),
+        ({"config": [("learning_rate", 1)]}, r"^config is a dict of fields [^\n]*not \[\('learning_rate', 1\)\]$"),
         ({"max_env_steps": 0}, r"^--max_env_steps must be 1 or more, not 0$"),
         ({"env": "CartPole-v11"}, r"^unknown environment 'CartPole-v11'"),
         ({"carrier": "reverb"}, r"^shoal.train takes carrier='local' [^\n]*scripts/train$"),
