@@ -37,7 +37,7 @@ def plot(*names: str) -> int:
         raise UsageError("plot needs the folders of runs: name the --logdir of each run, or folders in docs/results")
     for name in names:
         try:
-            logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv"))
+            logdirs.append(mirror.fetched(mirror.place(name), set(), "*.csv", "member_*/config.json"))
         except UsageError as error:
             raise UsageError(f"{name!r}: {error}") from error
         from runtime import records  # only now, because its import takes a while
@@ -46,7 +46,9 @@ def plot(*names: str) -> int:
             settings.saved(logdirs[-1])
     if asked.lineages and len(logdirs) > 1:
         raise UsageError("--lineages takes one folder, that of a population")
-    from runtime import plot  # only now, because it imports JAX and Matplotlib
+    # Only now, because these import JAX and Matplotlib.
+    from launchers import recorded
+    from runtime import plot
 
     try:
         plot.check_picture(asked.out)
@@ -54,7 +56,7 @@ def plot(*names: str) -> int:
             if not plot.draw_lineages(logdirs[0], asked.out):
                 raise UsageError(f"--lineages: {logdirs[0]} has no lineages yet, or is not the folder of a population")
         elif not plot.draw(
-            logdirs,
+            [learner for logdir in logdirs for learner in recorded.learners_in(logdir)],
             asked.out,
             settings.decisive,
             asked.x,

@@ -26,6 +26,11 @@ def write(path: pathlib.Path, values: dict[str, Any]) -> None:
         new.write_text(json.dumps(values, indent=2) + "\n")
 
 
+def learners_in(logdir: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the folders of a population's members, if they have learners of their own; else the run's folder."""
+    return sorted(logdir.glob("member_*"), key=lambda path: (len(path.name), path.name)) or [logdir]
+
+
 def save_spec(run: Run, logdir: pathlib.Path) -> None:
     """Writes LOGDIR/spec.json, in place of an earlier one: the version that wrote that may have seen another spec."""
     from environments import interface  # only where it is needed, because it imports Gymnasium

@@ -7,6 +7,17 @@ import threading
 from collections.abc import Iterator
 
 
+def check(path: pathlib.Path) -> None:
+    """Raises ValueError unless a file can be written to `path`, judged by what is there now."""
+    folder = path.resolve().parent
+    if path.is_dir():
+        raise ValueError(f"{path} cannot be written: it is a folder")
+    if not folder.is_dir():
+        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    if not os.access(path if path.exists() and not path.is_file() else folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: there is no permission for that in {path.parent}")
+
+
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Gives the path of a new file, which takes the place of the file `path` when the block ends.

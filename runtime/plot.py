@@ -12,8 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from runtime import metrics, records, statistics
-from runtime.files import replacing
+from runtime import files, metrics, records, statistics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot, ticker
@@ -31,8 +30,7 @@ def check_picture(out: pathlib.Path) -> None:
     types = sorted(Figure().canvas.get_supported_filetypes().keys() - {"pgf"})  # pgf would need LaTeX
     if out.suffix.lower().removeprefix(".") not in types:
         raise ValueError(f"{out} must end as a picture does, in one of .{', .'.join(types)}")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out} cannot be written: there is no folder {out.parent}")
+    files.check(out)
 
 
 def draw(
@@ -61,7 +59,8 @@ def draw(
       published: the heights of horizontal lines, by label.
 
     Raises:
-      ValueError: an evaluator.csv has other columns, or there are more or fewer labels than curves.
+      ValueError: an evaluator.csv has other columns, there are more or fewer labels than curves, or a logarithmic axis
+        of returns would show nothing.
     """
     groups: dict[str, list[np.ndarray]] = {}
     settings: dict[str, dict[str, Any]] = {}
@@ -82,6 +81,11 @@ def draw(
         return False
     if labels and len(labels) != len(groups):
         raise ValueError(f"--label has {len(labels)} labels for {len(groups)} curves: give one for each")
+    found = [curve[:, 1] > 0 for curves in groups.values() for curve in curves]
+    if "y" in log and not any((above[1:] & above[:-1]).any() for above in found):
+        raise ValueError(
+            f"--log={log}: a logarithmic axis shows no returns of 0 or less, and nothing else would be there"
+        )
     named = labels or [_label(settings, group) for group in groups]
     many = [f" ({len(curves)} {nouns[group]}s)" if len(curves) > 1 else "" for group, curves in groups.items()]
     figure, axes = pyplot.subplots(layout="constrained")
@@ -200,7 +204,7 @@ def _write(figure: Figure, out: pathlib.Path) -> None:
         figure.savefig(picture, dpi=120, format=ending, metadata=metadata)
     finally:
         pyplot.close(figure)
-    with replacing(out) as new:
+    with files.replacing(out) as new:
         new.write_bytes(picture.getvalue())
 
 

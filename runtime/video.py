@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from runtime.files import replacing
+from runtime import files
 
 
 def check(path: pathlib.Path) -> None:
@@ -17,8 +17,7 @@ def check(path: pathlib.Path) -> None:
     if ending != ".gif" and not (ending == ".mp4" and has_ffmpeg):
         others = "or .mp4" if has_ffmpeg else "(.mp4 would need ffmpeg, which is not on the PATH)"
         raise ValueError(f"{path} must end as a video does, in .gif {others}")
-    if not path.parent.is_dir():
-        raise ValueError(f"{path} cannot be written: there is no folder {path.parent}")
+    files.check(path)
 
 
 def write(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float) -> None:
@@ -30,7 +29,7 @@ def write(path: pathlib.Path, pictures: Sequence[np.ndarray], per_second: float)
       OSError: the video cannot be written.
     """
     try:
-        with replacing(path) as new:
+        with files.replacing(path) as new:
             (_write_gif if path.suffix.lower() == ".gif" else _write_by_ffmpeg)(new, pictures, per_second)
     except OSError as error:
         raise OSError(f"{path} cannot be written: {error.strerror or error}") from error

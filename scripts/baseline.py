@@ -33,6 +33,7 @@ import rich.table
 
 from launchers import baselines, flags, settings
 from launchers.baselines import Baseline
+from launchers.recorded import learners_in
 from launchers.settings import UsageError, setting
 from launchers.shutdown import Stop, stop_on_signals
 from launchers.sweep import share_of
@@ -206,11 +207,6 @@ def _origin(cores: int) -> dict[str, str]:
     }
 
 
-def learners_in(logdir: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the folders of a population's members, if they have learners of their own; else the run's folder."""
-    return sorted(logdir.glob("member_*")) or [logdir]
-
-
 def _settings(logdir: pathlib.Path) -> dict:
     """Returns the settings that all seeds of a run's baseline have in common."""
     saved = json.loads((learners_in(logdir)[0] / "config.json").read_text())
@@ -283,7 +279,7 @@ def make(chosen: list[Baseline], asked: Asked, stop: Stop, say: Callable[[str], 
 
     _wait([(play, task) for task in tasks], asked.jobs, runs, stop)
     if stop.is_set():
-        say("ended on request; the same command goes on")
+        say(f"ended on request; the same command {'makes all seeds anew' if asked.again else 'goes on'}")
         return stop.exit_code
     return 1 if failed else 0
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from agents.pbt import Range
+from launchers import flags, plot, recorded
 from launchers import population as populations
 from launchers import run as runs
 from launchers.run import UsageError
@@ -18,6 +19,7 @@ from runtime import metrics
 from runtime.checkpoint import Checkpointer
 from scripts import chaos
 from tests.launchers import command_line
+from tests.pictures import has_curve
 
 TUNE = "--tune=learning_rate:log:1e-5:1e-2"
 TINY = ("--env=CartPole-v1", "--agent=a2c", "--num_actors=1", "--envs_per_actor=4", "--config.batch_size=4", TUNE)
@@ -164,3 +166,24 @@ def test_ranges_are_read_as_they_are_written_or_refused_in_one_line(seed):
         with pytest.raises(UsageError) as error:
             populations.parse_ranges(f"beta:linear:0:1,{words}")
         assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("members", [2, 3, 12])
+def test_a_populations_folder_is_plotted_by_its_members(members, tmp_path, capsys, monkeypatch):
+    """By a path or a URL, and alone or beside other folders, as at the end of its own run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    run = make(population=members)
+    populations.save(run, tmp_path / "run")
+    folders = populations.logdirs(run, tmp_path / "run")
+    assert recorded.learners_in(tmp_path / "run") == folders
+    assert recorded.learners_in(folders[0]) == [folders[0]]
+    for at, folder in enumerate(folders):
+        recorder = metrics.Recorder(folder, "evaluator")
+        for env_steps in (10, 20):
+            recorder.write({"env_steps": env_steps, "return_mean": float(at)})
+        recorder.close()
+    for out, name in (("a", str(tmp_path / "run")), ("b", f"file://{tmp_path / 'run'}")):
+        picture = tmp_path / f"{out}.png"
+        assert flags.attempt(plot.plot, ["plot", f"--out={picture}", name]) == 0, capsys.readouterr().err
+        assert has_curve(picture)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()

@@ -10,6 +10,7 @@ import threading
 
 import pytest
 
+from runtime import files
 from runtime.files import replacing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -89,3 +90,30 @@ def test_an_error_names_the_file_that_was_asked_for(place, tmp_path):
     with pytest.raises(OSError) as caught, replacing(tmp_path / place) as new:
         new.write_text("text")
     assert caught.value.filename in (str(tmp_path / place), tmp_path / place) and caught.value.strerror
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("a", ""),
+        ("file", ""),
+        ("gone/a", "there is no folder"),
+        ("file/a", "there is no folder"),
+        ("folder", "a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_known_beforehand(place, words, tmp_path, monkeypatch):
+    """That is so from any working directory, and nothing is made or changed."""
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / place, pathlib.Path(place)):
+        if words:
+            with pytest.raises(ValueError, match=f"cannot be written: .*{words}"):
+                files.check(path)
+        else:
+            files.check(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(ValueError, match="cannot be written"):
+        files.check(pathlib.Path(place))
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder"}

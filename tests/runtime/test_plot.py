@@ -123,6 +123,19 @@ def test_labels_axes_and_published_lines_are_as_asked_for(drawn, tmp_path):
         drawn(folders, labels=["x", "y", "z"])
 
 
+@pytest.mark.parametrize("log", ["x", "y", "xy"])
+@pytest.mark.parametrize("returns", [(-3.0, -1.0), (0.0, 0.0), (-3.0, 1.0), (1.0, -2.0, 3.0), (1.0, 2.0)])
+def test_a_logarithmic_axis_without_anything_on_it_is_refused(log, returns, tmp_path):
+    write(tmp_path / "a", [(100 * k, value, 0.0) for k, value in enumerate(returns, 1)])
+    draw = lambda: plot.draw([tmp_path / "a"], tmp_path / "curve.png", lambda run: run, log=log)
+    if "y" in log and min(returns) <= 0:
+        with pytest.raises(ValueError, match=f"--log={log}: a logarithmic axis shows no returns of 0 or less"):
+            draw()
+        assert not (tmp_path / "curve.png").exists()
+    else:
+        assert draw() and has_curve(tmp_path / "curve.png")
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_smoothing_is_the_mean_of_the_evaluations_before(drawn, tmp_path, count):
     returns = np.random.default_rng(0).normal(size=7)
