@@ -91,7 +91,7 @@ def _choices(sizes: np.ndarray, starts: np.ndarray) -> Observations:
     def show(batch: Any) -> np.ndarray:
         numbers = np.asarray(batch).reshape(len(batch), -1) - starts
         if ((numbers < 0) | (numbers >= sizes)).any():
-            raise ValueError("an observation is a number that its space does not have")
+            raise ValueError("has a number that its space does not have")
         bits = [numbers[:, i, None] == np.arange(size) for i, size in enumerate(sizes)]
         return np.concatenate(bits, axis=1).astype(np.float32)
 
@@ -118,7 +118,7 @@ def _picture(space: spaces.Box) -> Observations | None:
         frames = np.asarray(batch)
         if frames.dtype != np.uint8:
             if not np.isfinite(frames).all():  # this must be checked here, since bytes cannot show it
-                raise ValueError("a frame holds numbers that are not finite")
+                raise ValueError("holds numbers that are not finite")
             frames = np.clip(np.rint(frames * (255 / high)), 0, 255).astype(np.uint8)
         return frames.reshape(-1, *shape)
 
@@ -167,9 +167,15 @@ def count(space: gymnasium.Space, observation: Any) -> int | None:
       ValueError: it is neither. The message is the end of a sentence that begins "An observation of NAME".
     """
     if not isinstance(space, spaces.Dict | spaces.Tuple):
-        shape, one = np.shape(observation), space.shape or ()
+        one = space.shape or ()
+        try:
+            shape = np.shape(observation)
+        except ValueError as error:
+            raise ValueError("is no array: its parts have different shapes (reset and step return more)") from error
         if shape not in (one, (*shape[:1], *one)):
             raise ValueError(f"has the shape {shape}, and not {one}, or {('B', *one)} of a batch".replace("'", ""))
+        if shape == (0, *one):
+            raise ValueError("is a batch of none")
         return None if shape == one else shape[0]
     named, kind = isinstance(space, spaces.Dict), Mapping if isinstance(space, spaces.Dict) else tuple
     if not isinstance(observation, kind):

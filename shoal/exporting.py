@@ -1,5 +1,6 @@
 """Makes a policy a function of arrays alone, finds which of these it needs, and exports it as StableHLO."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,8 @@ def export(function: Flat, key: jax.Array, batch_size: int | None) -> bytes:
     Raises:
       ValueError: the batch size is no whole number from 1, or the function cannot be exported.
     """
-    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+    whole = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
+    if batch_size is not None and (not whole or batch_size < 1):
         raise ValueError(f"batch_size must be a whole number from 1, or None, not {batch_size!r}")
     kept = function.needed[MEMORY]
 

@@ -178,13 +178,13 @@ def load(
         raise UsageError(f'checkpoint is "newest" or "best", not {checkpoint!r}')
     folder = _folder(logdir, ())
     run = runs.load(folder, check=False)
-    if run.population and member not in range(run.population):
+    if run.population and (isinstance(member, bool) or member not in range(run.population)):
         raise UsageError(
             f"{logdir} is the folder of a population: choose one of member=0 to member={run.population - 1}, "
-            f"not member={member}"
+            f"not member={member!r}"
         )
     if not run.population and member is not None:
-        raise UsageError(f"{logdir} is not the folder of a population: leave member={member} out")
+        raise UsageError(f"{logdir} is not the folder of a population: leave member={member!r} out")
     if populations.learners(run) != [None]:
         of_member = f"{os.fspath(logdir).rstrip('/')}/member_{member}"
         return load(of_member, checkpoint=checkpoint, sampled=sampled, epsilon=epsilon, seed=seed)

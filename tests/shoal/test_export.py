@@ -106,7 +106,7 @@ def test_what_cannot_be_exported_is_one_line(made, tmp_path, monkeypatch):
     assert not (tmp_path / "policy").exists()
 
 
-@pytest.mark.parametrize("size", [0, -1, 1.5, "many"])
+@pytest.mark.parametrize("size", [0, -1, 1.5, "many", True, np.int64(0)])
 def test_a_batch_size_that_is_none_is_one_line(size, made, tmp_path):
     with pytest.raises(ValueError, match=r"^batch_size must be a whole number from 1, or None, not [^\n]*$"):
         shoal.load(made("q_learning")[0]).export(tmp_path / "policy", size)

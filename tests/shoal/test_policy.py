@@ -192,8 +192,9 @@ def test_a_member_with_a_learner_of_its_own_is_an_ordinary_run(made, tmp_path):
     (whole / "config.json").write_text(json.dumps(values | population))
     shutil.copytree(logdir, whole / "member_1")
     same("impala", logdir, shoal.load(whole, member=1)(evaluation.raw[0]), evaluation.actions[0])
-    with pytest.raises(UsageError, match=r"is the folder of a population: [^\n]*not member=None$"):
-        shoal.load(whole)
+    for member in (None, -1, 2, 2**70, 0.5, "0", True):
+        with pytest.raises(UsageError, match=rf"is the folder of a population: [^\n]*not member={member!r}$"):
+            shoal.load(whole, member=member)
     with pytest.raises(UsageError, match=r"^no run in [^\n]*member_0"):
         shoal.load(whole, member=0)
 
@@ -337,17 +338,23 @@ WRONG = {
         (np.full(4, np.nan), "holds numbers that are not finite"),
         ({"a": np.zeros(4)}, r"has the shape \(\)"),
         ("text", r"has the shape \(\)"),
+        (np.zeros((0, 4)), "is a batch of none"),
+        ((np.zeros(4), {"info": 1}), "is no array: its parts have different shapes"),
+        ([[0.0] * 4, [0.0] * 3], "is no array: its parts have different shapes"),
     ],
     "dqn of frames": [
         (np.zeros((84, 84)), "is of float64, and not of bytes, uint8"),
+        (np.zeros((0, 84, 84), np.uint8), "is a batch of none"),
         (np.zeros((4, 4, 84, 84), np.uint8), r"has the shape \(4, 4, 84, 84\), and not \(84, 84\)"),
     ],
     "double_dqn of choices": [
-        (16, "an observation is a number that its space does not have"),
+        (16, "has a number that its space does not have"),
         (np.zeros((2, 2)), "has the shape"),
+        (np.zeros(0, int), "is a batch of none"),
     ],
     "ppo of parts": [
         (np.zeros(17), "is a ndarray, and not a dict of parts"),
+        ({"position": np.zeros((0, 8)), "velocity": np.zeros((0, 9))}, r"in its part '\w+' is a batch of none"),
         ({"position": np.zeros(8)}, "lacks its part 'velocity'"),
         ({"position": np.zeros(9), "velocity": np.zeros(8)}, r"in its part '\w+' has the shape"),
         ({"position": np.zeros((2, 8)), "velocity": np.zeros(9)}, "has parts that are not batches of the same size"),
