@@ -45,9 +45,22 @@ class EnvironmentFailure(ValueError):
     """The error of an environment that raised something or returned unusable values: one line of text for the user."""
 
 
+class Interruption(KeyboardInterrupt):
+    """A signal ends this process. If that happens while an environment steps, the environment has not failed.
+
+    It has the signal's number; any other KeyboardInterrupt may be the environment's own.
+    """
+
+
 def describe(error: BaseException) -> str:
     """Describes an error in one line: its type, its message, and the innermost line of code in its traceback that is
-    neither in an installed package nor in environments/."""
+    neither in an installed package nor in environments/.
+
+    Raises:
+      Interruption: the error is one, which is no environment's.
+    """
+    if isinstance(error, Interruption):
+        raise error
     if isinstance(error, EnvironmentFailure):
         return str(error)
     words = " ".join("".join(traceback.format_exception_only(error)).split())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from absl import flags, logging
 
-from environments.environment import EnvironmentFailure
+from environments.environment import EnvironmentFailure, Interruption
 from launchers import configs, mirror, settings, shutdown
 from launchers.settings import Logdir, Setting, Settings, UsageError
 
@@ -227,8 +227,10 @@ def attempt(command: Callable[..., int], argv: list[str]) -> int:
         with contextlib.suppress(OSError):  # nobody may be there to read it
             print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
         return 2
-    except KeyboardInterrupt as error:  # a signal, in a command that has nothing to save
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    except Interruption as error:  # of a command that has nothing to save
+        return 128 + error.args[0]
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     except Exception:
         with contextlib.suppress(OSError):
             traceback.print_exc()

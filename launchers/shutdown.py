@@ -1,5 +1,5 @@
 """Ending on request: the signals in ENDING and a cloud's notice ask for an orderly end; a second Ctrl-C or SIGTERM is
-obeyed at once. Commands that have nothing to save end by a KeyboardInterrupt."""
+obeyed at once. Commands that have nothing to save end by an Interruption."""
 
 import contextlib
 import http.client
@@ -10,6 +10,8 @@ import urllib.request
 from collections.abc import Iterator
 
 from absl import logging
+
+from environments.environment import Interruption
 
 NOTICE_SECONDS = 1.0  # between two looks for a notice; clouds give half a minute or more
 NONE_YET = (b"", b"FALSE", b"NONE")  # what a URL answers while there is no notice
@@ -108,19 +110,19 @@ def handlers_kept() -> Iterator[None]:
 
 
 def interrupt_on_signals() -> None:
-    """Has SIGTERM and SIGHUP end a command as Ctrl-C does: by a KeyboardInterrupt, so that what it began is tidied up.
-
-    The KeyboardInterrupt has the signal's number. A second signal is obeyed at once.
+    """Has Ctrl-C, SIGTERM and SIGHUP end a command by an Interruption, so that what it began is tidied up. A second of
+    them is obeyed at once.
 
     Signals that are ignored, or that the command hears already, are left alone. Call it in the main thread.
     """
-    alone = [which for which in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(which) == signal.SIG_DFL]
+    plain = (signal.SIG_DFL, signal.default_int_handler)
+    alone = [which for which in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(which) in plain]
 
     def interrupt(number, frame):
         for which in alone:
             if signal.getsignal(which) == interrupt:
                 signal.signal(which, signal.SIG_DFL)
-        raise KeyboardInterrupt(number)
+        raise Interruption(number)
 
     for which in alone:
         signal.signal(which, interrupt)

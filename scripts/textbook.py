@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from environments.environment import Interruption
 from launchers import flags, shutdown
 from launchers.settings import UsageError, setting
 from runtime import statistics
@@ -159,7 +160,7 @@ def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
 
     Raises:
       UsageError: the run did not come to its end.
-      KeyboardInterrupt: it was asked to end.
+      Interruption: it was asked to end.
     """
     from launchers import train as launcher
     from runtime import metrics
@@ -169,7 +170,7 @@ def train(logdir: pathlib.Path, seed: int, steps: int, *arguments: str) -> None:
     with shutdown.handlers_kept():
         code = flags.attempt(launcher.train, ["train", *command, f"--unfinished_code={128 + signal.SIGINT}"])
     if code > 128:  # a signal asked for that
-        raise KeyboardInterrupt(code - 128)
+        raise Interruption(code - 128)
     done = metrics.latest(logdir, "evaluator") if code == 0 else None
     if not done or done["env_steps"] < steps:
         raise UsageError(

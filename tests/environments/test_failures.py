@@ -1,5 +1,6 @@
 """Whatever breaks in an environment, or cannot be learnt from in what it returns, is reported in one line."""
 
+import signal
 import sys
 import textwrap
 import warnings
@@ -10,6 +11,7 @@ import pytest
 
 import environments
 from environments import spaces
+from environments.environment import Interruption
 from tests.environments import shaky
 
 
@@ -45,6 +47,19 @@ def test_an_environment_that_breaks_is_one_line(place, way):
     if way in shaky.ERRORS:
         assert f": {way}" in line or f"shaky.{way}" in line, line
         assert "(shaky.py, line " in line, line
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("place", [place for place in shaky.PLACES if "Elsewhere" not in place])
+def test_a_signal_meanwhile_is_no_failure(place, number, monkeypatch):
+    """A command that hears signals ends by them, wherever in the environment's code one arrives."""
+    monkeypatch.setitem(shaky.ERRORS, "RuntimeError", Interruption(number))
+    with pytest.raises(Interruption) as ended:
+        environment = environments.make(f"gymnasium:tests.environments.shaky:{place}-RuntimeError-v0", 3, seed=0)
+        environment.reset()
+        for _ in range(shaky.PLACES[place]):
+            environment.step(np.zeros(3, np.int32))
+    assert ended.value.args == (number,)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "MaskedCartPole-v1", "CartPole-v1,gymnasium:CartPole-v1"])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import launchers.train
+from environments.environment import Interruption
 from launchers import flags, shutdown
 from launchers.settings import Ending, Settings, Sitting
 from scripts import textbook
@@ -86,7 +87,7 @@ def test_a_signal_in_a_run_ends_the_command(number, when, tmp_path, monkeypatch)
     try:
         shutdown.interrupt_on_signals()
         heard = {each: signal.getsignal(each) for each in shutdown.ENDING}
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interruption):
             textbook.train(tmp_path, 0, 10, "--agent=a2c")
         if when == "in the run":
             assert heard == {each: signal.getsignal(each) for each in shutdown.ENDING}
