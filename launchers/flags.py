@@ -6,6 +6,7 @@ Mistakes that the command line alone reveals are found before JAX is imported.
 
 import ast
 import contextlib
+import gc
 import io
 import os
 import pathlib
@@ -276,6 +277,8 @@ def main(command: Callable[..., int]) -> NoReturn:
         sys.exit(0)
     shutdown.interrupt_on_signals()
     code = attempt(command, sys.argv)
+    if code:  # an error's frames may still hold semaphores, of which Python would say that they leaked
+        gc.collect()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):
             stream.flush()

@@ -1,5 +1,6 @@
 """What becomes of a command whose output nobody reads, or has no room for: it goes on, or says so in one line."""
 
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -72,6 +73,8 @@ def test_an_output_without_room_is_said_in_one_line(arguments):
 @flags.command()
 def waiting() -> int:
     """Tidies up after a wait."""
+    held: list = [multiprocessing.get_context("spawn").Lock()]  # Python warns of it unless it is freed before the end
+    held.append(held)
     try:
         print("waiting", flush=True)
         time.sleep(60)
