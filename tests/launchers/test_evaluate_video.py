@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from launchers import evaluate, flags
+from runtime import files
 from tests.environments.drawn import grey
 from tests.launchers.test_best_checkpoint import LSTM, STACKED, learn
 from tests.launchers.test_stop_at_return import QUEUE, REPLAY, SERIAL
@@ -96,10 +97,15 @@ def test_what_cannot_be_shown_is_one_line(env, name, words, tmp_path, capsys):
     assert play(logdir, None) == 0
 
 
-def test_a_video_that_cannot_be_written_loses_no_evaluation(tmp_path, capsys):
+def test_a_video_that_cannot_be_written_loses_no_evaluation(tmp_path, capsys, monkeypatch):
+    """A folder in its place is found before anything is played. What comes in its way later costs the video alone."""
     learn(tmp_path / "run", *QUEUE, *SERIAL, steps=300)
     (tmp_path / "video.gif").mkdir()
     capsys.readouterr()
+    assert play(tmp_path / "run", tmp_path / "video.gif") == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "cannot be written: it is a folder" in printed.err
+    monkeypatch.setattr(files, "check", lambda path: None)
     assert play(tmp_path / "run", tmp_path / "video.gif") == 2
     printed = capsys.readouterr()
     assert "return_mean=" in printed.out and "cannot be written" in printed.err
