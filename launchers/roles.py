@@ -447,6 +447,7 @@ class Learning:
             raise
 
     def _learn(self, batches: Iterator[Batch]) -> Iterator[Version]:
+        """Learns from the batches as `run` says, and records."""
         due = Throttle()
         start, start_version, waited = time.perf_counter(), self.version, 0.0
         lags: list[float] = []
