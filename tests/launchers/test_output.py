@@ -84,8 +84,12 @@ def waiting() -> int:
 
 
 WAITING = """
+import signal, sys
+if "as a terminal starts it" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
 from launchers import flags
 from tests.launchers.test_output import waiting
+sys.argv[1:] = []
 flags.main(waiting)
 """
 
@@ -94,7 +98,8 @@ flags.main(waiting)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_a_command_which_tidies_up(number, nohup):
     """The exit code is that of shells. Under nohup the command goes on when its terminal is closed."""
-    words = [*["nohup"] * nohup, sys.executable, "-c", WAITING]
+    command = [sys.executable, "-c", WAITING]
+    words = ["nohup", *command] if nohup else [*command, "as a terminal starts it"]
     with subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.readline() == b"waiting\n"
         process.send_signal(number)
