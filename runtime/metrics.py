@@ -13,6 +13,7 @@ import numpy as np
 import tensorboardX
 import tensorboardX.record_writer
 import tensorboardX.summary
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from runtime.files import replacing
@@ -38,7 +39,11 @@ class Recorder:
         self._file = open(self._path, "a", newline="", buffering=1)  # noqa: SIM115 (closed by close)
         if not _ends_a_line(self._path):
             self._file.write("\n")  # else the first row would continue the line that a killed process left unfinished
-        self._tensorboard = tensorboardX.SummaryWriter(str(logdir / "tensorboard" / role))
+        folder = logdir / "tensorboard" / role
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not a SummaryWriter: that hands its rows to a thread, and what the thread has not written is lost when the
+        # process ends.
+        self._tensorboard = EventsWriter(str(folder / "events"), f".{os.getpid()}")
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
         """Writes one row, whose `env_steps` is TensorBoard's x axis; `histograms`, of the given values, go to
@@ -56,11 +61,17 @@ class Recorder:
                 self._columns = list(row)
                 csv.writer(self._file).writerow(self._columns)
             csv.DictWriter(self._file, self._columns, extrasaction="ignore").writerow(row)
-            for name, value in row.items():
-                if value == value:  # not NaN
-                    self._tensorboard.add_scalar(name, value, row["env_steps"])
-            for name, values in (histograms or {}).items():
-                self._tensorboard.add_histogram(name, np.asarray(values), row["env_steps"])
+            shown = [
+                tensorboardX.summary.scalar(name, value) for name, value in row.items() if value == value
+            ]  # not NaN
+            shown += [
+                tensorboardX.summary.histogram(name, np.asarray(values), bins="auto")
+                for name, values in (histograms or {}).items()
+            ]
+            for summary in shown:
+                event = Event(wall_time=time.time(), step=int(row["env_steps"]), summary=summary)
+                self._tensorboard.write_event(event)
+            self._tensorboard.flush()
 
     def close(self) -> None:
         with self._named():

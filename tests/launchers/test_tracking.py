@@ -7,7 +7,6 @@ import random
 import subprocess
 import sys
 import threading
-import unittest.mock
 
 import pytest
 
@@ -85,7 +84,6 @@ def grow(logdir: pathlib.Path, draw: random.Random) -> None:
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize("seed", range(10))
 def test_each_row_is_there_once_and_in_order_whatever_fails(seed, known, logdir, monkeypatch):
-    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())  # opening it takes long
     draw = random.Random(seed)
     monkeypatch.setattr(tracking, "BYTES", draw.choice([1, 100, 10**6]))
     store = Store(draw, known)
@@ -297,8 +295,7 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_what_wandb_had_not_written_when_it_was_killed_is_sent_again(wandb, logdir, monkeypatch):
-    monkeypatch.setattr(metrics.tensorboardX, "SummaryWriter", unittest.mock.MagicMock())
+def test_what_wandb_had_not_written_when_it_was_killed_is_sent_again(wandb, logdir):
     command = [sys.executable, "-c", KILLED, str(logdir)]
     for sitting in range(4):
         for role in ("learner", "actor_0"):

@@ -1,9 +1,8 @@
 """The roles' CSV files, to which resumed runs append and which are read while they are written."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_accumulator
 
 from runtime import metrics
 
@@ -94,22 +93,26 @@ def test_whatever_stands_in_a_file_its_whole_rows_are_read_and_more_can_be_writt
 
 
 def test_tensorboard_has_each_number_at_its_environment_steps(tmp_path):
-    """It gets all of a row's numbers but those that are not there (NaN), also those for which the CSV has no column."""
-    shown, recorder = [], metrics.Recorder(tmp_path, "learner")
-    recorder._tensorboard.close()
-    recorder._tensorboard = SimpleNamespace(
-        add_scalar=lambda *said: shown.append(said),
-        add_histogram=lambda name, values, steps: shown.append((name, values.tolist(), steps)),
-        close=lambda: shown.append("closed"),
-    )
-    expected = []
-    for row in range(1, 6):
-        told = {"env_steps": 1000 * row, "learner_steps": row, "loss": row / 7, "lag": np.nan if row == 3 else row}
-        told |= {"late": 2.5} if row > 2 else {}
-        recorder.write(told, {"lags": [row, 2 * row]})
-        expected += [(name, value, 1000 * row) for name, value in told.items() if value == value]
-        expected.append(("lags", [row, 2 * row], 1000 * row))
-    recorder.close()
-    assert shown[-1] == "closed"
-    assert [said for said in shown[:-1] if said[0] != "wall_seconds"] == expected
-    assert [steps for name, _, steps in shown[:-1] if name == "wall_seconds"] == [1000 * row for row in range(1, 6)]
+    """It gets all of a row's numbers but those that are not there (NaN), also those for which the CSV has no column;
+    and each row at once, so that whatever ends the process, none is lost. A resumed run adds to them."""
+    expected = {}
+    for sitting in range(2):
+        recorder = metrics.Recorder(tmp_path, "learner")
+        for row in range(5 * sitting, 5 * sitting + 5):
+            told = {"env_steps": 1000 * row, "learner_steps": row, "loss": row / 7, "lag": np.nan if row == 3 else row}
+            told |= {"late": 2.5} if row > 2 else {}
+            recorder.write(told, {"lags": [row, 2 * row]})
+            for name, value in told.items():
+                if value == value:
+                    expected.setdefault(name, []).append((1000 * row, np.float32(value)))
+            folder, every = str(tmp_path / "tensorboard" / "learner"), {"scalars": 0, "histograms": 0}
+            shown = event_accumulator.EventAccumulator(folder, every).Reload()
+            for name, values in expected.items():
+                assert [(each.step, each.value) for each in shown.Scalars(name)] == values
+            assert [each.step for each in shown.Scalars("wall_seconds")] == [1000 * at for at in range(row + 1)]
+            histograms = [(each.step, each.histogram_value) for each in shown.Histograms("lags")]
+            assert [(step, drawn.min, drawn.max, drawn.num) for step, drawn in histograms] == [
+                (1000 * at, at, 2 * at, 2) for at in range(row + 1)
+            ]
+        if sitting:
+            recorder.close()
