@@ -427,14 +427,17 @@ BASELINES: list[Baseline] = [
     ),
     *[
         Baseline(
-            f"--agent=impala --env={env} --carrier=local --max_env_steps=2500000 --eval_period=125000"
-            " --config.entropy_cost=0.003 --config.decay_env_steps=5000000",
+            f"--agent=impala --env={env} --carrier=local --max_env_steps=2500000 --eval_period=125000",
             reproduced=reproduced,
             published=Published(None, IMPALA_ATARI),
             seeds=1,
             minutes=55,
+            remark=remark,
         )
-        for env, reproduced in (("Breakout-v5", 100), ("SpaceInvaders-v5", None))
+        for env, reproduced, remark in (
+            ("Breakout-v5", 100, "its likeliest actions alone came to 189 (20 games): the policy stays too random"),
+            ("SpaceInvaders-v5", None, ""),
+        )
     ],
     Baseline(
         "--agent=ppo --env=Pong-v5 --max_env_steps=2500000 --eval_period=125000 --config.torso=shallow"
@@ -446,7 +449,7 @@ BASELINES: list[Baseline] = [
     ),
     Baseline(
         "--agent=ppo --env=Breakout-v5 --carrier=local --max_env_steps=2500000 --eval_period=125000"
-        " --config.torso=shallow --config.learning_rate=2.5e-4 --config.clip_epsilon=0.1 --config.baseline_cost=0.5"
+        " --config.torso=shallow --config.learning_rate=7e-4 --config.clip_epsilon=0.2 --config.baseline_cost=0.5"
         " --config.epochs=4 --eval_policy=sampled",
         reproduced=100,
         published=Published(274.8, PPO_ATARI),
