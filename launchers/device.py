@@ -107,5 +107,5 @@ def open_learning(
         members=run.stacked,
     )
     push = parts.variables(carrier).push
-    learning = roles.Learning(parts, push, carrier, channel, replay, make_learner=make_learner, report=report)
+    learning = roles.Learning(parts, push, carrier, channel, replay, make_learner=make_learner)
     return learning, channel.batches()

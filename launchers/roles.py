@@ -347,7 +347,6 @@ class Learning:
         replay: Checkpointer | None,
         asked: Callable[[], bool] = never,
         make_learner: Callable[..., learner.Learner] | None = None,
-        report: ActorReport | None = None,
     ):
         """Restores the newest checkpoint, if there is one, and makes the learner.
 
@@ -360,9 +359,8 @@ class Learning:
           channel, replay: as `open_channel` returns them.
           asked: where there are several learner hosts, whether this one is asked to end.
           make_learner: called with a Learner's arguments to make the learner; None means Learner itself.
-          report: that of the actor, if this is part of the learner; `close` closes it too.
         """
-        self._run, self._mesh, self._report = parts.run, parts.mesh, report
+        self._run, self._mesh = parts.run, parts.mesh
         pod, self._first_host = parts.hosts.count > 1, jax.process_index() == 0
         if not parts.gradients:
             check_shares(parts.agent, parts.mesh.total if pod else parts.mesh.size)
@@ -439,15 +437,6 @@ class Learning:
         if hosts.first_says(self.done):
             self._learner.done = True
             return
-        try:
-            yield from self._learn(batches)
-        except Exception:
-            with contextlib.suppress(OSError):  # the first error says more
-                self._close_records()  # else TensorBoard would lack the last minutes, which show what went wrong
-            raise
-
-    def _learn(self, batches: Iterator[Batch]) -> Iterator[Version]:
-        """Learns from the batches as `run` says, and records."""
         due = Throttle()
         start, start_version, waited = time.perf_counter(), self.version, 0.0
         lags: list[float] = []
@@ -516,13 +505,11 @@ class Learning:
     def close(self) -> None:
         if self._priorities:
             self._priorities.close()
-        self._close_records()
+        if self._recorder:
+            self._recorder.close()
+        if self._exchange:
+            self._exchange.close()
         self._checkpointer.close()
-
-    def _close_records(self) -> None:
-        for recording in (self._recorder, self._exchange, self._report):
-            if recording:
-                recording.close()
 
 
 def check_shares(agent: Agent, devices: int) -> None:
