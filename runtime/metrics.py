@@ -43,7 +43,7 @@ class Recorder:
         folder.mkdir(parents=True, exist_ok=True)
         # Not a SummaryWriter: that hands its rows to a thread, and what the thread has not written is lost when the
         # process ends.
-        self._tensorboard = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+        self._tensorboard = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # a name of its own
 
     def write(self, row: dict[str, Any], histograms: Mapping[str, Sequence[float]] | None = None) -> None:
         """Writes one row, whose `env_steps` is TensorBoard's x axis; `histograms`, of the given values, go to
