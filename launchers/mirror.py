@@ -30,9 +30,8 @@ FINAL = (FileNotFoundError, PermissionError, NotADirectoryError, FileExistsError
 
 MARKERS = ("contents.json", "DONE")  # the last file of orbax's checkpoints, as Shoal writes them, and of Reverb's
 CHECKPOINT = re.compile(r"((?:.*/)?(checkpoints|replay_\d+))/[^/]+(?=/)")
-PASSING = re.compile(
-    r"\.mirror.*|(.*/)?(damaged_.*|evaluating\.csv|[^/]*\.new)"
-)  # files that are only passing, and not mirrored
+# Files that are only passing, and not mirrored.
+PASSING = re.compile(r"\.mirror.*|(.*/)?(damaged_.*|evaluating\.csv|[^/]*\.new)")
 AT_ONCE = re.compile(rf"(.*/)?({'|'.join(MARKERS)}|evaluator\.csv|config\.json|spec\.json|sittings/.*)")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tensorboardX.record_writer
 import tensorboardX.summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -61,17 +60,16 @@ class Recorder:
                 self._columns = list(row)
                 csv.writer(self._file).writerow(self._columns)
             csv.DictWriter(self._file, self._columns, extrasaction="ignore").writerow(row)
-            shown = [
-                tensorboardX.summary.scalar(name, value) for name, value in row.items() if value == value
-            ]  # not NaN
-            shown += [
-                tensorboardX.summary.histogram(name, np.asarray(values), bins="auto")
-                for name, values in (histograms or {}).items()
-            ]
-            for summary in shown:
-                event = Event(wall_time=time.time(), step=int(row["env_steps"]), summary=summary)
-                self._tensorboard.write_event(event)
+            for name, value in row.items():
+                if value == value:  # not NaN
+                    self._show(tensorboardX.summary.scalar(name, value), row["env_steps"])
+            for name, values in (histograms or {}).items():
+                # The number of values sets that of bins: by their spread, one far away would make a million of them.
+                self._show(tensorboardX.summary.histogram(name, np.asarray(values), bins="sturges"), row["env_steps"])
             self._tensorboard.flush()
+
+    def _show(self, summary: Any, env_steps: float) -> None:
+        self._tensorboard.write_event(Event(wall_time=time.time(), step=int(env_steps), summary=summary))
 
     def close(self) -> None:
         with self._named():

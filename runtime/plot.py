@@ -100,7 +100,7 @@ def draw(
     title = INTERVALS if any(many) else None
     figure.set_size_inches(7, 3.9 + 0.17 * (lines + bool(title)))  # the legend adds height and takes none of the axes'
     figure.legend(loc="outside upper center", fontsize="small", title=title, title_fontsize="small")
-    _write(figure, out)
+    write(figure, out)
     return True
 
 
@@ -122,7 +122,7 @@ def draw_panels(panels: Mapping[str, Mapping[str, pathlib.Path]], out: pathlib.P
         axes.xaxis.set_major_formatter(ticker.EngFormatter(sep=""))
     figure.supxlabel("environment steps", fontsize="small")
     figure.supylabel("return of an evaluation", fontsize="small")
-    _write(figure, out)
+    write(figure, out)
 
 
 def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path) -> None:
@@ -141,7 +141,7 @@ def draw_profiles(scores: Mapping[str, dict[str, np.ndarray]], out: pathlib.Path
     axes.set(xlabel="normalised score", ylabel="share of runs above", ylim=(0.0, 1.02))
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    _write(figure, out)
+    write(figure, out)
 
 
 def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -> None:
@@ -166,7 +166,7 @@ def draw_radar(scores: Mapping[str, Mapping[str, float]], *outs: pathlib.Path) -
         axes.tick_params(axis="y", labelsize="small")
         axes.grid(alpha=0.3)
         figure.legend(fontsize="small", loc="outside lower center", ncols=len(scores))
-        _write(figure, out)
+        write(figure, out)
 
 
 def _draw_mean(axes: Axes, curves: Sequence[np.ndarray], label: str) -> None:
@@ -196,7 +196,7 @@ def _smoothed(curve: np.ndarray, count: int) -> np.ndarray:
     return np.stack([curve[:, 0], (sums[ends] - sums[starts]) / (ends - starts)], axis=1)
 
 
-def _write(figure: Figure, out: pathlib.Path) -> None:
+def write(figure: Figure, out: pathlib.Path) -> None:
     """Writes a figure to `out` once the picture is whole, and closes the figure."""
     picture, ending = io.BytesIO(), out.suffix.lower().removeprefix(".")
     metadata = {"Date": None} if ending == "svg" else None  # so that equal pictures are equal files
@@ -250,7 +250,7 @@ def draw_lineages(logdir: pathlib.Path, out: pathlib.Path) -> bool:
         if name != "score" and len(values) == len(turns) and max(values) > 20 * min(values):
             panel.set_yscale("log")
     panels[-1, 0].set_xlabel("env steps of each member")
-    _write(figure, out)
+    write(figure, out)
     return True
 
 

@@ -165,7 +165,8 @@ class Runs:
             _, status, used = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
             if costs:
-                costs.write_text(f"{spent(costs) + used.ru_utime + used.ru_stime:.1f}\n")
+                with replacing(costs) as new:
+                    new.write_text(f"{spent(costs) + used.ru_utime + used.ru_stime:.1f}\n")
             with self._lock:
                 self._children.remove(child)
             file.seek(start)

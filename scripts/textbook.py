@@ -383,6 +383,8 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    from runtime import plot
+
     titles = list(dict.fromkeys(line.panel for line in lines))
     drawing, panels = pyplot.subplots(
         1, len(titles), squeeze=False, sharey=True, figsize=(max(7.0, 3.8 * len(titles)), 4.6), layout="constrained"
@@ -408,9 +410,7 @@ def write(figure: Figure, lines: list[Line], out: pathlib.Path) -> None:
     handles = {label: handle for axes in panels[0] for handle, label in zip(*axes.get_legend_handles_labels())}
     title = f"means of {len(lines[0].runs)} seeds, with 95 % bootstrap intervals"
     drawing.legend(handles.values(), handles.keys(), loc="outside lower center", fontsize="small", title=title)
-    with replacing(out) as new:
-        drawing.savefig(new, dpi=120, format="png")
-    pyplot.close(drawing)
+    plot.write(drawing, out)
 
 
 @flags.command(Textbook, arguments=f"the figures: {', '.join(FIGURES)}")

@@ -131,3 +131,12 @@ def test_tensorboard_has_each_number_at_its_environment_steps(tmp_path):
             ]
         if sitting:
             recorder.close()
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+def test_a_histogram_with_one_value_far_away_stays_small(far, tmp_path):
+    recorder = metrics.Recorder(tmp_path, "learner")
+    recorder.write({"env_steps": 1}, {"lags": [*np.linspace(1, 2, 500), far]})
+    recorder.close()
+    (drawn,) = (value.histo for _, value in events(tmp_path / "tensorboard" / "learner") if value.tag == "lags")
+    assert drawn.max == far and sum(drawn.bucket) == 501 and len(drawn.bucket) < 100
